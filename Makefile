@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` work on a fresh machine with python >= 3.10, pip and git; `make` lists all targets.
+PYTHON ?= python3
+IMAGES ?=
+WORKERS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+UPSTREAM := .cache/upstream
+
+# Nothing here needs the Hub; without this a machine that cannot reach it waits for time-outs.
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo style quality test test-slow test-upstream clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One stamp for all targets. torch first and by itself: the second call then finds it and leaves it as it is.
+$(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@bash scripts/install_torch.sh $(BIN)/python constraints.txt
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt -e ".[train,viz,dev]"
+	@touch $@
+
+install: $(STAMP) ## create .venv and install everything into it
+
+demo: $(STAMP) ## fine-tune ICE on drawn scenes, measure it, explain images (IMAGES="a.jpg folder" adds your own)
+	@$(BIN)/python scripts/run_demo.py $(if $(IMAGES),--images $(IMAGES))
+
+style: $(STAMP) ## format the code and mend what ruff can mend
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+quality: $(STAMP) ## ruff and mypy, without changing anything
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+test: $(STAMP) ## the fast tests, with line coverage of src (at least 90 %)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal --cov --cov-report=term
+
+test-slow: $(STAMP) ## the tests marked slow, and those marked gpu where there is one
+	@$(BIN)/python -m pytest -q -m "slow or gpu"
+
+test-upstream: $(STAMP) ## the model tests of transformers itself on our classes (fetches its sdist from PyPI once)
+	@$(BIN)/python tests/upstream/fetch.py $(UPSTREAM)
+	@ICE_UPSTREAM_TESTS=$(UPSTREAM) $(BIN)/python -m pytest -q -rf -n $(WORKERS) --maxprocesses 8 \
+		-o addopts= -W ignore::UserWarning tests/upstream
+
+clean: ## remove the environment, the caches and what the tools leave behind
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist src/*.egg-info

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explain image files: one picture with heat map and box per image, and one JSON line per image.
+
+    python scripts/explain_images.py photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
+        --output_dir explanations
+
+Folders are searched recursively. Standard output and OUTPUT_DIR/explanations.jsonl get a line per image: `path`,
+`label`, `score`, `box` (half-open pixels of the upright image), `foreground_ratio` and `output`, the picture. The exit
+code is 1 if there was nothing to explain or a file could not be read. About 100 small images a second on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import pipeline
+
+import transformers_ice  # noqa: F401 - registers the model and the pipeline
+from transformers_ice.image_conversion import load_image
+from transformers_ice.visualization import draw_box, overlay_heatmap
+
+
+_FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_EXTENSIONS = {f".{name}" for name in _FORMATS.split()}
+
+
+@dataclass
+class Explanations:
+    """Hold what became of the files.
+
+    Attributes:
+        records: One JSON-ready dict per explained image.
+        problems: One sentence per file that could not be explained; it names the file.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
+    """Return the files that paths, folders and globs name, each once; a path to nothing is returned as it is.
+
+    Args:
+        paths: A file is taken whatever its name; folders and globs give files with the extension of an image.
+        output_dir: Left out of folders and globs: a second run must not explain the pictures of the first.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve()):
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
+
+
+def _expand(path: str, output_dir: Path) -> Iterator[Path]:
+    if not os.path.isdir(path) and not glob.has_magic(path):
+        yield Path(path)  # reading it will fail and say why
+        return
+    matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
+    for match in map(Path, matches):
+        for file in sorted(match.rglob("*")) if match.is_dir() else [match]:
+            is_image = file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
+            if is_image and output_dir not in file.resolve().parents:
+                yield file
+
+
+def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[Path]:
+    """Return one picture name per image: its stem, with a number where another image has the same one."""
+    taken: set[str] = set()
+    outputs = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name.lower() in taken:  # some file systems do not tell A.png from a.png
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.lower())
+        outputs.append(output_dir / f"{name}.png")
+    return outputs
+
+
+def explain_files(
+    explainer: Any,
+    paths: Sequence[Path],
+    output_dir: Path,
+    target: str | int | None = None,
+    batch_size: int = 8,
+    stop_at_bad_image: bool = False,
+) -> Explanations:
+    """Explain image files and write their pictures and `explanations.jsonl`.
+
+    Args:
+        explainer: A patch-explanation pipeline.
+        paths: The image files.
+        output_dir: Where to write; made if missing.
+        target: Class whose probability the heat map shows; by default that of the foreground.
+        batch_size: Images that are read and go through the model at once.
+        stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise the others go on.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    jobs = list(zip(paths, name_outputs(paths, output_dir), strict=True))
+    explanations = Explanations()
+    with (
+        open(output_dir / "explanations.jsonl", "w", encoding="utf-8") as log,
+        tqdm(total=len(jobs), desc="explaining", unit="image") as progress,
+    ):
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            for record in _explain_batch(explainer, batch, target, stop_at_bad_image, explanations.problems):
+                log.write(json.dumps(record, ensure_ascii=False) + "\n")
+                explanations.records.append(record)
+            progress.update(len(batch))
+            if stop_at_bad_image and explanations.problems:
+                break
+    return explanations
+
+
+def _explain_batch(
+    explainer: Any,
+    jobs: Sequence[tuple[Path, Path]],
+    target: str | int | None,
+    stop_at_bad_image: bool,
+    problems: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Explain one batch, note the files that cannot be read, and yield a record for each of the others."""
+    pictures: list[tuple[Path, Path, np.ndarray]] = []
+    for path, output in jobs:
+        try:
+            pictures.append((path, output, explainer.image_processor.convert_to_rgb(load_image(path))))
+        except ValueError as error:
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            if stop_at_bad_image:
+                break
+    images = [Image.fromarray(pixels) for *_, pixels in pictures]
+    results = explainer(images, target=target, batch_size=len(images)) if images else []
+    for (path, output, pixels), result in zip(pictures, results, strict=True):
+        box = result["box"]
+        corners = [box[name] for name in ("xmin", "ymin", "xmax", "ymax")]
+        Image.fromarray(draw_box(overlay_heatmap(pixels, result["heatmap"]), corners)).save(output)
+        numbers = {"score": round(result["score"], 6), "box": box, "foreground_ratio": result["foreground_ratio"]}
+        yield {"path": str(path), "label": result["label"], **numbers, "output": str(output)}
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the words of the command line by name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, folder, or glob in quotes")
+    parser.add_argument("--model", required=True, help="folder or Hub id of an ICE model")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pictures; made if missing")
+    parser.add_argument("--target", help="class (name or index) that the heat maps show; default: the foreground")
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once; changes no result")
+    parser.add_argument(
+        "--on_bad_image", choices=("skip", "stop"), default="skip", help="go on after a file that cannot be read?"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        parser.error(f"--batch_size must be at least 1, got {arguments.batch_size}")
+    if arguments.target is not None and arguments.target.isdecimal():
+        arguments.target = int(arguments.target)
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Explain what the command line names; return the exit code."""
+    arguments = parse_arguments(argv)
+    paths = find_images(arguments.paths, arguments.output_dir)
+    if not paths:
+        print(f"No images found in {', '.join(arguments.paths)}.", file=sys.stderr)
+        return 1
+    try:
+        explainer = pipeline("patch-explanation", model=arguments.model)
+        stop = arguments.on_bad_image == "stop"
+        options = (arguments.target, arguments.batch_size, stop)
+        explanations = explain_files(explainer, paths, arguments.output_dir, *options)
+    except (OSError, ValueError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    for record in explanations.records:
+        print(json.dumps(record, ensure_ascii=False))
+    for problem in explanations.problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    print(
+        f"{len(explanations.records)} of {len(paths)} images explained, pictures in {arguments.output_dir}",
+        file=sys.stderr,
+    )
+    return 1 if explanations.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

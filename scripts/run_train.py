@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Train an ICE model from a ViT, DeiT or ICE checkpoint, or a classifier from random weights.
+
+On the scenes that this package draws (no download), the classifier first and ICE from it:
+
+    python scripts/run_train.py recipes/deit-scenes.yaml
+    python scripts/run_train.py recipes/ice-deit-scenes.yaml
+
+On images of your own, one subfolder per class, from a checkpoint of the Hub:
+
+    python scripts/run_train.py --model_name_or_path facebook/deit-small-patch16-224 --ignore_mismatched_sizes \
+        --train_dir photos/train --validation_dir photos/val --background_loss_weight 0.2 --output_dir outputs/photos
+
+Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
+`output_dir` then holds the model with everything it needs, the log (`trainer_state.json`) and the numbers
+(`all_results.json`), which are also printed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers_ice.training import parse_arguments, run_training
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train as the arguments say; print and return the numbers."""
+    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+    numbers = run_training(model_args, data_args, training_args)
+    width = max(map(len, numbers))
+    for name, value in sorted(numbers.items()):
+        print(f"{name:<{width}} {value:14.4f}")
+    print(f"Model, log and numbers are in {training_args.output_dir}.")
+    return numbers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICE (Adversarial Normalization: I Can Visualize Everything) for transformers.
+
+Importing this package makes the Auto classes and `pipeline(...)` know ICE-DeiT. It needs torch and transformers only.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
+
+from .configuration_ice_deit import IceDeiTConfig
+from .image_processing_ice_deit import IceDeiTImageProcessor
+from .modeling_ice_deit import (
+    IceDeiTForImageClassification,
+    IceDeiTForSemanticSegmentation,
+    IceDeiTImageClassifierOutput,
+    IceDeiTModel,
+    IceDeiTModelOutput,
+    IceDeiTPreTrainedModel,
+)
+from .pipeline_patch_explanation import PatchExplanationPipeline, register_patch_explanation_pipeline
+
+
+__version__ = "0.1.0.dev0"
+
+
+def _register() -> None:
+    # `exist_ok`, so that a notebook may reload the package
+    AutoConfig.register(IceDeiTConfig.model_type, IceDeiTConfig, exist_ok=True)
+    AutoModel.register(IceDeiTConfig, IceDeiTModel, exist_ok=True)
+    AutoModelForImageClassification.register(IceDeiTConfig, IceDeiTForImageClassification, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(IceDeiTConfig, IceDeiTForSemanticSegmentation, exist_ok=True)
+    AutoImageProcessor.register(IceDeiTConfig, image_processor_classes={"pil": IceDeiTImageProcessor}, exist_ok=True)
+    register_patch_explanation_pipeline()
+
+
+_register()
+
+__all__ = [
+    "IceDeiTConfig",
+    "IceDeiTForImageClassification",
+    "IceDeiTForSemanticSegmentation",
+    "IceDeiTImageClassifierOutput",
+    "IceDeiTImageProcessor",
+    "IceDeiTModel",
+    "IceDeiTModelOutput",
+    "IceDeiTPreTrainedModel",
+    "PatchExplanationPipeline",
+    "__version__",
+]

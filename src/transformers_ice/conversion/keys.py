@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of ViT, DeiT and ICE weights: from each published naming to that of ICE-DeiT, and back.
+
+Pure: tensors in, tensors out. Every key is accounted for; a model that starts half random looks healthy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["DROPPED_KEYS", "KEY_TABLES", "ConvertedKeys", "convert_keys", "revert_state_dict", "source_key"]
+
+# fmt: off
+_TRANSFORMERS_SHARED = (
+    ("embeddings.cls_token",                             "deit.embeddings.cls_token"),
+    ("embeddings.distillation_token",                    "deit.embeddings.distillation_token"),
+    ("embeddings.position_embeddings",                   "deit.embeddings.position_embeddings"),
+    ("embeddings.patch_embeddings.projection.{p}",       "deit.embeddings.patch_embeddings.projection.{p}"),
+    ("layernorm.{p}",                                    "deit.layernorm.{p}"),
+    ("classifier.{p}",                                   "classifier.{p}"),
+    ("cls_classifier.{p}",                               "classifier.{p}"),
+    ("distillation_classifier.{p}",                      "distillation_classifier.{p}"),
+    ("patch_head.weight",                                "deit.patch_head.weight"),
+    ("patch_head.fc1.{p}",                               "deit.patch_head.fc1.{p}"),
+    ("patch_head.fc2.weight",                            "deit.patch_head.fc2.weight"),
+)
+
+KEY_TABLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "timm": (
+        ("cls_token",                                        "deit.embeddings.cls_token"),
+        ("dist_token",                                       "deit.embeddings.distillation_token"),
+        ("pos_embed",                                        "deit.embeddings.position_embeddings"),
+        ("patch_embed.proj.{p}",                             "deit.embeddings.patch_embeddings.projection.{p}"),
+        ("blocks.{n}.norm1.{p}",                             "deit.layers.{n}.layernorm_before.{p}"),
+        ("blocks.{n}.attn.qkv.{p}",                          "deit.layers.{n}.attention.qkv_proj.{p}"),
+        ("blocks.{n}.attn.proj.{p}",                         "deit.layers.{n}.attention.o_proj.{p}"),
+        ("blocks.{n}.norm2.{p}",                             "deit.layers.{n}.layernorm_after.{p}"),
+        ("blocks.{n}.mlp.fc1.{p}",                           "deit.layers.{n}.mlp.fc1.{p}"),
+        ("blocks.{n}.mlp.fc2.{p}",                           "deit.layers.{n}.mlp.fc2.{p}"),
+        ("norm.{p}",                                         "deit.layernorm.{p}"),
+        ("head.{p}",                                         "classifier.{p}"),
+        ("head_dist.{p}",                                    "distillation_classifier.{p}"),
+        ("mlp_head.weight",                                  "deit.patch_head.weight"),
+    ),
+    "transformers (old)": (
+        ("encoder.layer.{n}.layernorm_before.{p}",           "deit.layers.{n}.layernorm_before.{p}"),
+        ("encoder.layer.{n}.attention.attention.query.{p}",  "deit.layers.{n}.attention.q_proj.{p}"),
+        ("encoder.layer.{n}.attention.attention.key.{p}",    "deit.layers.{n}.attention.k_proj.{p}"),
+        ("encoder.layer.{n}.attention.attention.value.{p}",  "deit.layers.{n}.attention.v_proj.{p}"),
+        ("encoder.layer.{n}.attention.output.dense.{p}",     "deit.layers.{n}.attention.o_proj.{p}"),
+        ("encoder.layer.{n}.layernorm_after.{p}",            "deit.layers.{n}.layernorm_after.{p}"),
+        ("encoder.layer.{n}.intermediate.dense.{p}",         "deit.layers.{n}.mlp.fc1.{p}"),
+        ("encoder.layer.{n}.output.dense.{p}",               "deit.layers.{n}.mlp.fc2.{p}"),
+        *_TRANSFORMERS_SHARED,
+    ),
+    "transformers": (
+        ("layers.{n}.layernorm_before.{p}",                  "deit.layers.{n}.layernorm_before.{p}"),
+        ("layers.{n}.attention.q_proj.{p}",                  "deit.layers.{n}.attention.q_proj.{p}"),
+        ("layers.{n}.attention.k_proj.{p}",                  "deit.layers.{n}.attention.k_proj.{p}"),
+        ("layers.{n}.attention.v_proj.{p}",                  "deit.layers.{n}.attention.v_proj.{p}"),
+        ("layers.{n}.attention.o_proj.{p}",                  "deit.layers.{n}.attention.o_proj.{p}"),
+        ("layers.{n}.layernorm_after.{p}",                   "deit.layers.{n}.layernorm_after.{p}"),
+        ("layers.{n}.mlp.fc1.{p}",                           "deit.layers.{n}.mlp.fc1.{p}"),
+        ("layers.{n}.mlp.fc2.{p}",                           "deit.layers.{n}.mlp.fc2.{p}"),
+        *_TRANSFORMERS_SHARED,
+    ),
+}
+"""Published name -> name in `IceDeiTForImageClassification`, per naming. `{n}` is the layer, `{p}` weight or bias. The
+fused `qkv` of timm keeps one row (`qkv_proj`) and is split afterwards; `vit.` or `deit.` is taken off before."""
+
+DROPPED_KEYS = {
+    "pooler.dense.{p}":       "the pooler stands beside the classifier, which does not read it",
+    "embeddings.mask_token":  "the mask token serves masked-image training only",
+    "mask_token":             "the mask token serves masked-image training only",
+    "decoder.0.{p}":          "the decoder redraws pixels in masked-image training only",
+}
+"""Known tensors that classification does not need -> the reason they are left behind."""
+
+# These change what the model computes, so dropping them would be wrong.
+_UNSUPPORTED_KEYS = {
+    r"pre_logits\.":                  "the classifier sits on an extra layer, which DeiT does not have",
+    r"blocks\.\d+\.ls[12]\.":         "LayerScale, which DeiT does not have",
+    r"blocks\.\d+\.attn\.[qk]_norm":  "normalised queries and keys, which DeiT does not have",
+    r"norm_pre\.":                    "a norm before the layers, which DeiT does not have",
+    r"fc_norm\.":                     "the classifier reads the mean of the patches instead of [CLS]",
+    r"reg_token":                     "register tokens, which DeiT does not have",
+    r"mlp_head\.bias":                "the published patch head has no bias",
+}
+
+# A group is there as a whole or not at all; everything else in a table has to be there.
+_OPTIONAL_GROUPS = (
+    re.compile(r".*\.attention\.(qkv|[qkv])_proj\.bias"),
+    re.compile(r"deit\.embeddings\.distillation_token"),
+    re.compile(r"distillation_classifier\..*"),
+    re.compile(r"deit\.patch_head\.weight"),
+    re.compile(r"deit\.patch_head\.fc[12]\..*"),
+)
+# fmt: on
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_FAMILY_PREFIX = re.compile(r"^(?:vit|deit)\.")
+_FUSED = re.compile(r"(.*\.attention\.)qkv_proj(\..*)")
+_SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
+
+
+class ConvertedKeys(NamedTuple):
+    """Hold renamed weights and the account of their keys."""
+
+    state_dict: dict[str, Tensor]
+    layout: str
+    dropped_keys: dict[str, str]
+
+
+def convert_keys(state_dict: Mapping[str, Tensor]) -> ConvertedKeys:
+    """Rename the weights of a ViT, DeiT or ICE checkpoint to those of `IceDeiTForImageClassification`.
+
+    Args:
+        state_dict: Name -> tensor, in one of the namings of `KEY_TABLES`, possibly behind `module.` or `model.`.
+
+    Returns:
+        The weights under their new names, untouched but for the split of a fused `qkv`; the naming found; and the
+        keys that were dropped with the reason for each.
+
+    Raises:
+        ValueError: If this is no ViT or DeiT, or a key is unknown, missing or double (all are named).
+    """
+    names = _unwrap(state_dict)
+    layout = _detect_layout(names)
+    sources: dict[str, list[str]] = {}
+    leftovers: dict[str, str | None] = {}
+    for name, key in names.items():
+        new = _translate(name, KEY_TABLES[layout])
+        if new is None:
+            leftovers[key] = _drop_reason(name)
+        else:
+            sources.setdefault(new, []).append(key)
+    _refuse_unaccounted(
+        layout,
+        unknown=[key for key, reason in leftovers.items() if reason is None],
+        missing=_missing_keys(sources, layout),
+        double=[" and ".join(keys) for keys in sources.values() if len(keys) > 1],
+    )
+    dropped = {key: reason for key, reason in leftovers.items() if reason is not None}
+    return ConvertedKeys(_split_qkv({new: state_dict[key] for new, (key,) in sources.items()}), layout, dropped)
+
+
+def revert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of an ICE-DeiT classifier to those of timm, facebook DeiT and the ICE authors.
+
+    Args:
+        state_dict: `IceDeiTForImageClassification.state_dict()`.
+
+    Returns:
+        Name -> tensor, with `q`, `k` and `v` fused: the inverse of `convert_keys` for that naming.
+
+    Raises:
+        ValueError: If a tensor has no name there, such as an MLP patch head or a lone `q_proj`.
+    """
+    fused = _fuse_qkv(state_dict)
+    reverted = {key: _invert(key, KEY_TABLES["timm"]) for key in fused}
+    strangers = [key for key, name in reverted.items() if name is None]
+    if strangers:
+        raise ValueError(
+            f"`state_dict` must be that of an `IceDeiTForImageClassification` with a linear patch head, got "
+            f"{', '.join(strangers)}, for which timm has no name. Leave them out to convert the rest."
+        )
+    return {name: fused[key] for key, name in reverted.items() if name is not None}
+
+
+def source_key(key: str, layout: str) -> str:
+    """Return the name that a weight of ICE-DeiT has in a published naming, without prefix.
+
+    Args:
+        key: Name in `IceDeiTForImageClassification.state_dict()`.
+        layout: Key of `KEY_TABLES`.
+
+    Returns:
+        The published name; `key` itself if the naming has none.
+    """
+    table = KEY_TABLES[layout]
+    return _invert(key, table) or _invert(_SPLIT.sub(r"\1qkv_proj\3", key), table) or key
+
+
+def _unwrap(keys: Iterable[str]) -> dict[str, str]:
+    """Return name without wrapper and family prefix -> key as in the file."""
+    names = {key: key for key in keys}
+    while names:
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in names)), None)
+        if wrapper is None:
+            break
+        names = {name[len(wrapper) :]: key for name, key in names.items()}
+    unwrapped = {_FAMILY_PREFIX.sub("", name): key for name, key in names.items()}
+    # two keys that differ by their prefix only would hide one another
+    return unwrapped if len(unwrapped) == len(names) else names
+
+
+def _detect_layout(names: Iterable[str]) -> str:
+    """Return the naming that knows most of the names."""
+    names = list(names)
+    known = {
+        layout: sum(_translate(name, table) is not None for name in names) for layout, table in KEY_TABLES.items()
+    }
+    layout = max(known, key=lambda candidate: known[candidate])
+    if 2 * known[layout] < len(names) or not known[layout]:
+        raise ValueError(
+            f"The checkpoint must be a ViT or DeiT of timm, facebook or transformers, or an ICE model of the authors, "
+            f"got {len(names)} tensors of which {known[layout]} have a known name; the first are "
+            f"{', '.join(names[:4]) or 'none'}."
+        )
+    return layout
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """Return a template as a regular expression with the groups n and p."""
+    escaped = re.escape(template).replace(r"\{n\}", r"(?P<n>0|[1-9]\d{0,3})")
+    return re.compile(escaped.replace(r"\{p\}", "(?P<p>weight|bias)"))
+
+
+# compiled once: a checkpoint has some hundred keys, each tried on every row
+_PATTERNS = {
+    template: _pattern(template)
+    for template in [name for table in KEY_TABLES.values() for row in table for name in row] + list(DROPPED_KEYS)
+}
+
+
+def _translate(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
+    """Return the second column of the row whose first matches a name."""
+    for left, right in rows:
+        match = _PATTERNS[left].fullmatch(name)
+        if match:
+            return right.format(**match.groupdict())
+    return None
+
+
+def _invert(key: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """Return the first column of the row whose second matches a key."""
+    return _translate(key, [(right, left) for left, right in table])
+
+
+def _drop_reason(name: str) -> str | None:
+    """Return why a tensor may be left behind, None if it may not."""
+    return next((reason for template, reason in DROPPED_KEYS.items() if _PATTERNS[template].fullmatch(name)), None)
+
+
+def _missing_keys(found: Iterable[str], layout: str) -> list[str]:
+    """Return the published names of the weights that should be there and are not."""
+    found = set(found)
+    layers = [int(match["n"]) for key in found if (match := re.match(r"deit\.layers\.(?P<n>\d+)\.", key))]
+    expected = list(_expand([right for _, right in KEY_TABLES[layout]], 1 + max(layers, default=0)))
+    for group in _OPTIONAL_GROUPS:
+        if not any(group.fullmatch(key) for key in found):
+            expected = [key for key in expected if not group.fullmatch(key)]
+    return [source_key(key, layout) for key in dict.fromkeys(expected) if key not in found]
+
+
+def _expand(templates: Iterable[str], num_layers: int) -> Iterator[str]:
+    """Return every name that templates stand for."""
+    for template in templates:
+        for layer in range(num_layers) if "{n}" in template else (0,):
+            for parameter in ("weight", "bias") if "{p}" in template else ("",):
+                yield template.format(n=layer, p=parameter)
+
+
+def _refuse_unaccounted(layout: str, unknown: list[str], missing: list[str], double: list[str]) -> None:
+    """Raise if a key is unknown, missing or double, with all of their names."""
+    problems = []
+    if unknown:
+        problems.append("unknown: " + ", ".join(_explain(key) for key in unknown))
+    if missing:
+        problems.append("missing: " + ", ".join(missing))
+    if double:
+        problems.append("two names of one tensor: " + ", ".join(double))
+    if problems:
+        raise ValueError(
+            f"The checkpoint (naming: {layout}) must hold the weights of a ViT or DeiT classifier and nothing else, "
+            f"got {'; '.join(problems)}. Remove or rename what is unknown and save the file again. An encoder without "
+            "a classifier loads with `IceDeiTForImageClassification.from_pretrained(folder, num_labels=...)`."
+        )
+
+
+def _explain(key: str) -> str:
+    """Return an unknown key, with what it stands for if that is known."""
+    meaning = next((text for pattern, text in _UNSUPPORTED_KEYS.items() if re.search(pattern, key)), None)
+    return f"{key} ({meaning})" if meaning else key
+
+
+def _split_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split every fused `qkv_proj` into its three parts, in the order query, key, value."""
+    converted: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        match = _FUSED.fullmatch(key)
+        if match is None:
+            converted[key] = tensor
+            continue
+        if tensor.ndim == 0 or tensor.shape[0] % 3:
+            raise ValueError(
+                f"`{source_key(key, 'timm')}` must have 3 x hidden_size rows (query, key, value), got shape "
+                f"{tuple(tensor.shape)}."
+            )
+        for name, part in zip("qkv", tensor.chunk(3), strict=True):
+            # a copy: views of one storage cannot be saved as safetensors
+            converted[f"{match[1]}{name}_proj{match[2]}"] = part.clone()
+    return converted
+
+
+def _fuse_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join every complete triple of `q_proj`, `k_proj` and `v_proj`; leave what is incomplete as it is."""
+    fused: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        match = _SPLIT.fullmatch(key)
+        parts = [f"{match[1]}{name}_proj{match[3]}" for name in "qkv"] if match else []
+        if not match or any(part not in state_dict for part in parts):
+            fused[key] = tensor
+        elif match[2] == "q":
+            fused[f"{match[1]}qkv_proj{match[3]}"] = torch.cat([state_dict[part] for part in parts])
+    return fused

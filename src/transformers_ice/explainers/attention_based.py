@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Baselines that read the attention weights alone, the same map for every class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .inspection import attention_maps, grid_size, num_prefix_tokens
+
+
+__all__ = ["raw_attention", "rollout"]
+
+
+@torch.no_grad()
+def raw_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return how much the [CLS] token attends to each patch in the last layer, as a mean over the heads.
+
+    Args:
+        model: A ViT, DeiT or ICE model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: Has no influence; attention knows no class.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
+    """
+    weights = attention_maps(model, pixel_values)[-1]
+    return _class_token_row(weights.float().mean(dim=1), model, pixel_values)
+
+
+@torch.no_grad()
+def rollout(
+    model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None, start_layer: int = 1
+) -> Tensor:
+    """Follow attention through the layers: the product of their mean attention with the skip connection added.
+
+    Per layer: mean over heads, plus the identity, rows divided by their sums; later layers multiply from the left;
+    nothing is discarded.
+
+    Args:
+        model: A ViT, DeiT or ICE model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: Has no influence; attention knows no class.
+        start_layer: First layer of the product, 0-based.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
+
+    Raises:
+        ValueError: If `start_layer` is not a layer of the model.
+
+    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020; `start_layer=1` as in
+    `hila-chefer/Transformer-Explainability`.
+    """
+    num_layers = model.config.num_hidden_layers
+    if not 0 <= start_layer < num_layers:
+        raise ValueError(
+            f"`start_layer` must lie in [0, {num_layers - 1}] for {num_layers} layers, got {start_layer}."
+        )
+    layers = [_with_skip_connection(weights) for weights in attention_maps(model, pixel_values)[start_layer:]]
+    product = layers[0]
+    for layer in layers[1:]:
+        product = layer @ product
+    return _class_token_row(product, model, pixel_values)
+
+
+def _with_skip_connection(weights: Tensor) -> Tensor:
+    # (batch_size, num_heads, num_tokens, num_tokens) -> (batch_size, num_tokens, num_tokens)
+    layer = weights.float().mean(dim=1)
+    layer = layer + torch.eye(layer.shape[-1], device=layer.device)
+    return layer / layer.sum(dim=-1, keepdim=True)
+
+
+def _class_token_row(weights: Tensor, model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    # (batch_size, num_tokens, num_tokens) -> (batch_size, rows, columns)
+    return weights[:, 0, num_prefix_tokens(model) :].unflatten(1, grid_size(model, pixel_values))

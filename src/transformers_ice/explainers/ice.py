@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICE's own explanation: what the patch head says, in the same forward pass as the prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..patch_maps import class_map, foreground_probability
+from .inspection import evaluation_mode, grid_size
+
+
+__all__ = ["ice", "ice_hard"]
+
+
+@torch.no_grad()
+def ice(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return each patch's probability of not being background, or of one class.
+
+    Args:
+        model: An ICE model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: `(batch_size,)` class indices; `None` is the whole foreground.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, in [0, 1].
+
+    Raises:
+        ValueError: If the model has no patch head.
+    """
+    patch_logits = _patch_logits(model, pixel_values)
+    if target is None:
+        return foreground_probability(patch_logits)
+    index = target.view(-1, 1, 1, 1).expand(*patch_logits.shape[:3], 1)
+    return patch_logits.float().softmax(dim=-1).gather(-1, index).squeeze(-1)
+
+
+@torch.no_grad()
+def ice_hard(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return 1 where a patch's best class is not background, or is the target, and 0 elsewhere.
+
+    Args:
+        model: An ICE model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: `(batch_size,)` class indices; `None` is the whole foreground.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, 0 or 1.
+
+    Raises:
+        ValueError: If the model has no patch head.
+    """
+    patch_logits = _patch_logits(model, pixel_values)
+    classes = class_map(patch_logits)
+    background = patch_logits.shape[-1] - 1
+    foreground = classes != background if target is None else classes == target.view(-1, 1, 1)
+    return foreground.float()
+
+
+def _patch_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Return `(batch_size, rows, columns, num_labels + 1)`."""
+    encoder = model.base_model
+    if not hasattr(encoder, "patch_head"):
+        raise ValueError(
+            f"This method needs a model with a patch head, got {type(model).__name__}. Load an ICE model "
+            "(`IceDeiTForImageClassification`), or explain this one by a baseline such as method='rollout'."
+        )
+    with evaluation_mode(encoder):
+        patch_logits = encoder(pixel_values).patch_logits
+    return patch_logits.unflatten(1, grid_size(model, pixel_values))

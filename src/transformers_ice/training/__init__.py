@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: arguments, images, augmentation, collator, trainer, and one whole run."""
+
+from .arguments import DataArguments, IceTrainingArguments, ModelArguments, parse_arguments
+from .augmentation import TrainingAugmentation
+from .collator import ImageCollator
+from .image_sets import ImageTables, LabelledImages, load_image_tables
+from .models import build_config, build_image_processor, build_model
+from .run import prepare_training, run_training
+from .trainer import IceTrainer, build_trainer
+
+
+__all__ = [
+    "DataArguments",
+    "IceTrainer",
+    "IceTrainingArguments",
+    "ImageCollator",
+    "ImageTables",
+    "LabelledImages",
+    "ModelArguments",
+    "TrainingAugmentation",
+    "build_config",
+    "build_image_processor",
+    "build_model",
+    "build_trainer",
+    "load_image_tables",
+    "parse_arguments",
+    "prepare_training",
+    "run_training",
+]

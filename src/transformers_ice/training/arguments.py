@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of `scripts/run_train.py`: what to train, on which images, and how.
+
+Three data classes for `HfArgumentParser`. The numbers of the method itself live in `IceDeiTConfig`; an argument that
+is `None` here keeps what the checkpoint says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+__all__ = ["DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train, and the fields of its configuration to change.
+
+    Args:
+        model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
+        model_type: Architecture to train from random weights.
+        config_overrides: Configuration fields as `name=value,name=value`.
+        image_processor_name: Image processor to use instead of the model's own.
+        cache_dir: Where downloads are kept.
+        model_revision: Branch, tag or commit of the Hub repository.
+        token: Hub token for private repositories.
+        trust_remote_code: Whether code of the image processor's repository may run; models need none.
+        ignore_mismatched_sizes: Whether a head of another number of classes is replaced by a fresh one.
+        background_loss_weight: See `IceDeiTConfig`, like the fields below.
+        background_logit_scale: See `IceDeiTConfig`.
+        min_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
+        cls_loss_weight: See `IceDeiTConfig`.
+        logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
+        drop_path_rate: See `IceDeiTConfig`, in [0, 1).
+        patch_head_hidden_size: See `IceDeiTConfig`.
+
+    Raises:
+        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given.
+    """
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a ViT, DeiT or ICE checkpoint; it is trained as an ICE model."},
+    )
+    model_type: str | None = field(
+        default=None,
+        metadata={"help": "Architecture to train from random weights, e.g. vit or ice_deit."},
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Configuration fields to change: hidden_size=128,num_hidden_layers=6 (values as in JSON)."},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an image processor, if not the model's own."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder that keeps models and data from the Hub."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model repository."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let code of the image processor's repository run on this machine."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Replace heads whose number of classes differs from the data by fresh ones."},
+    )
+    background_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the loss that pulls every patch to background; larger masks less."}
+    )
+    background_logit_scale: float | None = field(
+        default=None, metadata={"help": "Factor on the mean patch logits inside the background loss."}
+    )
+    min_foreground_ratio: float | None = field(
+        default=None,
+        metadata={"help": "The background loss is off while fewer than this share of the patches is foreground."},
+    )
+    cls_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the [CLS] classifier's own cross-entropy; 0 leaves it untrained."}
+    )
+    logits_source: Literal["patch", "cls"] | None = field(
+        default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}
+    )
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth: the drop rate of the last layer, growing linearly to it."}
+    )
+    patch_head_hidden_size: int | None = field(
+        default=None, metadata={"help": "Makes the patch head an MLP with this many hidden units."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values against each other."""
+        if (self.model_name_or_path is None) == (self.model_type is None):
+            raise ValueError(
+                "Give exactly one of `--model_name_or_path` (a checkpoint to start from) and `--model_type` "
+                f"(random weights), got {self.model_name_or_path!r} and {self.model_type!r}."
+            )
+
+
+@dataclass
+class DataArguments:
+    """Which images to train and evaluate on, and how training images are varied.
+
+    Args:
+        dataset_name: "scenes" (drawn by this package) or a data set id of the Hub.
+        dataset_config_name: Configuration of the Hub data set.
+        train_dir: Folder with one subfolder of images per class.
+        validation_dir: The same for evaluation, with the same class names.
+        train_val_split: Share of the training images held out where there is no validation set, in (0, 1).
+        max_train_samples: Number of training images to use.
+        max_eval_samples: Number of evaluation images to use.
+        image_column_name: Column that holds the images.
+        label_column_name: Column that holds the classes.
+        mask_column_name: Column that holds foreground masks; used in evaluation only.
+        image_size: Side of the (square) model input in pixels.
+        on_bad_image: What to do about files that cannot be read.
+        check_images: Whether every image is decoded once before training.
+        augmentation: How training images are varied.
+        random_resized_crop_scale: Smallest and largest share of the image area a random crop covers.
+        random_resized_crop_ratio: Smallest and largest width / height of a random crop.
+        num_proc: Processes that draw scenes, threads that check images.
+
+    Raises:
+        ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "scenes (drawn by this package, no download) or a data set id of the Hub."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images: one subfolder per class, named like the class."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of evaluation images, with the same subfolders as train_dir."}
+    )
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images held out if there is no validation set."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation images only."})
+    image_column_name: str = field(default="image", metadata={"help": "Column that holds the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column that holds the classes."})
+    mask_column_name: str = field(
+        default="mask", metadata={"help": "Column of foreground masks, if there is one; used in evaluation only."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the model input in pixels; by default the model's own."}
+    )
+    on_bad_image: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "Unreadable images: stop before training and list them, or skip them with a warning."},
+    )
+    check_images: bool = field(
+        default=True, metadata={"help": "Decode every image once before training, to find unreadable ones."}
+    )
+    augmentation: Literal["none", "flip", "crop_flip"] = field(
+        default="crop_flip", metadata={"help": "none, flip (left-right), or crop_flip (random resized crop and flip)."}
+    )
+    random_resized_crop_scale: list[float] = field(
+        default_factory=lambda: [0.6, 1.0],
+        metadata={"help": "Smallest and largest share of the image area that a random crop covers (DeiT: 0.08 1)."},
+    )
+    random_resized_crop_ratio: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}
+    )
+    num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that draw scenes, or threads that check images."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values against each other."""
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError(
+                "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders), "
+                f"got {self.dataset_name!r} and {self.train_dir!r}."
+            )
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
+        _check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)
+        _check_range("random_resized_crop_ratio", self.random_resized_crop_ratio, highest=float("inf"))
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"`train_val_split` must lie between 0 and 1, got {self.train_val_split}.")
+
+
+def _check_range(name: str, values: list[float], highest: float) -> None:
+    """Raise unless `values` are two numbers with 0 < first <= second <= highest."""
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
+        raise ValueError(f"`{name}` must be two numbers with 0 < first <= second <= {highest}, got {values}.")
+
+
+@dataclass
+class IceTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of this project.
+
+    Transformers start from weight decay, a warm-up and a cosine: their own defaults (none, none, linear) train a ViT
+    badly. `remove_unused_columns` is always off, since the images would be removed with it.
+    `resume_from_checkpoint="auto"` stands for the last checkpoint in `output_dir`.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; about 1e-3 from scratch."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay; biases, norms, tokens and position embeddings are left out."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate after warm-up."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up, or their share of the run if below 1."}
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a device trains on at once."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a device evaluates at once."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep; older ones are removed, the best one stays."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    metric_for_best_model: str | None = field(
+        default="top_1", metadata={"help": "Evaluation number that picks the best checkpoint: top_1, mean_iou, ..."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint folder to go on from; auto: the last one in output_dir."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Always off here: images would be removed."})
+
+    def __post_init__(self) -> None:
+        """Fix what may not vary, then check and complete the values."""
+        self.remove_unused_columns = False
+        # pinned memory is of use to an accelerator only, and warns without one
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        super().__post_init__()
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, and keep the lines of the description."""
+
+
+def parse_arguments(
+    argv: Sequence[str], description: str | None = None
+) -> tuple[ModelArguments, DataArguments, IceTrainingArguments]:
+    """Parse a command line, or one YAML or JSON file followed by options that override it.
+
+    Mistakes end the program as `argparse` does, with exit code 2 and a message: an unknown or misspelt name (also in a
+    file), a value of the wrong type, arguments that contradict each other.
+
+    Args:
+        argv: The words after the script's name. Where the first ends in .yaml, .yml or .json, it is read as a mapping
+            from argument names to values.
+        description: Text above the list of options in `--help`.
+
+    Returns:
+        The three groups of arguments.
+    """
+    parser = HfArgumentParser(
+        cast(Any, [ModelArguments, DataArguments, IceTrainingArguments]),
+        description=description,
+        formatter_class=_HelpFormatter,
+        usage="%(prog)s [FILE.yaml] [--name value ...]",
+        # an abbreviation that is unique today would hide a misspelt name
+        allow_abbrev=False,
+    )
+    try:
+        words = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
+        *groups, unknown = parser.parse_args_into_dataclasses(
+            words, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(_describe_unknown(unknown, list(parser._option_string_actions)))
+    return cast(tuple[ModelArguments, DataArguments, IceTrainingArguments], tuple(groups))
+
+
+def _names_a_file(argv: Sequence[str]) -> bool:
+    """Return whether the first word is an argument file."""
+    return bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
+
+
+def _describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
+    """Return an error about words that are no arguments, with what may have been meant."""
+    close = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], options, n=1)]
+    suggestion = f" (did you mean {', '.join(close)}?)" if close else ""
+    return f"unrecognized arguments: {' '.join(words)}{suggestion}"
+
+
+def _read_argument_file(path: Path) -> list[str]:
+    """Return the arguments of a YAML or JSON file as command-line words, so that both are checked alike."""
+    if not path.is_file():
+        raise ValueError(f"the argument file {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the argument file {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name}", *_value_to_words(value)]
+    return words
+
+
+def _value_to_words(value: Any) -> list[str]:
+    """Return one value of an argument file as command-line words."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random crops and flips of one training image, in PIL, without torchvision.
+
+The random numbers come from a generator that the caller seeds, so that an image looks the same whenever its seed is
+the same, in whatever worker or process it is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+__all__ = ["TrainingAugmentation", "random_crop_box"]
+
+
+_CROP_ATTEMPTS = 10
+
+
+def random_crop_box(
+    width: int, height: int, scale: Sequence[float], ratio: Sequence[float], generator: random.Random
+) -> tuple[int, int, int, int]:
+    """Draw the crop of a random resized crop.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        scale: Smallest and largest share of the image area, in (0, 1].
+        ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
+        generator: Source of the random numbers.
+
+    Returns:
+        `(left, top, right, bottom)` in pixels, half-open, inside the image. Where ten draws do not fit, the largest
+        centred crop whose ratio lies in the range.
+
+    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6; the attempts and the fallback are those
+    of torchvision's `RandomResizedCrop`.
+    """
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(*log_ratio))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = generator.randint(0, width - crop_width), generator.randint(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    return _centred_crop_box(width, height, ratio)
+
+
+def _centred_crop_box(width: int, height: int, ratio: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return the largest centred box of an image whose width / height lies in `ratio`."""
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width = min(width, max(1, round(height * aspect)))
+    crop_height = min(height, max(1, round(width / aspect)))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+@dataclass(frozen=True)
+class TrainingAugmentation:
+    """Vary one image: a random crop resized to the model's input (bicubic), and a left-right flip.
+
+    Args:
+        size: Height and width of the result in pixels.
+        crop: Whether to crop; otherwise the whole image is resized.
+        flip_probability: Share of the images that are mirrored, in [0, 1].
+        scale: Smallest and largest share of the image area a crop covers.
+        ratio: Smallest and largest width / height of a crop.
+    """
+
+    size: tuple[int, int]
+    crop: bool = True
+    flip_probability: float = 0.5
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
+        """Return the varied RGB image of `size`."""
+        height, width = self.size
+        box = random_crop_box(*image.size, self.scale, self.ratio, generator) if self.crop else (0, 0, *image.size)
+        if box != (0, 0, width, height) or image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+        if generator.random() < self.flip_probability:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a list of images to the batch that a model takes.
+
+Images travel from the workers as bytes and are scaled and normalised here, a whole batch at once: one third of the
+memory traffic and a fraction of the calls of doing it image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["ImageCollator"]
+
+
+class ImageCollator:
+    """Stack images and labels, and normalise the pixels as the image processor would.
+
+    A recipe that mixes images (mixup, cutmix) wraps this class: it takes the batch and returns the mixed pixels with
+    soft labels `(batch_size, num_labels)`, which the models of this package accept.
+
+    Args:
+        image_mean: Mean of each channel, of pixels in [0, 1].
+        image_std: Standard deviation of each channel, of pixels in [0, 1].
+        rescale_factor: What brings bytes to [0, 1].
+    """
+
+    def __init__(self, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255):
+        mean = torch.tensor(image_mean, dtype=torch.float32).view(1, -1, 1, 1)
+        std = torch.tensor(image_std, dtype=torch.float32).view(1, -1, 1, 1)
+        # (x * rescale - mean) / std as one multiplication and one addition
+        self.scale = rescale_factor / std
+        self.shift = -mean / std
+
+    @classmethod
+    def from_image_processor(cls, image_processor: Any) -> ImageCollator:
+        """Return the collator that does what `image_processor` does after its resize and crop."""
+        mean = image_processor.image_mean if image_processor.do_normalize else (0.0, 0.0, 0.0)
+        std = image_processor.image_std if image_processor.do_normalize else (1.0, 1.0, 1.0)
+        return cls(mean, std, image_processor.rescale_factor if image_processor.do_rescale else 1.0)
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch.
+
+        Args:
+            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int.
+
+        Returns:
+            `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`, int64 `(batch_size,)`.
+        """
+        pixels = torch.stack([feature["pixel_values"] for feature in features])
+        # (batch, height, width, channels) -> (batch, channels, height, width)
+        pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        labels = torch.tensor([feature["labels"] for feature in features], dtype=torch.int64)
+        return {"pixel_values": pixels.mul_(self.scale).add_(self.shift), "labels": labels}

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a run as `torch` data sets: decoded, varied, sized, ready for the collator."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset as ImageTable
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..data.image_folders import (
+    check_columns,
+    encode_classes,
+    load_hub_images,
+    load_image_folder,
+    remove_bad_images,
+)
+from ..data.scenes import load_scenes
+from ..image_conversion import convert_to_rgb, load_image
+from ..image_processing_ice_deit import IceDeiTImageProcessor
+from ..patch_maps import ImageGeometry
+from .arguments import DataArguments
+from .augmentation import TrainingAugmentation
+from .models import input_size
+
+
+__all__ = ["ImageTables", "LabelledImages", "load_image_tables"]
+
+
+class LabelledImages(Dataset):
+    """A table of images and classes as a data set of uint8 pixels and labels.
+
+    The random numbers of an augmentation depend on seed, epoch and row alone. So a resumed run sees the very images
+    of an uninterrupted one, with any number of workers and processes.
+
+    Args:
+        table: A `datasets.Dataset`.
+        image_processor: Gives the size, and the whole geometry where there is no augmentation.
+        augmentation: Varies the images; `None` resizes and crops them as `image_processor` does.
+        image_column: Column of images.
+        label_column: Column of classes, as ints.
+        mask_column: Column of foreground masks; a table need not have it.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        image_processor: Any,
+        augmentation: TrainingAugmentation | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        mask_column: str = "mask",
+        seed: int = 0,
+    ) -> None:
+        self.table = table
+        # undecoded: only what is asked for is decoded, and an unreadable image can be named
+        self._rows = table.select_columns([image_column, label_column]).cast_column(
+            image_column, ImageFeature(decode=False)
+        )
+        self._masks = table.select_columns([mask_column]) if mask_column in table.column_names else None
+        self.image_column, self.label_column, self.mask_column = image_column, label_column, mask_column
+        self.image_processor, self.augmentation, self.seed = image_processor, augmentation, seed
+        self.input_size = input_size(image_processor)
+        # shared memory: workers that live longer than an epoch see the new number too
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops and flips from here on, in every worker."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the table has a column of foreground masks."""
+        return self._masks is not None
+
+    def foreground_mask(self, index: int) -> np.ndarray:
+        """Return the true foreground of an image, `(height, width)`, bool, in the size it is stored in."""
+        assert self._masks is not None  # for the type checker: `has_masks` is asked before
+        mask = np.asarray(self._masks[index][self.mask_column])
+        # a mask that was stored in colour: foreground is whatever is not black
+        return np.asarray((mask if mask.ndim == 2 else mask[..., :3].max(axis=-1)) > 0)
+
+    def geometry(self, image_size: tuple[int, int]) -> ImageGeometry:
+        """Return where the pixels of an image of `(height, width)` end up in the model's input."""
+        if isinstance(self.image_processor, IceDeiTImageProcessor):
+            return self.image_processor.image_geometry(image_size)
+        return ImageGeometry.from_resize(image_size, self.input_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        # what `DataLoader` calls: one access to the table for the whole batch
+        rows = self._rows[list(indices)]
+        cells = zip(indices, rows[self.image_column], rows[self.label_column], strict=True)
+        return [{"pixel_values": self._pixels(index, record), "labels": label} for index, record, label in cells]
+
+    def _pixels(self, index: int, record: dict[str, Any]) -> torch.Tensor:
+        """Return one image as a uint8 tensor `(height, width, 3)`."""
+        try:
+            image = convert_to_rgb(load_image(record), backdrop=self.image_processor.image_mean)
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the data: {error}") from error
+        if self.augmentation is None:
+            image = self._resize(image)
+        else:
+            image = self.augmentation(image, random.Random(f"{self.seed}/{int(self._epoch)}/{index}"))
+        return torch.from_numpy(np.array(image))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        """Resize and crop an RGB image as the image processor does."""
+        if not self.image_processor.do_center_crop and image.size == self.input_size[::-1]:
+            return image
+        pixels = self.image_processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        # (channels, height, width) -> (height, width, channels)
+        return Image.fromarray(np.moveaxis(np.asarray(pixels), 0, -1).round().clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class ImageTables:
+    """What a run trains and evaluates on.
+
+    Args:
+        train: Training images.
+        evaluation: Evaluation images.
+        class_names: Names of the classes, in the order of the labels.
+    """
+
+    train: ImageTable
+    evaluation: ImageTable
+    class_names: list[str]
+
+
+def load_image_tables(
+    data_args: DataArguments,
+    image_size: tuple[int, int],
+    seed: int = 0,
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> ImageTables:
+    """Load, check and split the images that the arguments name.
+
+    Args:
+        data_args: Where they are.
+        image_size: Height and width that `scenes` are drawn in.
+        seed: Decides which images are held out, and which are used where only some are.
+        cache_dir: Folder that keeps downloads.
+        token: Hub token.
+
+    Raises:
+        ValueError: If columns, classes or images are not as they should be.
+    """
+    if data_args.dataset_name == "scenes":
+        return _load_scene_tables(data_args, image_size, cache_dir)
+    train, evaluation = _load_raw_tables(data_args, cache_dir, token)
+    for table in filter(None, (train, evaluation)):
+        check_columns(
+            table, image_column_name=data_args.image_column_name, label_column_name=data_args.label_column_name
+        )
+    train, evaluation, class_names = encode_classes(train, evaluation, data_args.label_column_name)
+    if evaluation is None:
+        parts = train.train_test_split(data_args.train_val_split, seed=seed)
+        train, evaluation = parts["train"], parts["test"]
+    train = _prepare(train, data_args.max_train_samples, data_args, seed)
+    return ImageTables(train, _prepare(evaluation, data_args.max_eval_samples, data_args, seed), class_names)
+
+
+def _load_scene_tables(data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None) -> ImageTables:
+    """Return the drawn scenes, in the size of the model's input."""
+    options: dict[str, Any] = {"image_size": image_size, "cache_dir": cache_dir, "num_proc": data_args.num_proc}
+    train = load_scenes("train", data_args.max_train_samples, **options)
+    evaluation = load_scenes("validation", data_args.max_eval_samples, **options)
+    return ImageTables(train, evaluation, train.features["label"].names)
+
+
+def _load_raw_tables(
+    data_args: DataArguments, cache_dir: str | None, token: str | None
+) -> tuple[ImageTable, ImageTable | None]:
+    """Return training and evaluation images as they are stored."""
+    if data_args.dataset_name is not None:
+        return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
+    train = load_image_folder(str(data_args.train_dir))
+    return train, None if data_args.validation_dir is None else load_image_folder(data_args.validation_dir)
+
+
+def _prepare(table: ImageTable, max_samples: int | None, data_args: DataArguments, seed: int) -> ImageTable:
+    """Take some of the images at random, and deal with those that cannot be read."""
+    if max_samples is not None and max_samples < len(table):
+        table = table.shuffle(seed=seed).select(range(max_samples))
+    if data_args.check_images:
+        table = remove_bad_images(table, data_args.image_column_name, data_args.on_bad_image, data_args.num_proc)
+    return table

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model and the image processor that a run starts from."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.utils import logging
+
+from ..configuration_ice_deit import IceDeiTConfig, as_pair
+from ..image_processing_ice_deit import IceDeiTImageProcessor
+from ..modeling_ice_deit import IceDeiTForImageClassification
+from .arguments import ModelArguments
+
+
+__all__ = ["build_config", "build_image_processor", "build_model", "input_size", "parse_config_overrides"]
+
+logger = logging.get_logger(__name__)
+
+_ICE_FIELDS = (
+    "background_loss_weight",
+    "background_logit_scale",
+    "min_foreground_ratio",
+    "cls_loss_weight",
+    "logits_source",
+    "drop_path_rate",
+    "patch_head_hidden_size",
+)
+
+
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """Return configuration fields from text.
+
+    Args:
+        text: `name=value,name=value`, where values are JSON or Python literals or else plain words; or a JSON object.
+
+    Returns:
+        Value by name, empty for `None`.
+
+    Raises:
+        ValueError: If a part is no `name=value`.
+    """
+    if text is None or not text.strip():
+        return {}
+    if text.lstrip().startswith("{"):
+        return json.loads(text)
+    overrides = {}
+    # commas inside a list are not followed by a name and an equals sign
+    for item in re.split(r",(?=\s*\w+\s*=)", text):
+        name, separator, value = item.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise ValueError(f"`config_overrides` must be name=value,name=value, got {item!r} in {text!r}.")
+        overrides[name.strip()] = _parse_value(value.strip())
+    return overrides
+
+
+def _parse_value(text: str) -> Any:
+    """Return a JSON or Python literal, or the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def build_config(model_args: ModelArguments, image_size: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of the model to train, without the classes of the data yet.
+
+    Args:
+        model_args: Which model, and what to change in its configuration.
+        image_size: Side of the input in pixels. A model from random weights is built for it; a checkpoint keeps its
+            own position embeddings and interpolates them.
+
+    Raises:
+        ValueError: If a field is unknown, or an ICE field is given for another architecture.
+    """
+    fields = parse_config_overrides(model_args.config_overrides)
+    fields |= {name: getattr(model_args, name) for name in _ICE_FIELDS if getattr(model_args, name) is not None}
+    if model_args.model_name_or_path is not None:
+        path, hub = model_args.model_name_or_path, _hub_options(model_args)
+        _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
+        # training is what makes the patch logits worth answering with
+        return IceDeiTConfig.from_pretrained(path, **hub, **{"logits_source": "patch", **fields})
+    if image_size is not None:
+        fields["image_size"] = image_size
+    model_type = str(model_args.model_type)
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ValueError(f"`model_type` {model_type!r} is unknown, try vit or ice_deit.") from error
+    _refuse_unknown(default, fields)
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def _hub_options(model_args: ModelArguments) -> dict[str, Any]:
+    """Return where and how to look for files of a checkpoint."""
+    return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+
+
+def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
+    """Raise for names that are no field of `config`, which would store them silently."""
+    known = {*config.to_dict(), *config.attribute_map}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise ValueError(
+                f"A {config.model_type} model has no configuration field `{name}`."
+                + (f" Did you mean {' or '.join(f'`{field}`' for field in close)}?" if close else "")
+            )
+
+
+def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str]) -> PreTrainedModel:
+    """Return the classifier to train, in float32: from random weights, or an ICE model from a checkpoint.
+
+    Args:
+        model_args: Which model.
+        config: Its configuration; the classes are written into it.
+        class_names: Names of the classes, in the order of the labels.
+
+    Raises:
+        ValueError: If the checkpoint has another number of classes and `ignore_mismatched_sizes` is off.
+    """
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: index for index, name in enumerate(class_names)}
+    if model_args.model_name_or_path is None:
+        config.problem_type = "single_label_classification"
+        return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    try:
+        return IceDeiTForImageClassification.from_pretrained(
+            model_args.model_name_or_path,
+            config=config,
+            # the file's own dtype may be a half precision, in which small updates vanish
+            dtype=torch.float32,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            **_hub_options(model_args),
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{model_args.model_name_or_path} does not fit the configuration or the {len(class_names)} classes of the "
+            "data. To replace what does not fit by fresh weights, pass `--ignore_mismatched_sizes`."
+        ) from error
+
+
+def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, image_size: int | None = None) -> Any:
+    """Return the image processor that travels with the model.
+
+    That of `image_processor_name` or of the checkpoint. From scratch, one that converts to RGB, resizes to the model's
+    input without cropping, and normalises with the mean and deviation of ImageNet.
+
+    Args:
+        model_args: Which model.
+        config: Its configuration.
+        image_size: Side of the input in pixels, if not that of the loaded processor.
+
+    Raises:
+        ValueError: If the checkpoint has no image processor.
+    """
+    height, width = as_pair(config.image_size)
+    size = {"height": height, "width": width} if image_size is None else {"height": image_size, "width": image_size}
+    is_ice = isinstance(config, IceDeiTConfig)
+    name = model_args.image_processor_name or model_args.model_name_or_path
+    if name is None and is_ice:
+        return IceDeiTImageProcessor(size=size)
+    if name is None:
+        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        return DeiTImageProcessorPil(
+            size=size, do_center_crop=False, do_convert_rgb=True, image_mean=mean, image_std=std
+        )
+    options = _hub_options(model_args) | ({} if image_size is None else {"size": size, "crop_size": size})
+    processor_class: Any = IceDeiTImageProcessor if is_ice else AutoImageProcessor
+    if not is_ice:
+        options["trust_remote_code"] = model_args.trust_remote_code
+    try:
+        return processor_class.from_pretrained(name, do_convert_rgb=True, **options)
+    except OSError as error:
+        raise ValueError(
+            f"{name} holds no image processor (preprocessor_config.json): {error} The pixels must be normalised as in "
+            "its training; name a fitting processor with `--image_processor_name`."
+        ) from error
+
+
+def input_size(image_processor: Any) -> tuple[int, int]:
+    """Return height and width of the pixels that an image processor makes.
+
+    Raises:
+        ValueError: If the processor keeps the proportions of each image, so that a batch cannot be stacked.
+    """
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    if not size["height"] or not size["width"]:
+        raise ValueError(
+            f"The image processor must give all images one size, got {size} without a crop. Pass `--image_size`."
+        )
+    return size["height"], size["width"]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ICE loss: by hand, and against a slow loop written from the equations."""
+
+import math
+
+import pytest
+import torch
+
+from transformers_ice.adversarial_normalization import (
+    adversarial_normalization_loss,
+    batch_foreground_ratio,
+    foreground_mask,
+    foreground_ratio,
+    pool_background_logits,
+    pool_foreground_logits,
+    soft_cross_entropy,
+    soft_targets,
+)
+
+
+# two images of four patches, two classes and background (last)
+PATCH_LOGITS = torch.tensor(
+    [
+        [[3.0, 0.0, 1.0], [0.0, 0.0, 2.0], [1.0, 5.0, 0.0], [0.0, 0.0, 9.0]],
+        [[0.0, 1.0, 2.0], [0.0, 0.0, 1.0], [-1.0, -1.0, 0.0], [0.0, 0.0, 3.0]],
+    ]
+)
+
+
+def loss_by_definition(patch_logits, targets, background_weight, scale, min_ratio):
+    """Follow the equations one image and one patch at a time, in float64."""
+    num_images, num_patches, num_columns = patch_logits.shape
+    classification = background = ratio = 0.0
+    for image in range(num_images):
+        pooled, mean, count = [0.0] * num_columns, [0.0] * num_columns, 0
+        for patch in range(num_patches):
+            scores = patch_logits[image, patch].double().tolist()
+            is_foreground = scores.index(max(scores)) != num_columns - 1
+            count += is_foreground
+            for column in range(num_columns):
+                pooled[column] += scores[column] * is_foreground
+                mean[column] += scores[column] / num_patches
+        pooled = [value / (count + 1) for value in pooled]
+        mean = [value * scale for value in mean]
+        log_sum = math.log(sum(math.exp(value) for value in pooled))
+        classification -= sum(t * (s - log_sum) for t, s in zip(targets[image].tolist(), pooled, strict=False))
+        background -= mean[-1] - math.log(sum(math.exp(value) for value in mean))
+        ratio += count / num_patches
+    weight = background_weight if ratio / num_images >= min_ratio else 0.0
+    return (classification + weight * background) / num_images, classification / num_images, background / num_images
+
+
+def compute(patch_logits, targets, weight=0.2, scale=0.5, min_ratio=0.1):
+    return adversarial_normalization_loss(
+        pool_foreground_logits(patch_logits),
+        pool_background_logits(patch_logits, scale),
+        targets,
+        batch_foreground_ratio(foreground_ratio(patch_logits), across_ranks=False),
+        weight,
+        min_ratio,
+    )
+
+
+def test_foreground_patches_have_another_best_class_than_background():
+    expected = torch.tensor([[True, False, True, False], [False] * 4])
+    assert torch.equal(foreground_mask(PATCH_LOGITS), expected)
+    assert foreground_ratio(PATCH_LOGITS).tolist() == [0.5, 0.0]
+
+
+def test_foreground_logits_are_the_sum_over_the_foreground_by_their_number_plus_one():
+    # patches 0 and 2: (3 + 1) / 3, (0 + 5) / 3, (1 + 0) / 3; the second image has no foreground patch
+    expected = torch.tensor([[4 / 3, 5 / 3, 1 / 3], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(pool_foreground_logits(PATCH_LOGITS), expected)
+
+
+def test_background_patches_do_not_change_the_foreground_logits():
+    changed = PATCH_LOGITS.clone()
+    changed[0, 1] = torch.tensor([-7.0, 4.0, 40.0])
+    assert torch.equal(pool_foreground_logits(changed), pool_foreground_logits(PATCH_LOGITS))
+
+
+def test_background_logits_are_the_scaled_mean_of_all_patches():
+    expected = torch.tensor([[1.0, 1.25, 3.0], [-0.25, 0.0, 1.5]]) * 0.5
+    torch.testing.assert_close(pool_background_logits(PATCH_LOGITS, 0.5), expected)
+
+
+def test_soft_targets_of_indices_are_one_hot_and_soft_labels_pass():
+    assert soft_targets(torch.tensor([1, 0]), 3).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    soft = torch.tensor([[0.4, 0.6]])
+    assert torch.equal(soft_targets(soft, 2), soft)
+
+
+def test_soft_cross_entropy_equals_torch_for_hard_and_soft_targets():
+    logits = torch.randn(5, 4)
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    hard = soft_cross_entropy(logits, soft_targets(labels, 4))
+    torch.testing.assert_close(hard, torch.nn.functional.cross_entropy(logits, labels))
+    soft = torch.rand(5, 4).softmax(-1)
+    torch.testing.assert_close(soft_cross_entropy(logits, soft), torch.nn.functional.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("min_ratio", [0.0, 0.1, 0.9])
+def test_loss_follows_the_definition(min_ratio):
+    patch_logits = torch.randn(6, 9, 5) * 2
+    targets = torch.rand(6, 4).softmax(-1)
+    loss = compute(patch_logits, targets, min_ratio=min_ratio)
+    expected = loss_by_definition(patch_logits, targets, 0.2, 0.5, min_ratio)
+    # float32 against float64
+    for got, want in zip((loss.total, loss.classification, loss.background), expected, strict=True):
+        assert got.item() == pytest.approx(want, rel=1e-5)
+
+
+def test_the_gate_closes_below_the_minimum_and_is_open_at_it():
+    targets = soft_targets(torch.tensor([0, 1]), 2)
+    # mean foreground ratio of the batch: 0.25
+    closed = compute(PATCH_LOGITS, targets, min_ratio=0.26)
+    assert torch.equal(closed.total, closed.classification)
+    opened = compute(PATCH_LOGITS, targets, min_ratio=0.25)
+    torch.testing.assert_close(opened.total, opened.classification + 0.2 * opened.background)
+
+
+def test_an_image_without_foreground_learns_from_the_background_loss_alone():
+    patch_logits = PATCH_LOGITS[1:].clone().requires_grad_()
+    targets = soft_targets(torch.tensor([0]), 2)
+    compute(patch_logits, targets, min_ratio=0.0).classification.backward()
+    assert patch_logits.grad.abs().sum() == 0
+    compute(patch_logits, targets, min_ratio=0.0).background.backward()
+    assert patch_logits.grad.abs().sum() > 0
+
+
+def test_the_batch_ratio_has_no_gradient():
+    ratio = torch.tensor([0.5, 0.25], requires_grad=True)
+    mean = batch_foreground_ratio(ratio, across_ranks=True)  # one process: no group to reduce over
+    assert mean.item() == 0.375
+    assert not mean.requires_grad
+
+
+def test_the_loss_is_computed_in_float32_for_half_precision_logits():
+    targets = soft_targets(torch.tensor([0, 1]), 2)
+    loss = compute(PATCH_LOGITS.bfloat16(), targets)
+    assert loss.total.dtype == torch.float32
+    # bfloat16 keeps 8 bits of the pooled logits
+    torch.testing.assert_close(loss.total, compute(PATCH_LOGITS, targets).total, atol=0.02, rtol=0.02)

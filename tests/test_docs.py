@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
+
+All ```python blocks of a document run in order in one fresh process, in a folder with a copy of `checkpoints/`. A
+```text block directly after one is what that block prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import transformers_ice
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md")])
+CODE_BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+
+RUN_BLOCKS = """
+import contextlib, io, json, sys
+namespace, printed = {"__name__": "__main__"}, []
+for number, block in enumerate(json.load(open("blocks.json")), 1):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(block, f"<python block {number}>", "exec"), namespace)
+    printed.append(output.getvalue())
+json.dump(printed, open("printed.json", "w"))
+"""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def python_blocks(path: Path) -> list[tuple[str, str | None]]:
+    """Return (code, text that follows it or None) of every ```python block."""
+    return [(match[1], match[2]) for match in CODE_BLOCK.finditer(path.read_text())]
+
+
+def targets_of_links(path: Path) -> set[str]:
+    prose = FENCED.sub("", path.read_text())
+    links = {match[1] or match[2] for match in LINK.finditer(prose)}
+    return {link for link in links if not re.match(r"[a-z]+:", link)}
+
+
+def anchors_of(path: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_documents_of_the_project_are_there():
+    names = {name_of(path) for path in DOCUMENTS}
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"} <= names
+    assert python_blocks(ROOT / "README.md"), "the README shows the use in python"
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path)], ids=name_of)
+def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
+    if (ROOT / "checkpoints").is_dir():
+        shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
+    blocks = python_blocks(path)
+    (tmp_path / "blocks.json").write_text(json.dumps([code for code, _ in blocks]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    finished = subprocess.run(
+        [sys.executable, "-c", RUN_BLOCKS], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    printed = json.loads((tmp_path / "printed.json").read_text())
+    for (code, shown), output in zip(blocks, printed, strict=True):
+        assert shown is None or output.strip() == shown.strip(), code
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_within_the_project_lead_somewhere(path: Path):
+    for link in targets_of_links(path):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_commands_that_are_shown_exist(path: Path):
+    text = path.read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    shown = set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE))
+    assert {first or second for first, second in shown} <= targets
+    missing = [script for script in re.findall(r"\bscripts/\w+\.\w+", text) if not (ROOT / script).is_file()]
+    assert not missing
+
+
+def test_one_version_stands_in_all_places():
+    version = transformers_ice.__version__
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`transformers_ice.training`: what a run does to gradients, weights, logs, files and numbers."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PilImage
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification, set_seed
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.training import (
+    DataArguments,
+    IceTrainingArguments,
+    ImageCollator,
+    LabelledImages,
+    ModelArguments,
+    TrainingAugmentation,
+    build_config,
+    build_image_processor,
+    build_model,
+    build_trainer,
+    parse_arguments,
+)
+from transformers_ice.training.augmentation import random_crop_box
+from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from transformers_ice.training.models import input_size, parse_config_overrides
+from transformers_ice.training.run import choose_checkpoint
+from transformers_ice.training.trainer import LOSS_PARTS, EpochCallback
+
+
+SIZE = 16
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SHAPE |= {"image_size": SIZE, "patch_size": 8, "id2label": {0: "a", 1: "b", 2: "c"}}
+
+
+def make_table(num_images: int = 8, size: int = SIZE, masks: bool = True) -> Dataset:
+    rng = np.random.default_rng(0)
+    columns = {
+        "image": [
+            PilImage.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(num_images)
+        ],
+        "label": [index % 3 for index in range(num_images)],
+    }
+    features = {"image": Image(), "label": ClassLabel(names=["a", "b", "c"])}
+    if masks:
+        columns["mask"] = [
+            PilImage.fromarray((rng.random((size, size)) < 0.4).astype(np.uint8) * 255) for _ in range(num_images)
+        ]
+        features["mask"] = Image()
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def make_model(**fields) -> IceDeiTForImageClassification:
+    set_seed(0)
+    return IceDeiTForImageClassification(IceDeiTConfig(**{**SHAPE, "min_foreground_ratio": 0.0, **fields}))
+
+
+def make_processor() -> IceDeiTImageProcessor:
+    return IceDeiTImageProcessor(size={"height": SIZE, "width": SIZE})
+
+
+def make_args(output_dir: Path, **fields) -> IceTrainingArguments:
+    defaults = {"eval_strategy": "no", "save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-2}
+    defaults |= {"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True, "warmup_steps": 0}
+    return IceTrainingArguments(str(output_dir), **{**defaults, **fields})
+
+
+def make_trainer(output_dir: Path, model=None, augmented: bool = True, callbacks=None, **fields):
+    processor = make_processor()
+    augmentation = TrainingAugmentation((SIZE, SIZE), scale=(0.3, 1.0)) if augmented else None
+    train = LabelledImages(make_table(), processor, augmentation)
+    evaluation = LabelledImages(make_table(6), processor)
+    model = make_model(drop_path_rate=0.3) if model is None else model
+    args = make_args(output_dir, **fields)
+    set_seed(args.seed)
+    return build_trainer(model, args, train, evaluation, processor, callbacks=callbacks)
+
+
+def losses_of(trainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+class KeepGradients(TrainerCallback):
+    """Remember the gradients of the first step."""
+
+    def __init__(self):
+        self.gradients = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients = self.gradients or {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+# --- a whole run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["ice_deit", "vit"])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_resumed_run_equals_uninterrupted_run(tmp_path, model_type, num_workers):
+    def new_model():
+        set_seed(0)
+        return (
+            make_model(drop_path_rate=0.3)
+            if model_type == "ice_deit"
+            else ViTForImageClassification(ViTConfig(**SHAPE))
+        )
+
+    # two steps an epoch: the checkpoint after three lies inside the second epoch
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "dataloader_num_workers": num_workers}
+    whole = make_trainer(tmp_path / "whole", new_model(), **options)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", new_model(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert len(losses_of(whole)) == 6
+    assert losses_of(resumed) == losses_of(whole)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("model_type", ["ice_deit", "vit"])
+def test_load_best_model_at_end_restores_every_tensor(tmp_path, model_type):
+    model = make_model() if model_type == "ice_deit" else ViTForImageClassification(ViTConfig(**SHAPE))
+    trainer = make_trainer(
+        tmp_path, model, max_steps=3, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=1e-1, save_total_limit=None,
+    )  # fmt: skip
+    # a loss that only grows: the first checkpoint is the best one, and training went on after it
+    numbers = iter([1.0, 2.0, 3.0])
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *args, **kwargs: {**evaluate(*args, **kwargs), "eval_loss": next(numbers)}
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    best, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (1, 3))
+    assert best.keys() == trainer.model.state_dict().keys()
+    moved = 0
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, best[name]), name
+        moved += not torch.equal(weight, last[name])
+    # all but the [CLS] classifier (no loss) moved away from the best checkpoint before it was restored
+    assert moved >= len(best) - 4
+
+
+@pytest.mark.parametrize("model_type", ["ice_deit", "vit"])
+def test_saved_keys_are_the_state_dict(tmp_path, model_type):
+    model = make_model() if model_type == "ice_deit" else ViTForImageClassification(ViTConfig(**SHAPE))
+    trainer = make_trainer(tmp_path, model)
+    trainer.save_model()
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights.keys() == model.state_dict().keys()
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+
+
+def test_log_holds_the_mean_parts_of_the_loss(tmp_path):
+    seen = []
+
+    class Spy(IceDeiTForImageClassification):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            seen.append({name: outputs[name].detach().mean().item() for name in LOSS_PARTS})
+            return outputs
+
+    model = Spy(make_model().config)
+    trainer = make_trainer(tmp_path, model, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 2
+    for index, line in enumerate(lines):
+        for name in LOSS_PARTS:
+            batches = [batch[name] for batch in seen[4 * index : 4 * index + 4]]
+            assert line[name] == pytest.approx(np.mean(batches), rel=1e-5), name
+    weight = model.config.background_loss_weight
+    # float32 sums of a few terms
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["classification_loss"] + weight * line["background_loss"], rel=1e-4)
+
+
+def test_plain_classifier_logs_no_parts(tmp_path):
+    trainer = make_trainer(tmp_path, ViTForImageClassification(ViTConfig(**SHAPE)), max_steps=1)
+    trainer.train()
+    assert LOSS_PARTS[0] not in trainer.state.log_history[0]
+    assert "loss" in trainer.state.log_history[0]
+
+
+def test_label_smoothing_is_refused(tmp_path):
+    args = make_args(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor.* must be 0, got 0.1.*ICE loss would be lost"):
+        build_trainer(make_model(), args, image_processor=make_processor())
+
+
+def test_trainer_without_collator_and_processor_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs an `image_processor` or a `data_collator`"):
+        build_trainer(make_model(), make_args(tmp_path))
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def gradients_of(output_dir: Path, **fields) -> dict[str, torch.Tensor]:
+    keep = KeepGradients()
+    model = make_model(background_loss_weight=0.5, cls_loss_weight=0.5)
+    # no clipping: it would hide a factor
+    fields = {"max_steps": 1, "max_grad_norm": 0.0, "report_to": "none", **fields}
+    make_trainer(output_dir, model, augmented=False, callbacks=[keep], **fields).train()
+    return keep.gradients
+
+
+def test_accumulated_gradients_equal_those_of_one_batch(tmp_path):
+    whole = gradients_of(tmp_path, per_device_train_batch_size=8)
+    parts = gradients_of(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        # rounding of float32 sums in another order
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+
+
+RANK_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import torch
+import test_training
+gradients = test_training.gradients_of(Path({folder!r}), per_device_train_batch_size=4)
+if torch.distributed.get_rank() == 0:
+    torch.save(gradients, {file!r})
+assert torch.distributed.get_world_size() == 2
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    script, file = tmp_path / "rank.py", tmp_path / "gradients.pt"
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
+    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    two = torch.load(file, weights_only=True)
+    one = gradients_of(tmp_path / "one", per_device_train_batch_size=8)
+    for name, gradient in one.items():
+        # rounding of float32 sums in another order
+        torch.testing.assert_close(
+            two[f"module.{name}" if f"module.{name}" in two else name], gradient, rtol=1e-4, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("cls_loss_weight", [0.0, 0.5])
+def test_weight_decay_leaves_out_norms_biases_tokens_positions_and_idle_classifiers(tmp_path, cls_loss_weight):
+    model = make_model(use_distillation_token=True, cls_loss_weight=cls_loss_weight)
+    decayed = set(make_trainer(tmp_path, model).get_decay_parameter_names(model))
+    idle = {"classifier.weight", "distillation_classifier.weight"}
+    assert idle <= model.state_dict().keys()
+    assert idle.isdisjoint(decayed) == (cls_loss_weight == 0.0)
+    expected = {name for name, weight in model.named_parameters() if weight.ndim in (2, 4)} - idle
+    assert decayed - idle == expected
+    assert "deit.patch_head.weight" in decayed
+    assert not {name for name in decayed if "token" in name or "position" in name or "norm" in name}
+
+
+def test_idle_classifier_stays_as_it_was(tmp_path):
+    model = make_model(cls_loss_weight=0.0)
+    before = model.classifier.weight.detach().clone()
+    make_trainer(tmp_path, model, max_steps=3, weight_decay=0.5).train()
+    assert torch.equal(model.classifier.weight, before)
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+
+def test_crops_stay_inside_and_keep_their_ranges():
+    generator = random.Random(0)
+    for _ in range(500):
+        left, top, right, bottom = random_crop_box(60, 40, (0.3, 0.8), (0.75, 4 / 3), generator)
+        assert 0 <= left < right <= 60
+        assert 0 <= top < bottom <= 40
+        # half a pixel of rounding on each side
+        assert 0.27 < (right - left) * (bottom - top) / 2400 < 0.84
+        assert 0.7 < (right - left) / (bottom - top) < 1.42
+
+
+def test_crop_of_a_sliver_is_its_largest_centred_part():
+    # no crop of 0.9 of a 100 x 1 image has a ratio up to 4/3: what is left is one pixel in the middle
+    assert random_crop_box(100, 1, (0.9, 1.0), (0.75, 4 / 3), random.Random(0)) == (49, 0, 50, 1)
+    assert random_crop_box(1, 100, (0.9, 1.0), (0.75, 4 / 3), random.Random(0)) == (0, 49, 1, 50)
+
+
+def test_augmentation_flips_about_half_of_the_images():
+    image = PilImage.fromarray(np.tile(np.arange(8, dtype=np.uint8), (8, 1)))
+    augment = TrainingAugmentation((8, 8), crop=False)
+    flipped = [np.asarray(augment(image, random.Random(seed)))[0, 0] == 7 for seed in range(200)]
+    # 200 coins: five standard deviations
+    assert 65 < sum(flipped) < 135
+
+
+def test_images_depend_on_epoch_and_row_and_nothing_else():
+    images = LabelledImages(make_table(), make_processor(), TrainingAugmentation((SIZE, SIZE), scale=(0.2, 0.5)))
+    first = images[3]["pixel_values"]
+    torch.rand(7), random.random(), np.random.rand()  # noqa: NPY002 - the global generators must not matter
+    assert torch.equal(images.__getitems__([1, 3])[1]["pixel_values"], first)
+    images.set_epoch(1)
+    assert not torch.equal(images[3]["pixel_values"], first)
+    images.set_epoch(0)
+    assert torch.equal(images[3]["pixel_values"], first)
+
+
+def test_images_are_told_the_epoch_also_where_accelerate_does_not(tmp_path):
+    trainer = make_trainer(tmp_path)
+    callback = next(item for item in trainer.callback_handler.callbacks if isinstance(item, EpochCallback))
+    before = trainer.train_dataset[0]["pixel_values"]
+    callback.on_epoch_begin(trainer.args, TrainerState(epoch=1.5), None)
+    after = trainer.train_dataset[0]["pixel_values"]
+    trainer.train_dataset.set_epoch(1)
+    assert torch.equal(trainer.train_dataset[0]["pixel_values"], after)
+    assert not torch.equal(before, after)
+
+
+def test_evaluation_pixels_are_those_of_the_image_processor():
+    processor = make_processor()
+    for size in (SIZE, 23):
+        table = make_table(3, size)
+        batch = ImageCollator.from_image_processor(processor)(LabelledImages(table, processor).__getitems__([0, 1, 2]))
+        expected = processor(list(table["image"]), return_tensors="pt")["pixel_values"]
+        # one multiplication and addition instead of three steps, in float32
+        torch.testing.assert_close(batch["pixel_values"], expected, rtol=1e-5, atol=1e-6)
+        assert batch["labels"].tolist() == [0, 1, 2]
+        assert batch["labels"].dtype == torch.int64
+
+
+def test_evaluation_crops_as_the_image_processor_does():
+    options = {"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    processor = IceDeiTImageProcessor(**options)
+    table = make_table(2, 40)
+    pixels = LabelledImages(table, processor)[1]["pixel_values"]
+    expected = processor(table[1]["image"], do_rescale=False, do_normalize=False)["pixel_values"][0]
+    np.testing.assert_array_equal(pixels.permute(2, 0, 1), expected)
+
+
+def test_unreadable_row_is_named():
+    table = Dataset.from_dict({"image": [{"bytes": b"no image", "path": "broken.png"}], "label": [0]})
+    images = LabelledImages(table.cast_column("image", Image()), make_processor())
+    with pytest.raises(ValueError, match=r"Row 0 of the data: .*broken\.png"):
+        images[0]
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_numbers_equal_those_of_the_definition(tmp_path):
+    model = make_model(background_loss_weight=0.0)
+    trainer = make_trainer(tmp_path, model, per_device_eval_batch_size=4)
+    numbers = trainer.evaluate()
+    table = make_table(6)
+    pixels = make_processor()(list(table["image"]), return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**pixels)
+    labels = torch.tensor(table["label"])
+    foreground = outputs.patch_logits.argmax(-1) != 3
+    assert 0 < foreground.float().mean() < 1
+    masks = np.stack([np.asarray(mask) for mask in table["mask"]]) > 0
+    predicted = foreground.view(6, 2, 2).repeat_interleave(8, 1).repeat_interleave(8, 2).numpy()
+    ious = [
+        (predicted & masks).sum() / (predicted | masks).sum(),
+        (~predicted & ~masks).sum() / (~predicted | ~masks).sum(),
+    ]
+    assert numbers["eval_top_1"] == pytest.approx((outputs.logits.argmax(-1) == labels).float().mean().item())
+    assert numbers["eval_cls_top_1"] == pytest.approx((outputs.cls_logits.argmax(-1) == labels).float().mean().item())
+    assert numbers["eval_foreground_ratio"] == pytest.approx(foreground.float().mean().item())
+    assert numbers["eval_pixel_accuracy"] == pytest.approx((predicted == masks).mean())
+    assert numbers["eval_mean_iou"] == pytest.approx(np.mean(ious))
+    # three classes: the five best are all of them, which says nothing
+    assert "eval_top_5" not in numbers
+
+
+def test_other_data_are_scored_by_their_own_masks(tmp_path):
+    trainer = make_trainer(tmp_path)
+    processor = make_processor()
+    assert "eval_mean_iou" not in trainer.evaluate(LabelledImages(make_table(4, masks=False), processor))
+    other = trainer.evaluate(LabelledImages(make_table(4, size=40), processor), metric_key_prefix="other")
+    assert 0 < other["other_pixel_accuracy"] < 1
+    assert "eval_mean_iou" in trainer.evaluate()
+
+
+def test_kept_outputs_stand_in_the_order_of_the_model():
+    keys = list(make_model()(torch.zeros(1, 3, SIZE, SIZE)).keys())
+    assert [key for key in keys if key in KEPT_OUTPUTS] == list(KEPT_OUTPUTS)
+
+
+def test_summaries_by_hand():
+    logits = torch.tensor([[0.1, 0.9, 0.3, 0.2, 0.5, 0.0]])
+    patch_logits = torch.zeros(1, 4, 7)
+    patch_logits[0, :3, 6], patch_logits[0, 3, 2] = 1.0, 1.0
+    top, cls_class, foreground = summarize_outputs((logits, -logits, patch_logits))
+    assert top.tolist() == [[1, 4, 2, 3, 0]]
+    assert cls_class.tolist() == [[5]]
+    assert foreground.tolist() == [[0, 0, 0, 1]]
+    assert summarize_outputs(logits)[0].tolist() == top.tolist()
+
+
+def test_top_5_is_reported_from_five_classes_on():
+    class Prediction:
+        predictions = np.array([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
+        label_ids = np.array([0, 1])
+
+    assert EvaluationMetrics((8, 8))(Prediction) == {"top_1": 0.5, "top_5": 1.0}
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+MINIMAL = ["--model_type", "vit", "--dataset_name", "scenes", "--output_dir", "out"]
+
+
+def test_argument_file_is_read_and_overridden(tmp_path):
+    file = tmp_path / "run.yaml"
+    lines = [
+        "model_type: vit",
+        "dataset_name: scenes",
+        "output_dir: out",
+        "learning_rate: 1e-3",
+        "seed: 3",
+        "bf16: false",
+    ]
+    lines += ["config_overrides: {hidden_size: 8, image_size: [8, 16]}", "random_resized_crop_scale: [0.08, 1]"]
+    file.write_text("\n".join(lines))
+    model_args, data_args, training_args = parse_arguments([str(file), "--seed", "5", "--max_steps", "2"])
+    assert parse_config_overrides(model_args.config_overrides) == {"hidden_size": 8, "image_size": [8, 16]}
+    assert data_args.random_resized_crop_scale == [0.08, 1.0]
+    assert (training_args.learning_rate, training_args.seed, training_args.max_steps) == (1e-3, 5, 2)
+    assert training_args.remove_unused_columns is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset_nam", "x"], r"unrecognized arguments: --dataset_nam x \(did you mean --dataset_name\?\)"),
+        (["--augmentation", "randaug"], "invalid choice: 'randaug'"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--train_dir", "x"], "either `--dataset_name` .*or `--train_dir`"),
+        (["--model_name_or_path", "x"], "exactly one of `--model_name_or_path`"),
+        (["--random_resized_crop_scale", "0.5"], "must be two numbers"),
+        (["--random_resized_crop_scale", "0.9", "0.5"], "0 < first <= second <= 1"),
+        (["--train_val_split", "15"], "between 0 and 1, got 15"),
+    ],
+)
+def test_wrong_arguments_end_with_a_message(capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments([*MINIMAL, *words])
+    errors = capsys.readouterr().err
+    assert re.search(message, errors), errors
+
+
+def test_help_lists_every_argument_with_its_default(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_arguments(["--help"], "First line.\n\n    second line")
+    text = capsys.readouterr().out
+    assert "First line.\n\n    second line" in text
+    for name in ("--background_loss_weight", "--on_bad_image", "--learning_rate", "--random_resized_crop_scale"):
+        assert name in text
+    assert "(default: crop_flip)" in text
+
+
+def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
+    file = tmp_path / "run.json"
+    file.write_text(
+        json.dumps({"model_type": "vit", "dataset_name": "scenes", "output_dir": "out", "lerning_rate": 1})
+    )
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments([str(file)])
+    assert "did you mean --learning_rate?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "- a\n- b\n", "a: [1"])
+def test_unusable_argument_file_ends_with_a_message(tmp_path, capsys, content):
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments([str(file)])
+    assert f"the argument file {file}" in capsys.readouterr().err
+
+
+def test_validation_dir_alone_is_refused():
+    with pytest.raises(ValueError, match="needs `--train_dir`"):
+        DataArguments(dataset_name="scenes", validation_dir="x")
+
+
+def test_config_overrides_are_parsed():
+    text = "hidden_size=128, image_size=[64, 96],layer_norm_eps=1e-6,qkv_bias=True,hidden_act=gelu,a={'b': 1}"
+    assert parse_config_overrides(text) == {
+        "hidden_size": 128, "image_size": [64, 96], "layer_norm_eps": 1e-6, "qkv_bias": True, "hidden_act": "gelu",
+        "a": {"b": 1},
+    }  # fmt: skip
+    assert parse_config_overrides(None) == {}
+    with pytest.raises(ValueError, match="must be name=value,name=value, got 'hidden_size'"):
+        parse_config_overrides("hidden_size")
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_fields_and_types_are_refused():
+    with pytest.raises(ValueError, match=r"no configuration field `hiden_size`.*`hidden_size`"):
+        build_config(ModelArguments(model_type="vit", config_overrides="hiden_size=8"))
+    with pytest.raises(ValueError, match="no configuration field `cls_loss_weight`"):
+        build_config(ModelArguments(model_type="vit", cls_loss_weight=1.0))
+    with pytest.raises(ValueError, match=r"`model_type` 'vitt' is unknown"):
+        build_config(ModelArguments(model_type="vitt"))
+
+
+def test_plain_classifier_from_scratch():
+    args = ModelArguments(
+        model_type="vit", config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
+    )
+    config = build_config(args, image_size=32)
+    model = build_model(args, config, ["x", "y"])
+    assert type(model) is ViTForImageClassification
+    assert model.config.id2label == {0: "x", 1: "y"}
+    assert model.config.image_size == 32
+    processor = build_image_processor(args, config)
+    assert (input_size(processor), processor.do_convert_rgb, processor.do_center_crop) == ((32, 32), True, False)
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+
+
+def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):
+    folder = str(hub_folder("vit", "old"))
+    args = ModelArguments(folder, background_loss_weight=0.2, drop_path_rate=0.1)
+    config = build_config(args)
+    model = build_model(args, config, ["x", "y", "z"])
+    assert type(model) is IceDeiTForImageClassification
+    assert model.config.logits_source == "patch"
+    assert (model.config.background_loss_weight, model.config.drop_path_rate) == (0.2, 0.1)
+    assert model.config.cls_loss_weight == 0.0
+    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
+    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(pixels).cls_logits, expected(pixels).logits)
+    assert type(build_image_processor(args, config)) is IceDeiTImageProcessor
+    assert input_size(build_image_processor(args, config, image_size=48)) == (48, 48)
+    assert build_config(ModelArguments(folder, logits_source="cls")).logits_source == "cls"
+
+
+def test_other_number_of_classes_needs_the_flag(hub_folder):
+    args = ModelArguments(str(hub_folder("vit", "new")))
+    with pytest.raises(ValueError, match=r"4 classes of the data.*--ignore_mismatched_sizes"):
+        build_model(args, build_config(args), ["w", "x", "y", "z"])
+    args.ignore_mismatched_sizes = True
+    model = build_model(args, build_config(args), ["w", "x", "y", "z"])
+    assert model.classifier.weight.shape == (4, 32)
+    assert torch.isfinite(model.classifier.weight).all()
+
+
+def test_checkpoint_without_image_processor_is_refused(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    args = ModelArguments(str(tmp_path))
+    with pytest.raises(ValueError, match=r"holds no image processor.*--image_processor_name"):
+        build_image_processor(args, build_config(args))
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def make_checkpoint(folder: Path, complete: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    if complete:
+        (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_fresh_start_beside_checkpoints_is_refused(tmp_path):
+    make_checkpoint(tmp_path / "checkpoint-5")
+    with pytest.raises(ValueError, match=r"holds checkpoints.*checkpoint-5.*--resume_from_checkpoint auto"):
+        choose_checkpoint(make_args(tmp_path))
+
+
+def test_auto_takes_the_last_complete_checkpoint(tmp_path):
+    assert choose_checkpoint(make_args(tmp_path)) is None
+    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint="auto")) is None
+    make_checkpoint(tmp_path / "checkpoint-9")
+    last = make_checkpoint(tmp_path / "checkpoint-10")
+    make_checkpoint(tmp_path / "checkpoint-11", complete=False)
+    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint="auto")) == str(last)
+    other = str(tmp_path / "checkpoint-9")
+    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint=other)) == other
+
+
+def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be a checkpoint folder or auto"):
+        choose_checkpoint(make_args(tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: which pixels keep, lose or gain colour, and what a panel shows."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from transformers_ice.visualization import (
+    PanelRow,
+    cut_out,
+    draw_box,
+    explanation_panel,
+    overlay_class_map,
+    overlay_heatmap,
+)
+
+
+GREY = np.full((6, 8, 3), 120, dtype=np.uint8)
+
+
+def row(index=0, truth=True, height=16, width=16):
+    rng = np.random.default_rng(index)
+    class_map = np.full((height, width), 4)
+    class_map[4:12, 4:12] = index % 4
+    mask = class_map != 4
+    return PanelRow(
+        image=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        class_map=class_map,
+        heatmap=mask * np.float32(0.9),
+        mask=mask,
+        truth=mask if truth else None,
+        title=f"row {index}",
+    )
+
+
+def test_heat_grows_brighter_with_the_value_on_an_even_picture():
+    heatmap = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    overlay = overlay_heatmap(GREY, heatmap)
+    luma = (overlay @ np.array([0.299, 0.587, 0.114])).ravel()
+    assert overlay.shape == (6, 8, 3)
+    assert overlay.dtype == np.uint8
+    assert np.all(np.diff(luma) > -1)  # never darker, but for the rounding of three channels
+    assert luma[-1] - luma[0] > 100
+
+
+def test_opacity_mixes_picture_and_heat():
+    heatmap = np.ones((6, 8), dtype=np.float32)
+    assert np.array_equal(overlay_heatmap(GREY, heatmap, opacity=0), GREY)
+    opaque = overlay_heatmap(GREY, heatmap, opacity=1)
+    assert np.array_equal(opaque, np.broadcast_to(opaque[0, 0], opaque.shape))
+    assert opaque[0, 0].tolist() == [252, 255, 164]  # the bright end of matplotlib's inferno
+
+
+def test_picture_shows_through_the_heat():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    picture[0] = 255
+    overlay = overlay_heatmap(picture, np.zeros((2, 2)))
+    assert overlay[0].min() > overlay[1].max()
+
+
+def test_grey_pictures_are_drawn_like_their_rgb_form():
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    mask = grey > 20
+    assert np.array_equal(overlay_heatmap(grey, mask), overlay_heatmap(rgb, mask))
+    assert np.array_equal(cut_out(grey, mask), cut_out(rgb, mask))
+    assert np.array_equal(draw_box(grey, (1, 1, 5, 5)), draw_box(rgb, (1, 1, 5, 5)))
+
+
+def test_classes_are_coloured_and_the_background_stays_dim_and_grey():
+    class_map = np.array([[0, 1, 2, 2]])
+    overlay = overlay_class_map(GREY[:1, :4], class_map, {0: "#ff0000", 1: "#0000ff"})
+    red, blue, *background = overlay[0].astype(int)
+    assert red[0] > red[1] + 100
+    assert blue[2] > blue[1] + 100
+    assert [pixel.tolist() for pixel in background] == [[54, 54, 54]] * 2  # 0.45 of the grey below
+    assert np.array_equal(overlay_class_map(GREY[:1, :4], class_map, {})[0, 0], background[0])
+
+
+def test_cut_out_keeps_the_mask_and_dims_the_rest():
+    image = np.random.default_rng(0).integers(60, 256, (6, 8, 3), dtype=np.uint8)
+    mask = np.zeros((6, 8), dtype=bool)
+    mask[2:4, 3:6] = True
+    result = cut_out(image, mask)
+    assert np.array_equal(result[mask], image[mask])
+    assert result[~mask].max() < 60
+    assert np.all(result[~mask].max(axis=1) == result[~mask].min(axis=1))  # grey
+
+
+def test_box_covers_its_corners_and_nothing_outside():
+    image = np.full((40, 60, 3), 90, dtype=np.uint8)
+    result = draw_box(image, (10, 5, 30, 25))
+    changed = np.argwhere((result != image).any(axis=2))
+    assert changed.min(axis=0).tolist() == [5, 10]
+    assert changed.max(axis=0).tolist() == [24, 29]  # half-open: the last pixel lies inside
+    assert {0, 255} <= set(result[changed[:, 0], changed[:, 1]].ravel().tolist())
+    assert np.array_equal(result[10:20, 15:25], image[10:20, 15:25])
+    assert np.all(image == 90)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1), (3, 2)])
+def test_tiny_pictures_can_be_drawn(size):
+    image = np.full((*size, 3), 90, dtype=np.uint8)
+    assert draw_box(image, (0, 0, size[1], size[0])).shape == image.shape
+    assert overlay_heatmap(image, np.ones(size)).shape == image.shape
+
+
+def texts_of(figure):
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    titles = [axis.get_title() for axis in axes if axis.get_title()]
+    labels = [axis.get_ylabel() for axis in axes if axis.get_ylabel()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    return titles, labels, legend
+
+
+def test_panel_names_columns_rows_and_classes():
+    titles, labels, legend = texts_of(explanation_panel([row(0), row(1)], ["disc", "star", "cross", "ring"]))
+    assert titles == ["image", "class map", "heat map", "mask", "truth"]
+    assert labels == ["row 0", "row 1"]
+    assert legend == ["disc", "star", "background"]
+
+
+def test_panel_without_truth_has_four_columns():
+    titles, *_ = texts_of(explanation_panel([row(0, truth=False)], {0: "disc"}))
+    assert titles == ["image", "class map", "heat map", "mask"]
+
+
+def test_panel_of_mixed_sizes_and_many_classes_is_written_as_png(tmp_path):
+    rows = [row(0), row(1, height=20, width=40, truth=False)]
+    rows[0].class_map[:] = np.arange(256).reshape(16, 16) % 15
+    figure = explanation_panel(rows, [f"class {index}" for index in range(15)])
+    figure.savefig(tmp_path / "panel.png")
+    with Image.open(tmp_path / "panel.png") as picture:
+        assert min(picture.size) > 300
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1000
+    assert texts_of(figure)[2][-1] == "background"
+    assert len(texts_of(figure)[2]) == 16
+
+
+def test_labels_do_not_run_into_pictures_or_beyond_the_edge():
+    figure = explanation_panel([row(index) for index in range(3)], ["a long class name"] * 4)
+    FigureCanvasAgg(figure).draw()
+    edge = figure.bbox
+    pictures = [axis.get_window_extent() for axis in figure.axes if axis.images]
+    texts = [figure.legends[0].get_window_extent(), *(axis.yaxis.label.get_window_extent() for axis in figure.axes)]
+    for box in texts:
+        if box.width:
+            assert edge.x0 <= box.x0
+            assert box.x1 <= edge.x1
+            assert not any(box.overlaps(picture) for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: overlay_heatmap(GREY, np.ones((8, 6))), r"`heatmap` must have the size \(6, 8\)"),
+        (lambda: overlay_heatmap(GREY, np.full((6, 8), 1.5)), r"lie in \[0, 1\], got values from 1.5 to 1.5"),
+        (lambda: overlay_heatmap(GREY, np.full((6, 8), np.nan)), "got values from nan to nan"),
+        (lambda: overlay_heatmap(GREY, np.ones((6, 8)), opacity=2), "`opacity` must lie"),
+        (lambda: overlay_heatmap(GREY / 255, np.ones((6, 8))), "must be uint8.*got float64"),
+        (lambda: overlay_class_map(GREY, np.ones((2, 2)), {}), "`class_map` must have the size"),
+        (lambda: cut_out(GREY, np.ones((2, 2))), "`mask` must have the size"),
+        (lambda: explanation_panel([], []), "at least one image"),
+    ],
+)
+def test_unfit_arrays_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_missing_matplotlib_is_reported_with_the_extra_that_has_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for call in (lambda: overlay_heatmap(GREY, np.ones((6, 8))), lambda: explanation_panel([row()], [])):
+        with pytest.raises(ImportError, match=r"pip install transformers-ice\[viz\]"):
+            call()

@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train as the arguments say; print and return the numbers."""
     model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
     numbers = run_training(model_args, data_args, training_args)
-    width = max(map(len, numbers))
-    for name, value in sorted(numbers.items()):
-        print(f"{name:<{width}} {value:14.4f}")
-    print(f"Model, log and numbers are in {training_args.output_dir}.")
+    if training_args.process_index == 0:
+        width = max(map(len, numbers))
+        for name, value in sorted(numbers.items()):
+            print(f"{name:<{width}} {value:14.4f}")
+        print(f"Model, log and numbers are in {training_args.output_dir}.")
     return numbers
 
 

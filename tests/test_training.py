@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,22 +19,14 @@ from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageCl
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
-    DataArguments,
     IceTrainingArguments,
     ImageCollator,
     LabelledImages,
-    ModelArguments,
     TrainingAugmentation,
-    build_config,
-    build_image_processor,
-    build_model,
     build_trainer,
-    parse_arguments,
 )
 from transformers_ice.training.augmentation import random_crop_box
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
-from transformers_ice.training.models import input_size, parse_config_overrides
-from transformers_ice.training.run import choose_checkpoint
 from transformers_ice.training.trainer import LOSS_PARTS, EpochCallback
 
 
@@ -416,189 +406,3 @@ def test_top_5_is_reported_from_five_classes_on():
         label_ids = np.array([0, 1])
 
     assert EvaluationMetrics((8, 8))(Prediction) == {"top_1": 0.5, "top_5": 1.0}
-
-
-# --- arguments -----------------------------------------------------------------------------------------------------
-
-
-MINIMAL = ["--model_type", "vit", "--dataset_name", "scenes", "--output_dir", "out"]
-
-
-def test_argument_file_is_read_and_overridden(tmp_path):
-    file = tmp_path / "run.yaml"
-    lines = [
-        "model_type: vit",
-        "dataset_name: scenes",
-        "output_dir: out",
-        "learning_rate: 1e-3",
-        "seed: 3",
-        "bf16: false",
-    ]
-    lines += ["config_overrides: {hidden_size: 8, image_size: [8, 16]}", "random_resized_crop_scale: [0.08, 1]"]
-    file.write_text("\n".join(lines))
-    model_args, data_args, training_args = parse_arguments([str(file), "--seed", "5", "--max_steps", "2"])
-    assert parse_config_overrides(model_args.config_overrides) == {"hidden_size": 8, "image_size": [8, 16]}
-    assert data_args.random_resized_crop_scale == [0.08, 1.0]
-    assert (training_args.learning_rate, training_args.seed, training_args.max_steps) == (1e-3, 5, 2)
-    assert training_args.remove_unused_columns is False
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--dataset_nam", "x"], r"unrecognized arguments: --dataset_nam x \(did you mean --dataset_name\?\)"),
-        (["--augmentation", "randaug"], "invalid choice: 'randaug'"),
-        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
-        (["--train_dir", "x"], "either `--dataset_name` .*or `--train_dir`"),
-        (["--model_name_or_path", "x"], "exactly one of `--model_name_or_path`"),
-        (["--random_resized_crop_scale", "0.5"], "must be two numbers"),
-        (["--random_resized_crop_scale", "0.9", "0.5"], "0 < first <= second <= 1"),
-        (["--train_val_split", "15"], "between 0 and 1, got 15"),
-    ],
-)
-def test_wrong_arguments_end_with_a_message(capsys, words, message):
-    with pytest.raises(SystemExit, match="2"):
-        parse_arguments([*MINIMAL, *words])
-    errors = capsys.readouterr().err
-    assert re.search(message, errors), errors
-
-
-def test_help_lists_every_argument_with_its_default(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        parse_arguments(["--help"], "First line.\n\n    second line")
-    text = capsys.readouterr().out
-    assert "First line.\n\n    second line" in text
-    for name in ("--background_loss_weight", "--on_bad_image", "--learning_rate", "--random_resized_crop_scale"):
-        assert name in text
-    assert "(default: crop_flip)" in text
-
-
-def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
-    file = tmp_path / "run.json"
-    file.write_text(
-        json.dumps({"model_type": "vit", "dataset_name": "scenes", "output_dir": "out", "lerning_rate": 1})
-    )
-    with pytest.raises(SystemExit, match="2"):
-        parse_arguments([str(file)])
-    assert "did you mean --learning_rate?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", [None, "- a\n- b\n", "a: [1"])
-def test_unusable_argument_file_ends_with_a_message(tmp_path, capsys, content):
-    file = tmp_path / "run.yaml"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(SystemExit, match="2"):
-        parse_arguments([str(file)])
-    assert f"the argument file {file}" in capsys.readouterr().err
-
-
-def test_validation_dir_alone_is_refused():
-    with pytest.raises(ValueError, match="needs `--train_dir`"):
-        DataArguments(dataset_name="scenes", validation_dir="x")
-
-
-def test_config_overrides_are_parsed():
-    text = "hidden_size=128, image_size=[64, 96],layer_norm_eps=1e-6,qkv_bias=True,hidden_act=gelu,a={'b': 1}"
-    assert parse_config_overrides(text) == {
-        "hidden_size": 128, "image_size": [64, 96], "layer_norm_eps": 1e-6, "qkv_bias": True, "hidden_act": "gelu",
-        "a": {"b": 1},
-    }  # fmt: skip
-    assert parse_config_overrides(None) == {}
-    with pytest.raises(ValueError, match="must be name=value,name=value, got 'hidden_size'"):
-        parse_config_overrides("hidden_size")
-
-
-# --- models --------------------------------------------------------------------------------------------------------
-
-
-def test_unknown_fields_and_types_are_refused():
-    with pytest.raises(ValueError, match=r"no configuration field `hiden_size`.*`hidden_size`"):
-        build_config(ModelArguments(model_type="vit", config_overrides="hiden_size=8"))
-    with pytest.raises(ValueError, match="no configuration field `cls_loss_weight`"):
-        build_config(ModelArguments(model_type="vit", cls_loss_weight=1.0))
-    with pytest.raises(ValueError, match=r"`model_type` 'vitt' is unknown"):
-        build_config(ModelArguments(model_type="vitt"))
-
-
-def test_plain_classifier_from_scratch():
-    args = ModelArguments(
-        model_type="vit", config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
-    )
-    config = build_config(args, image_size=32)
-    model = build_model(args, config, ["x", "y"])
-    assert type(model) is ViTForImageClassification
-    assert model.config.id2label == {0: "x", 1: "y"}
-    assert model.config.image_size == 32
-    processor = build_image_processor(args, config)
-    assert (input_size(processor), processor.do_convert_rgb, processor.do_center_crop) == ((32, 32), True, False)
-    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
-
-
-def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):
-    folder = str(hub_folder("vit", "old"))
-    args = ModelArguments(folder, background_loss_weight=0.2, drop_path_rate=0.1)
-    config = build_config(args)
-    model = build_model(args, config, ["x", "y", "z"])
-    assert type(model) is IceDeiTForImageClassification
-    assert model.config.logits_source == "patch"
-    assert (model.config.background_loss_weight, model.config.drop_path_rate) == (0.2, 0.1)
-    assert model.config.cls_loss_weight == 0.0
-    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
-    expected = ViTForImageClassification.from_pretrained(folder).eval()
-    pixels = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(model.eval()(pixels).cls_logits, expected(pixels).logits)
-    assert type(build_image_processor(args, config)) is IceDeiTImageProcessor
-    assert input_size(build_image_processor(args, config, image_size=48)) == (48, 48)
-    assert build_config(ModelArguments(folder, logits_source="cls")).logits_source == "cls"
-
-
-def test_other_number_of_classes_needs_the_flag(hub_folder):
-    args = ModelArguments(str(hub_folder("vit", "new")))
-    with pytest.raises(ValueError, match=r"4 classes of the data.*--ignore_mismatched_sizes"):
-        build_model(args, build_config(args), ["w", "x", "y", "z"])
-    args.ignore_mismatched_sizes = True
-    model = build_model(args, build_config(args), ["w", "x", "y", "z"])
-    assert model.classifier.weight.shape == (4, 32)
-    assert torch.isfinite(model.classifier.weight).all()
-
-
-def test_checkpoint_without_image_processor_is_refused(tmp_path):
-    make_model().save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
-    args = ModelArguments(str(tmp_path))
-    with pytest.raises(ValueError, match=r"holds no image processor.*--image_processor_name"):
-        build_image_processor(args, build_config(args))
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-def make_checkpoint(folder: Path, complete: bool = True) -> Path:
-    folder.mkdir(parents=True)
-    if complete:
-        (folder / "trainer_state.json").write_text("{}")
-    return folder
-
-
-def test_fresh_start_beside_checkpoints_is_refused(tmp_path):
-    make_checkpoint(tmp_path / "checkpoint-5")
-    with pytest.raises(ValueError, match=r"holds checkpoints.*checkpoint-5.*--resume_from_checkpoint auto"):
-        choose_checkpoint(make_args(tmp_path))
-
-
-def test_auto_takes_the_last_complete_checkpoint(tmp_path):
-    assert choose_checkpoint(make_args(tmp_path)) is None
-    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint="auto")) is None
-    make_checkpoint(tmp_path / "checkpoint-9")
-    last = make_checkpoint(tmp_path / "checkpoint-10")
-    make_checkpoint(tmp_path / "checkpoint-11", complete=False)
-    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint="auto")) == str(last)
-    other = str(tmp_path / "checkpoint-9")
-    assert choose_checkpoint(make_args(tmp_path, resume_from_checkpoint=other)) == other
-
-
-def test_folder_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be a checkpoint folder or auto"):
-        choose_checkpoint(make_args(tmp_path, resume_from_checkpoint=str(tmp_path / "nothing")))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a DeiT checkpoint to pictures of where the model looks, in one command.
+
+    python scripts/run_demo.py --images photo.jpg folder "more/*.png"
+
+Fine-tunes ICE from a small classifier of drawn scenes, compares its masks on held-out scenes with what attention
+explains of the classifier, and loads the result back through the Auto classes and the three pipelines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from datasets import Dataset
+from explain_images import explain_files, find_images
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from transformers_ice.data.scenes import load_scenes
+from transformers_ice.evaluation import ComparisonRow, compare_with_baselines, format_table
+from transformers_ice.training import parse_arguments as parse_training_arguments
+from transformers_ice.training import run_training
+from transformers_ice.visualization import PanelRow, explanation_panel
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_PICTURES = 8
+HEADERS = {
+    "method": "held-out scenes",
+    "patch_top_1": "top-1 (patch)",
+    "cls_top_1": "top-1 ([CLS])",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+    "ceiling_share": "of the ceiling",
+}
+SETTINGS = ("background_loss_weight", "background_logit_scale", "min_foreground_ratio", "cls_loss_weight")
+
+T = TypeVar("T")
+
+
+class Stages:
+    """Announce the stages of the demo and keep the seconds that each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        """Announce and do one stage."""
+        print(f"\n{name}", flush=True)
+        start = time.monotonic()
+        result = work()
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        return result
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the words of the command line by name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", nargs="+", default=[], help="your own files, folders or globs to explain")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where everything is written")
+    parser.add_argument("--start", default=str(ROOT / "checkpoints/deit-scenes"), help="the classifier to start from")
+    parser.add_argument("--recipe", default=str(ROOT / "recipes/ice-deit-scenes.yaml"), help="arguments of run_train")
+    parser.add_argument("--num_train", type=int, default=16000, help="scenes to train on")
+    parser.add_argument("--num_eval", type=int, default=1000, help="held-out scenes to measure on")
+    parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps")
+    return parser.parse_args(argv)
+
+
+def train(arguments: argparse.Namespace, model_dir: Path) -> dict[str, float]:
+    """Fine-tune by the recipe, cut down to the length of a demo."""
+    changes = {
+        "model_name_or_path": arguments.start,
+        "output_dir": model_dir,
+        "max_train_samples": arguments.num_train,
+        "max_eval_samples": min(arguments.num_eval, 500),
+        "max_steps": arguments.max_steps,
+        "num_proc": os.cpu_count() or 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+    }
+    words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    return run_training(*parse_training_arguments([arguments.recipe, *words]))
+
+
+def compare(start: str, model_dir: Path, dataset: Dataset) -> list[ComparisonRow]:
+    """Load both models as a user would, and measure them on held-out scenes."""
+    folders = (str(model_dir), start)
+    models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
+    processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
+    return compare_with_baselines(models[0], processors[0], models[1], processors[1], dataset)
+
+
+def read_settings(arguments: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+    """Return what the result was made with."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(Path(arguments.recipe).read_text(encoding="utf-8"))
+    settings = {name: config[name] for name in SETTINGS if name in config}
+    settings |= {name: recipe[name] for name in ("learning_rate", "per_device_train_batch_size") if name in recipe}
+    return {**settings, "max_steps": arguments.max_steps, "num_train": arguments.num_train}
+
+
+def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
+    """Draw the explanations of the first held-out scenes, as they come."""
+    names = dataset.features["label"].names
+    rows = []
+    for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
+        result, truth = explainer(scene["image"]), names[scene["label"]]
+        title = f"{result['label']}\n{result['score']:.2f}"
+        title += "" if result["label"] == truth else f"\n(true: {truth})"
+        maps = {name: result[name] for name in ("class_map", "heatmap", "mask")}
+        rows.append(PanelRow(image=as_array(scene["image"]), truth=as_array(scene["mask"]) > 0, title=title, **maps))
+    explanation_panel(rows, names).savefig(file)
+
+
+def as_array(image: Any) -> Any:
+    """Return a picture as an array."""
+    import numpy as np
+
+    return np.asarray(image)
+
+
+def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
+    """Load the result back through all three pipelines; print what each says, return the explainer."""
+    folder, image = str(model_dir), scene["image"]
+    best = pipeline("image-classification", model=folder)(image)[0]
+    print(f"  image-classification  {best['label']}, score {best['score']:.3f}")
+    segments = pipeline("image-segmentation", model=folder)(image)
+    print(f"  image-segmentation    {', '.join(segment['label'] for segment in segments)}")
+    explainer = pipeline("patch-explanation", model=folder)
+    result = explainer(image)
+    print(
+        f"  patch-explanation     {result['label']}, score {result['score']:.3f}, box {tuple(result['box'].values())}, "
+        f"foreground {result['foreground_ratio']:.0%}"
+    )
+    return explainer
+
+
+def explain_own_images(explainer: Any, paths: Sequence[str], output_dir: Path) -> list[str]:
+    """Explain the user's files; print a line per image and return what went wrong."""
+    files = find_images(paths, output_dir)
+    if not files:
+        return [f"no images found in {', '.join(paths)}"]
+    explanations = explain_files(explainer, files, output_dir)
+    for record in explanations.records:
+        ratio = f"foreground {record['foreground_ratio']:.0%}"
+        print(f"  {record['path']}: {record['label']}, score {record['score']:.2f}, {ratio} -> {record['output']}")
+    return explanations.problems
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; return the exit code."""
+    arguments, stages = parse_arguments(argv), Stages()
+    output_dir, model_dir = arguments.output_dir, arguments.output_dir / "model"
+    stages.run("1/4 Fine-tune ICE on drawn scenes", lambda: train(arguments, model_dir))
+    settings = read_settings(arguments, model_dir)
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+
+    size = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
+    image_size = (size["height"], size["width"])
+    dataset = load_scenes("test", arguments.num_eval, image_size=image_size, num_proc=os.cpu_count())
+    rows = stages.run(
+        f"2/4 Measure on {len(dataset)} held-out scenes", lambda: compare(arguments.start, model_dir, dataset)
+    )
+    print("\n" + format_table([asdict(row) for row in rows], HEADERS))
+
+    explainer = stages.run("3/4 Load the result back", lambda: show_pipelines(model_dir, dataset[0]))
+    problems = stages.run(
+        "4/4 Draw explanations",
+        lambda: (
+            draw_panel(explainer, dataset, output_dir / "explanations.png")
+            or (explain_own_images(explainer, arguments.images, output_dir / "images") if arguments.images else [])
+        ),
+    )
+    results = {"settings": settings, "rows": [asdict(row) for row in rows], "seconds": stages.seconds}
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    own = f", your images in {output_dir / 'images'}" if arguments.images else ""
+    print(f"\nmodel in {model_dir}, picture {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,12 +18,13 @@ export HF_HUB_OFFLINE ?= 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# One stamp for all targets. torch first and by itself: the second call then finds it and leaves it as it is.
+# One stamp for all targets. torch first and by itself: the second call then finds it and leaves it as it is. Python
+# compiles what it imports; compiling all of torch and transformers beforehand takes as long as unpacking them.
 $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
 	@echo "Installing into $(VENV); the first time takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@bash scripts/install_torch.sh $(BIN)/python constraints.txt
-	@$(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt -e ".[train,viz,dev]"
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,viz,dev]"
 	@touch $@
 
 install: $(STAMP) ## create .venv and install everything into it

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 
-import transformers_ice  # noqa: F401 - registers the model and the pipeline
+from transformers_ice import IceDeiTConfig, PatchExplanationPipeline
 from transformers_ice.image_conversion import load_image
 from transformers_ice.visualization import draw_box, overlay_heatmap
 
@@ -46,6 +46,21 @@ class Explanations:
 
     records: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def load_explainer(model: str) -> PatchExplanationPipeline:
+    """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own.
+
+    Raises:
+        ValueError: If it holds another kind of model.
+    """
+    model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
+    if model_type != IceDeiTConfig.model_type:
+        raise ValueError(
+            f"{model} must hold an ICE model ({IceDeiTConfig.model_type}), got {model_type}. Train one from it with "
+            f"`python scripts/run_train.py --model_name_or_path {model} ...`."
+        )
+    return pipeline("patch-explanation", model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
@@ -177,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"No images found in {', '.join(arguments.paths)}.", file=sys.stderr)
         return 1
     try:
-        explainer = pipeline("patch-explanation", model=arguments.model)
+        explainer = load_explainer(arguments.model)
         stop = arguments.on_bad_image == "stop"
         options = (arguments.target, arguments.batch_size, stop)
         explanations = explain_files(explainer, paths, arguments.output_dir, *options)

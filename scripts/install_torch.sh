@@ -15,7 +15,7 @@ requirement=$(grep '^torch==' "$constraints")
 index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 # -qq: errors only
-pip_install() { "$python" -m pip --disable-pip-version-check -qq install -c "$constraints" "$@" "$requirement"; }
+pip_install() { "$python" -m pip --disable-pip-version-check -qq install --no-compile -c "$constraints" "$@" "$requirement"; }
 
 is_installed() {
     "$python" -c 'import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' \

@@ -19,9 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 from datasets import Dataset
-from explain_images import explain_files, find_images
+from explain_images import explain_files, find_images, load_explainer
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from transformers_ice.data.scenes import load_scenes
@@ -116,31 +117,24 @@ def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
         result, truth = explainer(scene["image"]), names[scene["label"]]
         title = f"{result['label']}\n{result['score']:.2f}"
         title += "" if result["label"] == truth else f"\n(true: {truth})"
+        image, mask = np.asarray(scene["image"]), np.asarray(scene["mask"]) > 0
         maps = {name: result[name] for name in ("class_map", "heatmap", "mask")}
-        rows.append(PanelRow(image=as_array(scene["image"]), truth=as_array(scene["mask"]) > 0, title=title, **maps))
+        rows.append(PanelRow(image=image, truth=mask, title=title, **maps))
     explanation_panel(rows, names).savefig(file)
-
-
-def as_array(image: Any) -> Any:
-    """Return a picture as an array."""
-    import numpy as np
-
-    return np.asarray(image)
 
 
 def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
     """Load the result back through all three pipelines; print what each says, return the explainer."""
+    # The folder also carries its own code, for where this package is missing; here the installed code is to run.
     folder, image = str(model_dir), scene["image"]
-    best = pipeline("image-classification", model=folder)(image)[0]
+    best = pipeline("image-classification", model=folder, trust_remote_code=False)(image)[0]
     print(f"  image-classification  {best['label']}, score {best['score']:.3f}")
-    segments = pipeline("image-segmentation", model=folder)(image)
+    segments = pipeline("image-segmentation", model=folder, trust_remote_code=False)(image)
     print(f"  image-segmentation    {', '.join(segment['label'] for segment in segments)}")
-    explainer = pipeline("patch-explanation", model=folder)
+    explainer = load_explainer(folder)
     result = explainer(image)
-    print(
-        f"  patch-explanation     {result['label']}, score {result['score']:.3f}, box {tuple(result['box'].values())}, "
-        f"foreground {result['foreground_ratio']:.0%}"
-    )
+    where = f"box {tuple(result['box'].values())}, foreground {result['foreground_ratio']:.0%}"
+    print(f"  patch-explanation     {result['label']}, score {result['score']:.3f}, {where}")
     return explainer
 
 

@@ -300,6 +300,12 @@ def test_images_are_loaded_upright(tmp_path, raw, mode):
     assert by_path.shape == (3, 2, 3)
 
 
+def test_damaged_exif_data_does_not_hide_the_image(tmp_path):
+    values = noise(4, 6)
+    Image.fromarray(values).save(tmp_path / "odd.png", exif=b"Exif\x00\x00garbage")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "odd.png")), values)
+
+
 # Saving and loading
 
 

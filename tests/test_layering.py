@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_ice import modeling_ice_deit
+from transformers_ice.remote_code import REMOTE_CODE_FILES
 
 
 if sys.version_info >= (3, 11):
@@ -35,7 +35,10 @@ TRAVELLING_ROOMS = (
     "token_pruning",
     "patch_maps",
     "image_conversion",
+    "remote_code",
     "configuration_ice_deit",
+    "input_checks",
+    "layers_ice_deit",
     "modeling_ice_deit",
     "image_processing_ice_deit",
     "pipeline_patch_explanation",
@@ -129,7 +132,7 @@ def test_remote_code_names_the_room_it_imports_from():
 
 def test_a_saved_folder_takes_along_every_room_that_travels():
     present = {path.name for path in SOURCES if path.stem in TRAVELLING_ROOMS and path.parent == PACKAGE}
-    assert set(modeling_ice_deit.REMOTE_CODE_FILES) == present
+    assert set(REMOTE_CODE_FILES) == present
 
 
 @pytest.mark.parametrize("path", SOURCES + SCRIPTS, ids=name_of)

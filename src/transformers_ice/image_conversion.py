@@ -48,12 +48,15 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     try:
         image = stream if isinstance(stream, Image.Image) else Image.open(stream)
         image.load()
-        return ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged file can fail anywhere inside a decoder
         raise ValueError(
             f"Cannot read the image {name}: {error}. Expected a complete image file of a format that Pillow reads; "
             "replace the file or leave it out."
         ) from error
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data, but the pixels are whole: shown as every viewer shows them
+        return image
 
 
 def _name_of(source: Any) -> str:

@@ -304,8 +304,7 @@ def _split_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"{tuple(tensor.shape)}."
             )
         for name, part in zip("qkv", tensor.chunk(3), strict=True):
-            # a copy: views of one storage cannot be saved as safetensors
-            converted[f"{match[1]}{name}_proj{match[2]}"] = part.clone()
+            converted[f"{match[1]}{name}_proj{match[2]}"] = part
     return converted
 
 

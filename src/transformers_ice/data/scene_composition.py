@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from .scene_layers import (
+    COLORS,
     SHAPES,
     TEXTURES,
     Ground,
     Layer,
     Outline,
+    draw_class_colors,
     draw_colors,
-    draw_contrasting_colors,
     draw_ground,
+    draw_neutral_colors,
     draw_outline,
     layer_distance,
 )
@@ -26,7 +28,8 @@ from .scene_layers import (
 
 __all__ = ["Composition", "compose"]
 
-_NUM_CLASSES = len(SHAPES) * len(TEXTURES)
+_COLOR_NAMES = tuple(COLORS)
+_NUM_CLASSES = len(COLORS) * len(TEXTURES)
 
 Array = np.ndarray
 
@@ -65,8 +68,9 @@ def _place(rng: np.random.Generator, outline: Outline, area: float, **fields: An
 
 
 def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, float]) -> Layer:
-    """Draw the object, at least 80 % of it inside the image."""
-    outline = draw_outline(rng, SHAPES[label // len(TEXTURES)])
+    """Draw the object, at least 80 % of it inside the image: the class's texture and colour on any shape."""
+    outline = draw_outline(rng, _choose(rng, SHAPES))
+    colors = draw_class_colors(rng, _COLOR_NAMES[label // len(TEXTURES)])
     layer = _place(
         rng,
         outline,
@@ -74,7 +78,7 @@ def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, floa
         role="object",
         center=(0.0, 0.0),
         texture=TEXTURES[label % len(TEXTURES)],
-        colors=draw_contrasting_colors(rng),
+        colors=colors if rng.random() < 0.5 else colors[::-1],
     )
     y, x = _sample_points(layer)
     offset_y, offset_x = rng.uniform(-0.3, 0.3, 2).tolist()
@@ -103,13 +107,13 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def _draw_distractors(rng: np.random.Generator, target: Layer, extent: tuple[float, float]) -> list[Layer]:
-    """Draw untextured shapes of the class families and irregular blobs in the class textures."""
+    """Draw shapes in the class colours without texture, and blobs in the class textures without colour."""
     roles = ["shape"] * int(rng.integers(1, 3)) + ["texture"] * int(rng.integers(1, 3))
     layers = [target]
     for role in roles:
         family = _choose(rng, SHAPES) if role == "shape" else "blob"
         texture = _choose(rng, ("plain", "blotchy") if role == "shape" else TEXTURES)
-        colors = draw_contrasting_colors(rng)
+        colors = draw_class_colors(rng, _choose(rng, _COLOR_NAMES)) if role == "shape" else draw_neutral_colors(rng)
         outline, center = draw_outline(rng, family), _draw_center(rng, layers, extent)
         area = rng.uniform(0.05, 0.1)
         layers.append(_place(rng, outline, area, role=role, center=center, texture=texture, colors=colors))
@@ -166,7 +170,7 @@ def compose(
     block, position = divmod(index, _NUM_CLASSES)
     label = _block_labels(seed, split_index, block)[position]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, index)))
-    ground = draw_ground(rng, draw_colors(rng, [rng.uniform(0.2, 0.8)], max_saturation=0.6)[0])
+    ground = draw_ground(rng, draw_colors(rng, [rng.uniform(0.2, 0.8)], saturation=(0.1, 0.4))[0])
     num_clutter = int(rng.integers(8, 17))
     # Centre, angle, half length, radius; half of the strokes are spots.
     low, high = (0, 0, 0, 0.02, 0.006), (extent[0], extent[1], math.pi, 0.05, 0.016)

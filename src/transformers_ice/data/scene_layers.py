@@ -15,14 +15,16 @@ import numpy as np
 
 
 __all__ = [
+    "COLORS",
     "SHAPES",
     "TEXTURES",
     "Ground",
     "Layer",
     "Outline",
     "clip",
+    "draw_class_colors",
     "draw_colors",
-    "draw_contrasting_colors",
+    "draw_neutral_colors",
     "draw_ground",
     "draw_outline",
     "layer_distance",
@@ -32,8 +34,16 @@ __all__ = [
 
 SHAPES = ("disc", "star", "cross", "triangle")
 TEXTURES = ("striped", "checked", "dotted")
+# Hue, and the range of luma in which the hue goes by that name (a dark yellow is brown).
+COLORS = {
+    "red": (0.0, (0.25, 0.5)),
+    "yellow": (0.15, (0.5, 0.8)),
+    "green": (0.36, (0.3, 0.65)),
+    "blue": (0.62, (0.2, 0.45)),
+}
 _OCTAVES = ((4, 1.0), (6, 0.7), (10, 0.45), (20, 0.35))
 _NUM_CELLS = sum(cells for cells, _ in _OCTAVES)
+_NEUTRAL = (0.0, 0.2)  # saturation
 
 Array = np.ndarray
 
@@ -177,18 +187,29 @@ def _color(luma: float, hue: float, saturation: float) -> tuple[float, float, fl
     return red, green, blue
 
 
-def draw_colors(rng: np.random.Generator, lumas: list[float], max_saturation: float = 1.0) -> Array:
-    """Draw one colour of random hue and saturation for each luma in (0, 1), `(num_colors, 3)`."""
-    chroma = rng.uniform((0, 0.15), (1, max_saturation), (len(lumas), 2)).tolist()
+def draw_colors(rng: np.random.Generator, lumas: list[float], saturation: tuple[float, float]) -> Array:
+    """Draw one colour of random hue, and saturation in a range, for each luma in (0, 1), `(num_colors, 3)`."""
+    chroma = rng.uniform((0, saturation[0]), (1, saturation[1]), (len(lumas), 2)).tolist()
     return np.array([_color(luma, *pair) for luma, pair in zip(lumas, chroma, strict=True)], dtype=np.float32)
 
 
-def draw_contrasting_colors(rng: np.random.Generator, low: float = 0.4, high: float = 0.6) -> Array:
-    """Draw two colours whose lumas differ by `low` to `high`, in random order, `(2, 3)`."""
+def draw_neutral_colors(rng: np.random.Generator) -> Array:
+    """Draw two greyish colours whose lumas differ by 0.4 to 0.6, in random order, `(2, 3)`."""
     contrast, darkness, order = rng.random(3).tolist()
-    contrast = low + (high - low) * contrast
+    contrast = 0.4 + 0.2 * contrast
     dark = 0.06 + (0.88 - contrast) * darkness
-    return draw_colors(rng, [dark, dark + contrast] if order < 0.5 else [dark + contrast, dark])
+    return draw_colors(rng, [dark, dark + contrast] if order < 0.5 else [dark + contrast, dark], _NEUTRAL)
+
+
+def draw_class_colors(rng: np.random.Generator, name: str) -> Array:
+    """Draw a saturated colour of `COLORS` and a greyish one whose luma differs by 0.4 to 0.55, `(2, 3)`."""
+    hue, (low, high) = COLORS[name]
+    turn, luma, saturation, contrast, side = rng.random(5).tolist()
+    luma, contrast = low + (high - low) * luma, 0.4 + 0.15 * contrast
+    colored = _color(luma, (hue + 0.06 * (turn - 0.5)) % 1, 0.75 + 0.25 * saturation)
+    sides = [value for value in (luma - contrast, luma + contrast) if 0.04 < value < 0.96] or [luma + 0.4]
+    (neutral,) = draw_colors(rng, [sides[int(side * len(sides))]], _NEUTRAL)
+    return np.stack([np.array(colored, dtype=np.float32), neutral])
 
 
 def draw_ground(rng: np.random.Generator, base: Array) -> Ground:

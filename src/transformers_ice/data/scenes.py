@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the embedded data set "scenes": one object of a known class, mask and box among distractors.
 
-A class is a texture on a shape ("striped disc", "checked star", ...), so that one cue alone never decides it: every
-image also holds plain shapes of the same families and irregular blobs in the same textures, drawn independently of
-the label, on a cluttered background. Colours are drawn alike for all classes. Labels, masks and boxes are exact.
+A class is a texture in a colour ("red striped", "blue dotted", ...), so that one cue alone never decides it: every
+image also holds shapes in the same colours without a texture and blobs in the same textures without a colour, drawn
+independently of the label, on a cluttered background. The shape of the object (disc, star, cross, triangle) says
+nothing of its class. Labels, masks and boxes are exact.
 
 All random numbers of a scene come from `(seed, split, index)` and are drawn in relative units before anything is
 rendered: lengths in shorter image sides, so the same scene at another size of the same aspect is the same composition.
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from .scene_composition import Composition, compose
-from .scene_layers import SHAPES, TEXTURES, Layer, clip, layer_distance, render_ground, texture_weights
+from .scene_layers import COLORS, TEXTURES, Layer, clip, layer_distance, render_ground, texture_weights
 
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENE_CLASSES", "SPLIT_SIZES", "Scene", "draw_scene", "load_scenes"]
 
-SCENE_CLASSES: tuple[str, ...] = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)
+SCENE_CLASSES: tuple[str, ...] = tuple(f"{color} {texture}" for color in COLORS for texture in TEXTURES)
 SPLIT_SIZES: dict[str, int] = {"train": 20000, "validation": 1000, "test": 2000}
 
 # Part of the cache key: raise it with every change of the drawing, or an old cache would be served.
-_DRAWING_VERSION = 2
+_DRAWING_VERSION = 3
 _MIN_SIZE = 16
 _SHARD_SIZE = 250
 

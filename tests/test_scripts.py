@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts that show explanations, end to end with tiny models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, pipeline
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.data.scenes import SCENE_CLASSES
+from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import explain_images  # noqa: E402
+import run_demo  # noqa: E402
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+}
+SCENE_LABELS = {"id2label": dict(enumerate(SCENE_CLASSES)), "label2id": {n: i for i, n in enumerate(SCENE_CLASSES)}}
+
+
+@pytest.fixture(scope="module")
+def ice_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ice")
+    torch.manual_seed(0)
+    config = IceDeiTConfig(**SIZES, id2label={0: "cat", 1: "dog", 2: "hen"}, label2id={"cat": 0, "dog": 1, "hen": 2})
+    IceDeiTForImageClassification(config).save_pretrained(folder)
+    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deit")
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**SIZES, **SCENE_LABELS)).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    DeiTImageProcessorPil(size=size, do_center_crop=False, do_convert_rgb=True).save_pretrained(folder)
+    return folder
+
+
+def picture(height=20, width=30, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder tree of four pictures, two of which have the same stem, and files that are no pictures."""
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for index, name in enumerate(["a.png", "b.JPG", "deep/a.jpg", "deep/er/c.webp"]):
+        picture(seed=index).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def explain(capsys, *words):
+    """Run the script; return its exit code, its JSON lines and its messages."""
+    code = explain_images.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def names(paths, folder):
+    return [Path(path).relative_to(folder).as_posix() for path in paths]
+
+
+def test_every_picture_of_a_folder_gets_an_overlay_and_a_line(capsys, ice_folder, photos, tmp_path):
+    code, records, _ = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert code == 0
+    assert names((record["path"] for record in records), photos) == ["a.png", "b.JPG", "deep/a.jpg", "deep/er/c.webp"]
+    outputs = [Path(record["output"]) for record in records]
+    assert [output.name for output in outputs] == ["a.png", "b.png", "a-2.png", "c.png"]
+    for output in outputs:
+        with Image.open(output) as overlay:
+            assert overlay.size == (30, 20)
+    lines = (tmp_path / "out" / "explanations.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == records
+
+
+def test_line_holds_what_the_pipeline_says(capsys, ice_folder, photos, tmp_path):
+    words = ("--model", ice_folder, "--output_dir", tmp_path / "out")
+    _, records, _ = explain(capsys, photos / "a.png", photos / "b.JPG", *words, "--batch_size", 2)
+    explainer = pipeline(
+        "patch-explanation",
+        model=IceDeiTForImageClassification.from_pretrained(ice_folder),
+        image_processor=IceDeiTImageProcessor.from_pretrained(ice_folder),
+    )
+    for record in records:
+        expected = explainer(record["path"])
+        assert set(record) == {"path", "label", "score", "box", "foreground_ratio", "output"}
+        assert record["label"] == expected["label"]
+        assert record["score"] == pytest.approx(expected["score"], abs=1e-5)  # six digits, and another batch size
+        assert record["box"] == expected["box"]
+        assert record["foreground_ratio"] == expected["foreground_ratio"]
+
+
+def test_pictures_of_an_earlier_run_are_not_explained(ice_folder, photos, capsys):
+    words = (photos, "--model", ice_folder, "--output_dir", photos / "out")
+    first, second = (names((record["path"] for record in explain(capsys, *words)[1]), photos) for _ in range(2))
+    assert first == second
+    assert len(first) == 4
+
+
+def test_globs_and_repeated_paths_name_each_file_once(photos, tmp_path):
+    paths = [f"{photos}/*", f"{photos}/**/*.jpg", str(photos / "a.png"), str(photos / "deep")]
+    found = names(explain_images.find_images(paths, tmp_path / "out"), photos)
+    assert sorted(found) == ["a.png", "b.JPG", "deep/a.jpg", "deep/er/c.webp"]
+    brackets = photos / "x[1].png"
+    picture().save(brackets)
+    assert explain_images.find_images([str(brackets)], tmp_path / "out") == [brackets]
+    assert explain_images.find_images([str(photos / "notes.txt")], tmp_path) == [photos / "notes.txt"]
+
+
+def test_output_names_never_collide():
+    paths = [Path(name) for name in ("x/a.png", "y/a.png", "A.jpg", "a-2.png", "a.gif")]
+    outputs = [path.name.lower() for path in explain_images.name_outputs(paths, Path("out"))]
+    assert len(set(outputs)) == 5
+    assert outputs[:2] == ["a.png", "a-2.png"]
+
+
+def test_unreadable_files_are_named_and_the_others_explained(capsys, ice_folder, photos, tmp_path):
+    whole = (photos / "a.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    words = ("--model", ice_folder, "--output_dir", tmp_path / "out", "--batch_size", 3)
+    code, records, messages = explain(capsys, photos, photos / "gone.png", photos / "notes.txt", *words)
+    assert code == 1
+    assert len(records) == 4
+    for name in ("cut.png", "empty.jpg", "gone.png", "notes.txt"):
+        assert str(photos / name) in messages
+    assert "4 of 8 images explained" in messages
+
+
+def test_on_bad_image_stop_ends_the_run(capsys, ice_folder, photos, tmp_path):
+    (photos / "b.JPG").write_bytes(b"no picture")
+    words = ("--model", ice_folder, "--output_dir", tmp_path / "out", "--on_bad_image", "stop", "--batch_size", 4)
+    code, records, messages = explain(capsys, photos, *words)
+    assert code == 1
+    assert names((record["path"] for record in records), photos) == ["a.png"]
+    assert "b.JPG" in messages
+
+
+def test_no_images_is_a_clear_exit(capsys, ice_folder, tmp_path):
+    code, records, messages = explain(capsys, tmp_path, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert (code, records) == (1, [])
+    assert f"No images found in {tmp_path}" in messages
+
+
+def rotated(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture(20, 30).save(folder / "rotated.jpg", exif=exif)
+    return (20, 30)
+
+
+KINDS = {
+    "grey.png": lambda: picture().convert("L"),
+    "rgba.png": lambda: picture().convert("RGBA"),
+    "palette.gif": lambda: picture().convert("P"),
+    "cmyk.jpg": lambda: picture().convert("CMYK"),
+    "16bit.png": lambda: Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100),
+    "narrow.png": lambda: picture(30, 1),
+    "flat.png": lambda: picture(1, 30),
+    "pixel.png": lambda: picture(1, 1),
+}
+
+
+def test_every_kind_of_picture_is_explained_in_its_upright_size(capsys, ice_folder, tmp_path):
+    sizes = {"rotated": rotated(tmp_path)}
+    for name, make in KINDS.items():
+        image = make()
+        image.save(tmp_path / name)
+        sizes[Path(name).stem] = image.size
+    code, records, _ = explain(capsys, tmp_path, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert code == 0
+    assert len(records) == len(KINDS) + 1
+    for record in records:
+        width, height = sizes[Path(record["path"]).stem]
+        with Image.open(record["output"]) as overlay:
+            assert overlay.size == (width, height)
+        box = record["box"]
+        assert 0 <= box["xmin"] < box["xmax"] <= width
+        assert 0 <= box["ymin"] < box["ymax"] <= height
+
+
+def test_target_changes_the_heat_and_nothing_else(capsys, ice_folder, photos, tmp_path):
+    runs = []
+    for name, extra in (("all", ()), ("hen", ("--target", "hen")), ("2", ("--target", "2"))):
+        words = (photos / "a.png", "--model", ice_folder, "--output_dir", tmp_path / name)
+        _, (record,), _ = explain(capsys, *words, *extra)
+        runs.append((np.asarray(Image.open(record.pop("output"))), record))
+    assert runs[0][1] == runs[1][1] == runs[2][1]
+    assert np.array_equal(runs[1][0], runs[2][0])
+    assert not np.array_equal(runs[0][0], runs[1][0])
+    code, _, messages = explain(capsys, *words, "--target", "cow")
+    assert code == 1
+    assert "got 'cow'" in messages
+
+
+def test_other_models_and_missing_folders_are_refused(capsys, start_folder, photos, tmp_path):
+    code, _, messages = explain(capsys, photos, "--model", start_folder, "--output_dir", tmp_path / "out")
+    assert code == 1
+    assert "must hold an ICE model (ice_deit), got vit" in messages
+    code, _, messages = explain(capsys, photos, "--model", tmp_path / "nowhere", "--output_dir", tmp_path / "out")
+    assert code == 1
+    assert "nowhere" in messages
+
+
+def test_batch_size_below_one_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        explain_images.main([str(tmp_path), "--model", "x", "--output_dir", "y", "--batch_size", "0"])
+    assert "--batch_size must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_demo_trains_measures_draws_and_explains_own_images(capsys, start_folder, photos, tmp_path):
+    output_dir = tmp_path / "demo"
+    words = ["--start", start_folder, "--output_dir", output_dir, "--images", photos, photos / "gone.png"]
+    sizes = ["--num_train", "24", "--num_eval", "10", "--max_steps", "2"]
+    code = run_demo.main([str(word) for word in words] + sizes)
+    captured = capsys.readouterr()
+    assert code == 1  # because of gone.png only
+    assert "gone.png" in captured.err
+    results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+    assert [row["method"].split()[0] for row in results["rows"]] == ["ICE", "raw", "rollout,", "ceiling"]
+    assert results["settings"]["max_steps"] == 2
+    assert f"background_loss_weight {results['settings']['background_loss_weight']}" in captured.out
+    for row in results["rows"]:
+        assert f"{row['mean_iou']:.4f}" in captured.out
+        assert row["ceiling_share"] == pytest.approx(row["mean_iou"] / results["rows"][-1]["mean_iou"])
+    for task in ("image-classification", "image-segmentation", "patch-explanation"):
+        assert task in captured.out
+    with Image.open(output_dir / "explanations.png") as panel:
+        assert min(panel.size) > 500
+    assert len((output_dir / "images" / "explanations.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    model = IceDeiTForImageClassification.from_pretrained(output_dir / "model")
+    assert model.config.logits_source == "patch"
+    last_line = captured.out.strip().splitlines()[-1]
+    assert all(str(output_dir / name) in last_line for name in ("model", "explanations.png", "results.json", "images"))

@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where everything is written")
     parser.add_argument("--start", default=str(ROOT / "checkpoints/deit-scenes"), help="the classifier to start from")
     parser.add_argument("--recipe", default=str(ROOT / "recipes/ice-deit-scenes.yaml"), help="arguments of run_train")
-    parser.add_argument("--num_train", type=int, default=16000, help="scenes to train on")
+    parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=1000, help="held-out scenes to measure on")
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps")
     return parser.parse_args(argv)

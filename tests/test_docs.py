@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
 
-All ```python blocks of a document run in order in one fresh process, in a folder with a copy of `checkpoints/`. A
-```text block directly after one is what that block prints.
+All ```python blocks of a document run in order in one fresh process, in a folder with copies of `checkpoints/` and
+`docs/images/`. A ```text block directly after one is what that block prints.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def test_the_documents_of_the_project_are_there():
 def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
     if (ROOT / "checkpoints").is_dir():
         shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     blocks = python_blocks(path)
     (tmp_path / "blocks.json").write_text(json.dumps([code for code, _ in blocks]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -86,7 +86,7 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
 
 def third_party_roots(path: Path) -> set[str]:
     roots = {name.split(".")[0] for dots, name, _ in imports_of(path) if dots == 0}
-    return roots - set(sys.stdlib_module_names) - {PACKAGE.name}
+    return roots - set(sys.stdlib_module_names) - {PACKAGE.name} - {script.stem for script in SCRIPTS}
 
 
 def declared_libraries() -> set[str]:

@@ -66,8 +66,9 @@ def test_the_documents_of_the_project_are_there():
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path)], ids=name_of)
 def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
-    if (ROOT / "checkpoints").is_dir():
-        shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
+    for folder in ("checkpoints", "docs"):
+        if (ROOT / folder).is_dir():
+            shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     blocks = python_blocks(path)
     (tmp_path / "blocks.json").write_text(json.dumps([code for code, _ in blocks]))

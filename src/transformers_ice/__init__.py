@@ -34,7 +34,9 @@ def _register() -> None:
     AutoModel.register(IceDeiTConfig, IceDeiTModel, exist_ok=True)
     AutoModelForImageClassification.register(IceDeiTConfig, IceDeiTForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(IceDeiTConfig, IceDeiTForSemanticSegmentation, exist_ok=True)
-    AutoImageProcessor.register(IceDeiTConfig, image_processor_classes={"pil": IceDeiTImageProcessor}, exist_ok=True)
+    # the same pixels everywhere: where torchvision is installed, too
+    backends: dict[str, type] = {"pil": IceDeiTImageProcessor, "torchvision": IceDeiTImageProcessor}
+    AutoImageProcessor.register(IceDeiTConfig, image_processor_classes=backends, exist_ok=True)
     register_patch_explanation_pipeline()
 
 

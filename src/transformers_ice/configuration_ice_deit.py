@@ -85,6 +85,10 @@ class IceDeiTConfig(DeiTConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuse misspelt fields, fill the parent's derived fields, check the values."""
         refuse_near_misses(kwargs)
+        if not __name__.startswith("transformers_modules"):
+            # Where the package is installed the task is registered; this entry of a saved folder would make `pipeline`
+            # insist on running the folder's code instead.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {str(label): int(i) for i, label in (self.id2label or {}).items()}

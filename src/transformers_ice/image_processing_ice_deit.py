@@ -82,6 +82,14 @@ class IceDeiTImageProcessor(PilBackend):
             kwargs["do_convert_rgb"] = True
         super().__init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Serialize the settings.
+
+        `video_processor_type` names a class that does not exist. Without it, pipelines look for a video processor in
+        the code that `auto_map` names, and ask in a terminal whether to run it although this package is installed.
+        """
+        return {**super().to_dict(), "video_processor_type": "IceDeiTVideoProcessor"}
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load what is a path, URL or bytes; leave images as they are."""
         images = image_url_or_urls

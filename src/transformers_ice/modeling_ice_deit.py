@@ -32,7 +32,7 @@ from .adversarial_normalization import (
 from .configuration_ice_deit import IceDeiTConfig
 from .input_checks import check_labels, check_pixel_values
 from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head
-from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_remote_code
+from .remote_code import copy_remote_code, remote_code_entries
 
 
 # The Hub has two families in two key layouts; one table reads all four (vit/deit prefix, `encoder.layer.N` names).
@@ -155,14 +155,13 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
                 `state_dict()`, and the Trainer cannot resume from them, hence the default.
             **kwargs: Passed to `PreTrainedModel.save_pretrained`.
         """
-        self.config.auto_map = dict(AUTO_MAP)
-        self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
         if is_main_process and not Path(save_directory).is_file():
             # before the parent, which may upload the folder
             copy_remote_code(Path(save_directory), self.config.name_or_path)
-        super().save_pretrained(
-            save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
-        )
+        with remote_code_entries(self.config):
+            super().save_pretrained(
+                save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
+            )
 
 
 class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):

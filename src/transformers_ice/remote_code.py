@@ -2,8 +2,11 @@
 """What a saved folder needs to work where this package is not installed: code, and the entries that name it."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import HF_MODULES_CACHE, get_cached_module_file
 from transformers.utils import logging
 
@@ -39,6 +42,21 @@ CUSTOM_PIPELINES = {
 }
 
 
+@contextmanager
+def remote_code_entries(config: PreTrainedConfig) -> Iterator[None]:
+    """Let a configuration name the code of its folder while it is written.
+
+    Only then: where this package is installed, a living configuration with these entries would make `pipeline` ask for
+    `trust_remote_code` although the classes are at hand.
+    """
+    config.auto_map = dict(AUTO_MAP)
+    config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
+    try:
+        yield
+    finally:
+        del config.auto_map, config.custom_pipelines
+
+
 def copy_remote_code(folder: Path, source: str | None) -> None:
     """Copy the code that a checkpoint needs where this package is not installed.
 
@@ -60,4 +78,4 @@ def copy_remote_code(folder: Path, source: str | None) -> None:
             shutil.copyfile(file, folder / name)
 
 
-__all__ = ["AUTO_MAP", "CUSTOM_PIPELINES", "REMOTE_CODE_FILES", "copy_remote_code"]
+__all__ = ["AUTO_MAP", "CUSTOM_PIPELINES", "REMOTE_CODE_FILES", "copy_remote_code", "remote_code_entries"]

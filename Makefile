@@ -13,7 +13,7 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo style quality test test-slow test-upstream clean
+.PHONY: help install demo style quality test test-slow test-upstream checkpoint-code clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 	@$(BIN)/python tests/upstream/fetch.py $(UPSTREAM)
 	@ICE_UPSTREAM_TESTS=$(UPSTREAM) $(BIN)/python -m pytest -q -rf -n $(WORKERS) --maxprocesses 8 \
 		-o addopts= -W ignore::UserWarning tests/upstream
+
+checkpoint-code: ## copy the code that travels into the sample checkpoint, after a change to it
+	@cd src/transformers_ice && cp $(notdir $(wildcard checkpoints/ice-deit-scenes/*.py)) ../../checkpoints/ice-deit-scenes/
 
 clean: ## remove the environment, the caches and what the tools leave behind
 	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist src/*.egg-info

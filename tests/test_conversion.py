@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in: every key accounted for, sizes from the weights, no code run, nothing left behind by bad input."""
+
 from __future__ import annotations
 
 import argparse

@@ -69,7 +69,6 @@ def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
     for folder in ("checkpoints", "docs"):
         if (ROOT / folder).is_dir():
             shutil.copytree(ROOT / folder, tmp_path / folder)
-    shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     blocks = python_blocks(path)
     (tmp_path / "blocks.json").write_text(json.dumps([code for code, _ in blocks]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -337,6 +337,7 @@ def test_the_saved_file_is_complete_and_names_its_code(tmp_path):
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"height": 224, "width": 224},
+        "video_processor_type": "IceDeiTVideoProcessor",  # no such class: see `to_dict`
     }
     code = {"image_processing_ice_deit.py", "image_conversion.py", "patch_maps.py", "adversarial_normalization.py"}
     assert code <= {file.name for file in tmp_path.iterdir()}

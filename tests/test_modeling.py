@@ -432,3 +432,12 @@ def test_wrong_labels_are_refused(labels, message, tiny_config, pixel_values):
 def test_segmentation_refuses_labels(tiny_config, pixel_values):
     with pytest.raises(ValueError, match="Train with IceDeiTForImageClassification"):
         IceDeiTForSemanticSegmentation(tiny_config)(pixel_values, labels=torch.zeros(2, 32, 32, dtype=torch.long))
+
+
+# --- the sample checkpoint
+
+
+def test_the_sample_checkpoint_carries_the_code_of_this_package():
+    folder = SOURCES.parents[1] / "checkpoints" / "ice-deit-scenes"
+    stale = [name for name in REMOTE_CODE_FILES if (folder / name).read_text() != (SOURCES / name).read_text()]
+    assert not stale, "run `make checkpoint-code`"

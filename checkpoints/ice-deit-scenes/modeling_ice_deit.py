@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICE-DeiT: the DeiT encoder whose every patch token predicts a class or "background".
+
+Wires `adversarial_normalization` into the DeiT classes of transformers. This file travels with a checkpoint as remote
+code, so it imports its neighbours with a single dot and registers what loading needs by itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.deit.modeling_deit import DeiTModel, DeiTPreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .adversarial_normalization import (
+    adversarial_normalization_loss,
+    batch_foreground_ratio,
+    foreground_ratio,
+    pool_background_logits,
+    pool_foreground_logits,
+    soft_cross_entropy,
+    soft_targets,
+)
+from .configuration_ice_deit import IceDeiTConfig
+from .input_checks import check_labels, check_pixel_values
+from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head
+from .remote_code import copy_remote_code, remote_code_entries
+
+
+# The Hub has two families in two key layouts; one table reads all four (vit/deit prefix, `encoder.layer.N` names).
+_ENCODER_RENAMINGS = (
+    (r"^vit\.", "deit."),
+    (r"encoder\.layer\.", "layers."),
+    (r"attention\.attention\.query", "attention.q_proj"),
+    (r"attention\.attention\.key", "attention.k_proj"),
+    (r"attention\.attention\.value", "attention.v_proj"),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+)
+_HEAD_RENAMINGS = (_ENCODER_RENAMINGS[0], (r"^cls_classifier\.", "classifier."))
+
+
+@dataclass
+class IceDeiTModelOutput(ModelOutput):
+    """Hold what the encoder returns.
+
+    Args:
+        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, `num_hidden_layers`
+            if it stayed.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    last_hidden_state: Tensor | None = None
+    patch_logits: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class IceDeiTImageClassifierOutput(ModelOutput):
+    """Hold labels and their explanation.
+
+    Args:
+        loss: 0-dim, only with labels, like the three parts below.
+        logits: `(batch_size, num_labels)`, from the source that `config.logits_source` names.
+        cls_logits: `(batch_size, num_labels)`, the [CLS] classifier, averaged with the distillation token's if it has
+            one.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        foreground_logits: `(batch_size, num_labels + 1)`, pooled over the foreground patches.
+        background_logits: `(batch_size, num_labels + 1)`, pooled over all patches and scaled.
+        foreground_ratio: `(batch_size,)`, share of foreground patches, in [0, 1].
+        patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
+        background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
+        cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cls_logits: Tensor | None = None
+    patch_logits: Tensor | None = None
+    foreground_logits: Tensor | None = None
+    background_logits: Tensor | None = None
+    foreground_ratio: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    classification_loss: Tensor | None = None
+    background_loss: Tensor | None = None
+    cls_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
+    """Load, initialise and save ICE-DeiT models.
+
+    Differences from `DeiTPreTrainedModel`: parameters start as timm and DeiT start them (HF DeiT's zero tokens and
+    positions do not train); files hold the names of `state_dict()`, so the Trainer's resume finds them; a saved
+    folder holds the code, the `auto_map` and the pipeline.
+    """
+
+    config: IceDeiTConfig
+    _no_split_modules = ["IceDeiTEmbeddings", "IceDeiTLayer"]
+    # the Trainer may not assume that the loss was divided by `num_items_in_batch`: it is a mean over the batch
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, IceDeiTEmbeddings):
+            for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
+                if parameter is not None:
+                    init.trunc_normal_(parameter, std=std)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # timm leaves the patch projection at PyTorch's default
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            bound = module.weight[0].numel() ** -0.5
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, is_main_process: bool = True, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """Save a complete folder: weights, configuration, and the code that loads them without this package.
+
+        Args:
+            save_directory: Folder to write to; made if missing.
+            is_main_process: Whether this process writes.
+            save_original_format: Whether to write the key names of old transformers versions. They differ from
+                `state_dict()`, and the Trainer cannot resume from them, hence the default.
+            **kwargs: Passed to `PreTrainedModel.save_pretrained`.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            # before the parent, which may upload the folder
+            copy_remote_code(Path(save_directory), self.config.name_or_path)
+        with remote_code_entries(self.config):
+            super().save_pretrained(
+                save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
+            )
+
+
+class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
+    """Encode an image and let every patch predict a class or background.
+
+    Differences from `DeiTModel`: optional distillation token, any image size, stochastic depth, the patch head (on
+    the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"classifier\.", r"mask_token$"]
+
+    def __init__(self, config: IceDeiTConfig) -> None:
+        # not DeiT's own constructor: it would build and initialise modules only to have them replaced
+        DeiTPreTrainedModel.__init__(self, config)
+        config.check_values()
+        self.embeddings: IceDeiTEmbeddings = IceDeiTEmbeddings(config)
+        drop_probabilities = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(IceDeiTLayer(config, probability) for probability in drop_probabilities)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.patch_head = build_patch_head(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(  # type: ignore[override]
+        self, pixel_values: Tensor | None = None, interpolate_pos_encoding: bool | None = None, **kwargs: Any
+    ) -> IceDeiTModelOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised as the image processor does; height
+                and width are any multiples of the patch size.
+            interpolate_pos_encoding: Accepted for compatibility; positions are interpolated whenever it is needed.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            `IceDeiTModelOutput`.
+
+        Raises:
+            ValueError: If `pixel_values` has a wrong shape or type.
+
+        Example:
+            >>> model = AutoModel.from_pretrained("checkpoints/ice-deit-scenes")
+            >>> outputs = model(**image_processor(image, return_tensors="pt"))
+            >>> outputs.patch_logits.argmax(-1)  # (1, num_patches): a class of each patch, `num_labels` is background
+        """
+        pixel_values = check_pixel_values(pixel_values, self.config)
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        hidden_states, patch_logits, patch_exit_layer = self.encode(self.embeddings(pixel_values), **kwargs)
+        grid_size = torch.tensor(self.embeddings.grid_size_of(pixel_values), device=hidden_states.device)
+        return IceDeiTModelOutput(
+            last_hidden_state=self.layernorm(hidden_states),
+            patch_logits=patch_logits,
+            patch_exit_layer=patch_exit_layer,
+            grid_size=grid_size.expand(pixel_values.shape[0], 2),
+        )
+
+    def encode(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the layers and the patch head.
+
+        The seam for pruning: tokens may leave between layers as long as the last two results cover the full grid.
+
+        Args:
+            hidden_states: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            The last hidden states before the final layer norm; patch logits `(batch_size, num_patches,
+            num_labels + 1)`; the layer before which each patch left `(batch_size, num_patches)`.
+        """
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None, **kwargs)
+        patch_logits = self.patch_head(hidden_states[:, self.config.num_prefix_tokens :])
+        patch_exit_layer = torch.full(
+            patch_logits.shape[:2], len(self.layers), dtype=torch.long, device=patch_logits.device
+        )
+        return hidden_states, patch_logits, patch_exit_layer
+
+
+class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
+    """Classify images by their foreground patches, and say which those are."""
+
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$"]
+
+    def __init__(self, config: IceDeiTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.deit = IceDeiTModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        if config.has_distillation_head:
+            self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Any,
+    ) -> IceDeiTImageClassifierOutput:
+        """Classify images; with labels, also return the ICE loss and its parts.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalised as the image processor does; height
+                and width are any multiples of the patch size.
+            labels: `(batch_size,)` class indices in [0, num_labels), or `(batch_size, num_labels)` soft targets.
+            interpolate_pos_encoding: Accepted for compatibility; positions are interpolated whenever it is needed.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            `IceDeiTImageClassifierOutput`. An image without a foreground patch has all-zero foreground logits.
+
+        Raises:
+            ValueError: If `pixel_values` or `labels` has a wrong shape, type or, in eager mode, range.
+
+        Example:
+            >>> model = AutoModelForImageClassification.from_pretrained("checkpoints/ice-deit-scenes")
+            >>> outputs = model(**image_processor(image, return_tensors="pt"))
+            >>> model.config.id2label[outputs.logits.argmax(-1).item()], outputs.foreground_ratio
+        """
+        pixel_values = check_pixel_values(pixel_values, self.config)
+        if labels is not None:
+            check_labels(labels, pixel_values.shape[0], self.config.num_labels)
+        encoded = self.deit(pixel_values, **kwargs)
+        cls_logits = self.classify_prefix(encoded.last_hidden_state)
+        foreground_logits = pool_foreground_logits(encoded.patch_logits)
+        background_logits = pool_background_logits(encoded.patch_logits, self.config.background_logit_scale)
+        ratio = foreground_ratio(encoded.patch_logits)
+        losses = {}
+        if labels is not None:
+            losses = self.compute_losses(foreground_logits, background_logits, cls_logits, ratio, labels)
+        from_patches = self.config.logits_source == "patch"
+        return IceDeiTImageClassifierOutput(
+            logits=foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
+            cls_logits=cls_logits,
+            patch_logits=encoded.patch_logits,
+            foreground_logits=foreground_logits,
+            background_logits=background_logits,
+            foreground_ratio=ratio,
+            patch_exit_layer=encoded.patch_exit_layer,
+            grid_size=encoded.grid_size,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            **losses,
+        )
+
+    def classify_prefix(self, last_hidden_state: Tensor) -> Tensor:
+        """Return the logits of the prefix tokens' classifiers, `(batch_size, num_labels)`: their mean if two."""
+        cls_logits = self.classifier(last_hidden_state[:, 0])
+        if not self.config.has_distillation_head:
+            return cls_logits
+        return (cls_logits + self.distillation_classifier(last_hidden_state[:, 1])) / 2
+
+    def compute_losses(
+        self, foreground_logits: Tensor, background_logits: Tensor, cls_logits: Tensor, ratio: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return `loss` and its unweighted parts, each 0-dim, by their names in the output."""
+        targets = soft_targets(labels, self.config.num_labels)
+        ice_loss = adversarial_normalization_loss(
+            foreground_logits,
+            background_logits,
+            targets,
+            batch_foreground_ratio(ratio, across_ranks=self.training),
+            self.config.background_loss_weight,
+            self.config.min_foreground_ratio,
+        )
+        cls_loss = soft_cross_entropy(cls_logits, targets)
+        return {
+            # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
+            "loss": ice_loss.total + self.config.cls_loss_weight * cls_loss,
+            "classification_loss": ice_loss.classification,
+            "background_loss": ice_loss.background,
+            "cls_loss": cls_loss,
+        }
+
+
+class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
+    """Give the patch logits as a map, for `pipeline("image-segmentation")`.
+
+    Same weights as `IceDeiTForImageClassification`, which is also the class to train. Its `config.id2label` names
+    background too, at `num_labels`.
+    """
+
+    def __init__(self, config: IceDeiTConfig) -> None:
+        super().__init__(config.with_background_label())
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Any,
+    ) -> IceDeiTImageClassifierOutput:
+        """Classify every patch of the images.
+
+        Args:
+            pixel_values: As for `IceDeiTForImageClassification`.
+            labels: Refused: there is no pixel loss. Train `IceDeiTForImageClassification` on image labels.
+            interpolate_pos_encoding: Accepted for compatibility; positions are interpolated whenever it is needed.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            As `IceDeiTForImageClassification`, but `logits` is `(batch_size, num_labels + 1, rows, columns)`.
+
+        Raises:
+            ValueError: If `labels` are given, or `pixel_values` has a wrong shape or type.
+
+        Example:
+            >>> model = AutoModelForSemanticSegmentation.from_pretrained("checkpoints/ice-deit-scenes")
+            >>> outputs = model(**image_processor(image, return_tensors="pt"))
+            >>> image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])
+        """
+        if labels is not None:
+            raise ValueError(
+                "IceDeiTForSemanticSegmentation takes no `labels`: ICE learns from image labels alone. Train with "
+                "IceDeiTForImageClassification and load the result with this class."
+            )
+        # `return_dict` was handled by the decorator of this method, so the parent's returns its dataclass
+        pixel_values = check_pixel_values(pixel_values, self.config)
+        outputs = super().forward(pixel_values, **kwargs)
+        grid_size = self.deit.embeddings.grid_size_of(pixel_values)
+        outputs.logits = outputs.patch_logits.transpose(1, 2).unflatten(2, grid_size)
+        return outputs
+
+
+def _register_for_loading() -> None:
+    """Tell transformers how to read Hub checkpoints into these classes; its tables skip code outside transformers."""
+    for class_name, renamings in (
+        ("IceDeiTModel", _ENCODER_RENAMINGS),
+        ("IceDeiTForImageClassification", _HEAD_RENAMINGS),
+        ("IceDeiTForSemanticSegmentation", _HEAD_RENAMINGS),
+    ):
+        # the type allows for converters too, which these layouts do not need
+        table: list[WeightConverter | WeightRenaming] = [WeightRenaming(old, new) for old, new in renamings]
+        register_checkpoint_conversion_mapping(class_name, table, overwrite=True)
+    # the image-segmentation pipeline compares with this plain table, which `register` does not fill
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault("ice_deit", "IceDeiTForSemanticSegmentation")
+
+
+_register_for_loading()
+
+__all__ = [
+    "IceDeiTForImageClassification",
+    "IceDeiTForSemanticSegmentation",
+    "IceDeiTImageClassifierOutput",
+    "IceDeiTModel",
+    "IceDeiTModelOutput",
+    "IceDeiTPreTrainedModel",
+]

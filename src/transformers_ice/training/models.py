@@ -26,6 +26,7 @@ from ..configuration_ice_deit import IceDeiTConfig, as_pair
 from ..image_processing_ice_deit import IceDeiTImageProcessor
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ModelArguments
+from .initialization import initialize_mimetically
 
 
 __all__ = ["build_config", "build_image_processor", "build_model", "input_size", "parse_config_overrides"]
@@ -140,7 +141,10 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
     config.label2id = {name: index for index, name in enumerate(class_names)}
     if model_args.model_name_or_path is None:
         config.problem_type = "single_label_classification"
-        return AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        if model_args.initialization == "mimetic":
+            initialize_mimetically(model)
+        return model
     try:
         return IceDeiTForImageClassification.from_pretrained(
             model_args.model_name_or_path,

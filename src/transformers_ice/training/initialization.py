@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting weights for transformers that learn from few images: attention that begins local instead of random.
+
+From random weights and thousands instead of millions of images, the patch tokens of a classifier soon hold the class
+of the whole image wherever they stand, because every token attends to the object. Started so that a patch attends to
+itself and its neighbours, more of them keep saying what is where they are, which is what ICE reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..configuration_ice_deit import as_pair
+
+
+__all__ = ["initialize_mimetically", "sinusoidal_positions"]
+
+# alpha and beta of the paper's section 3: share of noise and of the identity
+_QUERY_KEY = (0.7, 0.7)
+_VALUE_OUTPUT = (0.4, -0.4)
+
+
+def sinusoidal_positions(grid_size: tuple[int, int], hidden_size: int) -> Tensor:
+    """Return fixed position embeddings in which nearby patches are alike.
+
+    Args:
+        grid_size: Rows and columns of the patch grid.
+        hidden_size: Size of an embedding, a multiple of 4: a quarter each for sine and cosine of row and column.
+
+    Returns:
+        `(rows * columns, hidden_size)`, float32, in [-1, 1].
+
+    Raises:
+        ValueError: If `hidden_size` is no multiple of 4.
+
+    Source: Vaswani et al., "Attention Is All You Need", section 3.5, for each axis of the grid.
+    """
+    if hidden_size % 4:
+        raise ValueError(f"`hidden_size` must be a multiple of 4 for sinusoidal positions, got {hidden_size}.")
+    quarter = hidden_size // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter) / quarter)
+    rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid_size), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+@torch.no_grad()
+def initialize_mimetically(model: PreTrainedModel) -> None:
+    """Start the attention of a ViT, DeiT or ICE classifier as that of a pre-trained transformer looks.
+
+    Query and key weights of a head multiply to about 0.7 times the identity, so a token attends to tokens like itself;
+    value and output weights to about -0.4 times the identity; positions are sinusoidal. Every other weight stays as it
+    is. The noise comes from torch's global generator.
+
+    Args:
+        model: Changed in place. A classifier or its encoder.
+
+    Raises:
+        ValueError: If the hidden size is no multiple of 4.
+
+    Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023, section 3.
+    """
+    encoder = model.base_model
+    config = encoder.config
+    positions = encoder.embeddings.position_embeddings
+    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
+    grid = sinusoidal_positions((height // patch_height, width // patch_width), config.hidden_size)
+    positions.zero_()
+    # prefix tokens come first and stand nowhere
+    positions[0, positions.shape[1] - len(grid) :] = grid.to(positions)
+    for layer in encoder.layers:
+        _initialize_attention(layer.attention, config.num_attention_heads)
+
+
+def _initialize_attention(attention: nn.Module, num_heads: int) -> None:
+    """Factor noisy multiples of the identity into the four projections of a layer."""
+    query, key, value, output = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
+    head_size = query.shape[0] // num_heads
+    for start in range(0, query.shape[0], head_size):
+        left, right = _factor(_noisy_identity(query.shape[1], *_QUERY_KEY), head_size)
+        query[start : start + head_size] = left.T.to(query)
+        key[start : start + head_size] = right.T.to(key)
+    left, right = _factor(_noisy_identity(value.shape[1], *_VALUE_OUTPUT), value.shape[0])
+    value.copy_(left.T)
+    output.copy_(right)
+
+
+def _noisy_identity(size: int, noise: float, identity: float) -> Tensor:
+    return noise * torch.randn(size, size) / size**0.5 + identity * torch.eye(size)
+
+
+def _factor(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return `left`, `right`, each `(size, rank)`, whose product `left @ right.T` is the best of that rank."""
+    left, scale, right = torch.linalg.svd(matrix)
+    root = scale[:rank].sqrt()
+    return left[:, :rank] * root, right.T[:, :rank] * root

@@ -8,8 +8,10 @@ itself and its neighbours, more of them keep saying what is where they are, whic
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration_ice_deit import as_pair
@@ -62,7 +64,7 @@ def initialize_mimetically(model: PreTrainedModel) -> None:
 
     Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023, section 3.
     """
-    encoder = model.base_model
+    encoder: Any = model.base_model
     config = encoder.config
     positions = encoder.embeddings.position_embeddings
     (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
@@ -74,7 +76,7 @@ def initialize_mimetically(model: PreTrainedModel) -> None:
         _initialize_attention(layer.attention, config.num_attention_heads)
 
 
-def _initialize_attention(attention: nn.Module, num_heads: int) -> None:
+def _initialize_attention(attention: Any, num_heads: int) -> None:
     """Factor noisy multiples of the identity into the four projections of a layer."""
     query, key, value, output = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
     head_size = query.shape[0] // num_heads

@@ -5,7 +5,14 @@ import math
 
 import pytest
 import torch
-from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.training import ModelArguments, build_config, build_model, initialize_mimetically
@@ -108,6 +115,12 @@ def test_the_argument_reaches_the_model_and_the_seed_decides():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert cosine_with_identity(first.T @ attentions[0].o_proj.weight.T) < -0.5
+
+
+def test_another_architecture_is_refused():
+    config = BeitConfig(**SIZES, image_size=32, patch_size=8)
+    with pytest.raises(ValueError, match="knows models of type vit, deit, ice_deit, got 'beit'"):
+        initialize_mimetically(BeitForImageClassification(config))
 
 
 def test_a_checkpoint_cannot_be_initialised():

@@ -19,6 +19,8 @@ from ..configuration_ice_deit import as_pair
 
 __all__ = ["initialize_mimetically", "sinusoidal_positions"]
 
+_FAMILIES = ("vit", "deit", "ice_deit")
+
 # alpha and beta of the paper's section 3: share of noise and of the identity
 _QUERY_KEY = (0.7, 0.7)
 _VALUE_OUTPUT = (0.4, -0.4)
@@ -53,19 +55,24 @@ def initialize_mimetically(model: PreTrainedModel) -> None:
     """Start the attention of a ViT, DeiT or ICE classifier as that of a pre-trained transformer looks.
 
     Query and key weights of a head multiply to about 0.7 times the identity, so a token attends to tokens like itself;
-    value and output weights to about -0.4 times the identity; positions are sinusoidal. Every other weight stays as it
-    is. The noise comes from torch's global generator.
+    value and output weights to about -0.4 times the identity; positions are sinusoidal, zero for prefix tokens.
+    Every other weight stays as it is. The noise comes from torch's global generator.
 
     Args:
         model: Changed in place. A classifier or its encoder.
 
     Raises:
-        ValueError: If the hidden size is no multiple of 4.
+        ValueError: If the model is none of these, or its hidden size is no multiple of 4.
 
     Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023, section 3.
     """
     encoder: Any = model.base_model
     config = encoder.config
+    if config.model_type not in _FAMILIES:
+        raise ValueError(
+            f"`mimetic` initialization knows models of type {', '.join(_FAMILIES)}, got {config.model_type!r}. Leave "
+            "`initialization` at its default for another architecture."
+        )
     positions = encoder.embeddings.position_embeddings
     (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
     grid = sinusoidal_positions((height // patch_height, width // patch_width), config.hidden_size)

@@ -192,7 +192,7 @@ def test_ignored_pixels_of_array_masks_count_nowhere(ice_model):
 
 
 def test_constant_map_has_no_foreground(vit_model, monkeypatch):
-    monkeypatch.setattr("transformers_ice.evaluation.explain", lambda *_, **__: torch.full((1, 4, 4), 0.1))
+    monkeypatch.setattr("transformers_ice.evaluation.comparison.explain", lambda *_, **__: torch.full((1, 4, 4), 0.1))
     mask = np.zeros((32, 32), dtype=np.uint8)
     rows = {"image": [PilImage.new("RGB", (32, 32))], "mask": [PilImage.fromarray(mask)]}
     table = Dataset.from_dict(rows, features=Features({"image": Image(), "mask": Image()}))
@@ -242,7 +242,7 @@ def test_table_is_aligned_and_shows_what_is_undefined():
 
 def test_unknown_methods_and_missing_columns_are_refused(ice_model, dataset):
     processor = IceDeiTImageProcessor(size=SIZE)
-    with pytest.raises(ValueError, match="list of ceiling, ice, ice_hard, raw_attention, rollout"):
+    with pytest.raises(ValueError, match=r"list of ceiling, feature_ablation, .* transformer_attribution, got"):
         next(evaluate_segmentation(ice_model, processor, dataset, ["attention"]))
     with pytest.raises(ValueError, match="got 'rollout'"):
         next(evaluate_segmentation(ice_model, processor, dataset, "rollout"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by hand on 4x4 masks, and against scikit-learn."""
+"""Scores of masks, soft maps and classes by hand on 4x4 images, and against scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, jaccard_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, jaccard_score, top_k_accuracy_score
 
-from transformers_ice.metrics import ForegroundSegmentation, TopKAccuracy
+from transformers_ice.metrics import (
+    ForegroundAveragePrecision,
+    ForegroundF1,
+    ForegroundSegmentation,
+    ObjectJaccard,
+    TopKAccuracy,
+)
 
 
 TRUTH = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -76,25 +82,6 @@ def test_masks_may_be_bool_lists_uint8_or_tensors():
     assert segmentation(torch.as_tensor(GUESS)[None], torch.as_tensor(TRUTH)[None]) == expected
 
 
-def test_counts_are_all_that_is_stored():
-    metric = ForegroundSegmentation()
-    metric.add_batch(predictions=[GUESS, GUESS], references=[TRUTH, TRUTH])
-    assert set(metric.features) == set(metric.count_names)
-    assert len(metric) == 2
-    assert all(feature.dtype == "int64" for feature in metric.features.values())
-
-
-def test_compute_starts_over():
-    metric = ForegroundSegmentation()
-    metric.compute(predictions=[1 - TRUTH], references=[TRUTH])
-    assert metric.compute(predictions=[TRUTH], references=[TRUTH])["pixel_accuracy"] == 1.0
-
-
-def test_counts_kept_in_a_file_give_the_same_scores(tmp_path):
-    metric = ForegroundSegmentation(keep_in_memory=False, cache_dir=str(tmp_path))
-    assert metric.compute(predictions=[GUESS], references=[TRUTH]) == segmentation([GUESS], [TRUTH])
-
-
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
@@ -112,12 +99,164 @@ def test_unfit_masks_are_refused(predictions, references, message):
         segmentation(predictions, references)
 
 
-@pytest.mark.parametrize("metric_class", [ForegroundSegmentation, TopKAccuracy])
-def test_nothing_to_score_is_an_error_that_says_so(metric_class):
-    with pytest.raises(ValueError, match="nothing to score"):
-        metric_class().compute()
-    with pytest.raises(ValueError, match="must be given together"):
-        metric_class().compute(predictions=[[0]])
+def average_precision(predictions, references):
+    return ForegroundAveragePrecision().compute(predictions=predictions, references=references)[
+        "mean_average_precision"
+    ]
+
+
+def test_average_precision_by_hand():
+    soft, truth = np.array([[1.0, 0.75], [0.25, 0.0]]), np.array([[1, 1], [1, 0]])
+    # scores fg 1, .75, .25, 0 (right, right, right, wrong), bg 0, .25, .75, 1 (wrong, wrong, wrong, right)
+    # level 1: 2 of 2 right; level .75: 3 of 4; level .25: 4 of 6; level 0: 4 of 8
+    expected = 2 / 2 * (2 / 4) + 3 / 4 * (1 / 4) + 4 / 6 * (1 / 4)
+    assert average_precision([soft], [truth]) == pytest.approx(expected, abs=1e-15)
+
+
+def test_average_precision_is_a_mean_over_images_not_over_pixels():
+    small, large = np.array([[1.0, 0.0]]), np.tile([1.0, 0.0], (8, 1))
+    truth = np.array([[1, 0]])
+    wrong = average_precision([1 - small], [truth])
+    assert average_precision([large, 1 - small], [np.tile(truth, (8, 1)), truth]) == (1.0 + wrong) / 2
+
+
+def test_average_precision_agrees_with_the_definition_on_random_maps():
+    rng = np.random.default_rng(0)
+    maps = [np.round(rng.random(size), 1) for size in ((5, 7), (9, 4))]  # rounded: ties
+    truths = [rng.choice([-1, 0, 1], size=soft.shape) for soft in maps]
+
+    def by_definition(soft, truth):
+        pairs = [(1 - s, t == 0) for s, t in zip(soft.flat, truth.flat, strict=True) if t != -1]
+        pairs += [(s, t == 1) for s, t in zip(soft.flat, truth.flat, strict=True) if t != -1]
+        total, area, recall = sum(right for _, right in pairs), 0.0, 0.0
+        for level in sorted({score for score, _ in pairs}, reverse=True):
+            chosen = [right for score, right in pairs if score >= level]
+            area += sum(chosen) / len(chosen) * (sum(chosen) / total - recall)
+            recall = sum(chosen) / total
+        return area
+
+    expected = np.mean([by_definition(*pair) for pair in zip(maps, truths, strict=True)])
+    assert average_precision(maps, truths) == pytest.approx(expected, abs=1e-12)  # order of float additions
+
+
+def test_ignored_pixels_do_not_change_average_precision_or_f1():
+    rng = np.random.default_rng(1)
+    soft, truth = rng.random((4, 4)), TRUTH.copy()
+    truth[2] = -1
+    kept = [0, 1, 3]
+    assert average_precision([soft], [truth]) == average_precision([soft[kept]], [TRUTH[kept]])
+    masks = [soft > 0.5], [soft[kept] > 0.5]
+    ignoring = ForegroundF1().compute(predictions=masks[0], references=[truth])
+    assert ignoring == ForegroundF1().compute(predictions=masks[1], references=[TRUTH[kept]])
+
+
+@pytest.mark.parametrize(
+    "soft", [np.ones((4, 4)), np.zeros((4, 4)), np.full((4, 4), np.nan), np.where(TRUTH == 1, np.nan, 0.5)]
+)
+def test_constant_and_nan_maps_have_the_average_precision_of_the_protocol(soft):
+    # all scores of both channels are 0, and one channel of each pixel is right
+    assert average_precision([soft], [TRUTH]) == 0.5
+    assert average_precision_score(np.tile([0, 1], 16), np.zeros(32)) == 0.5
+
+
+def test_images_without_a_counted_pixel_are_left_out():
+    nothing = np.full((4, 4), -1)
+    assert average_precision([TRUTH * 0.7, TRUTH], [TRUTH, nothing]) == 1.0
+    assert math.isnan(average_precision([TRUTH], [nothing]))
+    assert math.isnan(ForegroundF1().compute(predictions=[TRUTH], references=[nothing])["mean_f1"])
+    with_one = ForegroundF1().compute(predictions=[GUESS, TRUTH], references=[TRUTH, nothing])
+    assert with_one["mean_f1"] == 6 / 8
+
+
+def test_f1_by_hand():
+    # 3 hits, 1 false and 1 missed pixel: 6 / (6 + 1 + 1); an empty guess scores 0
+    metric = ForegroundF1()
+    assert metric.compute(predictions=[GUESS], references=[TRUTH]) == {"mean_f1": 6 / 8}
+    assert metric.compute(predictions=[GUESS, TRUTH * 0], references=[TRUTH, TRUTH]) == {"mean_f1": 3 / 8}
+
+
+def test_f1_leaves_out_images_without_foreground_on_either_side():
+    empty = TRUTH * 0
+    assert ForegroundF1().compute(predictions=[GUESS, empty], references=[TRUTH, empty]) == {"mean_f1": 6 / 8}
+
+
+def test_f1_agrees_with_scikit_learn():
+    rng = np.random.default_rng(2)
+    guesses, truths = rng.random((6, 9, 5)) < 0.4, rng.random((6, 9, 5)) < 0.3
+    expected = np.mean([f1_score(t.ravel(), g.ravel()) for g, t in zip(guesses, truths, strict=True)])
+    score = ForegroundF1().compute(predictions=guesses, references=truths)["mean_f1"]
+    assert score == pytest.approx(expected, abs=1e-15)
+
+
+def jaccard(predictions, references, **options):
+    return ObjectJaccard(**options).compute(predictions=predictions, references=references)["jaccard"]
+
+
+CLASSES = np.array([[5, 5, 255, 0], [5, 5, 255, 0], [0, 255, 255, 0], [7, 0, 0, 0]])
+
+
+def test_jaccard_by_hand():
+    mask = CLASSES == 5
+    mask[0, 3] = mask[0, 2] = True  # one background pixel and one void pixel too many
+    # class 5: 4 / 5; class 7: 0
+    assert jaccard([mask], [CLASSES]) == (4 / 5 + 0) / 2
+    assert jaccard([mask], [CLASSES], void_in_union=True) == (4 / 6 + 0) / 2
+
+
+def test_jaccard_takes_the_best_candidate_for_each_class():
+    candidates = np.stack([CLASSES == 5, CLASSES == 7, np.ones((4, 4), bool)])
+    assert jaccard([candidates], [CLASSES]) == 1.0
+    assert jaccard([candidates[:1]], [CLASSES]) == 0.5
+    assert jaccard([candidates[0]], [CLASSES]) == 0.5
+
+
+def test_jaccard_of_the_whole_image_is_the_share_of_the_object():
+    assert jaccard([np.ones((4, 4), bool)], [CLASSES]) == (4 / 12 + 1 / 12) / 2
+    assert jaccard([np.ones((4, 4), bool)], [CLASSES], void_in_union=True) == (4 / 16 + 1 / 16) / 2
+
+
+def test_jaccard_takes_both_values_for_void_and_leaves_out_images_without_objects():
+    signed = np.where(CLASSES == 255, -1, CLASSES)
+    mask = np.ones((4, 4), bool)
+    assert jaccard([mask], [signed]) == jaccard([mask], [CLASSES.astype(np.uint8)]) == jaccard([mask], [CLASSES])
+    empty = np.where(CLASSES == 255, 255, 0)
+    assert jaccard([mask, mask], [CLASSES, empty]) == jaccard([mask], [CLASSES])
+    assert math.isnan(jaccard([mask], [empty]))
+
+
+@pytest.mark.parametrize("void_in_union", [False, True])
+def test_jaccard_agrees_with_scikit_learn(void_in_union):
+    rng = np.random.default_rng(3)
+    references = [rng.choice([0, 3, 8, 255], size=(11, 6)) for _ in range(4)]
+    predictions = [rng.random((3, 11, 6)) < 0.5 for _ in references]
+
+    def expected(masks, classes):
+        counts = np.ones(classes.shape, bool) if void_in_union else classes != 255
+        scores = [max(jaccard_score((classes == k)[counts], m[counts]) for m in masks) for k in (3, 8)]
+        return np.mean(scores)
+
+    mean = np.mean([expected(*pair) for pair in zip(predictions, references, strict=True)])
+    assert jaccard(predictions, references, void_in_union=void_in_union) == pytest.approx(mean, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "reference", "message"),
+    [
+        (ForegroundAveragePrecision, GUESS * 2.0, TRUTH, r"in \[0, 1\], got values from 0 to 2"),
+        (ForegroundAveragePrecision, GUESS[0], TRUTH, r"shape \(height, width\), got \(4,\)"),
+        (ForegroundAveragePrecision, GUESS[:2], TRUTH, r"got \(2, 4\) and \(4, 4\)"),
+        (ForegroundAveragePrecision, GUESS, TRUTH * 9, r"must hold only \(0, 1, -1\), got \[9\]"),
+        (ForegroundF1, GUESS * 0.5, TRUTH, r"must hold only \(0, 1\), got \[0.5\]"),
+        (ObjectJaccard, GUESS, CLASSES / 2, r"must hold integers of shape \(height, width\), got float64"),
+        (ObjectJaccard, GUESS[0], CLASSES, r"or \(num_candidates, height, width\), got \(4,\)"),
+        (ObjectJaccard, np.zeros((0, 4, 4)), CLASSES, r"got \(0, 4, 4\)"),
+        (ObjectJaccard, GUESS[None, :2], CLASSES, r"got \(2, 4\) and \(4, 4\)"),
+        (ObjectJaccard, GUESS * 2, CLASSES, r"must hold only \(0, 1\), got \[2\]"),
+    ],
+)
+def test_unfit_maps_and_segmentations_are_refused(metric, prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        metric().compute(predictions=[prediction], references=[reference])
 
 
 def test_top_k_by_hand():

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PanelRow", "cut_out", "draw_box", "explanation_panel", "overlay_class_map", "overlay_heatmap"]
+__all__ = [
+    "PanelRow",
+    "cut_out",
+    "draw_box",
+    "explanation_panel",
+    "method_panel",
+    "overlay_class_map",
+    "overlay_heatmap",
+    "score_bars",
+]
 
 # Okabe and Ito, "Color Universal Design", without black; where they run out, colours of Paul Tol's "muted" scheme
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -183,6 +192,88 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
         line[0].set_ylabel(row.title, fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
     _add_legends(figure, axes, {names[index]: color for index, color in colors.items()})
     return figure
+
+
+def method_panel(
+    images: Sequence[Array], maps: Mapping[str, Sequence[Array]], truths: Sequence[Array | None]
+) -> Figure:
+    """Draw what several methods say about the same images: a row per image, a column per method.
+
+    Args:
+        images: `(height, width, 3)` or grey, uint8, one per row.
+        maps: By method, one map per image of the image's size, any range; each is stretched to [0, 1] by itself.
+        truths: True foreground of every image, bool, or None where it is not known.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there are no images, or numbers or sizes differ.
+    """
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    _matplotlib()
+    headings = ["image", *maps, *(["truth"] if any(truth is not None for truth in truths) else [])]
+    figure, axes = _grid_of_axes(len(images), len(headings))
+    for axis, heading in zip(axes[0], headings, strict=True):
+        axis.set_title(heading.replace("_", "\n").replace(": ", ":\n"), fontsize=7, pad=4)
+    for index, (image, truth, line) in enumerate(zip(images, truths, axes, strict=True)):
+        pictures = [_as_rgb(image)]
+        pictures += [overlay_heatmap(image, _stretch(values[index]), opacity=0.8) for values in maps.values()]
+        pictures += [cut_out(image, truth)] if truth is not None else []
+        for axis, picture in zip(line, pictures, strict=False):
+            axis.imshow(picture, interpolation="nearest")
+    return figure
+
+
+def score_bars(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], headings: Mapping[str, str]) -> Figure:
+    """Draw scores as bars with their intervals: a plot per score, a bar per method.
+
+    Args:
+        scores: By score, by method: (value, low, high). A NaN interval is not drawn.
+        headings: Title of each plot by score; the order is that of the plots.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no score.
+    """
+    if not headings:
+        raise ValueError("`headings` must name at least one score, got none.")
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    num_bars = max(len(bars) for bars in scores.values())
+    columns = min(3, len(headings))
+    rows = -(-len(headings) // columns)
+    figure = Figure(figsize=(4.2 * columns, rows * (0.9 + 0.19 * num_bars)), dpi=130, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (name, heading) in zip(axes, headings.items(), strict=False):
+        _draw_bars(axis, scores[name], heading)
+    for axis in list(axes)[len(headings) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _draw_bars(axis: Axes, bars: Mapping[str, tuple[float, float, float]], heading: str) -> None:
+    names, values = list(bars), np.array(list(bars.values()))
+    errors = np.nan_to_num(np.abs(values[:, 1:] - values[:, :1])).T
+    colors = [_PALETTE[5] if "ice" in name.split(": ")[-1] else _PALETTE[4] for name in names]
+    axis.barh(range(len(names)), values[:, 0], xerr=errors, color=colors, height=0.72, error_kw={"lw": 0.8})
+    axis.set_yticks(range(len(names)), names, fontsize=6.5)
+    axis.invert_yaxis()
+    axis.tick_params(axis="x", labelsize=6.5)
+    axis.set_title(heading, fontsize=8.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _stretch(values: Array) -> Array:
+    """Stretch a map to [0, 1]; a constant one becomes 0."""
+    array = np.nan_to_num(np.asarray(values, dtype=np.float32))
+    return (array - array.min()) / max(float(np.ptp(array)), 1e-12)
 
 
 def _pictures(row: PanelRow, colors: Mapping[int, str]) -> list[Array]:

@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets with labels, masks and boxes."""
 
+from .benchmarks import EVALUATION_SETS, load_evaluation_set
+from .examples import EvaluationSet, Example
 from .scenes import SCENE_CLASSES, SPLIT_SIZES, Scene, draw_scene, load_scenes
 
 
-__all__ = ["SCENE_CLASSES", "SPLIT_SIZES", "Scene", "draw_scene", "load_scenes"]
+__all__ = [
+    "EVALUATION_SETS",
+    "SCENE_CLASSES",
+    "SPLIT_SIZES",
+    "EvaluationSet",
+    "Example",
+    "Scene",
+    "draw_scene",
+    "load_evaluation_set",
+    "load_scenes",
+]

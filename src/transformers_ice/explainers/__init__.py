@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explainers: one relevance value per patch, from ICE's own patch head or from a baseline on any DeiT or ViT."""
+"""Explainers: one relevance value per patch, from ICE's own patch head or from a baseline on any DeiT or ViT.
+
+`explain` runs one by its name; `EXPLAINERS` says of each name what it needs. In the files: ICE itself (`ice`); what
+attention says (`attention_based`), weighed by gradients (`gradient_based`) or by relevance (`relevance_based`, with
+its rules in `relevance_rules`); what captum and torchcam compute (`captum_based`, `torchcam_based`).
+"""
 
 from .inspection import evaluation_mode
-from .registry import EXPLAINERS, HARD_EXPLAINERS, explain
+from .registry import EXPLAINERS, HARD_EXPLAINERS, Explainer, explain
 
 
-__all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "evaluation_mode", "explain"]
+__all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "Explainer", "evaluation_mode", "explain"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .inspection import attention_maps, grid_size, num_prefix_tokens
+from .inspection import attention_maps, check_start_layer, class_token_row
 
 
 __all__ = ["raw_attention", "rollout"]
@@ -26,7 +26,7 @@ def raw_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tensor |
         `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
     """
     weights = attention_maps(model, pixel_values)[-1]
-    return _class_token_row(weights.float().mean(dim=1), model, pixel_values)
+    return class_token_row(weights.float().mean(dim=1), model, pixel_values)
 
 
 @torch.no_grad()
@@ -53,16 +53,12 @@ def rollout(
     Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020; `start_layer=1` as in
     `hila-chefer/Transformer-Explainability`.
     """
-    num_layers = model.config.num_hidden_layers
-    if not 0 <= start_layer < num_layers:
-        raise ValueError(
-            f"`start_layer` must lie in [0, {num_layers - 1}] for {num_layers} layers, got {start_layer}."
-        )
+    check_start_layer(start_layer, model)
     layers = [_with_skip_connection(weights) for weights in attention_maps(model, pixel_values)[start_layer:]]
     product = layers[0]
     for layer in layers[1:]:
         product = layer @ product
-    return _class_token_row(product, model, pixel_values)
+    return class_token_row(product, model, pixel_values)
 
 
 def _with_skip_connection(weights: Tensor) -> Tensor:
@@ -70,8 +66,3 @@ def _with_skip_connection(weights: Tensor) -> Tensor:
     layer = weights.float().mean(dim=1)
     layer = layer + torch.eye(layer.shape[-1], device=layer.device)
     return layer / layer.sum(dim=-1, keepdim=True)
-
-
-def _class_token_row(weights: Tensor, model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    # (batch_size, num_tokens, num_tokens) -> (batch_size, rows, columns)
-    return weights[:, 0, num_prefix_tokens(model) :].unflatten(1, grid_size(model, pixel_values))

@@ -3,14 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..configuration_ice_deit import as_pair
 
-__all__ = ["attention_maps", "evaluation_mode", "grid_size", "num_prefix_tokens"]
+
+__all__ = [
+    "attention_maps",
+    "check_start_layer",
+    "class_token_row",
+    "eager_attention",
+    "encoder_of",
+    "evaluation_mode",
+    "forward_options",
+    "frozen_parameters",
+    "grid_size",
+    "num_prefix_tokens",
+    "record_calls",
+]
 
 
 @contextmanager
@@ -30,18 +45,83 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the attention implementation that returns its weights inside the block; the others return none."""
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Keep the parameters out of every graph inside the block; flags and gradients come back as they were after it.
+
+    Args:
+        model: Any module. Its gradients are put aside: a library that clears or fills them finds none.
+    """
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, requires_grad, gradient in before:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+@contextmanager
+def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Note the first argument and the result of each module that is called inside the block.
+
+    Args:
+        modules: Modules that take a tensor first and return a tensor.
+
+    Yields:
+        `(argument, result)` of the last call by module, still in the graph; filled as the model runs.
+    """
+    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], result: Tensor) -> None:
+        calls[module] = (arguments[0], result)
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use the attention implementation that returns its weights inside the block; the others return none.
+
+    Args:
+        model: A model of transformers.
+    """
     # by identity: submodels usually share one configuration, and configurations are not hashable
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config, _ in before:
             config._attn_implementation = "eager"
-        yield
+        with _no_lasting_recorders(model):
+            yield
     finally:
         for config, implementation in before:
             config._attn_implementation = implementation
+
+
+@contextmanager
+def _no_lasting_recorders(model: PreTrainedModel) -> Iterator[None]:
+    """Take the hooks away that transformers leaves in a model at the first request for attention, inert and for good.
+
+    A model that holds them can no longer be pickled.
+    """
+    mark = "_output_capturing_hooks_installed"
+    before = [(module, set(module._forward_hooks), mark in vars(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, hooks, was_marked in before:
+            for key in set(module._forward_hooks) - hooks:
+                del module._forward_hooks[key]
+            if mark in vars(module) and not was_marked:
+                delattr(module, mark)
 
 
 def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -55,11 +135,52 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor
         Per layer `(batch_size, num_heads, num_tokens, num_tokens)`; rows (queries) sum to 1.
     """
     encoder = model.base_model
-    # The flag stays away where it changes nothing: interpolating 8x8 positions to 8x8 would cost their last digits.
-    resized = tuple(pixel_values.shape[2:]) != _as_pair(model.config.image_size)
-    with evaluation_mode(encoder), _eager_attention(model):
-        outputs = encoder(pixel_values, output_attentions=True, interpolate_pos_encoding=resized)
+    with evaluation_mode(encoder), eager_attention(model):
+        outputs = encoder(pixel_values, output_attentions=True, **forward_options(model, pixel_values))
     return outputs.attentions
+
+
+def encoder_of(model: PreTrainedModel) -> Any:
+    """Return the encoder of a ViT, DeiT or ICE model; untyped, as transformers does not type its parts."""
+    return model.base_model
+
+
+def forward_options(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, bool]:
+    """Return what `forward` needs besides the images `(batch_size, num_channels, height, width)`."""
+    # The flag stays away where it changes nothing: interpolating 8x8 positions to 8x8 would cost their last digits.
+    return {"interpolate_pos_encoding": tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)}
+
+
+def class_token_row(weights: Tensor, model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Return what the [CLS] token takes from each patch.
+
+    Args:
+        weights: `(batch_size, num_tokens, num_tokens)`; rows are the tokens that take.
+        model: A ViT, DeiT or ICE model.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+
+    Returns:
+        `(batch_size, rows, columns)`.
+    """
+    return weights[:, 0, num_prefix_tokens(model) :].unflatten(1, grid_size(model, pixel_values))
+
+
+def check_start_layer(start_layer: int, model: PreTrainedModel) -> None:
+    """Refuse a first layer that the model does not have.
+
+    Args:
+        start_layer: First layer of a product over layers, 0-based.
+        model: A ViT, DeiT or ICE model.
+
+    Raises:
+        ValueError: If `start_layer` is not a layer of the model, or the model is of another family.
+    """
+    num_prefix_tokens(model)  # refuses other families
+    num_layers = model.config.num_hidden_layers
+    if not 0 <= start_layer < num_layers:
+        raise ValueError(
+            f"`start_layer` must lie in [0, {num_layers - 1}] for {num_layers} layers, got {start_layer}."
+        )
 
 
 def num_prefix_tokens(model: PreTrainedModel) -> int:
@@ -78,18 +199,14 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
             f"`model` must be a ViT, DeiT or ICE model of transformers, got {type(model).__name__}, "
             "which has no `embeddings.position_embeddings` over patches."
         )
-    rows, columns = _cells(_as_pair(model.config.image_size), _as_pair(model.config.patch_size))
+    rows, columns = _cells(as_pair(model.config.image_size), as_pair(model.config.patch_size))
     return positions.shape[1] - rows * columns
 
 
 def grid_size(model: PreTrainedModel, pixel_values: Tensor) -> tuple[int, int]:
     """Return the rows and columns of patches of a batch `(batch_size, num_channels, height, width)`."""
-    return _cells(tuple(pixel_values.shape[2:]), _as_pair(model.config.patch_size))
+    return _cells(tuple(pixel_values.shape[2:]), as_pair(model.config.patch_size))
 
 
 def _cells(image_size: tuple[int, ...], patch_size: tuple[int, int]) -> tuple[int, int]:
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
-
-
-def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

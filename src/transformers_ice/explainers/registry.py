@@ -1,30 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Name every explainer and call one by its name."""
+"""Name every explainer, say what it needs, and call one by its name."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .attention_based import raw_attention, rollout
+from . import attention_based, captum_based, gradient_based, relevance_based, torchcam_based
 from .ice import ice, ice_hard
 
 
-__all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "explain"]
+__all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "Explainer", "explain"]
 
 
-EXPLAINERS: dict[str, Callable[..., Tensor]] = {
-    "ice": ice,
-    "ice_hard": ice_hard,
-    "raw_attention": raw_attention,
-    "rollout": rollout,
+@dataclass(frozen=True)
+class Explainer:
+    """Describe a way to explain; calling it calls its function.
+
+    Attributes:
+        function: `(model, pixel_values, target=None, **options)` to `(batch_size, rows, columns)`.
+        model: "ice" if it reads the patch head of an ICE model, "any" for every ViT, DeiT or ICE model.
+        takes_target: Whether the map depends on the class.
+        needs_gradient: Whether it runs the model backwards, which takes the memory of a training step.
+        is_hard: Whether the map is a mask already: no threshold, and nearest instead of bilinear on the way to the
+            pixels.
+        resolution: "patch", or "pixel" for maps `(batch_size, height, width)`.
+        library: What has to be installed for it, if anything.
+    """
+
+    function: Callable[..., Tensor]
+    model: Literal["any", "ice"] = "any"
+    takes_target: bool = True
+    needs_gradient: bool = False
+    is_hard: bool = False
+    resolution: Literal["patch", "pixel"] = "patch"
+    library: str | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options beyond model, images and target."""
+        return tuple(inspect.signature(self.function).parameters)[3:]
+
+    def __call__(self, model: PreTrainedModel, pixel_values: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Return the map of each image; see `explain`, which also checks its arguments."""
+        return self.function(model, pixel_values, *args, **options)
+
+
+EXPLAINERS: dict[str, Explainer] = {
+    "ice": Explainer(ice, model="ice"),
+    "ice_hard": Explainer(ice_hard, model="ice", is_hard=True),
+    "raw_attention": Explainer(attention_based.raw_attention, takes_target=False),
+    "rollout": Explainer(attention_based.rollout, takes_target=False),
+    "grad_cam": Explainer(gradient_based.grad_cam, needs_gradient=True),
+    "generic_attention": Explainer(gradient_based.generic_attention, needs_gradient=True),
+    "legrad": Explainer(gradient_based.legrad, needs_gradient=True),
+    "transformer_attribution": Explainer(relevance_based.transformer_attribution, needs_gradient=True),
+    "partial_lrp": Explainer(relevance_based.partial_lrp),
+    "full_lrp": Explainer(relevance_based.full_lrp, resolution="pixel"),
+    "saliency": Explainer(captum_based.saliency, needs_gradient=True, library="captum"),
+    "input_x_gradient": Explainer(captum_based.input_x_gradient, needs_gradient=True, library="captum"),
+    "integrated_gradients": Explainer(captum_based.integrated_gradients, needs_gradient=True, library="captum"),
+    "smooth_grad": Explainer(captum_based.smooth_grad, needs_gradient=True, library="captum"),
+    "gradient_shap": Explainer(captum_based.gradient_shap, needs_gradient=True, library="captum"),
+    "feature_ablation": Explainer(captum_based.feature_ablation, library="captum"),
+    "occlusion": Explainer(captum_based.occlusion, library="captum"),
+    "token_grad_cam": Explainer(torchcam_based.token_grad_cam, needs_gradient=True, library="torchcam"),
+    "layer_cam": Explainer(torchcam_based.layer_cam, needs_gradient=True, library="torchcam"),
 }
-# Their maps are masks already: no threshold, and nearest instead of bilinear on the way to the pixels.
-HARD_EXPLAINERS = frozenset({"ice_hard"})
+HARD_EXPLAINERS = frozenset(name for name, explainer in EXPLAINERS.items() if explainer.is_hard)
 
 
 def explain(
@@ -36,22 +85,28 @@ def explain(
 ) -> Tensor:
     """Return how relevant each patch is.
 
-    The model comes back as it was: its attention implementation, training mode and gradients are not touched.
+    The model comes back as it was: its attention implementation, training mode, hooks, gradients and their flags are
+    not touched, not even by an error. The caller may be in any gradient mode. No image has a part in another's map.
 
     Args:
-        model: A ViT, DeiT or ICE model of transformers; `ice` and `ice_hard` need an ICE model.
+        model: A ViT, DeiT or ICE model of transformers; `ice` and `ice_hard` need an ICE model, methods that take a
+            target a model with a classification head.
         pixel_values: `(batch_size, num_channels, height, width)`, as the image processor makes them, on the model's
             device.
         method: A name in `EXPLAINERS`.
         target: The class to explain, one for all images or one per image. `None` is what the method explains by
-            itself: all foreground for `ice` and `ice_hard`. The attention-based methods know no class.
-        **options: Options of the method, such as `start_layer` of `rollout`.
+            itself: all foreground for `ice` and `ice_hard`, the predicted class of the prefix tokens' logits
+            (`cls_logits` of an ICE model) for the others. The attention-based methods know no class.
+        **options: Options of the method, such as `start_layer` of `rollout`: `EXPLAINERS[method].options`.
 
     Returns:
-        `(batch_size, rows, columns)`, float32, larger is more relevant; the range is that of the method.
+        `(batch_size, rows, columns)`, or `(batch_size, height, width)` for `full_lrp`; float32, larger is more
+        relevant; the range is that of the method.
 
     Raises:
-        ValueError: If the method is unknown or does not fit the model, or `pixel_values` or `target` is out of range.
+        ImportError: If the library that the method comes from is not installed.
+        ValueError: If the method or an option is unknown, the method does not fit the model, or `pixel_values` or
+            `target` is out of range.
 
     Example:
         >>> heatmaps = explain(model, pixel_values, method="rollout", start_layer=0)
@@ -63,9 +118,14 @@ def explain(
             "`pixel_values` must have shape (batch_size, num_channels, height, width), "
             f"got {tuple(pixel_values.shape)}. Pass what the image processor returns."
         )
+    explainer = EXPLAINERS[method]
+    unknown = sorted(set(options) - set(explainer.options))
+    if unknown:
+        known = ", ".join(explainer.options) or "none"
+        raise ValueError(f"The options of method {method!r} are: {known}; got {', '.join(unknown)}.")
     if target is not None:
         options["target"] = _class_per_image(target, pixel_values, cast(int, model.config.num_labels))
-    return EXPLAINERS[method](model, pixel_values, **options)
+    return explainer(model, pixel_values, **options)
 
 
 def _class_per_image(target: int | Sequence[int] | Tensor, pixel_values: Tensor, num_labels: int) -> Tensor:

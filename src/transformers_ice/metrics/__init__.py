@@ -1,8 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: `evaluate.Metric`s over arrays, blind to the model, usable without a network."""
+"""Metrics: `evaluate.Metric`s over arrays, blind to the model, usable without a network and over several processes."""
 
+from .boxes import box_iou, contour_boxes, largest_component_box, normalize_score_map, resize_boxes
 from .classification import TopKAccuracy
-from .segmentation import ForegroundSegmentation
+from .faithfulness import InsertionDeletionAuc, PerturbationAuc
+from .localization import CorLoc, MaxBoxAccuracy, PointingGame
+from .localization_protocols import LOCALIZATION_PROTOCOLS, LocalizationAccuracy, LocalizationProtocol
+from .rows import MeanOf, RowMetric
+from .segmentation import ForegroundAveragePrecision, ForegroundF1, ForegroundSegmentation, ObjectJaccard
 
 
-__all__ = ["ForegroundSegmentation", "TopKAccuracy"]
+__all__ = [
+    "LOCALIZATION_PROTOCOLS",
+    "CorLoc",
+    "ForegroundAveragePrecision",
+    "ForegroundF1",
+    "ForegroundSegmentation",
+    "InsertionDeletionAuc",
+    "LocalizationAccuracy",
+    "LocalizationProtocol",
+    "MaxBoxAccuracy",
+    "MeanOf",
+    "ObjectJaccard",
+    "PerturbationAuc",
+    "PointingGame",
+    "RowMetric",
+    "TopKAccuracy",
+    "box_iou",
+    "contour_boxes",
+    "largest_component_box",
+    "normalize_score_map",
+    "resize_boxes",
+]

@@ -3,25 +3,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
-from .counting import CountingMetric
+from .rows import RowMetric
 
 
-__all__ = ["TopKAccuracy"]
+__all__ = ["TopKAccuracy", "checked_top_k"]
 
 
-class TopKAccuracy(CountingMetric):
+def checked_top_k(top_k: Sequence[int]) -> tuple[int, ...]:
+    """Return the values of k as a tuple.
+
+    Raises:
+        ValueError: If there is none, or one is not positive.
+    """
+    if not top_k or any(k < 1 for k in top_k):
+        raise ValueError(f"`top_k` must hold positive numbers, got {tuple(top_k)}.")
+    return tuple(top_k)
+
+
+class TopKAccuracy(RowMetric):
     """Share of examples whose true class is among the k best, as `top_1`, `top_5`, ...
 
     Equal scores are ranked by class index, as `argmax` does; a NaN score is never in favour of the true class.
 
+    Predictions:
+        `(batch_size, num_labels)` scores (any floating type), or `(batch_size, k)` integer class indices, best first,
+        with k at least the largest of `top_k`.
+
+    References:
+        `(batch_size,)` true class indices.
+
     Args:
         top_k: The values of k.
-        **kwargs: Options of `CountingMetric`.
+        **kwargs: Options of `RowMetric`.
+
+    Raises:
+        ValueError: If shapes do not fit, a label is not a class, or there are too few indices.
 
     Example:
         >>> metric = TopKAccuracy(top_k=(1, 2))
@@ -30,28 +52,13 @@ class TopKAccuracy(CountingMetric):
         {'top_1': 0.5, 'top_2': 1.0}
     """
 
-    count_names = ("rank",)
+    row_features = {"rank": datasets.Value("int64")}
 
     def __init__(self, top_k: Sequence[int] = (1, 5), **kwargs: Any) -> None:
-        if not top_k or any(k < 1 for k in top_k):
-            raise ValueError(f"`top_k` must hold positive numbers, got {tuple(top_k)}.")
-        self.top_k = tuple(top_k)
+        self.top_k = checked_top_k(top_k)
         super().__init__(**kwargs)
 
-    def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> None:
-        """Rank the true class of every example of one batch.
-
-        Args:
-            predictions: `(batch_size, num_labels)` scores (any floating type), or `(batch_size, k)` integer class
-                indices, best first, with k at least the largest of `top_k`.
-            references: `(batch_size,)` true class indices.
-
-        Raises:
-            ValueError: If lengths or shapes do not fit, a label is not a class, or there are too few indices.
-        """
-        super().add_batch(predictions=predictions, references=references)
-
-    def _count(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, list[int]]:
+    def _rows(self, predictions: Sequence[Any], references: Sequence[Any]) -> Mapping[str, Any]:
         scores, labels = np.asarray(predictions), np.asarray(references)
         if scores.ndim != 2 or labels.ndim != 1:
             raise ValueError(
@@ -59,7 +66,7 @@ class TopKAccuracy(CountingMetric):
                 f"got {scores.shape} and {labels.shape}."
             )
         ranks = _rank_by_score if np.issubdtype(scores.dtype, np.floating) else self._rank_by_index
-        return {"rank": ranks(scores, labels).tolist()}
+        return {"rank": ranks(scores, labels)}
 
     def _rank_by_index(self, indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
         if indices.shape[1] < max(self.top_k):
@@ -70,9 +77,8 @@ class TopKAccuracy(CountingMetric):
         hits = indices == labels[:, None]
         return np.where(hits.any(axis=1), hits.argmax(axis=1), indices.shape[1])
 
-    def _compute(self, rank: Sequence[int]) -> dict[str, float]:
-        ranks = np.asarray(rank)
-        return {f"top_{k}": float(np.mean(ranks < k)) for k in self.top_k}
+    def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {f"top_{k}": float(np.mean(rows["rank"] < k)) for k in self.top_k}
 
 
 def _rank_by_score(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines made of data classes, as `HfArgumentParser` makes them, with argument files that are checked alike."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from transformers import HfArgumentParser
+
+
+__all__ = ["parse_dataclasses"]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults, and keep the lines of the description."""
+
+
+def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
+    """Parse a command line, or one YAML or JSON file followed by options that override it.
+
+    Mistakes end the program as `argparse` does, with exit code 2 and a message: an unknown or misspelt name (also in a
+    file), a value of the wrong type, arguments that contradict each other.
+
+    Args:
+        groups: Data classes, whose fields are the options.
+        argv: The words after the script's name. Where the first ends in .yaml, .yml or .json, it is read as a mapping
+            from argument names to values.
+        description: Text above the list of options in `--help`.
+
+    Returns:
+        One instance of each data class.
+    """
+    parser = HfArgumentParser(
+        cast(Any, list(groups)),
+        description=description,
+        formatter_class=_HelpFormatter,
+        usage="%(prog)s [FILE.yaml] [--name value ...]",
+        # an abbreviation that is unique today would hide a misspelt name
+        allow_abbrev=False,
+    )
+    try:
+        words = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            words, look_for_args_file=False, return_remaining_strings=True
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(_describe_unknown(unknown, list(parser._option_string_actions)))
+    return tuple(parsed)
+
+
+def _names_a_file(argv: Sequence[str]) -> bool:
+    """Return whether the first word is an argument file."""
+    return bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
+
+
+def _describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
+    """Return an error about words that are no arguments, with what may have been meant."""
+    close = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], options, n=1)]
+    suggestion = f" (did you mean {', '.join(close)}?)" if close else ""
+    return f"unrecognized arguments: {' '.join(words)}{suggestion}"
+
+
+def _read_argument_file(path: Path) -> list[str]:
+    """Return the arguments of a YAML or JSON file as command-line words, so that both are checked alike."""
+    if not path.is_file():
+        raise ValueError(f"the argument file {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"the argument file {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            words += [f"--{name}", *_value_to_words(value)]
+    return words
+
+
+def _value_to_words(value: Any) -> list[str]:
+    """Return one value of an argument file as command-line words."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO20k: the 19,817 images of COCO train2014 on which single-object discovery is scored."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .annotation_files import (
+    as_boxes,
+    check_present,
+    find_files,
+    read_lines,
+    read_rgb,
+    require_directory,
+    require_file,
+)
+from .examples import EvaluationSet, Example
+
+
+__all__ = ["Coco20k"]
+
+_NUM_IMAGES = 19817
+
+
+class Coco20k(EvaluationSet):
+    """Images of COCO with the boxes of all their objects but crowds; provides `boxes`.
+
+    Args:
+        root: The folder of the images, or one that holds it as `train2014` or `images/train2014`.
+        annotation_file: `instances_train2014.json`. Outlines are dropped while it is parsed, so memory peaks at about
+            the size of the file.
+        image_list: A file with the name of one image a line; folders in front of the name are ignored
+            (`coco_20k_filenames.txt` of LOST).
+
+    Raises:
+        ValueError: If files are missing, are no such lists, or do not fit together; names them.
+
+    Source: `datasets.py` of valeoai/LOST: objects with `iscrowd` are dropped; a box `x, y, width, height` becomes xyxy
+    and is then rounded. An image may be left without boxes.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike, annotation_file: str | os.PathLike, image_list: str | os.PathLike
+    ) -> None:
+        super().__init__("coco20k", {"boxes"}, published_size=_NUM_IMAGES)
+        given = require_directory(root, "the images of COCO train2014")
+        folders = [given / "train2014", given / "images" / "train2014", given]
+        self.image_dir = next(folder for folder in folders if folder.is_dir())
+        names_file = require_file(image_list, "the names of the images of COCO20k, which LOST comes with")
+        self._names = list(dict.fromkeys(line.rpartition("/")[2] for line in read_lines(names_file)))
+        boxes_file = require_file(annotation_file, "the instances of COCO train2014")
+        boxes = _read_boxes(boxes_file, set(self._names))
+        check_present(self._names, boxes, boxes_file, "images of the list")
+        self._boxes = [boxes[name] for name in self._names]
+        check_present(self._names, find_files(self.image_dir), self.image_dir, "images")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _identity(self) -> Iterable[object]:
+        return self._names, [boxes.tolist() for boxes in self._boxes]
+
+    def _read(self, index: int) -> Example:
+        name = self._names[index]
+        return Example(name, read_rgb(self.image_dir / name), boxes=self._boxes[index].copy())
+
+
+def _drop_outlines(record: dict[str, Any]) -> Any:
+    """Keep of a JSON object what the boxes need; called on each one as soon as it is parsed."""
+    if "bbox" in record:
+        return {key: record.get(key) for key in ("image_id", "iscrowd", "bbox")}
+    if "file_name" in record:
+        return {key: record.get(key) for key in ("id", "file_name")}
+    return {} if "counts" in record else record
+
+
+def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Return the rounded boxes of some images by name."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file, object_hook=_drop_outlines)
+        keys = {image["id"]: name for image in content["images"] if (name := _base_name(image["file_name"])) in names}
+        boxes: dict[str, list[Sequence[float]]] = {name: [] for name in keys.values()}
+        for item in content["annotations"]:
+            if item["image_id"] in keys and not item["iscrowd"]:
+                boxes[keys[item["image_id"]]].append(_round_box(item["bbox"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no annotation file of COCO with `images` and `annotations`: {error!r}. Download it again."
+        ) from error
+    return {name: as_boxes(value, f"{path}, image {name},") for name, value in boxes.items()}
+
+
+def _base_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _round_box(box: Sequence[float]) -> list[float]:
+    """Return x, y, width, height as rounded xyxy; the sum is rounded, not its parts."""
+    x, y, width, height = box
+    return np.round([x, y, x + width, y + height]).tolist()

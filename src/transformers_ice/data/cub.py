@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caltech-UCSD Birds 200 (2011): 200 kinds of birds with one box, and with masks where those were downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .annotation_files import (
+    as_boxes,
+    check_present,
+    enumerate_lines,
+    find_files,
+    parse_numbers,
+    read_mask_image,
+    read_rgb,
+    require_directory,
+    require_file,
+)
+from .examples import EvaluationSet, Example
+
+
+__all__ = ["Cub"]
+
+_FOLDER = "CUB_200_2011"
+_SPLITS = {"train": "1", "test": "0"}
+_PUBLISHED_SIZES = {"train": 5994, "test": 5794}
+
+
+class Cub(EvaluationSet):
+    """Bird photographs; provides `label`, `boxes`, and `mask` with the segmentations.
+
+    Args:
+        root: The folder `CUB_200_2011` with its text files and `images`, or one that holds it.
+        split: "train" or "test".
+        segmentations: Folder of the masks, a separate archive, laid out as `<class>/<image>.png`. `None` takes
+            `segmentations` in `root` or beside the text files where there is one.
+
+    Raises:
+        ValueError: If files are missing or do not fit together; names them.
+
+    Source: the text files of the set. A box is `x y width height`; like the lists of clovaai/wsolevaluation this takes
+    x + width and y + height as its end. Labels count from 0 here. The grey levels of a segmentation say how many
+    annotators agree: pixels of at least half (128 of 255) are bird.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike, split: str = "test", segmentations: str | os.PathLike | None = None
+    ) -> None:
+        if split not in _SPLITS:
+            raise ValueError(f"`split` must be one of {', '.join(_SPLITS)}, got {split!r}.")
+        given = require_directory(root, f"the unpacked {_FOLDER}")
+        self.root = given / _FOLDER if (given / _FOLDER).is_dir() else given
+        self._masks = _find_segmentations(given, self.root, segmentations)
+        provides = {"label", "boxes"} | ({"mask"} if self._masks else set())
+        super().__init__("cub", provides, _read_classes(self.root), _PUBLISHED_SIZES[split])
+        self._read_lists(split)
+        images = require_directory(self.root / "images", "the photographs, one folder per class")
+        check_present(self._paths, find_files(images), images, "images")
+        if self._masks is not None:
+            names = [_mask_name(path) for path in self._paths]
+            check_present(names, find_files(self._masks, {".png"}), self._masks, "segmentations")
+
+    def _read_lists(self, split: str) -> None:
+        """Read names, labels and boxes of a split."""
+        paths = _read_table(self.root / "images.txt", "the image names")
+        splits = _read_table(self.root / "train_test_split.txt", "the splits", paths)
+        labels = _read_table(self.root / "image_class_labels.txt", "the classes", paths)
+        boxes = _read_table(self.root / "bounding_boxes.txt", "the boxes", paths)
+        chosen = [key for key in paths if splits[key] == _SPLITS[split]]
+        if not chosen:
+            raise ValueError(f"{self.root / 'train_test_split.txt'} names no image of the {split} split.")
+        self._paths = [paths[key] for key in chosen]
+        self._labels = [self._parse_label(labels[key], key) for key in chosen]
+        self._boxes = np.concatenate([_parse_box(boxes[key], key, self.root) for key in chosen])
+
+    def _parse_label(self, text: str, key: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= len(self.class_names or ()):
+            raise ValueError(
+                f"{self.root / 'image_class_labels.txt'}: the class of image {key} must be one of classes.txt, "
+                f"1 to {len(self.class_names or ())}, got {text!r}."
+            )
+        return int(text) - 1
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _identity(self) -> Iterable[object]:
+        return self._paths, self._labels, self._boxes.tolist()
+
+    def _read(self, index: int) -> Example:
+        path = self._paths[index]
+        return Example(
+            path,
+            read_rgb(self.root / "images" / path),
+            label=self._labels[index],
+            mask=None if self._masks is None else _read_mask(self._masks / _mask_name(path)),
+            boxes=self._boxes[index : index + 1].copy(),
+        )
+
+
+def _find_segmentations(given: Path, root: Path, folder: str | os.PathLike | None) -> Path | None:
+    """Return the folder of the masks; the archive is often unpacked beside the images."""
+    if folder is not None:
+        return require_directory(folder, "the segmentations of CUB, which are an archive of their own")
+    return next((path for path in (root / "segmentations", given / "segmentations") if path.is_dir()), None)
+
+
+def _read_classes(root: Path) -> list[str]:
+    return list(_read_table(root / "classes.txt", "the class names").values())
+
+
+def _read_table(path: Path, content: str, keys: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the lines `<id> <text>` of a file of the set, by id; `keys` are the ids there must be."""
+    require_file(path, f"{content} of {_FOLDER}")
+    table: dict[str, str] = {}
+    for where, line in enumerate_lines(path):
+        key, _, text = line.partition(" ")
+        if not text or key in table:
+            raise ValueError(f"{where} must be a new id and what belongs to it, got {line!r}.")
+        table[key] = text.strip()
+    missing = [key for key in keys or () if key not in table]
+    if missing:
+        raise ValueError(
+            f"{path} has lines for {len(table)} images, but images.txt names {len(keys or ())}: the image "
+            f"{missing[0]} is the first without one. Unpack {_FOLDER} again."
+        )
+    return table
+
+
+def _parse_box(text: str, key: str, root: Path) -> np.ndarray:
+    """Return `x y width height` as a box, `(1, 4)`."""
+    where = f"{root / 'bounding_boxes.txt'}, image {key},"
+    x, y, width, height = parse_numbers(text.split(), 4, where)
+    return as_boxes([(x, y, x + width, y + height)], where)
+
+
+def _mask_name(path: str) -> str:
+    return path.rpartition(".")[0] + ".png"
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    """Return where at least half of the annotators saw the bird."""
+    # a few files have several channels, with the same grey in each, or an alpha channel
+    image: Image.Image = read_mask_image(path).convert("L")
+    return (np.asarray(image) >= 128).astype(np.int8)

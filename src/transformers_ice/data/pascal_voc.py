@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PASCAL VOC from its devkit: class maps for segmentation, boxes for object discovery."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .annotation_files import (
+    as_boxes,
+    check_present,
+    find_files,
+    read_lines,
+    read_mask_image,
+    read_rgb,
+    require_directory,
+)
+from .examples import EvaluationSet, Example
+from .voc_annotations import VocObject, read_voc_objects
+
+
+__all__ = ["VOC_CLASSES", "VocDetection", "VocSegmentation"]
+
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+_VOID = 255
+_DISCOVERY_SIZES = {"2007": 5011}  # `trainval`, the split that object discovery is scored on
+
+
+class VocSegmentation(EvaluationSet):
+    """Images with a map of their object classes; provides `segmentation` and `mask` (any object).
+
+    Args:
+        root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
+        year: Year of the challenge.
+        split: A list in `ImageSets/Segmentation`, e.g. "val".
+
+    Raises:
+        ValueError: If the folder, the list, or images or maps of the list are missing; names them.
+
+    Source: the devkit's palette images, where 0 is background, 1 to 20 are the classes and 255 is void (-1 here).
+    """
+
+    def __init__(self, root: str | os.PathLike, year: str | int = "2012", split: str = "val") -> None:
+        super().__init__(f"voc{year}-segmentation", {"mask", "segmentation"}, VOC_CLASSES)
+        self.root = _find_devkit(root, str(year))
+        self._ids = _read_split(self.root, "Segmentation", split)
+        _check_files(self.root, "JPEGImages", ".jpg", self._ids, "images")
+        _check_files(self.root, "SegmentationClass", ".png", self._ids, "class maps")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _identity(self) -> Iterable[object]:
+        return self._ids
+
+    def _read(self, index: int) -> Example:
+        name = self._ids[index]
+        image = read_rgb(self.root / "JPEGImages" / f"{name}.jpg")
+        segmentation = _read_class_map(self.root / "SegmentationClass" / f"{name}.png")
+        return Example(name, image, mask=np.minimum(segmentation, 1).astype(np.int8), segmentation=segmentation)
+
+
+class VocDetection(EvaluationSet):
+    """Images with the boxes of all their objects, of whatever class; provides `boxes`.
+
+    Args:
+        root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
+        year: Year of the challenge.
+        split: A list in `ImageSets/Main`, e.g. "trainval".
+        keep_hard: False drops objects that are difficult or truncated, and then the images left without any. That
+            reads all annotations when the set is made; otherwise they are read with their image.
+
+    Raises:
+        ValueError: If the folder, the list, or images or annotations of the list are missing; names them.
+
+    Source: `datasets.py` of valeoai/LOST, whose `--no_hard` is `keep_hard=False`; boxes become half-open and 0-based.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike, year: str | int = "2007", split: str = "trainval", keep_hard: bool = True
+    ) -> None:
+        if not isinstance(keep_hard, bool):  # the word "False" of a command line would count as true
+            raise ValueError(f"`keep_hard` must be True or False, got {keep_hard!r}.")
+        published = _DISCOVERY_SIZES.get(str(year)) if keep_hard and split == "trainval" else None
+        super().__init__(f"voc{year}-detection", {"boxes"}, VOC_CLASSES, published)
+        self.root, self._keep_hard = _find_devkit(root, str(year)), keep_hard
+        self._ids = _read_split(self.root, "Main", split)
+        _check_files(self.root, "JPEGImages", ".jpg", self._ids, "images")
+        _check_files(self.root, "Annotations", ".xml", self._ids, "annotations")
+        if not keep_hard:
+            self._ids = [name for name in self._ids if self._objects(name)]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def _identity(self) -> Iterable[object]:
+        return self._keep_hard, self._ids
+
+    def _objects(self, name: str) -> list[VocObject]:
+        """Return the objects of an image that count."""
+        objects = read_voc_objects(self.root / "Annotations" / f"{name}.xml")
+        return [item for item in objects if self._keep_hard or not (item.difficult or item.truncated)]
+
+    def _read(self, index: int) -> Example:
+        name = self._ids[index]
+        boxes = as_boxes([item.box for item in self._objects(name)], name)
+        return Example(name, read_rgb(self.root / "JPEGImages" / f"{name}.jpg"), boxes=boxes)
+
+
+def _find_devkit(root: str | os.PathLike, year: str) -> Path:
+    """Return the folder of a year, or raise."""
+    if not re.fullmatch(r"\d{4}", year):
+        raise ValueError(f"`year` must be a year such as 2007 or 2012, got {year!r}.")
+    content = "the devkit of PASCAL VOC holds JPEGImages, ImageSets, Annotations and SegmentationClass of each year"
+    folder = require_directory(root, content)
+    candidates = [folder / "VOCdevkit" / f"VOC{year}", folder / f"VOC{year}"]
+    # the folder itself, unless its name says that it is another year
+    if not re.fullmatch(r"VOC\d{4}", folder.resolve().name) or folder.resolve().name == f"VOC{year}":
+        candidates.append(folder)
+    found = next((path for path in candidates if (path / "JPEGImages").is_dir()), None)
+    return found or require_directory(folder / "VOCdevkit" / f"VOC{year}" / "JPEGImages", f"images; {content}").parent
+
+
+def _read_split(root: Path, task: str, split: str) -> list[str]:
+    """Return the image names of a list of the devkit."""
+    folder = require_directory(root / "ImageSets" / task, "the devkit keeps its lists of images here")
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        # lists of single classes, e.g. cat_val.txt, have a second column and are no splits
+        splits = sorted(file.stem for file in folder.glob("*.txt") if "_" not in file.stem)
+        raise ValueError(f"`split` must be one of {', '.join(splits) or 'no list at all'} in {folder}, got {split!r}.")
+    names = read_lines(path)
+    unusual = [name for name in names if not re.fullmatch(r"\w+", name)]
+    if unusual:
+        raise ValueError(f"{path} must hold one image name a line, got {unusual[0]!r}.")
+    return names
+
+
+def _check_files(root: Path, folder: str, suffix: str, names: Sequence[str], content: str) -> None:
+    path = require_directory(root / folder, f"the devkit keeps its {content} here")
+    check_present([name + suffix for name in names], find_files(path, {suffix}), path, content)
+
+
+def _read_class_map(path: Path) -> np.ndarray:
+    """Return the classes of a palette image, `(height, width)`, int16, void as -1."""
+    values = np.asarray(read_mask_image(path))
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise ValueError(
+            f"{path} must be a palette or grey image of class indices, got {values.dtype} {values.shape}."
+        )
+    classes = np.where(values == _VOID, -1, values.astype(np.int16))
+    if classes.max(initial=0) > len(VOC_CLASSES):
+        raise ValueError(f"{path} must hold 0 to {len(VOC_CLASSES)} and {_VOID}, got {classes.max()}.")
+    return classes.astype(np.int16)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks: data, models and explainers in, scores out."""
+
+from .arguments import EvaluationArguments, ProtocolArguments, parse_evaluation_arguments
+from .benchmark import Benchmark
+from .bootstrap import Interval, bootstrap
+from .comparison import ComparisonRow, compare_with_baselines, evaluate_classification, evaluate_segmentation
+from .cost import Cost, measure_costs
+from .inputs import Checkpoint, ExplainedBatch, InputBatch, load_checkpoint
+from .maps import CEILING, majority_grid, score_maps
+from .protocol import Protocol
+from .report import SCORES, markdown_table, results_as_json, text_table
+from .row_store import RowKey, RowStore
+from .runner import BENCHMARKS, Processes, Result, run_benchmarks
+from .sanity import randomization_similarity
+from .tables import format_table
+
+
+__all__ = [
+    "BENCHMARKS",
+    "CEILING",
+    "SCORES",
+    "Benchmark",
+    "Checkpoint",
+    "ComparisonRow",
+    "Cost",
+    "EvaluationArguments",
+    "ExplainedBatch",
+    "InputBatch",
+    "Interval",
+    "Processes",
+    "Protocol",
+    "ProtocolArguments",
+    "Result",
+    "RowKey",
+    "RowStore",
+    "bootstrap",
+    "compare_with_baselines",
+    "evaluate_classification",
+    "evaluate_segmentation",
+    "format_table",
+    "load_checkpoint",
+    "majority_grid",
+    "markdown_table",
+    "measure_costs",
+    "parse_evaluation_arguments",
+    "randomization_similarity",
+    "results_as_json",
+    "run_benchmarks",
+    "score_maps",
+    "text_table",
+]

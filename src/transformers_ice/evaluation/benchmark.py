@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark is: a batch of explained examples in, one row of numbers per example out, rows into scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..metrics import RowMetric
+from .inputs import ExplainedBatch
+from .protocol import Protocol
+
+
+__all__ = ["Benchmark", "Observation", "Rows"]
+
+Rows = dict[str, np.ndarray]
+Observation = tuple[Sequence[Any] | np.ndarray, Sequence[Any] | np.ndarray]  # predictions and references of a metric
+
+
+class Benchmark(ABC):
+    """Turn explained examples into rows, and rows into scores.
+
+    Rows are all that is kept of an example. They are small, depend on nothing but the example, and can be stored,
+    merged from several processes and resampled; a score is a function of all rows.
+
+    Args:
+        protocol: How explanations are scored.
+
+    Attributes:
+        name: Its word on the command line.
+        needs: What an example must hold: "label", "mask", "segmentation" or "boxes".
+        of_model_only: Whether it scores the classifier and no explanation.
+        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+    """
+
+    name: str
+    needs: frozenset[str]
+    of_model_only = False
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.metrics: dict[str, RowMetric] = self._make_metrics()
+
+    @abstractmethod
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        """Return the metrics by name."""
+
+    @abstractmethod
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return predictions and references of every metric, under its name."""
+
+    def rows(self, batch: ExplainedBatch) -> Rows:
+        """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""
+        return {
+            f"{name}/{column}": np.asarray(values)
+            for name, (predictions, references) in self.observe(batch).items()
+            for column, values in self.metrics[name].rows(list(predictions), list(references)).items()
+        }
+
+    def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return the scores of all examples whose rows are given."""
+        scores: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            own = {key.partition("/")[2]: values for key, values in rows.items() if key.partition("/")[0] == name}
+            prefix = name if name.endswith("_") else ""
+            scores |= {prefix + score: value for score, value in metric.score(own).items()}
+        return scores

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an explanation costs: its time and memory per image, beside one forward pass of the classifier."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from ..explainers import explain
+from .inputs import class_logits
+
+
+__all__ = ["Cost", "measure_costs", "peak_tensor_bytes"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hold what one explanation costs.
+
+    Attributes:
+        milliseconds: Median time per image.
+        forward_passes: Median over the repeats of its time divided by that of a forward pass of the same batch.
+        forward_passes_spread: Half the distance between the quartiles of that ratio.
+        peak_megabytes: Most memory per image that its tensors take at once, weights left out.
+        memory_ratio: The same, divided by that of a forward pass.
+    """
+
+    milliseconds: float
+    forward_passes: float
+    forward_passes_spread: float
+    peak_megabytes: float
+    memory_ratio: float
+
+
+def measure_costs(
+    model: PreTrainedModel, pixel_values: Tensor, methods: Sequence[str], num_repeats: int = 7
+) -> dict[str, Cost]:
+    """Measure time and memory of methods on one batch.
+
+    The methods and the plain forward pass take turns in every repeat, so a machine that slows down slows all of them.
+
+    Args:
+        model: A ViT, DeiT or ICE classifier.
+        pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
+        methods: Names in `EXPLAINERS`.
+        num_repeats: Timed repeats, after one that is not counted.
+    """
+
+    def forward() -> None:
+        class_logits(model, pixel_values)
+
+    calls: dict[str, Callable[[], Any]] = {"": forward}
+    calls |= {method: partial(explain, model, pixel_values, method) for method in methods}
+    peaks = {name: peak_tensor_bytes(call) for name, call in calls.items()}  # the run that is not timed
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(num_repeats):
+        for name, call in calls.items():
+            times[name].append(_seconds(call, pixel_values.device))
+    batch_size = pixel_values.shape[0]
+    costs = {}
+    for method in methods:
+        ratios = [taken / base for taken, base in zip(times[method], times[""], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        costs[method] = Cost(
+            milliseconds=1000 * statistics.median(times[method]) / batch_size,
+            forward_passes=median,
+            forward_passes_spread=(high - low) / 2,
+            peak_megabytes=peaks[method] / batch_size / 1e6,
+            memory_ratio=peaks[method] / peaks[""],
+        )
+    return costs
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_tensor_bytes(call: Callable[[], Any]) -> int:
+    """Return the most bytes that the tensors made by a call take at one moment.
+
+    Storages are counted once, from the operation that makes them until nothing refers to them; tensors that existed
+    before the call, such as weights and images, are not counted, nor is what an operation needs inside itself.
+    """
+    with _LiveStorages() as live:
+        call()
+    return live.peak
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Follow the storages that operations make, and the largest sum of their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        old = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if _has_storage(leaf) and leaf.untyped_storage().data_ptr() not in old:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self._seen or not size:
+            return
+        self._seen.add(address)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._remove, address, size)
+
+    def _remove(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.current -= size
+
+
+def _has_storage(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.device.type != "meta"

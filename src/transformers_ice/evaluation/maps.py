@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images to the model's input, and from relevance on the patch grid to score maps and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..configuration_ice_deit import as_pair
+from ..explainers import EXPLAINERS
+from ..image_conversion import convert_to_rgb
+from ..patch_maps import ImageGeometry, nearest_to_image
+
+
+__all__ = [
+    "CEILING",
+    "binary_maps",
+    "explains_classes",
+    "image_geometry",
+    "is_hard",
+    "majority_grid",
+    "model_grid_size",
+    "patch_size_of",
+    "preprocess",
+    "preprocess_padded",
+    "resize_labels",
+    "score_maps",
+    "to_unit_range",
+    "varies",
+]
+
+CEILING = "ceiling"
+
+
+def is_hard(method: str) -> bool:
+    """Return whether the maps of a method are masks already: no threshold, and nearest on the way to the pixels."""
+    return method == CEILING or (method in EXPLAINERS and EXPLAINERS[method].is_hard)
+
+
+def explains_classes(method: str, with_ice: bool = False) -> bool:
+    """Return whether a method is to be told a class: ICE's own maps show the whole foreground by themselves."""
+    if method not in EXPLAINERS:
+        return False
+    return EXPLAINERS[method].takes_target and (with_ice or EXPLAINERS[method].model == "any")
+
+
+def preprocess(model: PreTrainedModel, image_processor: Any, images: Sequence[Any]) -> Tensor:
+    """Return what the model takes for a batch of images, on its device."""
+    rgb_images = [convert_to_rgb(image) for image in images]
+    return image_processor(rgb_images, return_tensors="pt")["pixel_values"].to(model.device)
+
+
+def preprocess_padded(model: PreTrainedModel, image_processor: Any, image: Any) -> Tensor:
+    """Return one image at its own size, padded right and below with zeros to whole patches, on the model's device.
+
+    Args:
+        model: A ViT, DeiT or ICE model.
+        image_processor: Its rescaling and normalisation are used, its resizing and cropping are not.
+        image: The image.
+
+    Returns:
+        `(1, num_channels, height, width)`, both sides multiples of the patch size. The padding is zero after the
+        normalisation, as in `valeoai/LOST`.
+    """
+    pixels = image_processor([convert_to_rgb(image)], do_resize=False, do_center_crop=False, return_tensors="pt")
+    values = pixels["pixel_values"].to(model.device)
+    below, right = (-side % cell for side, cell in zip(values.shape[2:], patch_size_of(model), strict=True))
+    return torch.nn.functional.pad(values, (0, right, 0, below))
+
+
+def patch_size_of(model: PreTrainedModel) -> tuple[int, int]:
+    """Return height and width of a patch in pixels."""
+    return as_pair(model.config.patch_size)
+
+
+def model_grid_size(model: PreTrainedModel, input_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns of patches for an input of `(height, width)`."""
+    patch_height, patch_width = patch_size_of(model)
+    return input_size[0] // patch_height, input_size[1] // patch_width
+
+
+def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[int, int]) -> Tensor:
+    """Return which patches are mostly foreground: the most accurate 0/1 map that the patch grid allows.
+
+    Args:
+        mask: `(height, width)`: 1 foreground, 0 background, -1 ignored; or bool.
+        geometry: What the preprocessing did to the image.
+        grid_size: Rows and columns of the patch grid.
+
+    Returns:
+        `grid_size`, bool, on the CPU. True where more than half of the counted pixels of the patch are foreground.
+    """
+    num_patches = grid_size[0] * grid_size[1]
+    patch_index = torch.arange(num_patches).view(grid_size)
+    owner = nearest_to_image(patch_index, geometry, fill=num_patches).flatten()  # pixels outside a crop: an extra one
+    truth = torch.from_numpy(np.ascontiguousarray(mask)).flatten()
+    foreground = torch.bincount(owner[truth == 1], minlength=num_patches)[:num_patches]
+    background = torch.bincount(owner[truth == 0], minlength=num_patches)[:num_patches]
+    return (foreground > background).view(grid_size)
+
+
+def binary_maps(relevance: Tensor, method: str, input_size: tuple[int, int]) -> Tensor:
+    """Cut relevance maps into masks: a soft map above its mean, a hard map where it is positive.
+
+    Args:
+        relevance: `(batch_size, rows, columns)`, on the patch grid or finer.
+        method: Name of the explainer, or "ceiling".
+        input_size: Height and width of the model's input.
+
+    Returns:
+        Bool, on the CPU: `(batch_size, *input_size)` of soft maps, interpolated bilinearly before the cut;
+        `(batch_size, rows, columns)` of hard ones. A constant soft map has no foreground.
+    """
+    relevance = relevance.cpu()
+    if is_hard(method):
+        return relevance > 0
+    maps = score_maps(relevance, method, input_size)
+    # A constant map has no foreground, as in the protocol; interpolated, it is constant up to rounding only.
+    return (maps > maps.mean(dim=(1, 2), keepdim=True)) & varies(relevance)
+
+
+def score_maps(relevance: Tensor, method: str, input_size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Bring relevance to the resolution of the model's input, `(batch_size, *input_size)`, on the CPU.
+
+    Args:
+        relevance: `(batch_size, rows, columns)`, on the patch grid or finer.
+        method: Name of the explainer, or "ceiling"; a hard map is enlarged by the nearest patch.
+        input_size: Height and width of the model's input.
+        mode: Interpolation of soft maps, "bilinear" or "bicubic".
+    """
+    mode = "nearest-exact" if is_hard(method) else mode
+    return torch.nn.functional.interpolate(relevance.float().cpu()[:, None], size=input_size, mode=mode)[:, 0]
+
+
+def to_unit_range(maps: Tensor) -> Tensor:
+    """Stretch each map of `(batch_size, height, width)` to [0, 1]; a constant or undefined map becomes NaN."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / (high - low)
+
+
+def varies(relevance: Tensor) -> Tensor:
+    """Return which maps of `(batch_size, rows, columns)` hold more than one value, `(batch_size, 1, 1)`, bool."""
+    return relevance.amax(dim=(1, 2), keepdim=True) > relevance.amin(dim=(1, 2), keepdim=True)
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a map of integers by the nearest pixel, as PIL does it.
+
+    Args:
+        labels: `(height, width)`, integers that fit into 16 bits.
+        size: New height and width.
+    """
+    if labels.shape == tuple(size):
+        return labels
+    picture = Image.fromarray(labels.astype(np.int32))
+    resized = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized).astype(labels.dtype)
+
+
+def image_geometry(image_processor: Any, image_size: tuple[int, ...], input_size: tuple[int, int]) -> ImageGeometry:
+    """Return where the pixels of an image `(height, width)` end up in the model's input."""
+    height, width = image_size
+    if hasattr(image_processor, "image_geometry"):
+        return image_processor.image_geometry((height, width))
+    if getattr(image_processor, "do_center_crop", False):
+        raise ValueError(
+            f"`image_processor` must not crop, got {type(image_processor).__name__} with do_center_crop=True: the "
+            "maps would not cover the image. Set `image_processor.do_center_crop = False`."
+        )
+    return ImageGeometry.from_resize((height, width), input_size)

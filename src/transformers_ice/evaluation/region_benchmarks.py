@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks that compare an explanation with where the object is: masks, object classes and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.examples import Example
+from ..explainers.inspection import attention_maps, num_prefix_tokens
+from ..metrics import (
+    CorLoc,
+    ForegroundAveragePrecision,
+    ForegroundF1,
+    ForegroundSegmentation,
+    LocalizationAccuracy,
+    MaxBoxAccuracy,
+    MeanOf,
+    ObjectJaccard,
+    PointingGame,
+    RowMetric,
+    normalize_score_map,
+    resize_boxes,
+)
+from ..patch_maps import component_box, largest_component
+from .benchmark import Benchmark, Observation
+from .inputs import ExplainedBatch
+from .maps import (
+    CEILING,
+    binary_maps,
+    explains_classes,
+    is_hard,
+    model_grid_size,
+    resize_labels,
+    score_maps,
+    to_unit_range,
+    varies,
+)
+
+
+__all__ = ["ATTENTION_HEADS", "Discovery", "Jaccard", "Localization", "Segmentation"]
+
+ATTENTION_HEADS = "attention_heads"
+
+
+class Segmentation(Benchmark):
+    """Masks of the foreground: pixel accuracy and mean IoU over the set, mean average precision and mean F1.
+
+    Masks are resized to the model's input by the nearest pixel, soft maps to the same size bilinearly; a soft map is
+    stretched to [0, 1] and cut at its mean. The method explains the class that the model predicts.
+
+    Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`
+    (`baselines/ViT/imagenet_seg_eval.py`, `utils/metrices.py`).
+    """
+
+    name = "segmentation"
+    needs = frozenset({"mask"})
+
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        return {"masks": ForegroundSegmentation(), "maps": ForegroundAveragePrecision(), "f1": ForegroundF1()}
+
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return masks, soft maps and masks again, each beside the true masks."""
+        published = self.protocol.paper_compat
+        relevance = batch.published_relevance() if published else batch.relevance()
+        size = batch.inputs.input_size
+        maps = to_unit_range(score_maps(relevance, batch.method, size))
+        masks = binary_maps(relevance, batch.method, size)
+        if is_hard(batch.method):
+            maps = score_maps(relevance, batch.method, size)
+            masks = maps > 0.5
+            if published:  # there, min-max makes NaN of a constant map, and NaN is background
+                masks = masks & varies(relevance)
+        truths = [resize_labels(np.asarray(example.mask), size) for example in batch.inputs.examples]
+        predictions = list(masks.numpy())
+        return {"masks": (predictions, truths), "maps": (list(maps.numpy()), truths), "f1": (predictions, truths)}
+
+
+class Jaccard(Benchmark):
+    """Overlap with each object class of an image, the mean over its classes, then over the images.
+
+    A hard map is the mask; of a soft map, the largest values that hold 0.9 of its sum. "attention_heads" stands for
+    the heads of the last layer, from which the best one is taken for each class: an oracle, as published for DeiT.
+
+    Source: `Muzammal-Naseer/Intriguing-Properties-of-Vision-Transformers` (`evaluate_segmentation.py`).
+    """
+
+    name = "jaccard"
+    needs = frozenset({"segmentation"})
+
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        return {"jaccard": ObjectJaccard(void_in_union=self.protocol.paper_compat)}
+
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return one or several masks per image beside the true classes of its pixels."""
+        size = batch.inputs.input_size
+        if batch.method == ATTENTION_HEADS:
+            grids = _head_maps(batch)  # (batch_size, num_heads, rows, columns)
+            kept = _largest_mass(grids.flatten(0, 1), self.protocol.attention_mass).unflatten(0, grids.shape[:2])
+            masks = torch.stack([score_maps(heads, CEILING, size) > 0.5 for heads in kept.float()])
+        else:
+            relevance = batch.relevance()
+            grids = relevance > 0 if is_hard(batch.method) else _largest_mass(relevance, self.protocol.attention_mass)
+            masks = score_maps(grids.float(), CEILING, size) > 0.5  # the protocol enlarges by the nearest patch
+        truths = [resize_labels(_object_classes(example), size) for example in batch.inputs.examples]
+        return {"jaccard": (list(masks.numpy()), truths)}
+
+
+def _object_classes(example: Example) -> np.ndarray:
+    """Return the class of every pixel; a plain mask is one class."""
+    return np.asarray(example.mask if example.segmentation is None else example.segmentation)
+
+
+def _head_maps(batch: ExplainedBatch) -> Tensor:
+    """Return how much the [CLS] token attends to each patch, per head of the last layer."""
+    model, pixels = batch.inputs.checkpoint.model, batch.inputs.pixel_values
+    with torch.no_grad():
+        weights = attention_maps(model, pixels)[-1][:, :, 0, num_prefix_tokens(model) :]
+    return weights.float().cpu().unflatten(-1, model_grid_size(model, batch.inputs.input_size))
+
+
+def _largest_mass(maps: Tensor, mass: float) -> Tensor:
+    """Return which cells of `(num_maps, rows, columns)` are the largest ones that together hold a share of the sum.
+
+    The smallest cells are left out as long as together they hold no more than the rest of the sum; negative relevance
+    counts as none, and a map without relevance is empty.
+    """
+    flat = maps.clamp(min=0).flatten(1).double()
+    total = flat.sum(dim=1, keepdim=True)
+    ascending, order = flat.sort(dim=1, stable=True)
+    kept = (ascending.cumsum(dim=1) > (1 - mass) * total) & (total > 0)
+    return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
+
+
+class Localization(Benchmark):
+    """Boxes from score maps: MaxBoxAcc, MaxBoxAccV2, GT-known, Top-1 and Top-5 Loc, and the pointing game.
+
+    Maps explain the true class where the method knows classes; those of ICE show the whole foreground, and the class
+    under the rule "tscam" only. They are enlarged bicubically and stretched to [0, 1]. True boxes are scaled to the
+    input and rounded down.
+
+    Source: `clovaai/wsolevaluation` (`evaluation.py`, `inference.py`).
+    """
+
+    name = "localization"
+    needs = frozenset({"boxes", "label"})
+
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        rule, threshold = self.protocol.localization_rule, self.protocol.effective_box_threshold
+        return {
+            "swept": MaxBoxAccuracy(step=self.protocol.threshold_step),
+            "fixed": LocalizationAccuracy(protocol=rule, threshold=threshold),
+            "pointing": PointingGame(),
+        }
+
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return score maps beside the true boxes, at the resolution of the model's input."""
+        inputs, size = batch.inputs, batch.inputs.input_size
+        # ICE shows its whole foreground, but TS-CAM's rule asks for the map of the class
+        of_class = explains_classes(batch.method, with_ice=self.protocol.localization_rule == "tscam")
+        relevance = batch.relevance(inputs.labels if of_class else None)
+        maps = [normalize_score_map(grid) for grid in score_maps(relevance, batch.method, size, "bicubic").numpy()]
+        boxes = [resize_boxes(_some_boxes(example), example.image.size[::-1], size) for example in inputs.examples]
+        ranked = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices.numpy()
+        answers = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
+        truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
+        inside = [_inside_boxes(own, size) for own in boxes]
+        return {"swept": (maps, boxes), "fixed": (answers, truths), "pointing": (maps, inside)}
+
+
+def _some_boxes(example: Example) -> np.ndarray:
+    """Return the true boxes, or say which image has none."""
+    boxes = np.asarray(example.boxes, dtype=np.float64)
+    if not len(boxes):
+        raise ValueError(f"Image {example.image_id!r} must have at least one box, got none. Leave it out of the set.")
+    return boxes
+
+
+def _inside_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return which pixels lie in any of the half-open boxes, `(height, width)`, bool."""
+    inside = np.zeros(size, dtype=bool)
+    for left, top, right, bottom in boxes.tolist():
+        inside[top:bottom, left:right] = True
+    return inside
+
+
+class Discovery(Benchmark):
+    """Find the object without being told how many there are: CorLoc of the box around one component of the mask.
+
+    Images keep their size and are padded to whole patches. A soft map is cut at its mean on the patch grid. Components
+    touch along edges. `corloc` takes the largest one, `confident_corloc` the one with the most relevant patch; where
+    there is no foreground the whole image is the box, and `empty_masks` is the share of such images.
+
+    Source: `valeoai/LOST` (`main_lost.py`, `object_discovery.py`).
+    """
+
+    name = "discovery"
+    needs = frozenset({"boxes"})
+
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        return {"largest": CorLoc(), "confident_": CorLoc(), "empty": MeanOf("empty_masks")}
+
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return one box per image by either rule, and whether its mask is empty, beside the true boxes."""
+        largest, confident, empty = [], [], []
+        for relevance, example in zip(batch.padded_relevance(), batch.inputs.examples, strict=True):
+            grid = np.asarray(relevance)
+            mask = grid > 0 if is_hard(batch.method) else (grid > grid.mean()) & (grid.max() > grid.min())
+            empty.append(float(not mask.any()))
+            seed = np.unravel_index(np.where(mask, grid, -np.inf).argmax(), mask.shape) if mask.any() else None
+            size = (example.image.height, example.image.width)
+            largest.append(_component_in_pixels(largest_component(mask), batch.patch_size, size))
+            chosen = largest_component(mask) if seed is None else _component_of(mask, (int(seed[0]), int(seed[1])))
+            confident.append(_component_in_pixels(chosen, batch.patch_size, size))
+        boxes = [_some_boxes(example) for example in batch.inputs.examples]
+        return {"largest": (largest, boxes), "confident_": (confident, boxes), "empty": (empty, empty)}
+
+
+def _component_of(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+    """Return the 4-connected component of a bool mask that holds a cell."""
+    component = np.zeros_like(mask)
+    component[cell] = True
+    while True:
+        grown = component.copy()
+        grown[1:] |= component[:-1]
+        grown[:-1] |= component[1:]
+        grown[:, 1:] |= component[:, :-1]
+        grown[:, :-1] |= component[:, 1:]
+        grown &= mask
+        if np.array_equal(grown, component):
+            return component
+        component = grown
+
+
+def _component_in_pixels(
+    component: np.ndarray, patch_size: tuple[int, int], image_size: tuple[int, int]
+) -> Sequence[float]:
+    """Return the box around a component of patches, `xyxy` half-open, clipped to the image; all of it if empty."""
+    height, width = image_size
+    if not component.any():
+        return (0, 0, width, height)
+    left, top, right, bottom = component_box(component)
+    patch_height, patch_width = patch_size
+    return (
+        left * patch_width,
+        top * patch_height,
+        min(right * patch_width, width),
+        min(bottom * patch_height, height),
+    )

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as rows of one table: a line per checkpoint and method, a column per score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .bootstrap import Interval
+from .cost import Cost
+from .runner import Result
+from .tables import format_table
+
+
+__all__ = ["SCORES", "markdown_table", "results_as_json", "text_table"]
+
+# Heading, and whether larger is better. The order is that of the table.
+SCORES: dict[str, tuple[str, bool]] = {
+    "pixel_accuracy": ("pixel acc.", True),
+    "mean_average_precision": ("mAP", True),
+    "mean_iou": ("mIoU", True),
+    "mean_f1": ("mF1", True),
+    "jaccard": ("Jaccard", True),
+    "max_box_acc": ("MaxBoxAcc", True),
+    "max_box_acc_v2": ("MaxBoxAccV2", True),
+    "gt_known_loc": ("GT-known", True),
+    "top_1_loc": ("Top-1 Loc", True),
+    "top_5_loc": ("Top-5 Loc", True),
+    "pointing_game": ("pointing", True),
+    "corloc": ("CorLoc", True),
+    "confident_corloc": ("CorLoc (confident)", True),
+    "empty_masks": ("empty", False),
+    "positive_perturbation_auc": ("positive", False),
+    "negative_perturbation_auc": ("negative", True),
+    "insertion_auc": ("insertion", True),
+    "deletion_auc": ("deletion", False),
+    "top_1": ("top-1", True),
+    "top_5": ("top-5", True),
+}
+_COST = {"forward_passes": "time (passes)", "memory_ratio": "memory (passes)"}
+_MODEL_ROW = "(the classifier)"
+
+Costs = Mapping[tuple[str, str], Cost]
+
+
+def _lines(results: Sequence[Result], costs: Costs) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the cells of every line, by (checkpoint, method); intervals where there is one."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        lines.setdefault((result.checkpoint, result.method), {}).update(result.scores)
+    for key, cost in costs.items():
+        lines.setdefault(key, {}).update({name: getattr(cost, name) for name in _COST})
+    return lines
+
+
+def _headers(lines: Mapping[Any, Mapping[str, Any]]) -> dict[str, str]:
+    present = {name for cells in lines.values() for name in cells}
+    scores = {name: heading for name, (heading, _) in SCORES.items() if name in present}
+    return {
+        "checkpoint": "checkpoint",
+        "method": "method",
+        **scores,
+        **{n: h for n, h in _COST.items() if n in present},
+    }
+
+
+def text_table(results: Sequence[Result], costs: Costs | None = None) -> str:
+    """Lay all scores out as plain text, without their intervals.
+
+    Args:
+        results: What `run_benchmarks` returned.
+        costs: Cost by (checkpoint, method).
+    """
+    lines = _lines(results, costs or {})
+    rows = [
+        {"checkpoint": checkpoint, "method": method or _MODEL_ROW}
+        | {name: cell.value if isinstance(cell, Interval) else cell for name, cell in cells.items()}
+        for (checkpoint, method), cells in lines.items()
+    ]
+    return format_table(rows, _headers(lines))
+
+
+def markdown_table(results: Sequence[Result], costs: Costs | None = None) -> str:
+    """Lay all scores out as a Markdown table, `value (low to high)`; the best of a column is bold.
+
+    Args:
+        results: What `run_benchmarks` returned.
+        costs: Cost by (checkpoint, method).
+    """
+    lines = _lines(results, costs or {})
+    headers = _headers(lines)
+    best = {name: _best(name, lines) for name in headers if name in SCORES}
+    table = ["| " + " | ".join(headers.values()) + " |", "| --- " * len(headers) + "|"]
+    for (checkpoint, method), cells in lines.items():
+        words = [checkpoint, f"`{method}`" if method else _MODEL_ROW]
+        for name in list(headers)[2:]:
+            text = _cell(cells.get(name))
+            words.append(f"**{text}**" if best.get(name) == (checkpoint, method) else text)
+        table.append("| " + " | ".join(words) + " |")
+    return "\n".join(table) + "\n"
+
+
+def _best(name: str, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return the line with the best score of an explanation; the ceiling does not compete."""
+    candidates = {
+        key: cells[name].value
+        for key, cells in lines.items()
+        if key[1] not in ("ceiling", "") and name in cells and not math.isnan(cells[name].value)
+    }
+    if not candidates:
+        return None
+    return max(candidates, key=candidates.__getitem__) if SCORES[name][1] else min(candidates, key=candidates.get)  # type: ignore[arg-type]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if not isinstance(value, Interval):
+        return f"{value:.2f}"
+    digits = 1 if abs(value.value) > 1.5 else 3
+    if math.isnan(value.low):
+        return f"{value.value:.{digits}f}"
+    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def results_as_json(results: Sequence[Result], costs: Costs | None = None) -> list[dict[str, Any]]:
+    """Return one JSON-ready dict per checkpoint and method; NaN becomes None.
+
+    Args:
+        results: What `run_benchmarks` returned.
+        costs: Cost by (checkpoint, method).
+    """
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        line = lines.setdefault((result.checkpoint, result.method), {"scores": {}, "cost": None})
+        for name, interval in result.scores.items():
+            line["scores"][name] = {key: _finite(value) for key, value in asdict(interval).items()}
+            line["scores"][name]["num_examples"] = result.num_examples
+    for key, cost in (costs or {}).items():
+        lines.setdefault(key, {"scores": {}})["cost"] = asdict(cost)
+    return [{"checkpoint": key[0], "method": key[1], **line} for key, line in lines.items()]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows on disk, one file per chunk of examples: what a killed run leaves behind, the next one does not do again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+__all__ = ["RowKey", "RowStore"]
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """Name what rows belong to.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        method: Name of the explainer; empty for scores of the model itself.
+        benchmark: Name of the benchmark.
+        digest: Fingerprint of everything else that the rows depend on.
+    """
+
+    checkpoint: str
+    method: str
+    benchmark: str
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        """A name for a folder, the same for the same rows."""
+        words = (self.checkpoint, self.method or "model", self.benchmark)
+        return "-".join([*(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words), self.digest])
+
+
+class RowStore:
+    """Keep rows in a folder; a chunk is there completely or not at all.
+
+    Args:
+        directory: Where to write; made if missing. Several processes may write into it at once.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def has(self, key: RowKey, chunk: int) -> bool:
+        """Return whether a chunk has been written."""
+        return self._file(key, chunk).is_file()
+
+    def save(self, key: RowKey, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
+        """Write the rows of a chunk; they appear under their name when they are complete."""
+        file = self._file(key, chunk)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        with open(partial, "wb") as stream:
+            columns: dict[str, Any] = {name.replace("/", "|"): values for name, values in rows.items()}
+            np.savez_compressed(stream, **columns)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+
+    def load(self, key: RowKey, chunks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the rows of some chunks, joined in their order.
+
+        Raises:
+            ValueError: If one of them is missing or cannot be read; deleting it makes the next run write it again.
+        """
+        parts = [self._read(self._file(key, chunk)) for chunk in chunks]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _read(self, file: Path) -> dict[str, np.ndarray]:
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                return {name.replace("|", "/"): content[name] for name in content.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"The rows in {file} cannot be read: {error}. Delete the file and run again.") from error
+
+    def _file(self, key: RowKey, chunk: int) -> Path:
+        return self.directory / key.folder / f"{chunk:06d}.npz"

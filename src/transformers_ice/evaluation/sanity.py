@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does an explanation depend on what the model has learnt? Randomise the weights and look whether the map changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..explainers import explain
+
+
+__all__ = ["randomization_similarity", "randomized_models", "rank_correlation"]
+
+
+def randomization_similarity(
+    model: PreTrainedModel, pixel_values: Tensor, methods: Sequence[str], target: Tensor | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Return how similar the maps stay while the weights are randomised from the head down.
+
+    Args:
+        model: A ViT, DeiT or ICE classifier; it stays as it is.
+        pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
+        methods: Names in `EXPLAINERS`.
+        target: `(batch_size,)` classes to explain, so that all stages explain the same one; `None` is what the method
+            explains by itself.
+        seed: Of the random weights.
+
+    Returns:
+        By method, by stage ("heads", "layer 5", ..., "embeddings"): mean over the images of the rank correlation of
+        the map with that of the trained model, in [-1, 1]. Stages add up: "layer 4" has random heads and layers 4 and
+        up. NaN where every map is constant.
+
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (cascading randomisation).
+    """
+    maps = {method: _maps(model, pixel_values, method, target) for method in methods}
+    similarity: dict[str, dict[str, float]] = {method: {} for method in methods}
+    for stage, randomized in randomized_models(model, seed):
+        for method, before in maps.items():
+            after = _maps(randomized, pixel_values, method, target)
+            values = [rank_correlation(*pair) for pair in zip(before, after, strict=True)]
+            known = [value for value in values if not np.isnan(value)]
+            similarity[method][stage] = float(np.mean(known)) if known else float("nan")
+    return similarity
+
+
+def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Yield copies of a model with ever more random weights, from the heads down to the embeddings.
+
+    The weights are those that the model's class would start from (`_init_weights`). The same object is yielded again,
+    changed further.
+    """
+    randomized = copy.deepcopy(model)
+    encoder: Any = randomized.base_model
+    heads = [module for name, module in randomized.named_children() if module is not encoder]
+    heads += [module for name, module in encoder.named_children() if name in ("patch_head", "layernorm", "pooler")]
+    layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
+    stages: list[tuple[str, Sequence[nn.Module]]] = [("heads", heads)]
+    stages += [(f"layer {index}", [layers[index]]) for index in reversed(range(len(layers)))]
+    stages.append(("embeddings", [encoder.embeddings]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for stage, modules in stages:
+            for part in modules:
+                _randomize(randomized, part)
+            yield stage, randomized
+
+
+@torch.no_grad()
+def _randomize(model: PreTrainedModel, part: nn.Module) -> None:
+    """Draw the weights of a part of the model anew, as its class does for a model without a checkpoint."""
+    for module in part.modules():
+        for parameter in module.parameters(recurse=False):
+            # transformers leaves weights alone that it has marked as loaded
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        module._is_hf_initialized = False  # type: ignore[assignment]
+        model._init_weights(module)
+
+
+def _maps(model: PreTrainedModel, pixel_values: Tensor, method: str, target: Tensor | None) -> np.ndarray:
+    return explain(model, pixel_values, method, target=target).detach().float().cpu().flatten(1).numpy()
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation of two flat maps, NaN if either is constant."""
+    try:
+        from scipy.stats import rankdata
+    except ImportError as error:
+        raise ImportError("Rank correlations need SciPy: pip install transformers-ice[eval]") from error
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

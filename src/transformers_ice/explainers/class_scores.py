@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the class-aware baselines explain: one logit per image, read from the prefix tokens, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .inspection import evaluation_mode, forward_options, frozen_parameters, num_prefix_tokens
+
+
+__all__ = [
+    "at_least_float32",
+    "classification_heads",
+    "classify_tokens",
+    "explained_logits",
+    "gradient_pass",
+    "run_classifier",
+    "target_or_predicted",
+    "target_scores",
+]
+
+
+@contextmanager
+def gradient_pass(model: PreTrainedModel, pixel_values: Tensor) -> Iterator[Tensor]:
+    """Let autograd follow the images through the model inside the block, whatever mode the caller is in.
+
+    Args:
+        model: A ViT, DeiT or ICE model. In the block it is in evaluation mode and its parameters are constants;
+            it comes back as it was.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+
+    Yields:
+        A copy of the images that requires gradients, in float32 at least.
+
+    Raises:
+        ValueError: If the model is of another family, or autograd can never follow its weights.
+    """
+    num_prefix_tokens(model)  # refuses other families
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "`model` must not be made or loaded under `torch.inference_mode()` for a method that uses gradients. "
+            "Load it outside; the mode around `explain` itself does no harm."
+        )
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model), frozen_parameters(model):
+        # clone: a tensor made under inference mode cannot take part in a graph
+        yield pixel_values.detach().clone().to(at_least_float32(pixel_values.dtype)).requires_grad_()
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for float64 and float32 for all others."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def run_classifier(
+    model: PreTrainedModel, pixel_values: Tensor, output_attentions: bool = False
+) -> tuple[Tensor, Any]:
+    """Run a classifier.
+
+    Args:
+        model: A ViT, DeiT or ICE model with a classification head.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        output_attentions: Whether to ask for the attention weights, which only eager attention returns.
+
+    Returns:
+        The explained logits `(batch_size, num_labels)`, those of the prefix tokens; and all outputs.
+
+    Raises:
+        ValueError: If the model has no classification head.
+    """
+    options = forward_options(model, pixel_values)
+    if output_attentions:
+        options["output_attentions"] = True
+    outputs = model(pixel_values, **options)
+    # `logits` of an ICE model may come from its patches; `cls_logits` of HF DeiT with a teacher is one head of two
+    name = "cls_logits" if hasattr(model.base_model, "patch_head") else "logits"
+    if name not in outputs:
+        raise ValueError(
+            f"This method explains a class and needs a model with a classification head, got {type(model).__name__}. "
+            "Load it with `AutoModelForImageClassification`, or use method='rollout'."
+        )
+    return outputs[name], outputs
+
+
+def explained_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Return the logits of the prefix tokens, `(batch_size, num_labels)`; arguments as of `run_classifier`."""
+    return run_classifier(model, pixel_values)[0]
+
+
+def target_or_predicted(logits: Tensor, target: Tensor | None) -> Tensor:
+    """Return the class to explain of each image.
+
+    Args:
+        logits: `(batch_size, num_labels)`.
+        target: `(batch_size,)` class indices; `None` is the predicted class.
+
+    Returns:
+        `(batch_size,)`, int64.
+
+    Raises:
+        ValueError: If a target is not among the logits.
+    """
+    if target is None:
+        return logits.detach().argmax(dim=1)
+    if target.max() >= logits.shape[1]:
+        raise ValueError(
+            f"`target` must lie in [0, {logits.shape[1] - 1}] for {logits.shape[1]} logits, got {target.tolist()}."
+        )
+    return target.clone()  # as for the pixels: autograd keeps no tensor of the inference mode
+
+
+def target_scores(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the logit of each image's target, `(batch_size,)`."""
+    return logits.gather(1, target[:, None]).squeeze(1)
+
+
+def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
+    """Return the linear classifiers in the order of the prefix tokens they read: one, or two that are averaged.
+
+    Args:
+        model: A ViT, DeiT or ICE model with a classification head.
+
+    Raises:
+        ValueError: If a head is missing or not linear.
+    """
+    heads: list[Any] = [getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)]
+    if hasattr(model, "distillation_classifier"):
+        heads.append(model.distillation_classifier)
+    if not all(isinstance(head, nn.Linear) for head in heads):
+        raise ValueError(
+            f"This method needs linear classifiers on the prefix tokens, got {type(model).__name__} with "
+            f"{', '.join(type(head).__name__ for head in heads)}. Use method='grad_cam', which takes any head."
+        )
+    return heads
+
+
+def classify_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return what the heads say about normalised tokens `(batch_size, num_tokens, hidden_size)`, as logits."""
+    logits = [head(tokens[:, index]) for index, head in enumerate(classification_heads(model))]
+    return torch.stack(logits).mean(dim=0)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Baselines that walk relevance back from one class's logit through the layers, to attention or to the pixels.
+
+One forward pass leaves a trace; the rules of `relevance_rules` then go through it from the end. Every image of a batch
+is treated as if it were alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from transformers import DeiTPreTrainedModel, PreTrainedModel, ViTPreTrainedModel
+
+from .class_scores import (
+    at_least_float32,
+    classification_heads,
+    gradient_pass,
+    run_classifier,
+    target_or_predicted,
+    target_scores,
+)
+from .inspection import (
+    check_start_layer,
+    class_token_row,
+    eager_attention,
+    encoder_of,
+    grid_size,
+    num_prefix_tokens,
+    record_calls,
+)
+from .relevance_rules import addition_rule, copy_rule, linear_rule, pixel_rule, product_rule, share
+
+
+__all__ = ["full_lrp", "partial_lrp", "transformer_attribution"]
+
+
+def transformer_attribution(
+    model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None, start_layer: int = 1
+) -> Tensor:
+    """Follow gradient times relevance of the attention through the layers, with the skip connection added.
+
+    Per layer: positive part of (gradient * relevance), mean over heads, plus the identity; later layers multiply from
+    the left; rows are not normalised. The map is the [CLS] row over the patches.
+
+    Args:
+        model: A ViT, DeiT or ICE classifier with a linear head.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: `(batch_size,)` class indices; `None` is the predicted class.
+        start_layer: First layer of the product, 0-based.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, not negative, without an upper bound.
+
+    Raises:
+        ValueError: If the model is of another family or has no linear head, or lacks the layer.
+
+    Source: Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021;
+    `start_layer=1` and the rows as in `hila-chefer/Transformer-Explainability`.
+    """
+    check_start_layer(start_layer, model)
+    trace = _trace(model, pixel_values, target, with_gradients=True)
+    product = torch.eye(trace.attentions[0].shape[-1], dtype=trace.attentions[0].dtype, device=pixel_values.device)
+    for step in itertools.islice(_walk_back(trace, _ATTRIBUTION_RULES), len(trace.attentions) - start_layer):
+        layer = (trace.gradients[step.index] * step.attention).clamp(min=0).mean(dim=1)
+        product = product @ (layer + torch.eye(layer.shape[-1], dtype=layer.dtype, device=layer.device))
+    return class_token_row(product, model, pixel_values).float()
+
+
+def partial_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return the relevance of the last layer's attention: positive part, mean over heads, [CLS] row over the patches.
+
+    Args:
+        model: A ViT, DeiT or ICE classifier with a linear head.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: `(batch_size,)` class indices; `None` is the predicted class.
+
+    Returns:
+        `(batch_size, rows, columns)`, float32, not negative, without an upper bound.
+
+    Raises:
+        ValueError: If the model is of another family or has no linear head.
+
+    Source: the baseline of that name in `hila-chefer/Transformer-Explainability`, after Voita et al., "Analyzing
+    Multi-Head Self-Attention", ACL 2019.
+    """
+    trace = _trace(model, pixel_values, target)
+    last = next(_walk_back(trace, _LRP_RULES))
+    return class_token_row(last.attention.clamp(min=0).mean(dim=1), model, pixel_values).float()
+
+
+def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return the relevance of the pixels, walked back through the whole model.
+
+    Args:
+        model: A ViT, DeiT or ICE classifier with a linear head.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        target: `(batch_size,)` class indices; `None` is the predicted class.
+
+    Returns:
+        `(batch_size, height, width)`: pixels, not patches. float32, of either sign, without bounds.
+
+    Raises:
+        ValueError: If the model is of another family or has no linear head.
+
+    Source: the baseline of that name in `hila-chefer/Transformer-Explainability`.
+    """
+    trace = _trace(model, pixel_values, target)
+    *_, first = _walk_back(trace, _LRP_RULES)
+    embeddings = encoder_of(model).embeddings
+    patches, embedded = trace.result_of(embeddings.patch_embeddings), trace.result_of(embeddings)
+    prefix = num_prefix_tokens(model)
+    # the positions were added to the patches, and keep their share
+    relevance = share(patches, embedded[:, prefix:], first.hidden_states[:, prefix:])
+    # (batch_size, num_patches, hidden_size) -> (batch_size, hidden_size, rows, columns)
+    relevance = relevance.transpose(1, 2).unflatten(2, grid_size(model, pixel_values))
+    weight = embeddings.patch_embeddings.projection.weight.detach().to(relevance.dtype)
+    return pixel_rule(pixel_values.detach().to(relevance.dtype), weight, relevance).float()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Hold what differs between the methods: see `linear_rule` and `addition_rule`."""
+
+    joint: bool
+    rescale: bool
+
+
+_ATTRIBUTION_RULES = _Rules(joint=True, rescale=True)
+_LRP_RULES = _Rules(joint=False, rescale=False)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Hold what one forward pass left: calls by module, attention and its gradients by layer, and the targets."""
+
+    model: PreTrainedModel
+    calls: dict[nn.Module, tuple[Tensor, Tensor]]
+    attentions: list[Tensor]
+    gradients: list[Tensor]
+    target: Tensor
+
+    def input_of(self, module: nn.Module) -> Tensor:
+        """Return what a module got, in float32 at least: the rules divide by differences."""
+        return _for_rules(self.calls[module][0])
+
+    def result_of(self, module: nn.Module) -> Tensor:
+        """Return what a module gave, in float32 at least."""
+        return _for_rules(self.calls[module][1])
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Hold the relevance of one layer: of its attention `(batch_size, heads, tokens, tokens)` and of its input."""
+
+    index: int
+    attention: Tensor
+    hidden_states: Tensor
+
+
+def _trace(
+    model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None, with_gradients: bool = False
+) -> _Trace:
+    if not isinstance(model, ViTPreTrainedModel | DeiTPreTrainedModel):
+        raise ValueError(
+            f"Relevance has rules for the layers of ViT, DeiT and ICE models, got {type(model).__name__}. "
+            "Use method='rollout' or 'grad_cam'."
+        )
+    with (
+        gradient_pass(model, pixel_values) as pixels,
+        torch.set_grad_enabled(with_gradients),
+        eager_attention(model),
+        record_calls(_modules_on_the_way(model)) as calls,
+    ):
+        logits, outputs = run_classifier(model, pixels, output_attentions=True)
+        target = target_or_predicted(logits, target)
+        scores = target_scores(logits, target).sum()
+        gradients = torch.autograd.grad(scores, outputs.attentions) if with_gradients else ()
+    attentions = [_for_rules(weights) for weights in outputs.attentions]
+    return _Trace(model, calls, attentions, [_for_rules(gradient) for gradient in gradients], target)
+
+
+def _for_rules(values: Tensor) -> Tensor:
+    return values.detach().to(at_least_float32(values.dtype))
+
+
+def _modules_on_the_way(model: PreTrainedModel) -> Iterator[nn.Module]:
+    encoder = encoder_of(model)
+    yield from (encoder.embeddings, encoder.embeddings.patch_embeddings, encoder.layernorm)
+    for layer in encoder.layers:
+        attention, mlp = layer.attention, layer.mlp
+        yield from (layer, attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2)
+
+
+@torch.no_grad()
+def _walk_back(trace: _Trace, rules: _Rules) -> Iterator[_Step]:
+    """Yield the relevance layer by layer, from the last to the first; as many as are asked for are computed."""
+    relevance = _at_the_final_tokens(trace, rules)
+    layers = list(enumerate(encoder_of(trace.model).layers))
+    for index, layer in reversed(layers):
+        middle = _through_mlp(trace, layer, relevance, rules)
+        attention, relevance = _through_attention(trace, index, layer, middle, rules)
+        yield _Step(index, attention, relevance)
+
+
+def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
+    """Return the relevance of the last layer's tokens: 1 on the target's logit, through the heads to their tokens."""
+    final = trace.calls[encoder_of(trace.model).layernorm][1]
+    tokens = _for_rules(final)
+    heads = classification_heads(trace.model)
+    weights = [_for_rules(head.weight) for head in heads]
+    start = one_hot(trace.target, weights[0].shape[0]).to(tokens.dtype)
+    parts: tuple[Tensor, ...] = (start,)
+    if len(heads) == 2:
+        # the logits are the mean of two heads, that is, the sum of their halves
+        halves = [_for_rules(head(token)) for head, token in zip(heads, final.unbind(1), strict=False)]
+        parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rules.rescale)
+    relevance = torch.zeros_like(tokens)
+    for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
+        relevance[:, index] = linear_rule(tokens[:, index], weight, part, rules.joint)
+    return relevance
+
+
+def _through_mlp(trace: _Trace, layer: Any, relevance: Tensor, rules: _Rules) -> Tensor:
+    """Return the relevance of the tokens between attention and MLP, of that of the layer's result."""
+    added = trace.result_of(layer.mlp.fc2)
+    middle = trace.input_of(layer) + trace.result_of(layer.attention.o_proj)
+    skipped, relevance = addition_rule(middle, added, relevance, rules.rescale)
+    for projection in (layer.mlp.fc2, layer.mlp.fc1):
+        relevance = _through_linear(trace, projection, relevance, rules)
+    return copy_rule(middle, skipped, relevance)
+
+
+def _through_attention(
+    trace: _Trace, index: int, layer: Any, relevance: Tensor, rules: _Rules
+) -> tuple[Tensor, Tensor]:
+    """Return the relevance of the attention weights and of the layer's input, of that of the tokens behind them."""
+    attention, hidden_states = layer.attention, trace.input_of(layer)
+    skipped, relevance = addition_rule(hidden_states, trace.result_of(attention.o_proj), relevance, rules.rescale)
+    weights = trace.attentions[index]
+    query, key, value = (
+        _split_heads(trace.result_of(projection), weights.shape[1])
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, rules), weights.shape[1])
+    of_weights, of_value = product_rule(weights, value, relevance)
+    of_query, of_key = product_rule(query, key.transpose(-1, -2), of_weights)
+    parts = (
+        (attention.q_proj, of_query),
+        (attention.k_proj, of_key.transpose(-1, -2)),
+        (attention.v_proj, of_value),
+    )
+    branches = [_through_linear(trace, projection, _join_heads(part), rules) for projection, part in parts]
+    return of_weights, copy_rule(hidden_states, skipped, torch.stack(branches).sum(dim=0))
+
+
+def _through_linear(trace: _Trace, module: Any, relevance: Tensor, rules: _Rules) -> Tensor:
+    return linear_rule(trace.input_of(module), _for_rules(module.weight), relevance, rules.joint)
+
+
+def _split_heads(values: Tensor, num_heads: int) -> Tensor:
+    # (batch_size, num_tokens, hidden_size) -> (batch_size, num_heads, num_tokens, head_dim)
+    return values.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _join_heads(values: Tensor) -> Tensor:
+    return values.transpose(1, 2).flatten(2)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What masks, score maps and boxes must look like before they are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+__all__ = ["IGNORED", "check_same_size", "checked_boxes", "checked_fractions", "checked_mask", "checked_score_map"]
+
+IGNORED = -1
+"""Value of the pixels of a true mask that count nowhere."""
+
+
+def checked_mask(name: str, mask: Any, allowed: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """Return a mask as an array `(height, width)`.
+
+    Args:
+        name: What to call it in an error.
+        mask: An array, tensor or nested list; bool, or numbers.
+        allowed: The numbers it may hold.
+
+    Raises:
+        ValueError: If it has another number of axes or holds another value.
+    """
+    array = np.asarray(mask)
+    if array.ndim != 2:
+        raise ValueError(f"Every mask in `{name}` must have shape (height, width), got {array.shape}.")
+    if array.dtype != bool and not np.isin(array, allowed).all():
+        found = np.setdiff1d(array, allowed)[:5].tolist()
+        raise ValueError(f"Masks in `{name}` must hold only {allowed}, got {found}. A 0/255 mask becomes `mask > 0`.")
+    return array
+
+
+def checked_score_map(name: str, score_map: Any, bounded: bool = True) -> np.ndarray:
+    """Return a soft map as a float array `(height, width)`, float32 or float64 as it comes. It may hold NaN.
+
+    Args:
+        name: What to call it in an error.
+        score_map: An array, tensor or nested list of numbers or bool.
+        bounded: Whether the numbers must lie in [0, 1].
+
+    Raises:
+        ValueError: If it has another number of axes, no pixel, or a number out of range.
+    """
+    array = np.asarray(score_map)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"Every map in `{name}` must have shape (height, width), got {array.shape}.")
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+    if bounded and ((array < 0) | (array > 1)).any():
+        raise ValueError(
+            f"Maps in `{name}` must lie in [0, 1], got values from {np.nanmin(array):g} to {np.nanmax(array):g}. "
+            "Stretch them with `normalize_score_map` first."
+        )
+    return array
+
+
+def checked_boxes(name: str, boxes: Any) -> np.ndarray:
+    """Return boxes as an array `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; a single box becomes one row.
+
+    Args:
+        name: What to call them in an error.
+        boxes: `(num_boxes, 4)`, `(4,)`, or empty.
+
+    Raises:
+        ValueError: If the shape is another one, or a box ends before it begins or is not finite.
+    """
+    array = np.asarray(boxes)
+    if array.size == 0:
+        return np.zeros((0, 4))
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"Boxes in `{name}` must have shape (num_boxes, 4), got {np.shape(boxes)}.")
+    if not np.isfinite(array).all() or (array[:, :2] > array[:, 2:]).any():
+        raise ValueError(
+            f"Boxes in `{name}` must be (x_min, y_min, x_max, y_max), got {array[:3].tolist()}. "
+            "Add the corner to (x, y, width, height) first."
+        )
+    return array
+
+
+def check_same_size(prediction: np.ndarray, reference: np.ndarray) -> None:
+    """Raise a `ValueError` unless the last two axes of both, height and width, agree."""
+    if prediction.shape[-2:] != reference.shape[-2:]:
+        raise ValueError(
+            "A prediction must have the size of its reference, "
+            f"got {prediction.shape[-2:]} and {reference.shape[-2:]}. Bring the prediction to the image grid first."
+        )
+
+
+def checked_fractions(fractions: Any) -> np.ndarray:
+    """Return the places at which a curve was measured, float64.
+
+    Args:
+        fractions: At least two numbers in [0, 1], each larger than the one before.
+
+    Raises:
+        ValueError: If they are anything else.
+    """
+    array = np.asarray(fractions, dtype=np.float64)
+    if array.ndim != 1 or len(array) < 2 or array[0] < 0 or array[-1] > 1 or not (np.diff(array) > 0).all():
+        raise ValueError(
+            f"`fractions` must be at least two rising numbers in [0, 1], got {np.asarray(fractions).tolist()}."
+        )
+    return array

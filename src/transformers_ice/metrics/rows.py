@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics that reduce each example to a small row of numbers as soon as they see it.
+
+`evaluate.Metric` keeps every prediction until `compute()`. A mask or a row of scores is large, and all that a score
+over a whole set needs of it are a few numbers; so those are what is stored, in `evaluate`'s own table, and gathering
+over processes (`num_process`, `process_id`) still works. A score is a function of the rows alone: they can be kept on
+disk, joined and resampled, and no order in which they come changes a digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+
+__all__ = ["MeanOf", "RowMetric", "exact_mean"]
+
+
+def exact_mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN, the same in whatever order they come; NaN if there is none.
+
+    Args:
+        values: One axis, float.
+    """
+    counted = values[~np.isnan(values)]
+    # `fsum` rounds once, at the end: processes may deliver their rows in any order
+    return math.fsum(counted.tolist()) / len(counted) if len(counted) else math.nan
+
+
+class RowMetric(evaluate.Metric):
+    """An `evaluate.Metric` that stores one row of numbers per example, and scores rows.
+
+    A subclass names the columns in `row_features`, makes one row in `_row` (or those of a batch in `_rows`) and turns
+    stacked rows into scores in `_score`. What predictions and references are stands in the docstring of each metric.
+
+    Args:
+        keep_in_memory: Keep the rows in memory, not in a file. The default does so wherever `evaluate` allows it,
+            which is in one process.
+        **kwargs: Further options of `evaluate.Metric` (`num_process`, `process_id`, `experiment_id`, `timeout`, ...).
+            With several processes, two metrics of one class that are alive together need different `experiment_id`s.
+
+    Attributes:
+        row_features: Type of each column: `datasets.Value`, or `datasets.List` of fixed length.
+        uses_references: Whether references are needed; where not, they may be left out and are not looked at.
+    """
+
+    row_features: Mapping[str, Any] = {}
+    uses_references = True
+
+    def __init__(self, keep_in_memory: bool | None = None, **kwargs: Any) -> None:
+        if keep_in_memory is None:
+            keep_in_memory = kwargs.get("num_process", 1) == 1
+        super().__init__(keep_in_memory=keep_in_memory, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        info = evaluate.MetricInfo(
+            description=(type(self).__doc__ or "").strip(),
+            citation="",
+            inputs_description="",
+            features=datasets.Features(dict(self.row_features)),
+        )
+        info.format = "arrow"  # set afterwards: the constructor takes it for a format of single values only
+        return info
+
+    def rows(self, predictions: Sequence[Any], references: Sequence[Any] | None = None) -> dict[str, np.ndarray]:
+        """Reduce a batch to rows; nothing is stored.
+
+        Args:
+            predictions: One entry per example.
+            references: One entry per example, in the same order; optional where the metric needs none.
+
+        Returns:
+            The columns of `row_features`, each `(batch_size,)` or `(batch_size, length)`.
+
+        Raises:
+            ValueError: If the two differ in length, or an entry has the wrong shape or values.
+        """
+        if references is None:
+            if self.uses_references:
+                raise ValueError(f"{type(self).__name__} needs `references`, one per prediction, got None.")
+            references = [None] * len(predictions)
+        if len(predictions) != len(references):
+            raise ValueError(
+                "`predictions` and `references` must have the same length, "
+                f"got {len(predictions)} and {len(references)}."
+            )
+        return self._stacked(self._rows(predictions, references) if len(predictions) else {})
+
+    def score(self, rows: Mapping[str, Any]) -> dict[str, float]:
+        """Score stacked rows; nothing is stored, and the order of the rows does not matter.
+
+        Args:
+            rows: The columns that `rows()` returns, of any number of examples.
+
+        Returns:
+            The scores by name.
+
+        Raises:
+            ValueError: If a column is missing, foreign or shorter than the others, or there is no row.
+        """
+        if set(rows) != set(self.row_features):
+            raise ValueError(f"`rows` must hold the columns {sorted(self.row_features)}, got {sorted(rows)}.")
+        columns = {name: np.asarray(values) for name, values in rows.items()}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The columns of `rows` must have one length, got {lengths}.")
+        if not all(lengths.values()):
+            raise ValueError("There is nothing to score, expected at least one example. Call `add_batch` first.")
+        return self._score(columns)
+
+    def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any] | None = None) -> None:
+        """Store the rows of one batch; see `rows`."""
+        rows = self.rows(predictions, references)
+        if len(predictions):
+            super().add_batch(**rows)
+
+    def add(self, *, prediction: Any, reference: Any = None) -> None:
+        """Store the row of one example; see `rows`."""
+        self.add_batch(predictions=[prediction], references=None if reference is None else [reference])
+
+    def compute(
+        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None
+    ) -> dict[str, float] | None:
+        """Return the scores of everything stored since the last call, then start over.
+
+        Args:
+            predictions: A last batch to store first.
+            references: The references of that batch.
+
+        Returns:
+            The scores by name; `None` in processes other than the first.
+
+        Raises:
+            ValueError: If only one of the two is given, or there is nothing to score.
+        """
+        if predictions is None and references is not None:
+            raise ValueError("`predictions` and `references` must be given together, got only `references`.")
+        if predictions is not None and references is None and self.uses_references:
+            raise ValueError("`predictions` and `references` must be given together, got only `predictions`.")
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        if self.writer is None and self.num_process == 1:
+            raise ValueError("There is nothing to score, expected at least one example. Call `add_batch` first.")
+        if self.writer is None:  # a process without examples still has to meet the others, with an empty table
+            self.selected_feature_format = self.features
+            self._init_writer()
+        return super().compute()
+
+    def _compute(self, **columns: Any) -> dict[str, float]:
+        # arrow columns, in a chunk per batch and process
+        return self.score({name: _to_numpy(column, self.row_features[name]) for name, column in columns.items()})
+
+    def _rows(self, predictions: Sequence[Any], references: Sequence[Any]) -> Mapping[str, Any]:
+        """Return the columns of a batch of at least one example."""
+        rows = [self._row(*pair) for pair in zip(predictions, references, strict=True)]
+        return {name: [row[name] for row in rows] for name in self.row_features}
+
+    def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
+        """Return the row of one example, a value by the name of its column."""
+        raise NotImplementedError
+
+    def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return the scores of at least one row."""
+        raise NotImplementedError
+
+    def _stacked(self, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return columns as arrays of their types; empty ones where there are none."""
+        return {
+            name: np.asarray(columns.get(name, ()), dtype=_row_dtype(feature)).reshape(-1, *_row_shape(feature))
+            for name, feature in self.row_features.items()
+        }
+
+
+class MeanOf(RowMetric):
+    """Mean of one number per example.
+
+    Predictions:
+        A number per example, or NaN where there is none. References are not needed.
+
+    Args:
+        score_name: Name of the score.
+        **kwargs: Options of `RowMetric`.
+
+    Example:
+        >>> MeanOf("empty_masks").compute(predictions=[0, 1, 1, 0])
+        {'empty_masks': 0.5}
+    """
+
+    row_features = {"value": datasets.Value("float64")}
+    uses_references = False
+
+    def __init__(self, score_name: str, **kwargs: Any) -> None:
+        self.score_name = score_name
+        super().__init__(**kwargs)
+
+    def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
+        return {"value": float(prediction)}
+
+    def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {self.score_name: exact_mean(rows["value"])}
+
+
+def _row_shape(feature: Any) -> tuple[int, ...]:
+    return (feature.length,) if isinstance(feature, datasets.List) else ()
+
+
+def _row_dtype(feature: Any) -> np.dtype:
+    return np.dtype((feature.feature if isinstance(feature, datasets.List) else feature).dtype)
+
+
+def _to_numpy(column: Any, feature: Any) -> np.ndarray:
+    """Return an arrow column as an array, `(num_rows,)` or `(num_rows, length)`."""
+    chunks = [chunk.flatten() if _row_shape(feature) else chunk for chunk in column.chunks]
+    arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
+    values = np.concatenate(arrays) if arrays else np.zeros(0, dtype=_row_dtype(feature))
+    return values.reshape(-1, *_row_shape(feature))

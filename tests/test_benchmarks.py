@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks against hand-made maps and slow loops; rows that survive a stop and do not care who computed them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.data.examples import EvaluationSet, Example
+from transformers_ice.evaluation import (
+    BENCHMARKS,
+    CEILING,
+    Checkpoint,
+    ExplainedBatch,
+    InputBatch,
+    Processes,
+    Protocol,
+    RowKey,
+    RowStore,
+    bootstrap,
+    markdown_table,
+    measure_costs,
+    randomization_similarity,
+    results_as_json,
+    run_benchmarks,
+    text_table,
+)
+from transformers_ice.evaluation.cost import Cost, peak_tensor_bytes
+from transformers_ice.evaluation.model_benchmarks import pixel_ranks
+from transformers_ice.evaluation.region_benchmarks import ATTENTION_HEADS, _component_of, _largest_mass
+from transformers_ice.evaluation.sanity import randomized_models, rank_correlation
+from transformers_ice.explainers import EXPLAINERS, Explainer, explain
+from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 7,
+    "initializer_range": 0.3,
+}
+
+
+class Pictures(EvaluationSet):
+    """Random pictures of 32 pixels (every third one of another size) whose object is a block of whole patches."""
+
+    def __init__(self, count: int = 10, provides=("label", "mask", "boxes"), odd_sizes: bool = False) -> None:
+        super().__init__("pictures", provides, [f"class {index}" for index in range(7)])
+        self.count, self.odd_sizes, self.reads = count, odd_sizes, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _identity(self):
+        yield self.count
+
+    def _read(self, index: int) -> Example:
+        self.reads += 1
+        rng = np.random.default_rng(index)
+        height, width = (45, 37) if self.odd_sizes and index % 3 == 2 else (32, 32)
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        top, left = 8 * int(rng.integers(3)), 8 * int(rng.integers(2))
+        mask = np.zeros((height, width), dtype=np.int8)
+        mask[top : top + 8, left : left + 16] = 1
+        known = {
+            "label": int(rng.integers(7)),
+            "mask": mask,
+            "boxes": np.array([[left, top, left + 16, top + 8]], dtype=np.float64),
+        }
+        return Example(str(index), picture, **{key: known[key] for key in known if key in self.provides})
+
+
+@pytest.fixture(scope="module")
+def ice():
+    torch.manual_seed(0)
+    model = IceDeiTForImageClassification(IceDeiTConfig(**SIZES)).eval()
+    return Checkpoint("ice", model, IceDeiTImageProcessor(size={"height": 32, "width": 32}), "a")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**SIZES)).eval()
+    return Checkpoint("vit", model, ViTImageProcessorPil(size={"height": 32, "width": 32}), "b")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RowStore(tmp_path / "rows")
+
+
+@pytest.fixture
+def true_maps(monkeypatch):
+    """An explainer that knows the truth: as good as the ceiling, and no mask is shown to it."""
+
+    def truth(model, pixel_values, target=None):
+        examples = [Pictures()[index] for index in range(10)]
+        grids = {example.image.tobytes(): example.mask.reshape(4, 8, 4, 8).mean((1, 3)) for example in examples}
+        images = [np.asarray(example.image, dtype=np.float32) for example in examples]
+        maps = []
+        for pixels in pixel_values:
+            values = ((pixels * 0.5 + 0.5) * 255).round().permute(1, 2, 0).numpy()
+            nearest = min(range(10), key=lambda index: np.abs(images[index] - values).mean())
+            maps.append(torch.from_numpy(grids[examples[nearest].image.tobytes()]).float())
+        return torch.stack(maps)
+
+    monkeypatch.setitem(EXPLAINERS, "truth", Explainer(truth, is_hard=True))
+
+
+def scores_of(results):
+    return {(r.checkpoint, r.method, n): i.value for r in results for n, i in r.scores.items()}
+
+
+def test_a_method_that_knows_the_truth_has_perfect_scores(vit, store, true_maps):
+    names = ["segmentation", "jaccard", "localization", "discovery"]
+    results = run_benchmarks([vit], Pictures(), names, ["truth", CEILING], store, batch_size=4, num_resamples=0)
+    scores = scores_of(results)
+    for method in ("truth", CEILING):
+        for name in ("pixel_accuracy", "mean_iou", "mean_f1", "mean_average_precision", "jaccard", "corloc"):
+            assert scores["vit", method, name] == pytest.approx(1), (method, name)
+        for name in ("confident_corloc", "max_box_acc", "max_box_acc_v2", "pointing_game"):
+            assert scores["vit", method, name] == pytest.approx(1), (method, name)
+        assert scores["vit", method, "empty_masks"] == 0
+
+
+@pytest.mark.parametrize("odd_sizes", [False, True])
+def test_segmentation_equals_a_slow_loop(ice, store, odd_sizes):
+    dataset = Pictures(7, odd_sizes=odd_sizes)
+    results = run_benchmarks([ice], dataset, ["segmentation"], ["rollout"], store, batch_size=3, num_resamples=0)
+    intersections, unions, right, total = np.zeros(2), np.zeros(2), 0, 0
+    for example in dataset:
+        pixels = ice.image_processor([example.image], return_tensors="pt")["pixel_values"]
+        grid = explain(ice.model, pixels, "rollout")
+        soft = torch.nn.functional.interpolate(grid[:, None], size=(32, 32), mode="bilinear")[0, 0].numpy()
+        guess = soft > soft.mean()
+        truth = np.asarray(Image.fromarray(example.mask.astype(np.uint8)).resize((32, 32), Image.Resampling.NEAREST))
+        for kind in (0, 1):
+            intersections[kind] += ((guess == kind) & (truth == kind)).sum()
+            unions[kind] += ((guess == kind) | (truth == kind)).sum()
+        right, total = right + (guess == truth).sum(), total + truth.size
+    scores = scores_of(results)
+    assert scores["ice", "rollout", "mean_iou"] == pytest.approx((intersections / unions).mean())
+    assert scores["ice", "rollout", "pixel_accuracy"] == pytest.approx(right / total)
+
+
+def test_processes_and_chunks_give_the_same_numbers(ice, vit, tmp_path):
+    names, methods = list(BENCHMARKS), ["ice", "ice_hard", "rollout", "grad_cam", CEILING, ATTENTION_HEADS]
+    dataset = Pictures(11, odd_sizes=True)
+    arguments = ([ice, vit], dataset, names, methods)
+    protocol = Protocol(num_insertion_steps=3)
+    alone = run_benchmarks(*arguments, RowStore(tmp_path / "one"), protocol, 4, num_resamples=5)
+    shared = RowStore(tmp_path / "two")
+    second = run_benchmarks(*arguments, shared, protocol, 4, num_resamples=5, processes=Processes(1, 2))
+    assert second == []
+    together = run_benchmarks(*arguments, shared, protocol, 4, num_resamples=5, processes=Processes(0, 2))
+    assert together == alone
+    by_one = run_benchmarks(*arguments, RowStore(tmp_path / "three"), protocol, 1, num_resamples=5)
+    for first, other in zip(alone, by_one, strict=True):
+        for name, interval in first.scores.items():
+            assert other.scores[name].value == pytest.approx(interval.value, abs=1e-4), (first.method, name)
+
+
+def test_a_stopped_run_goes_on_where_it_was(ice, store, monkeypatch):
+    calls = []
+
+    def fails_once(model, pixel_values, target=None):
+        calls.append(len(pixel_values))
+        if len(calls) == 3:
+            raise ValueError("the power went off")
+        return pixel_values.mean(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2))
+
+    monkeypatch.setitem(EXPLAINERS, "brightness", Explainer(fails_once))
+    arguments = ([ice], Pictures(10), ["segmentation"], ["brightness"], store)
+    with pytest.raises(ValueError, match="the power went off"):
+        run_benchmarks(*arguments, batch_size=2, num_resamples=0)
+    stopped = run_benchmarks(*arguments, batch_size=2, num_resamples=0)
+    assert calls == [2] * 6  # two chunks, the failure, the other three
+    assert run_benchmarks(*arguments, batch_size=2, num_resamples=0) == stopped
+    assert len(calls) == 6
+
+
+def test_other_settings_do_not_take_old_rows(ice, store):
+    arguments = ([ice], Pictures(4), ["segmentation"], ["ice"], store)
+    first = run_benchmarks(*arguments, num_resamples=0)
+    published = run_benchmarks(*arguments, Protocol(paper_compat=True), num_resamples=0)
+    assert first != published
+    assert len(list(store.directory.iterdir())) == 2
+
+
+def test_all_foreground_is_background_only_in_the_published_way(ice, store, monkeypatch):
+    monkeypatch.setitem(
+        EXPLAINERS,
+        "everything",
+        Explainer(lambda model, pixels, target=None: torch.ones(len(pixels), 4, 4), is_hard=True),
+    )
+    arguments = ([ice], Pictures(4), ["segmentation"], ["everything"], store)
+    share = np.mean([example.mask.mean() for example in Pictures(4)])
+    ours = scores_of(run_benchmarks(*arguments, num_resamples=0))["ice", "everything", "pixel_accuracy"]
+    theirs = run_benchmarks(*arguments, Protocol(paper_compat=True), num_resamples=0)
+    assert ours == pytest.approx(share)
+    assert scores_of(theirs)["ice", "everything", "pixel_accuracy"] == pytest.approx(1 - share)
+
+
+def test_published_preprocessing_is_half_and_bilinear(ice):
+    batch = InputBatch(ice, [Pictures()[0]], Protocol(paper_compat=True))
+    picture = torch.from_numpy(np.asarray(Pictures()[0].image).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(batch.published_pixel_values[0], (picture - 0.5) / 0.5)
+
+
+def test_image_size_of_the_protocol_is_that_of_the_input(vit):
+    batch = InputBatch(vit, [Pictures()[0]], Protocol(image_size=48))
+    assert batch.input_size == (48, 48)
+    assert ExplainedBatch(batch, "rollout").relevance().shape == (1, 6, 6)
+    assert batch.logits.shape == (1, 7)
+    assert ExplainedBatch(batch, CEILING).relevance().shape == (1, 6, 6)
+
+
+def test_maps_of_other_classes_are_explained_anew(vit):
+    batch = InputBatch(vit, [Pictures()[index] for index in range(4)], Protocol())
+    explained = ExplainedBatch(batch, "grad_cam")
+    for target in (batch.explained_classes, (batch.explained_classes + torch.tensor([0, 1, 0, 3])) % 7):
+        expected = explain(vit.model, batch.pixel_values, "grad_cam", target=target)
+        torch.testing.assert_close(explained.relevance(target), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_largest_mass_by_definition():
+    rng = np.random.default_rng(0)
+    maps = torch.from_numpy(rng.random((5, 3, 4)) ** 3).float()
+    for grid, kept in zip(maps, _largest_mass(maps, 0.9), strict=True):
+        values = sorted(grid.flatten().tolist())
+        left_out = 0
+        while sum(values[: left_out + 1]) <= 0.1 * sum(values) + 1e-9:
+            left_out += 1
+        assert kept.sum() == 12 - left_out
+        assert grid[kept].min() >= (grid[~kept].max() if left_out else 0)
+    assert not _largest_mass(torch.zeros(1, 2, 2), 0.9).any()
+    assert _largest_mass(torch.tensor([[[-1.0, 2.0]]]), 0.9).tolist() == [[[False, True]]]
+
+
+def test_the_best_attention_head_is_no_worse_than_any(vit, store):
+    results = run_benchmarks(
+        [vit], Pictures(6), ["jaccard"], [ATTENTION_HEADS, "raw_attention"], store, num_resamples=0
+    )
+    scores = scores_of(results)
+    assert scores["vit", ATTENTION_HEADS, "jaccard"] >= scores["vit", "raw_attention", "jaccard"]
+
+
+def test_component_of_a_cell_is_four_connected():
+    mask = np.array([[1, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0]], dtype=bool)
+    assert _component_of(mask, (0, 1)).astype(int).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert _component_of(mask, (1, 2)).astype(int).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_discovery_pads_clips_and_falls_back_to_the_image(ice, monkeypatch):
+    """Of 45 x 37 pixels the grid has 6 x 5 patches of 8, the last ones partly padding."""
+    grids = []
+
+    def listed(model, pixels, target=None):
+        assert pixels.shape[2:] == (48, 40)
+        assert (pixels[:, :, 45:] == 0).all()
+        assert (pixels[:, :, :, 37:] == 0).all()
+        return torch.stack(grids)
+
+    monkeypatch.setitem(EXPLAINERS, "listed", Explainer(listed, is_hard=True))
+    example = Pictures(3, odd_sizes=True)[2]
+    benchmark = BENCHMARKS["discovery"](Protocol())
+    corner = torch.zeros(6, 5)
+    corner[4:, 3:] = 1
+    corner[0, 0] = 2  # a smaller component with the most relevant patch
+    for grid, largest, confident, empty in (
+        (corner, (24, 32, 37, 45), (0, 0, 8, 8), 0),
+        (torch.zeros(6, 5), (0, 0, 37, 45), (0, 0, 37, 45), 1),
+    ):
+        grids[:] = [grid]
+        observed = benchmark.observe(ExplainedBatch(InputBatch(ice, [example], Protocol()), "listed"))
+        assert observed["largest"][0] == [largest]
+        assert observed["confident_"][0] == [confident]
+        assert observed["empty"][0] == [empty]
+
+
+def test_pixel_ranks_order_relevance_and_break_ties_alike():
+    maps = torch.tensor([[[0.1, 0.9], [0.5, 0.5]], [[1.0, 1.0], [1.0, 1.0]]])
+    ranks = pixel_ranks(maps, seed=0)
+    assert ranks[0, 0, 1] == 0
+    assert ranks[0, 0, 0] == 3
+    assert sorted(ranks[1].flatten().tolist()) == [0, 1, 2, 3]
+    assert (ranks[0, 1].argsort() == ranks[1, 1].argsort()).all()
+    assert (pixel_ranks(maps[1:], seed=0)[0] == ranks[1]).all()
+
+
+def test_faithfulness_by_hand(ice, store):
+    protocol = Protocol(num_insertion_steps=2)
+    dataset = Pictures(3)
+    results = run_benchmarks([ice], dataset, ["faithfulness"], ["rollout"], store, protocol, num_resamples=0)
+    scores = scores_of(results)
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (ice.image_processor.image_mean, ice.image_processor.image_std)
+    )
+    accuracy, curve = np.zeros(10), np.zeros(3)
+    for example in dataset:
+        pixels = ice.image_processor([example.image], return_tensors="pt")["pixel_values"]
+        soft = torch.nn.functional.interpolate(
+            explain(ice.model, pixels, "rollout")[:, None], size=(32, 32), mode="bilinear"
+        )
+        order = pixel_ranks(soft[:, 0], 0)[0]
+
+        def answer(hidden, pixels=pixels):
+            with torch.no_grad():
+                raw = pixels[0] * std + mean
+                return ice.model(((raw * ~hidden - mean) / std)[None]).logits[0]
+
+        for step in range(10):
+            accuracy[step] += int(answer(order < int(1024 * step / 10)).argmax()) == example.label
+        best = int(answer(order < 0).argmax())
+        for step in range(3):
+            curve[step] += float(answer(order < 512 * step).softmax(0)[best])
+    expected = 100 * float(np.trapezoid(accuracy / 3, np.arange(10) / 10)) if hasattr(np, "trapezoid") else None
+    if expected is not None:
+        assert scores["ice", "rollout", "positive_perturbation_auc"] == pytest.approx(expected)
+    assert scores["ice", "rollout", "deletion_auc"] == pytest.approx(
+        (curve[0] / 2 + curve[1] + curve[2] / 2) / 2 / 3, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benchmarks": ["segmentatoin"]}, "`benchmarks` must be some of classification"),
+        ({"methods": ["lime"]}, "`methods` must be some of attention_heads"),
+        ({"methods": []}, "`methods` must be some of"),
+        ({"checkpoints": []}, "`checkpoints` must have different names"),
+        ({"dataset": Pictures(provides=("label",))}, "needs mask, which 'pictures' does not have"),
+        ({"dataset": Pictures(0)}, "must hold at least one example"),
+        ({"benchmarks": ["discovery"], "methods": [ATTENTION_HEADS]}, "No combination is possible"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_runs(vit, store, change, message):
+    arguments = {"checkpoints": [vit], "dataset": Pictures(), "benchmarks": ["segmentation"], "methods": ["rollout"]}
+    with pytest.raises(ValueError, match=message):
+        run_benchmarks(**{**arguments, **change}, store=store)
+
+
+def test_ice_methods_run_on_ice_only_and_the_ceiling_once(ice, vit, store):
+    results = run_benchmarks(
+        [ice, vit], Pictures(4), ["segmentation"], ["ice", "rollout", CEILING], store, num_resamples=0
+    )
+    assert [(result.checkpoint, result.method) for result in results] == [
+        ("ice", "ice"), ("ice", "rollout"), ("ice", CEILING), ("vit", "rollout")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perturbation_target": "best"}, "must be 'predicted' or 'true'"),
+        ({"attention_mass": 0.0}, r"`attention_mass` must lie in \(0, 1\]"),
+        ({"threshold_step": 1.0}, r"`threshold_step` must lie in \(0, 1\)"),
+        ({"num_insertion_steps": 0}, "at least 1"),
+        ({"image_size": 0}, "must be positive"),
+    ],
+)
+def test_protocol_refuses_what_makes_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol(**change)
+
+
+def test_half_written_rows_do_not_count(store):
+    key = RowKey("a", "b", "c", "d")
+    store.save(key, 0, {"metric/column": np.arange(3)})
+    folder = store.directory / key.folder
+    (folder / ".000001.npz.99").write_bytes(b"half")
+    assert store.has(key, 0)
+    assert not store.has(key, 1)
+    assert store.load(key, [0])["metric/column"].tolist() == [0, 1, 2]
+    (folder / "000001.npz").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"000001\.npz cannot be read.*Delete the file"):
+        store.load(key, [0, 1])
+
+
+def test_bootstrap_intervals_cover_the_mean_and_are_paired():
+    rng = np.random.default_rng(1)
+    rows = {"value": rng.normal(size=400)}
+    shifted = {"value": rows["value"] + 1}
+
+    def mean(rows):
+        return {"mean": float(rows["value"].mean())}
+
+    interval, other = (bootstrap(mean, data, num_resamples=500)["mean"] for data in (rows, shifted))
+    expected = stats.bootstrap((rows["value"],), np.mean, n_resamples=500, method="percentile", random_state=0)
+    assert interval.low == pytest.approx(expected.confidence_interval.low, abs=0.03)
+    assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.03)
+    assert other.low - interval.low == pytest.approx(1)
+    assert math.isnan(bootstrap(mean, rows, num_resamples=0)["mean"].low)
+
+
+def test_peak_counts_what_is_alive_together():
+    megabyte = 250_000  # float32
+
+    def chain():
+        first = torch.zeros(megabyte)
+        second = first + 1
+        del first
+        return second * 2 + 1
+
+    assert peak_tensor_bytes(lambda: torch.zeros(megabyte) + 1) == 2_000_000
+    assert peak_tensor_bytes(chain) == 3_000_000
+    assert peak_tensor_bytes(lambda: torch.zeros(megabyte).view(500, 500).t()) == 1_000_000
+
+
+def test_peak_holds_what_a_backward_pass_needs():
+    def backward():
+        value = weight
+        for _ in range(10):
+            value = value.sigmoid()
+        value.sum().backward()
+
+    weight = torch.zeros(250_000, requires_grad=True)
+    assert 10_000_000 < peak_tensor_bytes(backward) < 14_000_000
+
+
+def test_costs_are_ratios_to_a_forward_pass(ice):
+    pixels = InputBatch(ice, [Pictures()[index] for index in range(4)], Protocol()).pixel_values
+    costs = measure_costs(ice.model, pixels, ["ice", "transformer_attribution"], num_repeats=3)
+    assert set(costs) == {"ice", "transformer_attribution"}
+    assert costs["ice"].memory_ratio == pytest.approx(1, abs=0.1)
+    assert costs["transformer_attribution"].memory_ratio > 2
+    assert costs["transformer_attribution"].forward_passes > costs["ice"].forward_passes > 0
+
+
+def test_rank_correlation_is_spearmans():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, 30), rng.random(30)
+    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+    assert math.isnan(rank_correlation(np.ones(4), second[:4]))
+
+
+@pytest.mark.parametrize("name", ["ice", "vit"])
+def test_randomisation_reaches_every_weight_and_leaves_the_model_alone(name, request):
+    model = request.getfixturevalue(name).model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    stages, copies = zip(*randomized_models(model, seed=1), strict=True)
+    assert list(stages) == ["heads", "layer 1", "layer 0", "embeddings"]
+    for key, value in copies[-1].state_dict().items():
+        if value.ndim > 1:  # biases and norms start as constants
+            assert not torch.equal(value, before[key]), key
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_maps_change_with_the_weights(ice):
+    pixels = InputBatch(ice, [Pictures()[index] for index in range(6)], Protocol()).pixel_values
+    similarity = randomization_similarity(ice.model, pixels, ["ice", "rollout"])
+    assert abs(similarity["ice"]["embeddings"]) < 0.6
+    assert similarity["rollout"]["heads"] == pytest.approx(1)  # rollout does not know the heads
+
+
+def test_report_names_the_best_and_hides_nothing(ice, vit, store):
+    names, methods = ["segmentation", "classification"], ["ice", "rollout", CEILING]
+    results = run_benchmarks([ice, vit], Pictures(5), names, methods, store)
+    costs = {("ice", "ice"): Cost(1.0, 1.01, 0.01, 2.0, 1.0)}
+    text, markdown = text_table(results, costs), markdown_table(results, costs)
+    assert "(the classifier)" in text
+    assert "1.0100" in text
+    assert markdown.count("**") == 8  # one winner in each of four columns; the ceiling does not compete
+    assert "| ice | `ceiling` | 1.000 (1.000 to 1.000)" in markdown
+    lines = {(line["checkpoint"], line["method"]): line for line in results_as_json(results, costs)}
+    assert lines["ice", "ice"]["cost"]["forward_passes"] == 1.01
+    assert lines["vit", "rollout"]["scores"]["mean_iou"]["num_examples"] == 5
+    assert 0 <= lines["vit", ""]["scores"]["top_1"]["value"] <= 1
+
+
+def test_classes_of_one_name_are_one_class(vit):
+    names = list(vit.model.config.id2label.values())
+    examples = [Pictures()[index] for index in range(6)]
+    plain = InputBatch(vit, examples, Protocol(), [f"class {index}" for index in range(7)])
+    assert plain.labels.tolist() == [example.label for example in examples]  # no name in common: counted as they are
+    turned = InputBatch(vit, examples, Protocol(), names[::-1])
+    assert turned.labels.tolist() == [6 - example.label for example in examples]
+    with pytest.raises(ValueError, match="knows 6 of the 7 classes"):
+        _ = InputBatch(vit, examples, Protocol(), [*names[1:], "whale"]).labels
+
+
+def test_a_label_that_the_model_does_not_have_is_refused(vit):
+    example = Example("a", Pictures()[0].image, label=7)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 6\].*got values from 7 to 7"):
+        _ = InputBatch(vit, [example], Protocol()).labels
+
+
+def test_a_processor_that_crops_shows_the_whole_image_here(vit):
+    crops = ViTImageProcessorPil(
+        size={"shortest_edge": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
+    )
+    cropping = Checkpoint("crops", vit.model, crops, "c")
+    example = Pictures(3, odd_sizes=True)[2]
+    batches = [InputBatch(checkpoint, [example], Protocol()) for checkpoint in (vit, cropping)]
+    assert torch.equal(batches[0].pixel_values, batches[1].pixel_values)
+
+
+def test_only_the_rule_of_ts_cam_asks_ice_for_the_class(ice):
+    batch = InputBatch(ice, [Pictures()[index] for index in range(4)], Protocol())
+    maps = {}
+    for rule in ("wsolevaluation", "tscam"):
+        benchmark = BENCHMARKS["localization"](Protocol(localization_rule=rule))
+        maps[rule] = benchmark.observe(ExplainedBatch(batch, "ice"))["swept"][0]
+    expected = explain(ice.model, batch.pixel_values, "ice", target=batch.labels)
+    largest = [np.unravel_index(grid.argmax(), (4, 4)) for grid in expected.numpy()]
+    for grid, (row, column) in zip(maps["tscam"], largest, strict=True):
+        assert grid[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].max() > 0.9
+    assert any(not np.allclose(*pair) for pair in zip(maps["tscam"], maps["wsolevaluation"], strict=True))
+
+
+def test_an_image_without_a_box_is_named(ice, store):
+    class OneWithout(Pictures):
+        def _read(self, index):
+            example = super()._read(index)
+            boxes = example.boxes[:0] if index == 2 else example.boxes
+            return Example(example.image_id, example.image, example.label, boxes=boxes)
+
+    dataset = OneWithout(4, provides=("label", "boxes"))
+    with pytest.raises(ValueError, match="Image '2' must have at least one box"):
+        run_benchmarks([ice], dataset, ["discovery"], ["ice"], store)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from explainer_models import load_reference
 from PIL import Image
 from scipy import stats
 from transformers import ViTConfig, ViTForImageClassification
@@ -531,3 +532,23 @@ def test_an_image_without_a_box_is_named(ice, store):
     dataset = OneWithout(4, provides=("label", "boxes"))
     with pytest.raises(ValueError, match="Image '2' must have at least one box"):
         run_benchmarks([ice], dataset, ["discovery"], ["ice"], store)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize(
+    "method", ["rollout", "raw_attention", "grad_cam", "transformer_attribution", "partial_lrp", "full_lrp"]
+)
+def test_segmentation_benchmark_equals_the_recorded_scores(method, one_by_one):
+    model, tensors = load_reference()
+    checkpoint = Checkpoint("recorded", model, ViTImageProcessorPil(size={"height": 64, "width": 64}), "r")
+    blank = Image.new("RGB", (64, 64))
+    examples = [Example(str(index), blank, mask=mask.numpy()) for index, mask in enumerate(tensors["masks"])]
+    benchmark = BENCHMARKS["segmentation"](Protocol())
+    parts = []
+    for indices in [[index] for index in range(4)] if one_by_one else [[0, 1, 2, 3]]:
+        batch = InputBatch(checkpoint, [examples[index] for index in indices], Protocol())
+        batch.pixel_values = tensors["pixel_values"][indices]  # recorded as the model takes them
+        parts.append(benchmark.rows(ExplainedBatch(batch, method)))
+    scores = benchmark.scores({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    names = ("pixel_accuracy", "mean_iou", "mean_average_precision")
+    assert [scores[name] for name in names] == pytest.approx(tensors[f"metrics.{method}"].tolist(), abs=1e-5)

@@ -21,6 +21,7 @@ The first command takes SECONDS_ON_TWO_CORES on two cores (AMD EPYC, Turin).
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from collections.abc import Sequence
@@ -68,7 +69,12 @@ COST_BATCH = 16
 
 def load_models(arguments: EvaluationArguments, device: torch.device) -> list[Checkpoint]:
     """Load every checkpoint under its name."""
-    pairs = [word.partition("=")[::2] if "=" in word else ("", word) for word in arguments.models]
+    # a folder may have an equals sign in its own name
+    named = ["=" in word and not Path(word).is_dir() for word in arguments.models]
+    pairs = [
+        word.partition("=")[::2] if has_name else ("", word)
+        for word, has_name in zip(arguments.models, named, strict=True)
+    ]
     return [load_checkpoint(path, name or None, device) for name, path in pairs]
 
 
@@ -79,7 +85,11 @@ def load_data(
     options: dict[str, Any] = {}
     for word in arguments.dataset_options:
         name, _, value = word.partition("=")
-        options[name] = json.loads(value) if value in ("true", "false") or value.isdecimal() else value
+        if not value:
+            raise ValueError(f"--dataset_options must be name=value, got {word!r}.")
+        options[name] = (
+            json.loads(value) if value in ("true", "false") or value.removeprefix("-").isdecimal() else value
+        )
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")
     if name == "scenes":
         size = checkpoints[0].model.config.image_size
@@ -91,12 +101,13 @@ def load_data(
 
 def choose_methods(words: Sequence[str]) -> list[str]:
     """Return the methods that are asked for; "all" stands for every explainer and the ceiling."""
-    return [*EXPLAINERS, CEILING] if list(words) == ["all"] else list(words)
+    chosen = [name for word in words for name in ([*EXPLAINERS, CEILING] if word == "all" else [word])]
+    return list(dict.fromkeys(chosen))
 
 
 def fits(checkpoint: Checkpoint, method: str) -> bool:
     """Return whether a registered explainer works on a checkpoint."""
-    return method in EXPLAINERS and (checkpoint.is_ice or not method.startswith("ice"))
+    return method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
 
 
 def first_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
@@ -105,12 +116,12 @@ def first_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, prot
 
 
 def measure(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol
+    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
 ) -> dict[tuple[str, str], Cost]:
-    """Time every method on every checkpoint that it fits."""
+    """Time every method on every checkpoint that it fits, on a batch of the first images."""
     costs = {}
     for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, COST_BATCH, protocol).pixel_values
+        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
         fitting = [method for method in methods if fits(checkpoint, method)]
         for method, cost in measure_costs(checkpoint.model, pixels, fitting).items():
             costs[(checkpoint.name, method)] = cost
@@ -118,14 +129,17 @@ def measure(
 
 
 def check_sanity(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol
-) -> dict[str, dict[str, dict[str, float]]]:
+    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return how similar the maps stay under random weights, by checkpoint, method and stage."""
     similarity = {}
     for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, COST_BATCH, protocol).pixel_values
+        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
         fitting = [method for method in methods if fits(checkpoint, method)]
-        similarity[checkpoint.name] = randomization_similarity(checkpoint.model, pixels, fitting)
+        similarity[checkpoint.name] = {
+            method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
+            for method, stages in randomization_similarity(checkpoint.model, pixels, fitting).items()
+        }
     return similarity
 
 
@@ -146,7 +160,7 @@ def draw_methods(
             if fits(checkpoint, method):
                 pixels = score_maps(ExplainedBatch(inputs, method).relevance(), method, inputs.input_size)
                 maps[f"{checkpoint.name}: {method}"] = [
-                    _on_image(grid, example.image.size, is_hard="hard" in method)
+                    _on_image(grid, example.image.size, is_hard=EXPLAINERS[method].is_hard)
                     for grid, example in zip(pixels, inputs.examples, strict=True)
                 ]
     truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
@@ -205,47 +219,83 @@ def write_report(
 ) -> str:
     """Measure costs, write everything into the output folder and return the table."""
     output_dir, parts = Path(arguments.output_dir), (checkpoints, dataset, methods, protocol)
-    costs = measure(*parts) if arguments.measure_cost else {}
     report = {
         "dataset": {"name": dataset.name, "num_examples": len(dataset)},
         "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints},
         "settings": asdict(arguments),
         "protocol": asdict(protocol),
         "machine": machine(),
-        "results": results_as_json(results, costs),
-        "sanity": check_sanity(*parts) if arguments.check_sanity else None,
     }
-    (output_dir / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (output_dir / "table.md").write_text(markdown_table(results, costs), encoding="utf-8")
+    write_results(output_dir, report, results, {})  # first of all: what follows needs more memory and may fail
+    count = min(COST_BATCH, arguments.batch_size)
+    costs = measure(*parts, count) if arguments.measure_cost else {}
+    if arguments.check_sanity:
+        report["sanity"] = check_sanity(*parts, count)
+    write_results(output_dir, report, results, costs)
     if arguments.num_pictures:
         draw_scores(results, output_dir / "scores.png")
         draw_methods(*parts, arguments.num_pictures, output_dir / "methods.png")
     return text_table(results, costs)
 
 
+def write_results(
+    output_dir: Path, report: dict[str, Any], results: Sequence[Result], costs: dict[tuple[str, str], Cost]
+) -> None:
+    """Write `results.json` and `table.md`."""
+    content = json.dumps({**report, "results": results_as_json(results, costs)}, indent=1, allow_nan=False)
+    (output_dir / "results.json").write_text(content + "\n", encoding="utf-8")
+    (output_dir / "table.md").write_text(markdown_table(results, costs), encoding="utf-8")
+
+
+def parse_device(word: str) -> torch.device:
+    """Return a device by its name."""
+    try:
+        return torch.device(word)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {word!r}.") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message for the user; that of a process that reads images is the last line of its traceback."""
+    message = str(error).strip()
+    if "DataLoader worker" in message:
+        message = message.splitlines()[-1].partition(": ")[2] or message
+    if isinstance(error, torch.OutOfMemoryError):
+        message += " Use a smaller --batch_size."
+    return message
+
+
+def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
+    """Run the benchmarks and write everything; return what is to be printed, in the first process."""
+    state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
+    processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+    device = state.device if arguments.device == "auto" else parse_device(arguments.device)
+    methods = choose_methods(arguments.explainers)
+    benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
+    checkpoints = load_models(arguments, device)
+    dataset = load_data(arguments, checkpoints, benchmarks)
+    store = RowStore(Path(arguments.output_dir) / "rows")
+    sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)
+    results = run_benchmarks(checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes)
+    if not state.is_main_process:
+        return None
+    table = write_report(arguments, checkpoints, dataset, methods, protocol, results)
+    return f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate what the command line names; return the exit code."""
     arguments, protocol_arguments = parse_evaluation_arguments(sys.argv[1:] if argv is None else argv, __doc__)
-    protocol = protocol_arguments.to_protocol()
-    state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
-    processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
-    device = state.device if arguments.device == "auto" else torch.device(arguments.device)
-    methods = choose_methods(arguments.explainers)
-    benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
-    sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)
     try:
-        checkpoints = load_models(arguments, device)
-        dataset = load_data(arguments, checkpoints, benchmarks)
-        store = RowStore(Path(arguments.output_dir) / "rows")
-        results = run_benchmarks(
-            checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes
-        )
-    except (OSError, ValueError, ImportError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        table = evaluate(arguments, protocol_arguments.to_protocol())
+    except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+        print(f"Error: {describe_error(error)}", file=sys.stderr)
         return 1
-    if state.is_main_process:
-        table = write_report(arguments, checkpoints, dataset, methods, protocol, results)
-        print(f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}")
+    except KeyboardInterrupt:
+        print("Stopped. What was computed is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    if table is not None:
+        print(table)
     return 0
 
 

@@ -8,18 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from explainer_models import load_reference
+from benchmark_models import Pictures, ice_checkpoint, scores_of, vit_checkpoint
 from PIL import Image
 from scipy import stats
-from transformers import ViTConfig, ViTForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.data.examples import EvaluationSet, Example
 from transformers_ice.evaluation import (
     BENCHMARKS,
     CEILING,
-    Checkpoint,
     ExplainedBatch,
     InputBatch,
     Processes,
@@ -39,62 +34,16 @@ from transformers_ice.evaluation.model_benchmarks import pixel_ranks
 from transformers_ice.evaluation.region_benchmarks import ATTENTION_HEADS, _component_of, _largest_mass
 from transformers_ice.evaluation.sanity import randomized_models, rank_correlation
 from transformers_ice.explainers import EXPLAINERS, Explainer, explain
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 7,
-    "initializer_range": 0.3,
-}
-
-
-class Pictures(EvaluationSet):
-    """Random pictures of 32 pixels (every third one of another size) whose object is a block of whole patches."""
-
-    def __init__(self, count: int = 10, provides=("label", "mask", "boxes"), odd_sizes: bool = False) -> None:
-        super().__init__("pictures", provides, [f"class {index}" for index in range(7)])
-        self.count, self.odd_sizes, self.reads = count, odd_sizes, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def _identity(self):
-        yield self.count
-
-    def _read(self, index: int) -> Example:
-        self.reads += 1
-        rng = np.random.default_rng(index)
-        height, width = (45, 37) if self.odd_sizes and index % 3 == 2 else (32, 32)
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        top, left = 8 * int(rng.integers(3)), 8 * int(rng.integers(2))
-        mask = np.zeros((height, width), dtype=np.int8)
-        mask[top : top + 8, left : left + 16] = 1
-        known = {
-            "label": int(rng.integers(7)),
-            "mask": mask,
-            "boxes": np.array([[left, top, left + 16, top + 8]], dtype=np.float64),
-        }
-        return Example(str(index), picture, **{key: known[key] for key in known if key in self.provides})
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ice():
-    torch.manual_seed(0)
-    model = IceDeiTForImageClassification(IceDeiTConfig(**SIZES)).eval()
-    return Checkpoint("ice", model, IceDeiTImageProcessor(size={"height": 32, "width": 32}), "a")
+    return ice_checkpoint()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def vit():
-    torch.manual_seed(0)
-    model = ViTForImageClassification(ViTConfig(**SIZES)).eval()
-    return Checkpoint("vit", model, ViTImageProcessorPil(size={"height": 32, "width": 32}), "b")
+    return vit_checkpoint()
 
 
 @pytest.fixture
@@ -118,10 +67,6 @@ def true_maps(monkeypatch):
         return torch.stack(maps)
 
     monkeypatch.setitem(EXPLAINERS, "truth", Explainer(truth, is_hard=True))
-
-
-def scores_of(results):
-    return {(r.checkpoint, r.method, n): i.value for r in results for n, i in r.scores.items()}
 
 
 def test_a_method_that_knows_the_truth_has_perfect_scores(vit, store, true_maps):
@@ -480,75 +425,3 @@ def test_report_names_the_best_and_hides_nothing(ice, vit, store):
     assert lines["ice", "ice"]["cost"]["forward_passes"] == 1.01
     assert lines["vit", "rollout"]["scores"]["mean_iou"]["num_examples"] == 5
     assert 0 <= lines["vit", ""]["scores"]["top_1"]["value"] <= 1
-
-
-def test_classes_of_one_name_are_one_class(vit):
-    names = list(vit.model.config.id2label.values())
-    examples = [Pictures()[index] for index in range(6)]
-    plain = InputBatch(vit, examples, Protocol(), [f"class {index}" for index in range(7)])
-    assert plain.labels.tolist() == [example.label for example in examples]  # no name in common: counted as they are
-    turned = InputBatch(vit, examples, Protocol(), names[::-1])
-    assert turned.labels.tolist() == [6 - example.label for example in examples]
-    with pytest.raises(ValueError, match="knows 6 of the 7 classes"):
-        _ = InputBatch(vit, examples, Protocol(), [*names[1:], "whale"]).labels
-
-
-def test_a_label_that_the_model_does_not_have_is_refused(vit):
-    example = Example("a", Pictures()[0].image, label=7)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 6\].*got values from 7 to 7"):
-        _ = InputBatch(vit, [example], Protocol()).labels
-
-
-def test_a_processor_that_crops_shows_the_whole_image_here(vit):
-    crops = ViTImageProcessorPil(
-        size={"shortest_edge": 40}, do_center_crop=True, crop_size={"height": 32, "width": 32}, do_convert_rgb=True
-    )
-    cropping = Checkpoint("crops", vit.model, crops, "c")
-    example = Pictures(3, odd_sizes=True)[2]
-    batches = [InputBatch(checkpoint, [example], Protocol()) for checkpoint in (vit, cropping)]
-    assert torch.equal(batches[0].pixel_values, batches[1].pixel_values)
-
-
-def test_only_the_rule_of_ts_cam_asks_ice_for_the_class(ice):
-    batch = InputBatch(ice, [Pictures()[index] for index in range(4)], Protocol())
-    maps = {}
-    for rule in ("wsolevaluation", "tscam"):
-        benchmark = BENCHMARKS["localization"](Protocol(localization_rule=rule))
-        maps[rule] = benchmark.observe(ExplainedBatch(batch, "ice"))["swept"][0]
-    expected = explain(ice.model, batch.pixel_values, "ice", target=batch.labels)
-    largest = [np.unravel_index(grid.argmax(), (4, 4)) for grid in expected.numpy()]
-    for grid, (row, column) in zip(maps["tscam"], largest, strict=True):
-        assert grid[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].max() > 0.9
-    assert any(not np.allclose(*pair) for pair in zip(maps["tscam"], maps["wsolevaluation"], strict=True))
-
-
-def test_an_image_without_a_box_is_named(ice, store):
-    class OneWithout(Pictures):
-        def _read(self, index):
-            example = super()._read(index)
-            boxes = example.boxes[:0] if index == 2 else example.boxes
-            return Example(example.image_id, example.image, example.label, boxes=boxes)
-
-    dataset = OneWithout(4, provides=("label", "boxes"))
-    with pytest.raises(ValueError, match="Image '2' must have at least one box"):
-        run_benchmarks([ice], dataset, ["discovery"], ["ice"], store)
-
-
-@pytest.mark.parametrize("one_by_one", [False, True])
-@pytest.mark.parametrize(
-    "method", ["rollout", "raw_attention", "grad_cam", "transformer_attribution", "partial_lrp", "full_lrp"]
-)
-def test_segmentation_benchmark_equals_the_recorded_scores(method, one_by_one):
-    model, tensors = load_reference()
-    checkpoint = Checkpoint("recorded", model, ViTImageProcessorPil(size={"height": 64, "width": 64}), "r")
-    blank = Image.new("RGB", (64, 64))
-    examples = [Example(str(index), blank, mask=mask.numpy()) for index, mask in enumerate(tensors["masks"])]
-    benchmark = BENCHMARKS["segmentation"](Protocol())
-    parts = []
-    for indices in [[index] for index in range(4)] if one_by_one else [[0, 1, 2, 3]]:
-        batch = InputBatch(checkpoint, [examples[index] for index in indices], Protocol())
-        batch.pixel_values = tensors["pixel_values"][indices]  # recorded as the model takes them
-        parts.append(benchmark.rows(ExplainedBatch(batch, method)))
-    scores = benchmark.scores({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    names = ("pixel_accuracy", "mean_iou", "mean_average_precision")
-    assert [scores[name] for name in names] == pytest.approx(tensors[f"metrics.{method}"].tolist(), abs=1e-5)

@@ -116,6 +116,8 @@ def test_a_folder_of_ones_own_and_a_file_of_arguments(models, photos, tmp_path, 
         (("--dataset_name", "cub"), "needs `data_dir`"),
         (("--dataset_name", "imagenet"), "must be one of scenes"),
         (("--dataset_options", "colour=red"), "has no option 'colour'"),
+        (("--dataset_options", "seed=two"), "`seed` of 'scenes' must be a whole number"),
+        (("--dataset_options", "seed"), "must be name=value, got 'seed'"),
         (("--data_dir", "/nowhere/at/all"), "/nowhere/at/all"),
     ],
 )

@@ -103,7 +103,9 @@ class AnnotatedFolder(EvaluationSet):
         files = [self.image_dir / name for name in self._names]
         files += [self.root / "masks" / name for name in (self._masks or {}).values()]
         boxes = {name: boxes.tolist() for name, boxes in (self._boxes or {}).items()}
-        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stamps = [
+            (file.relative_to(self.root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+        ]
         return stamps, boxes, self._labels, self._ignore_value
 
     def _read(self, index: int) -> Example:

@@ -23,7 +23,7 @@ from .examples import ANNOTATIONS, EvaluationSet
 from .imagenet_boxes import ImageNetBoxes
 from .imagenet_segmentation import ImageNetSegmentation
 from .pascal_voc import VocDetection, VocSegmentation
-from .scenes import load_scenes
+from .scenes import SPLIT_SIZES, load_scenes
 from .table_evaluation import TableEvaluation
 
 
@@ -66,6 +66,7 @@ def _build_scenes(
     num_proc: int | None = None,
 ) -> EvaluationSet:
     # a prefix, so that no more is drawn than is needed; it holds all classes equally often
+    limit = None if limit is None else min(limit, SPLIT_SIZES.get(split, limit))
     return TableEvaluation(load_scenes(split, limit, image_size, seed, cache_dir, num_proc), "scenes")
 
 
@@ -191,6 +192,9 @@ EVALUATION_SETS: dict[str, EvaluationSource] = {
 }
 
 
+_INTEGER_OPTIONS = {"ignore_value", "image_size", "num_proc", "seed"}
+
+
 def load_evaluation_set(
     name: str | None = None,
     data_dir: str | os.PathLike | None = None,
@@ -266,6 +270,11 @@ def _check_arguments(
         raise ValueError(
             f"The evaluation set {name!r} has no option {unknown[0]!r}, only {', '.join(source.options) or 'none'}."
         )
+    for option in _INTEGER_OPTIONS & options.keys():
+        value = options[option]
+        is_pair = option == "image_size" and isinstance(value, tuple)
+        if value is not None and not is_pair and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"`{option}` of {name!r} must be a whole number, got {value!r}.")
     if data_dir is None and source.content:
         raise ValueError(
             f"The evaluation set {name!r} needs `data_dir`: {source.content}. Nothing is downloaded; it comes from: "

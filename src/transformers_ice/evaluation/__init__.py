@@ -4,9 +4,10 @@
 from .arguments import EvaluationArguments, ProtocolArguments, parse_evaluation_arguments
 from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap
+from .checkpoints import Checkpoint, load_checkpoint
 from .comparison import ComparisonRow, compare_with_baselines, evaluate_classification, evaluate_segmentation
 from .cost import Cost, measure_costs
-from .inputs import Checkpoint, ExplainedBatch, InputBatch, load_checkpoint
+from .inputs import ExplainedBatch, InputBatch
 from .maps import CEILING, majority_grid, score_maps
 from .protocol import Protocol
 from .report import SCORES, markdown_table, results_as_json, text_table

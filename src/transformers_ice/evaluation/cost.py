@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from ..explainers import explain
-from .inputs import class_logits
+from .checkpoints import class_logits
 
 
 __all__ = ["Cost", "measure_costs", "peak_tensor_bytes"]

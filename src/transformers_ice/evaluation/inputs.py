@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint, a batch of examples as that checkpoint sees them, and one method's explanation of the batch.
+"""A batch of examples as a checkpoint sees them, and one method's explanation of the batch.
 
 Everything is computed when first asked for and kept for the batch: the benchmarks of one run share the preprocessed
 images, the predictions and the relevance maps.
@@ -7,143 +7,40 @@ images, the predictions and the relevance maps.
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
 
-from ..configuration_ice_deit import as_pair
 from ..data.examples import Example
 from ..explainers import EXPLAINERS, evaluation_mode, explain
 from ..explainers.class_scores import explained_logits
 from ..patch_maps import ImageGeometry
+from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_processor
 from .maps import (
     CEILING,
     explains_classes,
-    image_geometry,
     majority_grid,
     model_grid_size,
     patch_size_of,
     preprocess,
     preprocess_padded,
+    resize_labels,
 )
 from .protocol import Protocol
 
 
-__all__ = ["Checkpoint", "ExplainedBatch", "InputBatch", "class_logits", "load_checkpoint"]
+__all__ = ["ExplainedBatch", "InputBatch"]
 
+logger = logging.get_logger(__name__)
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Hold a classifier with its image processor.
-
-    Attributes:
-        name: How the tables call it.
-        model: The classifier.
-        image_processor: The one that belongs to it.
-        digest: Fingerprint of weights, configuration and preprocessing.
-    """
-
-    name: str
-    model: PreTrainedModel
-    image_processor: Any
-    digest: str
-
-    @property
-    def is_ice(self) -> bool:
-        """Whether the model has a patch head."""
-        return hasattr(self.model.base_model, "patch_head")
-
-
-def load_checkpoint(path: str, name: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a classifier and its image processor.
-
-    Args:
-        path: Folder or Hub id of a ViT, DeiT or ICE classifier.
-        name: How the tables call it; `None` takes the last part of the path.
-        device: Where the model goes.
-
-    Raises:
-        OSError: If there is no such checkpoint.
-    """
-    model = AutoModelForImageClassification.from_pretrained(path).to(device).eval()
-    image_processor = AutoImageProcessor.from_pretrained(path)
-    digest = _fingerprint(model, image_processor)
-    return Checkpoint(name or path.rstrip("/").rsplit("/", 1)[-1], model, image_processor, digest)
-
-
-def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    # the path a model came from is no part of what it computes
-    settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    digest.update(json.dumps([settings, image_processor.to_dict()], sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Return the classifier's `(batch_size, num_labels)` scores, float32 on the CPU; positions are interpolated."""
-    resized = tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)
-    with evaluation_mode(model):
-        return model(pixel_values, interpolate_pos_encoding=resized).logits.float().cpu()
-
-
-def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:
-    """Return the checkpoint's processor, changed so that it squashes the whole image and crops nothing.
-
-    Args:
-        checkpoint: The classifier. A processor that crops, or keeps the aspect, gets the size of the model's input.
-        protocol: Its `image_size` goes before both.
-        published: Whether to take mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
-    """
-    processor = checkpoint.image_processor
-    settings = copy.deepcopy(processor.to_dict())
-    size = settings.get("size") or {}
-    height, width = as_pair(checkpoint.model.config.image_size)
-    if protocol.image_size is not None:
-        height = width = protocol.image_size
-    elif not settings.get("do_center_crop") and "height" in size:
-        height, width = size["height"], size["width"]
-    settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
-    if published:
-        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
-    return type(processor).from_dict(settings)
-
-
-def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) -> dict[int, int] | None:
-    """Return the model's class index by that of a data set, or `None` where the two count alike or share no names.
-
-    Args:
-        model: The classifier.
-        class_names: Names of the data set's classes, where it has any.
-
-    Raises:
-        ValueError: If the model knows some of the names and not others: the indices would mean different classes.
-    """
-    id2label = cast(dict[int, str], model.config.id2label)
-    known = {name: index for index, name in id2label.items()}
-    names = list(class_names or ())
-    shared = [name for name in names if name in known]
-    if not shared or names == [id2label.get(index) for index in range(len(names))]:
-        return None
-    if len(shared) < len(names):
-        missing = [name for name in names if name not in known]
-        raise ValueError(
-            f"The model knows {len(shared)} of the {len(names)} classes of the data set, but not {missing[:3]}: its "
-            "scores would mean nothing. Rename the classes, or leave out the benchmarks that need labels."
-        )
-    return {index: known[name] for index, name in enumerate(names)}
+# An image of 16 megapixels in patches of 16 pixels. Attention grows with the square of it.
+_MAX_PATCHES = 1 << 16
 
 
 class InputBatch:
@@ -187,8 +84,21 @@ class InputBatch:
     @cached_property
     def padded_pixel_values(self) -> list[Tensor]:
         """Every image by itself at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
+        patch_height, patch_width = patch_size_of(self.checkpoint.model)
+        for example in self.examples:
+            if example.image.width * example.image.height > _MAX_PATCHES * patch_height * patch_width:
+                raise ValueError(
+                    f"Image {example.image_id!r} of {example.image.width} x {example.image.height} pixels must have "
+                    f"at most {_MAX_PATCHES} patches: this benchmark resizes nothing. Make the image smaller first."
+                )
         arguments = (self.checkpoint.model, self.checkpoint.image_processor)
         return [preprocess_padded(*arguments, example.image) for example in self.examples]
+
+    @cached_property
+    def black(self) -> Tensor:
+        """What a black pixel becomes, `(num_channels, 1, 1)`."""
+        pixels = preprocess(self.checkpoint.model, self.image_processor, [Image.new("RGB", self.input_size[::-1])])
+        return pixels[0, :, :1, :1]
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -270,7 +180,7 @@ class ExplainedBatch:
         Images of one size share a pass; those of the input's size are the inputs themselves.
         """
         pixels, examples = self.inputs.padded_pixel_values, self.inputs.examples
-        if all(value.shape[2:] == self.inputs.input_size for value in pixels):  # nothing to resize, nothing to pad
+        if all(example.image.size[::-1] == self.inputs.input_size for example in examples):  # nothing to resize or pad
             return list(self._to_grid(self.relevance(), self.inputs.input_size))
         if len({value.shape for value in pixels}) == 1:
             return list(self._padded_grids(torch.cat(pixels), examples))
@@ -291,18 +201,24 @@ class ExplainedBatch:
         if self.method == CEILING:
             return torch.stack([self._true_grid(example, pixel_values, padded) for example in examples]).float()
         options = {"seed": self.inputs.protocol.seed} if "seed" in EXPLAINERS[self.method].options else {}
-        return explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
+        maps = explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
+        undefined = maps.isnan().flatten(1).any(dim=1)
+        for index in undefined.nonzero()[:, 0].tolist():
+            logger.warning(
+                f"{self.method} gives NaN for image {examples[index].image_id!r}; it counts as no relevance."
+            )
+        return maps.masked_fill(undefined[:, None, None], 0.0)
 
     def _true_grid(self, example: Example, pixel_values: Tensor, padded: bool) -> Tensor:
         if example.mask is None:
             raise ValueError(f"The ceiling needs true masks, got none for image {example.image_id!r}.")
-        size = (pixel_values.shape[2], pixel_values.shape[3])
-        shape = (example.mask.shape[0], example.mask.shape[1])
+        size, mask = (pixel_values.shape[2], pixel_values.shape[3]), np.asarray(example.mask)
         if padded:
+            shape = (mask.shape[0], mask.shape[1])
             geometry = ImageGeometry(shape, shape, (0, 0), size)
-        else:
-            geometry = image_geometry(self.inputs.image_processor, shape, size)
-        return majority_grid(np.asarray(example.mask), geometry, model_grid_size(self.inputs.checkpoint.model, size))
+        else:  # masks are compared at the size of the input
+            mask, geometry = resize_labels(mask, size), ImageGeometry.from_resize(size, size)
+        return majority_grid(mask, geometry, model_grid_size(self.inputs.checkpoint.model, size))
 
     @property
     def patch_size(self) -> tuple[int, int]:

@@ -135,7 +135,10 @@ def score_maps(relevance: Tensor, method: str, input_size: tuple[int, int], mode
         mode: Interpolation of soft maps, "bilinear" or "bicubic".
     """
     mode = "nearest-exact" if is_hard(method) else mode
-    return torch.nn.functional.interpolate(relevance.float().cpu()[:, None], size=input_size, mode=mode)[:, 0]
+    relevance = relevance.float().cpu()
+    maps = torch.nn.functional.interpolate(relevance[:, None], size=input_size, mode=mode)[:, 0]
+    # what is constant stays so, to the last digit: rounding must not pass for relevance
+    return torch.where(varies(relevance), maps, relevance[:, :1, :1])
 
 
 def to_unit_range(maps: Tensor) -> Tensor:

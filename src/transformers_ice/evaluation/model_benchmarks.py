@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
 from .benchmark import Benchmark, Observation
-from .inputs import ExplainedBatch, InputBatch, class_logits
+from .checkpoints import class_logits, has_answer
+from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
 
 
@@ -21,7 +22,7 @@ _FRACTIONS = tuple(tenth / 10 for tenth in range(10))  # 0 (the clean image) to 
 
 
 class Classification(Benchmark):
-    """Accuracy of the classifier, `top_1` and, from five classes on, `top_5`."""
+    """Accuracy of the classifier, `top_1` and `top_5`; an image in which ICE finds nothing has no answer."""
 
     name = "classification"
     needs = frozenset({"label"})
@@ -32,7 +33,9 @@ class Classification(Benchmark):
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return scores of the classes beside the true one."""
-        return {"accuracy": (batch.inputs.logits.numpy(), batch.inputs.labels.numpy())}
+        logits = batch.inputs.logits
+        answers = logits.masked_fill(~has_answer(logits)[:, None], float("nan"))  # NaN is never right
+        return {"accuracy": (answers.numpy(), batch.inputs.labels.numpy())}
 
 
 class Faithfulness(Benchmark):
@@ -46,7 +49,7 @@ class Faithfulness(Benchmark):
       [0, 1].
 
     The map is enlarged bilinearly (a hard one by the nearest patch); pixels of equal relevance follow one fixed random
-    order, the same for every image and method.
+    order, the same for every image and method. Where ICE finds nothing, its answer is not right.
 
     Source: `hila-chefer/Transformer-Explainability` (`baselines/ViT/pertubation_eval_from_hdf5.py`), the area with the
     clean image as its first point, as its author tells users to compute it; Petsiuk et al., "RISE", BMVC 2018.
@@ -103,7 +106,8 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 
 def _is_best(hidden: Sequence[Tensor], inputs: InputBatch, labels: Tensor) -> np.ndarray:
     """Return whether the true class has the best score with those pixels hidden, `(batch_size, len(hidden))`."""
-    hits = [_answers(pixels, inputs).argmax(dim=1) == labels for pixels in hidden]
+    answers = [_answers(pixels, inputs) for pixels in hidden]
+    hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in answers]
     return torch.stack(hits, dim=1).float().numpy()
 
 
@@ -117,8 +121,5 @@ def _answers(hidden: Tensor, inputs: InputBatch) -> Tensor:
     """Return the scores of all classes with some pixels black, `(batch_size, num_labels)`."""
     if not hidden.any():
         return inputs.logits
-    pixels, processor = inputs.pixel_values, inputs.image_processor
-    # black before the normalisation
-    black = -torch.tensor(processor.image_mean) / torch.tensor(processor.image_std)
-    values = torch.where(hidden[:, None].to(pixels.device), black.to(pixels)[:, None, None], pixels)
+    values = torch.where(hidden[:, None].to(inputs.black.device), inputs.black, inputs.pixel_values)
     return class_logits(inputs.checkpoint.model, values)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..metrics import LOCALIZATION_PROTOCOLS
+
 
 __all__ = ["Protocol"]
 
@@ -45,6 +47,15 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.perturbation_target not in ("predicted", "true"):
             raise ValueError(f"`perturbation_target` must be 'predicted' or 'true', got {self.perturbation_target!r}.")
+        if self.localization_rule not in LOCALIZATION_PROTOCOLS:
+            raise ValueError(
+                f"`localization_rule` must be one of {', '.join(LOCALIZATION_PROTOCOLS)}, "
+                f"got {self.localization_rule!r}."
+            )
+        if self.box_threshold is not None and not 0 <= self.box_threshold < 1:
+            raise ValueError(f"`box_threshold` must lie in [0, 1), got {self.box_threshold}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
         if not 0 < self.attention_mass <= 1:
             raise ValueError(f"`attention_mass` must lie in (0, 1], got {self.attention_mass}.")
         if not 0 < self.threshold_step < 1:

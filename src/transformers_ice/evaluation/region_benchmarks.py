@@ -27,6 +27,7 @@ from ..metrics import (
 )
 from ..patch_maps import component_box, largest_component
 from .benchmark import Benchmark, Observation
+from .checkpoints import has_answer
 from .inputs import ExplainedBatch
 from .maps import (
     CEILING,
@@ -164,7 +165,9 @@ class Localization(Benchmark):
         relevance = batch.relevance(inputs.labels if of_class else None)
         maps = [normalize_score_map(grid) for grid in score_maps(relevance, batch.method, size, "bicubic").numpy()]
         boxes = [resize_boxes(_some_boxes(example), example.image.size[::-1], size) for example in inputs.examples]
-        ranked = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices.numpy()
+        classes = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices
+        # where ICE finds nothing it names no class
+        ranked = classes.masked_fill(~has_answer(inputs.logits)[:, None], -1).numpy()
         answers = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
         truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
         inside = [_inside_boxes(own, size) for own in boxes]

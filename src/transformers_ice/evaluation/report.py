@@ -10,6 +10,8 @@ from typing import Any
 
 from .bootstrap import Interval
 from .cost import Cost
+from .maps import CEILING
+from .region_benchmarks import ATTENTION_HEADS
 from .runner import Result
 from .tables import format_table
 
@@ -103,15 +105,16 @@ def markdown_table(results: Sequence[Result], costs: Costs | None = None) -> str
 
 
 def _best(name: str, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, str] | None:
-    """Return the line with the best score of an explanation; the ceiling does not compete."""
+    """Return the line with the best score of an explanation; the ceiling and the oracle over heads do not compete."""
     candidates = {
         key: cells[name].value
         for key, cells in lines.items()
-        if key[1] not in ("ceiling", "") and name in cells and not math.isnan(cells[name].value)
+        if key[1] not in (CEILING, ATTENTION_HEADS, "") and name in cells and not math.isnan(cells[name].value)
     }
     if not candidates:
         return None
-    return max(candidates, key=candidates.__getitem__) if SCORES[name][1] else min(candidates, key=candidates.get)  # type: ignore[arg-type]
+    choose = max if SCORES[name][1] else min
+    return choose(candidates, key=candidates.__getitem__)
 
 
 def _cell(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ class RowStore:
         try:
             with np.load(file, allow_pickle=False) as content:
                 return {name.replace("|", "/"): content[name] for name in content.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"The rows in {file} cannot be read: {error}. Delete the file and run again.") from error
 
     def _file(self, key: RowKey, chunk: int) -> Path:

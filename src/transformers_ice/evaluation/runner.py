@@ -20,7 +20,8 @@ from ..data.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
 from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap
-from .inputs import Checkpoint, ExplainedBatch, InputBatch
+from .checkpoints import Checkpoint
+from .inputs import ExplainedBatch, InputBatch
 from .maps import CEILING
 from .model_benchmarks import Classification, Faithfulness
 from .protocol import Protocol
@@ -196,7 +197,7 @@ def _fits(checkpoint: Checkpoint, method: str, kind: type[Benchmark], is_first: 
         return is_first and "mask" in dataset.provides and kind is not Faithfulness
     if method == ATTENTION_HEADS:
         return kind is Jaccard
-    return checkpoint.is_ice or not method.startswith("ice")
+    return kind.of_model_only or checkpoint.is_ice or EXPLAINERS[method].model == "any"
 
 
 def _check_names(argument: str, names: Sequence[str], known: Any) -> None:

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A classifier as the benchmarks use it: loaded completely, told from others, with a processor that crops nothing."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration_ice_deit import as_pair
+from ..explainers import evaluation_mode
+from ..explainers.inspection import num_prefix_tokens
+from .protocol import Protocol
+
+
+__all__ = ["Checkpoint", "class_logits", "has_answer", "labels_by_name", "load_checkpoint", "whole_image_processor"]
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold a classifier with its image processor.
+
+    Attributes:
+        name: How the tables call it.
+        model: The classifier.
+        image_processor: The one that belongs to it.
+        digest: Fingerprint of weights, configuration and preprocessing.
+    """
+
+    name: str
+    model: PreTrainedModel
+    image_processor: Any
+    digest: str
+
+    @property
+    def is_ice(self) -> bool:
+        """Whether the model has a trained patch head: a converted DeiT classifies by [CLS] until it is trained."""
+        return hasattr(self.model.base_model, "patch_head") and self.model.config.logits_source == "patch"
+
+
+def load_checkpoint(path: str, name: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a classifier and its image processor.
+
+    Args:
+        path: Folder or Hub id of a ViT, DeiT or ICE classifier.
+        name: How the tables call it; `None` takes the last part of the path.
+        device: Where the model goes.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If it cannot be read, is of another family, or lacks weights, such as those of a classifier.
+    """
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    try:
+        loaded = AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {path!r} cannot be read: {error}. Is the download complete?") from error
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    num_prefix_tokens(model)  # refuses other families
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{path!r} must hold all weights of a classifier, got none for {sorted(info['missing_keys'])[:3]}: they "
+            "would be random. Fine-tune it first."
+        )
+    try:
+        model = cast(Any, model).to(device).eval()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The device {str(device)!r} cannot be used: {error}.") from error
+    image_processor = AutoImageProcessor.from_pretrained(path)
+    digest = _fingerprint(model, image_processor)
+    checkpoint = Checkpoint(name or path.rstrip("/").rsplit("/", 1)[-1], model, image_processor, digest)
+    if hasattr(model.base_model, "patch_head") and not checkpoint.is_ice:
+        logger.warning(
+            f"{checkpoint.name} classifies by [CLS] (`logits_source`), so its patch head is taken as untrained: ICE's "
+            "own methods are left out for it."
+        )
+    return checkpoint
+
+
+def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    # the path a model came from is no part of what it computes
+    settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    digest.update(json.dumps([settings, image_processor.to_dict()], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Return the classifier's `(batch_size, num_labels)` scores, float32 on the CPU; positions are interpolated."""
+    resized = tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)
+    with evaluation_mode(model):
+        return model(pixel_values, interpolate_pos_encoding=resized).logits.float().cpu()
+
+
+def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:
+    """Return the checkpoint's processor, changed so that it squashes the whole image and crops nothing.
+
+    Args:
+        checkpoint: The classifier. A processor that crops, or keeps the aspect, gets the size of the model's input.
+        protocol: Its `image_size` goes before both.
+        published: Whether to take mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
+
+    Raises:
+        ValueError: If the size is not one of whole patches.
+    """
+    processor = checkpoint.image_processor
+    settings = copy.deepcopy(processor.to_dict())
+    size = settings.get("size") or {}
+    height, width = as_pair(checkpoint.model.config.image_size)
+    if protocol.image_size is not None:
+        height = width = protocol.image_size
+    elif not settings.get("do_center_crop") and "height" in size:
+        height, width = size["height"], size["width"]
+    patch_height, patch_width = as_pair(checkpoint.model.config.patch_size)
+    if height % patch_height or width % patch_width or not height or not width:
+        raise ValueError(
+            f"`image_size` must be a multiple of the patch size {(patch_height, patch_width)} of {checkpoint.name!r}, "
+            f"got {(height, width)}."
+        )
+    settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
+    if published:
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    return type(processor).from_dict(settings)
+
+
+def has_answer(logits: Tensor) -> Tensor:
+    """Return which rows of `(batch_size, num_labels)` name a class: ICE gives equal logits where it finds nothing."""
+    return logits.amax(dim=1) > logits.amin(dim=1)
+
+
+def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) -> dict[int, int] | None:
+    """Return the model's class index by that of a data set, or `None` where the two count alike.
+
+    Classes of one name are one class. Names that are numbers, where the model has no such names, are the model's
+    indices. Where no name is shared otherwise, index i of the data is taken for index i of the model.
+
+    Args:
+        model: The classifier.
+        class_names: Names of the data set's classes, where it has any.
+
+    Raises:
+        ValueError: If the model knows some of the names and not others, or has one of them twice.
+    """
+    id2label = cast(dict[int, str], model.config.id2label)
+    names, known = list(class_names or ()), {name: index for index, name in id2label.items()}
+    shared = [name for name in names if name in known]
+    if names and not shared and all(name.isdecimal() for name in names):
+        return {index: int(name) for index, name in enumerate(names)}
+    if not shared:
+        if names:
+            logger.warning_once(f"The model knows none of the classes {names[:3]}: class 0 is taken for its class 0.")
+        return None
+    if names == [id2label.get(index) for index in range(len(names))]:
+        return None
+    missing, counts = [name for name in names if name not in known], Counter(id2label.values())
+    twice = [name for name in names if counts[name] > 1]
+    if missing or twice:
+        problem = f"does not know {missing[:3]}" if missing else f"has several classes named {twice[0]!r}"
+        raise ValueError(
+            f"The classes of the data set and of the model must have the same names, but the model {problem}: its "
+            "scores would mean nothing. Rename the classes, or leave out the benchmarks that need labels."
+        )
+    return {index: known[name] for index, name in enumerate(names)}

@@ -23,16 +23,13 @@ from transformers_ice.evaluation import (
     RowStore,
     bootstrap,
     markdown_table,
-    measure_costs,
-    randomization_similarity,
     results_as_json,
     run_benchmarks,
     text_table,
 )
-from transformers_ice.evaluation.cost import Cost, peak_tensor_bytes
+from transformers_ice.evaluation.cost import Cost
 from transformers_ice.evaluation.model_benchmarks import pixel_ranks
 from transformers_ice.evaluation.region_benchmarks import ATTENTION_HEADS, _component_of, _largest_mass
-from transformers_ice.evaluation.sanity import randomized_models, rank_correlation
 from transformers_ice.explainers import EXPLAINERS, Explainer, explain
 
 
@@ -350,66 +347,6 @@ def test_bootstrap_intervals_cover_the_mean_and_are_paired():
     assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.03)
     assert other.low - interval.low == pytest.approx(1)
     assert math.isnan(bootstrap(mean, rows, num_resamples=0)["mean"].low)
-
-
-def test_peak_counts_what_is_alive_together():
-    megabyte = 250_000  # float32
-
-    def chain():
-        first = torch.zeros(megabyte)
-        second = first + 1
-        del first
-        return second * 2 + 1
-
-    assert peak_tensor_bytes(lambda: torch.zeros(megabyte) + 1) == 2_000_000
-    assert peak_tensor_bytes(chain) == 3_000_000
-    assert peak_tensor_bytes(lambda: torch.zeros(megabyte).view(500, 500).t()) == 1_000_000
-
-
-def test_peak_holds_what_a_backward_pass_needs():
-    def backward():
-        value = weight
-        for _ in range(10):
-            value = value.sigmoid()
-        value.sum().backward()
-
-    weight = torch.zeros(250_000, requires_grad=True)
-    assert 10_000_000 < peak_tensor_bytes(backward) < 14_000_000
-
-
-def test_costs_are_ratios_to_a_forward_pass(ice):
-    pixels = InputBatch(ice, [Pictures()[index] for index in range(4)], Protocol()).pixel_values
-    costs = measure_costs(ice.model, pixels, ["ice", "transformer_attribution"], num_repeats=3)
-    assert set(costs) == {"ice", "transformer_attribution"}
-    assert costs["ice"].memory_ratio == pytest.approx(1, abs=0.1)
-    assert costs["transformer_attribution"].memory_ratio > 2
-    assert costs["transformer_attribution"].forward_passes > costs["ice"].forward_passes > 0
-
-
-def test_rank_correlation_is_spearmans():
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 5, 30), rng.random(30)
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
-    assert math.isnan(rank_correlation(np.ones(4), second[:4]))
-
-
-@pytest.mark.parametrize("name", ["ice", "vit"])
-def test_randomisation_reaches_every_weight_and_leaves_the_model_alone(name, request):
-    model = request.getfixturevalue(name).model
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    stages, copies = zip(*randomized_models(model, seed=1), strict=True)
-    assert list(stages) == ["heads", "layer 1", "layer 0", "embeddings"]
-    for key, value in copies[-1].state_dict().items():
-        if value.ndim > 1:  # biases and norms start as constants
-            assert not torch.equal(value, before[key]), key
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_maps_change_with_the_weights(ice):
-    pixels = InputBatch(ice, [Pictures()[index] for index in range(6)], Protocol()).pixel_values
-    similarity = randomization_similarity(ice.model, pixels, ["ice", "rollout"])
-    assert abs(similarity["ice"]["embeddings"]) < 0.6
-    assert similarity["rollout"]["heads"] == pytest.approx(1)  # rollout does not know the heads
 
 
 def test_report_names_the_best_and_hides_nothing(ice, vit, store):

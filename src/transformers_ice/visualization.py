@@ -197,10 +197,10 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
 def method_panel(
     images: Sequence[Array], maps: Mapping[str, Sequence[Array]], truths: Sequence[Array | None]
 ) -> Figure:
-    """Draw what several methods say about the same images: a row per image, a column per method.
+    """Draw what several methods say about the same images: a column per image, a row per method.
 
     Args:
-        images: `(height, width, 3)` or grey, uint8, one per row.
+        images: `(height, width, 3)` or grey, uint8, one per column.
         maps: By method, one map per image of the image's size, any range; each is stretched to [0, 1] by itself.
         truths: True foreground of every image, bool, or None where it is not known.
 
@@ -214,16 +214,17 @@ def method_panel(
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
     _matplotlib()
-    headings = ["image", *maps, *(["truth"] if any(truth is not None for truth in truths) else [])]
-    figure, axes = _grid_of_axes(len(images), len(headings))
-    for axis, heading in zip(axes[0], headings, strict=True):
-        axis.set_title(heading.replace("_", "\n").replace(": ", ":\n"), fontsize=7, pad=4)
-    for index, (image, truth, line) in enumerate(zip(images, truths, axes, strict=True)):
-        pictures = [_as_rgb(image)]
-        pictures += [overlay_heatmap(image, _stretch(values[index]), opacity=0.8) for values in maps.values()]
-        pictures += [cut_out(image, truth)] if truth is not None else []
-        for axis, picture in zip(line, pictures, strict=False):
+    rows = {"image": [_as_rgb(image) for image in images]}
+    if all(truth is not None for truth in truths):
+        rows["truth"] = [cut_out(*pair) for pair in zip(images, truths, strict=True)]  # type: ignore[arg-type]
+    for method, values in maps.items():
+        pairs = zip(images, values, strict=True)
+        rows[method] = [overlay_heatmap(image, _stretch(relevance), opacity=0.8) for image, relevance in pairs]
+    figure, axes = _grid_of_axes(len(rows), len(images))
+    for (name, pictures), line in zip(rows.items(), axes, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
+        line[0].set_ylabel(name.replace("_", " "), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
     return figure
 
 

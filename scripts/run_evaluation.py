@@ -15,7 +15,7 @@ Several processes share the work and give the same numbers: put `torchrun --npro
 are not computed again. OUTPUT_DIR then holds `results.json` (every score with its 95 % bootstrap interval, the cost of
 every method, settings and machine), `table.md`, `scores.png` and `methods.png`. Options may also stand in a YAML file.
 
-The first command takes SECONDS_ON_TWO_CORES on two cores (AMD EPYC, Turin).
+The first command takes about two minutes on two cores (AMD EPYC, Turin).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmark_models import SIZES as TINY_SIZES
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -27,16 +28,7 @@ sys.path.insert(0, str(SCRIPTS))
 import run_evaluation  # noqa: E402
 
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 10,
-    "initializer_range": 0.3,
-}
+SIZES = {**TINY_SIZES, "num_labels": 10}  # as many as the scenes have
 
 
 @pytest.fixture(scope="module")

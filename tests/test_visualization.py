@@ -15,8 +15,10 @@ from transformers_ice.visualization import (
     cut_out,
     draw_box,
     explanation_panel,
+    method_panel,
     overlay_class_map,
     overlay_heatmap,
+    score_bars,
 )
 
 
@@ -178,3 +180,24 @@ def test_missing_matplotlib_is_reported_with_the_extra_that_has_it(monkeypatch):
     for call in (lambda: overlay_heatmap(GREY, np.ones((6, 8))), lambda: explanation_panel([row()], [])):
         with pytest.raises(ImportError, match=r"pip install transformers-ice\[viz\]"):
             call()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 6])
+def test_score_bars_shows_a_plot_per_score_and_no_empty_ones(count):
+    names = [f"score {index}" for index in range(count)]
+    scores = {name: {"ice": (0.5, 0.4, 0.6), "rollout": (0.3, float("nan"), float("nan"))} for name in names}
+    figure = score_bars(scores, {name: name.upper() for name in names})
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == [name.upper() for name in names]
+    assert all(len(axis.patches) == 2 for axis in shown)
+
+
+def test_method_panel_has_a_row_per_method_and_a_truth_where_all_are_known():
+    images = [np.zeros((4, 6, 3), dtype=np.uint8)] * 3
+    maps = {"one": [np.eye(4, 6)] * 3, "constant": [np.ones((4, 6))] * 3}
+    for truths, rows in (([np.eye(4, 6, dtype=bool)] * 3, 4), ([None] * 3, 3)):
+        figure = method_panel(images, maps, truths)
+        assert len(figure.axes) == 3 * rows
+        assert figure.axes[-3].get_ylabel() == "constant"
+    with pytest.raises(ValueError, match="at least one image"):
+        method_panel([], maps, [])

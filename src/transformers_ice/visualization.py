@@ -187,7 +187,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     for axis, heading in zip(axes[0], headings, strict=True):
         axis.set_title(heading, fontsize=10, pad=6)
     for row, line in zip(rows, axes, strict=True):
-        for axis, picture in zip(line, _pictures(row, colors), strict=False):
+        for axis, picture in zip(line, _pictures(row, colors), strict=False):  # a row may lack its truth
             axis.imshow(picture, interpolation="nearest")
         line[0].set_ylabel(row.title, fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
     _add_legends(figure, axes, {names[index]: color for index, color in colors.items()})
@@ -251,10 +251,11 @@ def score_bars(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], h
     columns = min(3, len(headings))
     rows = -(-len(headings) // columns)
     figure = Figure(figsize=(4.2 * columns, rows * (0.9 + 0.19 * num_bars)), dpi=130, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    # a list: `flat` is an iterator, which would go on where the loop has left it
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, heading) in zip(axes, headings.items(), strict=False):
         _draw_bars(axis, scores[name], heading)
-    for axis in list(axes)[len(headings) :]:
+    for axis in axes[len(headings) :]:
         axis.set_visible(False)
     return figure
 

@@ -218,7 +218,7 @@ def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
     parts: tuple[Tensor, ...] = (start,)
     if len(heads) == 2:
         # the logits are the mean of two heads, that is, the sum of their halves
-        halves = [_for_rules(head(token)) for head, token in zip(heads, final.unbind(1), strict=False)]
+        halves = [_for_rules(head(token)) for head, token in zip(heads, final[:, :2].unbind(1), strict=True)]
         parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rules.rescale)
     relevance = torch.zeros_like(tokens)
     for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):

@@ -52,8 +52,9 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 	@ICE_UPSTREAM_TESTS=$(UPSTREAM) $(BIN)/python -m pytest -q -rf -n $(WORKERS) --maxprocesses 8 \
 		-o addopts= -W ignore::UserWarning tests/upstream
 
-checkpoint-code: ## copy the code that travels into the sample checkpoint, after a change to it
-	@cd src/transformers_ice && cp $(notdir $(wildcard checkpoints/ice-deit-scenes/*.py)) ../../checkpoints/ice-deit-scenes/
+checkpoint-code: $(STAMP) ## copy the code that travels into the sample checkpoints, after a change to it
+	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.remote_code import copy_remote_code; \
+		[copy_remote_code(pathlib.Path(folder), None) for folder in sys.argv[1:]]" $(wildcard checkpoints/ice-*)
 
 clean: ## remove the environment, the caches and what the tools leave behind
 	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist src/*.egg-info

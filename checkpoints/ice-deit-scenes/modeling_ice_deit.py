@@ -5,7 +5,6 @@ Wires `adversarial_normalization` into the DeiT classes of transformers. This fi
 code, so it imports its neighbours with a single dot and registers what loading needs by itself.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.deit.modeling_deit import DeiTModel, DeiTPreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import (
+    AdversarialNormalizationLoss,
     adversarial_normalization_loss,
     batch_foreground_ratio,
+    foreground_mask,
     foreground_ratio,
     pool_background_logits,
     pool_foreground_logits,
@@ -31,8 +31,11 @@ from .adversarial_normalization import (
 )
 from .configuration_ice_deit import IceDeiTConfig
 from .input_checks import check_labels, check_pixel_values
-from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head
+from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, IceDeiTPruningGate, build_patch_head, build_pruning_head
+from .outputs_ice_deit import IceDeiTImageClassifierOutput, IceDeiTModelOutput
+from .pruned_encoding import encode_pruned
 from .remote_code import copy_remote_code, remote_code_entries
+from .token_pruning import gate_loss, keep_foreground
 
 
 # The Hub has two families in two key layouts; one table reads all four (vit/deit prefix, `encoder.layer.N` names).
@@ -49,64 +52,10 @@ _ENCODER_RENAMINGS = (
 _HEAD_RENAMINGS = (_ENCODER_RENAMINGS[0], (r"^cls_classifier\.", "classifier."))
 
 
-@dataclass
-class IceDeiTModelOutput(ModelOutput):
-    """Hold what the encoder returns.
-
-    Args:
-        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm.
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
-        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, `num_hidden_layers`
-            if it stayed.
-        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
-        hidden_states: Per layer, with `output_hidden_states=True`.
-        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
-    """
-
-    last_hidden_state: Tensor | None = None
-    patch_logits: Tensor | None = None
-    patch_exit_layer: Tensor | None = None
-    grid_size: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class IceDeiTImageClassifierOutput(ModelOutput):
-    """Hold labels and their explanation.
-
-    Args:
-        loss: 0-dim, only with labels, like the three parts below.
-        logits: `(batch_size, num_labels)`, from the source that `config.logits_source` names.
-        cls_logits: `(batch_size, num_labels)`, the [CLS] classifier, averaged with the distillation token's if it has
-            one.
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
-        foreground_logits: `(batch_size, num_labels + 1)`, pooled over the foreground patches.
-        background_logits: `(batch_size, num_labels + 1)`, pooled over all patches and scaled.
-        foreground_ratio: `(batch_size,)`, share of foreground patches, in [0, 1].
-        patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
-        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
-        classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
-        background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
-        cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
-        hidden_states: Per layer, with `output_hidden_states=True`.
-        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    cls_logits: Tensor | None = None
-    patch_logits: Tensor | None = None
-    foreground_logits: Tensor | None = None
-    background_logits: Tensor | None = None
-    foreground_ratio: Tensor | None = None
-    patch_exit_layer: Tensor | None = None
-    grid_size: Tensor | None = None
-    classification_loss: Tensor | None = None
-    background_loss: Tensor | None = None
-    cls_loss: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+def _pruning_keys(loading_info: dict[str, Any]) -> list[str]:
+    """Return the keys of pruning heads that a checkpoint lacked, or held in another shape."""
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in loading_info["mismatched_keys"]]
+    return [key for key in (*loading_info["missing_keys"], *mismatched) if "pruning_heads." in key]
 
 
 class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
@@ -122,6 +71,35 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     # the Trainer may not assume that the loss was divided by `num_items_in_batch`: it is a mean over the batch
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *args: Any, initialize_pruning_heads: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a model; as `PreTrainedModel.from_pretrained`, except for the pruning heads.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *args: Passed on.
+            initialize_pruning_heads: Whether pruning heads that the checkpoint lacks are drawn anew, to be trained.
+            **kwargs: Passed on.
+
+        Raises:
+            ValueError: If the strategy needs pruning heads that the checkpoint lacks: untrained ones decide nothing.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        missing = sorted({key.split("pruning_heads.")[1].split(".")[0] for key in _pruning_keys(info)}, key=int)
+        if missing and not initialize_pruning_heads:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, which "
+                f'`pruning_strategy="{model.config.pruning_strategy}"` decides by. Train them (`scripts/run_train.py '
+                '--pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use '
+                '`pruning_strategy="attentiveness"`, which needs none.'
+            )
+        return (model, info) if wants_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -129,6 +107,9 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
+        elif isinstance(module, IceDeiTPruningGate):
+            init.zeros_(module.score.weight)
+            init.zeros_(module.score.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -171,7 +152,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"classifier\.", r"mask_token$"]
+    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"classifier\.", r"mask_token$", r"pruning_heads\."]
 
     def __init__(self, config: IceDeiTConfig) -> None:
         # not DeiT's own constructor: it would build and initialise modules only to have them replaced
@@ -182,6 +163,8 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         self.layers = nn.ModuleList(IceDeiTLayer(config, probability) for probability in drop_probabilities)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.patch_head = build_patch_head(config)
+        layers = config.pruning_layers if config.has_pruning_heads else ()
+        self.pruning_heads = nn.ModuleDict({str(index): build_pruning_head(config) for index in layers})
         self.post_init()
 
     @merge_with_config_defaults
@@ -210,41 +193,76 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """
         pixel_values = check_pixel_values(pixel_values, self.config)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_states, patch_logits, patch_exit_layer = self.encode(self.embeddings(pixel_values), **kwargs)
-        grid_size = torch.tensor(self.embeddings.grid_size_of(pixel_values), device=hidden_states.device)
-        return IceDeiTModelOutput(
-            last_hidden_state=self.layernorm(hidden_states),
-            patch_logits=patch_logits,
-            patch_exit_layer=patch_exit_layer,
-            grid_size=grid_size.expand(pixel_values.shape[0], 2),
-        )
+        outputs = self.encode(self.embeddings(pixel_values), **kwargs)
+        grid_size = torch.tensor(self.embeddings.grid_size_of(pixel_values), device=pixel_values.device)
+        outputs.grid_size = grid_size.expand(pixel_values.shape[0], 2)
+        return outputs
 
-    def encode(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the layers and the patch head.
-
-        The seam for pruning: tokens may leave between layers as long as the last two results cover the full grid.
+    def encode(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
+        """Run the layers, the patch head and the final layer norm, without or with pruning.
 
         Args:
             hidden_states: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`.
             **kwargs: Options of the attention implementation.
 
         Returns:
-            The last hidden states before the final layer norm; patch logits `(batch_size, num_patches,
-            num_labels + 1)`; the layer before which each patch left `(batch_size, num_patches)`.
+            `IceDeiTModelOutput` without `grid_size`.
+
+        Raises:
+            ValueError: If the strategy of the configuration needs a pruning head that the model was not built with.
         """
+        if self.config.pruning_strategy is not None:
+            self.check_pruning_heads()
+            return encode_pruned(self, hidden_states, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, **kwargs)
         patch_logits = self.patch_head(hidden_states[:, self.config.num_prefix_tokens :])
         patch_exit_layer = torch.full(
             patch_logits.shape[:2], len(self.layers), dtype=torch.long, device=patch_logits.device
         )
-        return hidden_states, patch_logits, patch_exit_layer
+        return IceDeiTModelOutput(
+            last_hidden_state=self.layernorm(hidden_states),
+            patch_logits=patch_logits,
+            patch_exit_layer=patch_exit_layer,
+        )
+
+    def check_pruning_heads(self) -> None:
+        """Raise unless there is a head for every decision that the configuration asks for.
+
+        The configuration of a living model may be changed; its modules stay.
+
+        Raises:
+            ValueError: If there is not.
+        """
+        if not self.config.has_pruning_heads:
+            return
+        missing = [index for index in self.config.pruning_layers if str(index) not in self.pruning_heads]
+        if missing:
+            raise ValueError(
+                f'`pruning_strategy="{self.config.pruning_strategy}"` needs a pruning head at the layers '
+                f"{self.config.pruning_layers}, and this model has none at {missing}. Load a checkpoint trained with "
+                f'it (`from_pretrained(..., pruning_strategy="{self.config.pruning_strategy}")`), or use '
+                '`pruning_strategy="attentiveness"`, which needs no heads.'
+            )
+
+    def foreground_patches(self, layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
+        """Decide which patches stay at a pruning layer under the strategy "background".
+
+        Args:
+            layer_index: The pruning layer.
+            margin: `(batch_size, num_patches)`, by how much background wins; any value where no patch is present.
+            present: `(batch_size, num_patches)`, bool, the patches that have not left before.
+
+        Returns:
+            `(batch_size, num_patches)`, bool, at least one of each image.
+        """
+        return keep_foreground(margin, present, self.config.background_margin)
 
 
 class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
     """Classify images by their foreground patches, and say which those are."""
 
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$"]
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$", r"pruning_heads\."]
 
     def __init__(self, config: IceDeiTConfig) -> None:
         super().__init__(config)
@@ -294,6 +312,9 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         losses = {}
         if labels is not None:
             losses = self.compute_losses(foreground_logits, background_logits, cls_logits, ratio, labels)
+            if encoded.pruning_logits is not None:
+                losses["pruning_loss"] = self.compute_pruning_loss(encoded, labels)
+                losses["loss"] = losses["loss"] + self.config.pruning_loss_weight * losses["pruning_loss"]
         from_patches = self.config.logits_source == "patch"
         return IceDeiTImageClassifierOutput(
             logits=foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
@@ -321,14 +342,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
     ) -> dict[str, Tensor]:
         """Return `loss` and its unweighted parts, each 0-dim, by their names in the output."""
         targets = soft_targets(labels, self.config.num_labels)
-        ice_loss = adversarial_normalization_loss(
-            foreground_logits,
-            background_logits,
-            targets,
-            batch_foreground_ratio(ratio, across_ranks=self.training),
-            self.config.background_loss_weight,
-            self.config.min_foreground_ratio,
-        )
+        ice_loss = self._adversarial_loss(foreground_logits, background_logits, ratio, targets)
         cls_loss = soft_cross_entropy(cls_logits, targets)
         return {
             # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
@@ -337,6 +351,36 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             "background_loss": ice_loss.background,
             "cls_loss": cls_loss,
         }
+
+    def _adversarial_loss(
+        self, foreground_logits: Tensor, background_logits: Tensor, ratio: Tensor, targets: Tensor
+    ) -> AdversarialNormalizationLoss:
+        return adversarial_normalization_loss(
+            foreground_logits,
+            background_logits,
+            targets,
+            batch_foreground_ratio(ratio, across_ranks=self.training),
+            self.config.background_loss_weight,
+            self.config.min_foreground_ratio,
+        )
+
+    def compute_pruning_loss(self, encoded: IceDeiTModelOutput, labels: Tensor) -> Tensor:
+        """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers.
+
+        A gate learns what the last head will say of each patch that reaches it; a patch head learns as the last one
+        does, by the ICE loss on its own logits of all patches.
+        """
+        losses = []
+        for index, logits in zip(self.config.pruning_layers, encoded.pruning_logits, strict=True):
+            if self.config.pruning_head == "gate":
+                present = encoded.patch_exit_layer >= index
+                losses.append(gate_loss(logits, present, ~foreground_mask(encoded.last_patch_logits).detach()))
+                continue
+            targets = soft_targets(labels, self.config.num_labels)
+            background_logits = pool_background_logits(logits, self.config.background_logit_scale)
+            pooled = (pool_foreground_logits(logits), background_logits, foreground_ratio(logits))
+            losses.append(self._adversarial_loss(*pooled, targets).total)
+        return torch.stack(losses).mean()
 
 
 class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):

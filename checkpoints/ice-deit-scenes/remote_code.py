@@ -21,9 +21,14 @@ REMOTE_CODE_FILES = (
     "input_checks.py",
     "layers_ice_deit.py",
     "modeling_ice_deit.py",
+    "outputs_ice_deit.py",
+    "packed_attention.py",
     "patch_maps.py",
     "pipeline_patch_explanation.py",
+    "pruned_encoding.py",
     "remote_code.py",
+    "token_layouts.py",
+    "token_pruning.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_ice_deit.IceDeiTConfig",

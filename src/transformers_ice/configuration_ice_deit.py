@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import DeiTConfig
 
+from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
+
 
 LOGITS_SOURCES = ("patch", "cls")
 
@@ -21,7 +23,19 @@ _ICE_FIELDS = (
     "cls_loss_weight",
     "logits_source",
     "patch_head_hidden_size",
+    "pruning_strategy",
+    "pruning_layers",
+    "keep_rates",
+    "background_margin",
+    "fuse_pruned_tokens",
+    "pruning_execution",
+    "pruning_head",
+    "pruning_loss_weight",
+    "prune_in_training",
 )
+
+# Keys of old Hub configurations that only look like one of those.
+_FOREIGN_FIELDS = ("pruned_heads",)
 
 # Families whose folders load as ICE-DeiT: Hub DeiT models without a distillation token are of type "vit".
 _SOURCE_MODEL_TYPES = ("vit", "deit")
@@ -46,13 +60,30 @@ class IceDeiTConfig(DeiTConfig):
         cls_loss_weight: Weight of the [CLS] classifier's cross-entropy, >= 0 (0.0 in `engine_ICE.py`).
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
         patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
+        pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
+            background), "top_k" (a fixed number, ranked by the same heads) or "attentiveness" (a fixed number, ranked
+            by the attention of [CLS]: EViT).
+        pruning_layers: Layers, 0-based and ascending, before which patches leave; under "attentiveness" they leave
+            inside it, between attention and MLP. The fields from here on are checked only with a strategy.
+        keep_rates: Share of the tokens entering each pruning layer that stays, in (0, 1], rounded up; not used under
+            "background".
+        background_margin: Under "background" a patch leaves when its background score exceeds its best class, of a
+            gate 0, by more than this.
+        fuse_pruned_tokens: Whether the patches that leave go on as one token, their sum weighted by attention
+            ("attentiveness" only).
+        pruning_execution: "packed" (patches that left cost nothing), "masked" (they are computed but not attended to),
+            or "auto": masked while the heads are trained and where hidden states or attentions are asked for.
+        pruning_head: What decides early: "gate" (one logit a patch) or "patch" (a patch head at each pruning layer).
+        pruning_loss_weight: Weight of the pruning heads' loss, >= 0.
+        prune_in_training: Whether patches leave in training too, or the heads only learn to tell which would.
         **kwargs: Fields of `DeiTConfig`. Foreign keys are stored, near-misses of the fields above are refused.
 
     Raises:
         ValueError: If a field is out of its range, contradicts another one, or is a misspelling of a field above.
 
     Source: Choi, Jin, Han, "Adversarial Normalization: I Can Visualize Everything (ICE)", CVPR 2023, and the authors'
-    repository Hanyang-HCC-Lab/ICE.
+    repository Hanyang-HCC-Lab/ICE. "attentiveness": Liang et al., "Not All Patches are What You Need" (EViT), ICLR
+    2022; its layers and keep rates are the defaults.
     """
 
     model_type = "ice_deit"
@@ -67,6 +98,7 @@ class IceDeiTConfig(DeiTConfig):
         "classification_loss",
         "background_loss",
         "cls_loss",
+        "pruning_loss",
         "hidden_states",
         "attentions",
     ]
@@ -81,6 +113,15 @@ class IceDeiTConfig(DeiTConfig):
     cls_loss_weight: float | int = 0.0
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
+    pruning_strategy: str | None = None
+    pruning_layers: list[int] | None = None
+    keep_rates: list[float | int] | None = None
+    background_margin: float | int = 0.0
+    fuse_pruned_tokens: bool = False
+    pruning_execution: str = "auto"
+    pruning_head: str = "gate"
+    pruning_loss_weight: float | int = 1.0
+    prune_in_training: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuse misspelt fields, fill the parent's derived fields, check the values."""
@@ -90,6 +131,10 @@ class IceDeiTConfig(DeiTConfig):
             # insist on running the folder's code instead.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        if self.pruning_layers is None:
+            self.pruning_layers = [3, 6, 9]
+        if self.keep_rates is None:
+            self.keep_rates = [0.7] * len(self.pruning_layers)
         if self.label2id is None:
             self.label2id = {str(label): int(i) for i, label in (self.id2label or {}).items()}
         self.check_values()
@@ -146,6 +191,11 @@ class IceDeiTConfig(DeiTConfig):
         return self.use_distillation_token if self.use_distillation_head is None else self.use_distillation_head
 
     @property
+    def has_pruning_heads(self) -> bool:
+        """Whether the strategy needs a head at each pruning layer."""
+        return self.pruning_strategy in ("background", "top_k")
+
+    @property
     def _counts_background(self) -> bool:
         return "_background_label" in self.__dict__
 
@@ -197,6 +247,36 @@ class IceDeiTConfig(DeiTConfig):
         if self.num_labels < 1:
             raise ValueError("ICE needs at least one image class: set `num_labels` or `id2label`, got none.")
         self._check_sizes()
+        if self.pruning_strategy is not None:
+            self._check_pruning()
+
+    def _check_pruning(self) -> None:
+        for name, choices in (
+            ("pruning_strategy", STRATEGIES),
+            ("pruning_execution", EXECUTIONS),
+            ("pruning_head", PRUNING_HEADS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        layers, rates = list(self.pruning_layers or ()), list(self.keep_rates or ())
+        if not layers or layers != sorted({*layers}) or layers[0] < 0 or layers[-1] >= self.num_hidden_layers:
+            raise ValueError(
+                f"`pruning_layers` must be ascending layers in [0, {self.num_hidden_layers - 1}], for a model of "
+                f"{self.num_hidden_layers} layers, got {self.pruning_layers}."
+            )
+        if self.pruning_strategy != "background":
+            if len(rates) != len(layers) or not all(0 < rate <= 1 for rate in rates):
+                raise ValueError(
+                    f"`keep_rates` must be one number in (0, 1] for each of the pruning layers {layers}, got {rates}."
+                )
+        if self.fuse_pruned_tokens and self.pruning_strategy != "attentiveness":
+            raise ValueError(
+                '`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy="attentiveness"`, got '
+                f"{self.pruning_strategy!r}."
+            )
+        if self.background_margin != self.background_margin:
+            raise ValueError("`background_margin` must be a number, got nan.")
+        _check_range("pruning_loss_weight", self.pruning_loss_weight, 0.0, float("inf"))
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -231,7 +311,7 @@ def refuse_near_misses(names: Any) -> None:
         ValueError: If one is close to, but not equal to, a field that ICE adds to DeiT.
     """
     for name in names:
-        if name in _ICE_FIELDS:
+        if name in _ICE_FIELDS or name in _FOREIGN_FIELDS:
             continue
         # 0.75 catches dropped words and letters ("background_weight") and no key of the ViT and DeiT configurations
         close = difflib.get_close_matches(name.lower(), _ICE_FIELDS, n=1, cutoff=0.75)

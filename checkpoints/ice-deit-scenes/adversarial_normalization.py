@@ -51,19 +51,22 @@ def foreground_ratio(patch_logits: Tensor) -> Tensor:
     return foreground_mask(patch_logits).float().mean(dim=-1)
 
 
-def pool_foreground_logits(patch_logits: Tensor) -> Tensor:
+def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Average the logits of the foreground patches, with one added to their number.
 
     Args:
         patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        mask: `foreground_mask(patch_logits)`, where it is known already.
 
     Returns:
         `(batch_size, num_labels + 1)`; all zero for an image without a foreground patch.
 
     Source: `models_ICE.py`; the selection itself has no gradient.
     """
-    mask = foreground_mask(patch_logits).unsqueeze(-1)
-    return (patch_logits * mask).sum(dim=1) / (mask.sum(dim=1) + 1)
+    mask = foreground_mask(patch_logits) if mask is None else mask
+    # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
+    sums = (mask.unsqueeze(1).to(patch_logits.dtype) @ patch_logits).squeeze(1)
+    return sums / (mask.sum(dim=1, keepdim=True) + 1)
 
 
 def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:

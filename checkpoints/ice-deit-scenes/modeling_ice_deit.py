@@ -306,9 +306,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
-        foreground_logits = pool_foreground_logits(encoded.patch_logits)
+        mask = foreground_mask(encoded.patch_logits)
+        foreground_logits = pool_foreground_logits(encoded.patch_logits, mask)
         background_logits = pool_background_logits(encoded.patch_logits, self.config.background_logit_scale)
-        ratio = foreground_ratio(encoded.patch_logits)
+        ratio = mask.float().mean(dim=-1)
         losses = {}
         if labels is not None:
             losses = self.compute_losses(foreground_logits, background_logits, cls_logits, ratio, labels)

@@ -236,8 +236,7 @@ class PackedTokens:
         hidden_states: `(total_tokens, hidden_size)`.
         config: The model's configuration.
         present: `(batch_size, num_patches)`, bool.
-        packing: Places of the tokens among all tokens of the full grid.
-        is_captured: Whether a graph is being recorded that serves all images.
+        packing: Places of the tokens among all tokens of the full grid; `None` while all are there.
         exit_layer: See `EncodedTokens`.
         exit_output: What the leaving patches' heads said, `(batch_size, num_patches, 1 or num_labels + 1)`.
     """
@@ -245,8 +244,7 @@ class PackedTokens:
     hidden_states: Tensor
     config: IceDeiTConfig
     present: Tensor
-    packing: Packing
-    is_captured: bool
+    packing: Packing | None
     exit_layer: Tensor
     exit_output: Tensor | None = None
 
@@ -254,13 +252,11 @@ class PackedTokens:
     def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "PackedTokens":
         """Return all tokens `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, before any patch leaves."""
         present = _all_present(hidden_states, config)
-        is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        packing = Packing.full(with_prefix(present, config.num_prefix_tokens))
-        return cls(hidden_states.flatten(0, 1), config, present, packing, is_captured, _stays(present, config))
+        return cls(hidden_states.flatten(0, 1), config, present, None, _stays(present, config))
 
     def apply(self, layer: nn.Module, **kwargs: Any) -> "PackedTokens":
         """Return the tokens after a layer."""
-        if self.packing.is_rectangular:
+        if self.packing is None or self.packing.is_rectangular:
             hidden_states = self.hidden_states.unflatten(0, (self.present.shape[0], -1))
             hidden_states = layer(hidden_states, None, None, None, **kwargs).flatten(0, 1)
         else:
@@ -269,7 +265,12 @@ class PackedTokens:
 
     def ask(self, head: nn.Module) -> Tensor:
         """Return what a head says of every present cell, `(batch_size, num_patches, 1 or num_labels + 1)`, else 0."""
-        return self.packing.unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
+        return self._places().unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
+
+    def _places(self) -> Packing:
+        if self.packing is not None:
+            return self.packing
+        return Packing.of(with_prefix(self.present, self.config.num_prefix_tokens), is_captured=True)
 
     def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "PackedTokens":
         """Return the tokens without the patches that are False in `keep`, `(batch_size, num_patches)`."""
@@ -277,9 +278,10 @@ class PackedTokens:
         kept_tokens = with_prefix(keep, self.config.num_prefix_tokens)
         return replace(
             self,
-            hidden_states=self.packing.select(self.hidden_states, kept_tokens),
+            hidden_states=self._places().select(self.hidden_states, kept_tokens),
             present=keep,
-            packing=Packing.of(kept_tokens, self.is_captured),
+            # in a graph that serves all images no number may depend on them
+            packing=Packing.of(kept_tokens, torch.compiler.is_compiling() or torch.jit.is_tracing()),
             exit_layer=self.exit_layer.masked_fill(leaves, layer_index),
             exit_output=_where_left(leaves, head_output, self.exit_output),
         )
@@ -288,13 +290,14 @@ class PackedTokens:
         """Return the picture of the full grid."""
         batch_size, num_patches = self.present.shape
         only_patches = nn.functional.pad(self.present, (self.config.num_prefix_tokens, 0), value=False)
-        rows = patch_head(self.packing.select(self.hidden_states, only_patches))
+        packing = self._places()
+        rows = patch_head(packing.select(self.hidden_states, only_patches))
         output = self.exit_output
         if output is None:
             output = rows.new_zeros(batch_size, num_patches, 1)
         picture = patch_logits_of(output, self.config.num_labels).flatten(0, 1)
         picture = picture.index_copy(0, self.present.flatten().nonzero().squeeze(1), rows)
-        last_hidden_state = self.packing.unpack(layernorm(self.hidden_states))
+        last_hidden_state = packing.unpack(layernorm(self.hidden_states))
         return EncodedTokens(last_hidden_state, picture.unflatten(0, (batch_size, num_patches)), self.exit_layer)
 
 

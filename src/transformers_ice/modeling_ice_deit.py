@@ -87,15 +87,13 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             ValueError: If the strategy needs pruning heads that the checkpoint lacks: untrained ones decide nothing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = sorted({key.split("pruning_heads.")[1].split(".")[0] for key in _pruning_keys(info)}, key=int)
         if missing and not initialize_pruning_heads:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, which "
                 f'`pruning_strategy="{model.config.pruning_strategy}"` decides by. Train them (`scripts/run_train.py '
-                '--pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use '
+                "--pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use "
                 '`pruning_strategy="attentiveness"`, which needs none.'
             )
         return (model, info) if wants_info else model
@@ -306,9 +304,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
-        foreground_logits = pool_foreground_logits(encoded.patch_logits)
+        mask = foreground_mask(encoded.patch_logits)
+        foreground_logits = pool_foreground_logits(encoded.patch_logits, mask)
         background_logits = pool_background_logits(encoded.patch_logits, self.config.background_logit_scale)
-        ratio = foreground_ratio(encoded.patch_logits)
+        ratio = mask.float().mean(dim=-1)
         losses = {}
         if labels is not None:
             losses = self.compute_losses(foreground_logits, background_logits, cls_logits, ratio, labels)

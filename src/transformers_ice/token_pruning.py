@@ -126,12 +126,6 @@ class Packing:
         places = present.flatten().nonzero().squeeze(1)
         return cls(present, places, None if is_captured else tuple(present.sum(dim=1).tolist()))
 
-    @classmethod
-    def full(cls, present: Tensor) -> "Packing":
-        """Return the packing of a batch in which every place of `present`, `(batch_size, num_places)`, is taken."""
-        batch_size, num_places = present.shape
-        return cls(present, torch.arange(present.numel(), device=present.device), (num_places,) * batch_size)
-
     @property
     def is_rectangular(self) -> bool:
         """Whether all images are known to have the same number of tokens."""

@@ -43,6 +43,7 @@ TRAVELLING_ROOMS = (
     "outputs_ice_deit",
     "token_layouts",
     "pruned_encoding",
+    "pretrained_ice_deit",
     "modeling_ice_deit",
     "image_processing_ice_deit",
     "pipeline_patch_explanation",

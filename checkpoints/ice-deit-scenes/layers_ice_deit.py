@@ -129,7 +129,7 @@ class IceDeiTAttention(DeiTAttention):
             **kwargs: Options of the attention implementation.
 
         Returns:
-            The attended tokens, of the shape of `hidden_states`; the attention weights, if the implementation has them;
+            The attended tokens, of the shape of `hidden_states`; the attention weights, if there are any;
             what [CLS] pays to each token, `(batch_size, num_heads, num_tokens)`, float32, if asked for.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)

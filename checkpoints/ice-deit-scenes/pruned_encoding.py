@@ -54,11 +54,11 @@ def encode_pruned(model: Any, hidden_states: Tensor, **kwargs: Any) -> IceDeiTMo
         kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
     )
     tokens: Any = choose_layout(config, model.training, records_states).start(hidden_states, config)
-    rates = dict(zip(config.pruning_layers, config.keep_rates, strict=False))
+    schedule = config.pruning_schedule
     num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
     for index, layer in enumerate(model.layers):
-        count = num_kept(rates.get(index, 1), num_present)
-        if index in config.pruning_layers and config.has_pruning_heads:
+        count = num_kept(schedule.get(index, 1.0), num_present)
+        if index in schedule and config.has_pruning_heads:
             head_output = tokens.ask(model.pruning_heads[str(index)])
             pruning_logits.append(head_output)
             # what a patch said as it left is learnt from the pruning loss alone

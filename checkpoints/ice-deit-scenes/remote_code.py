@@ -25,6 +25,7 @@ REMOTE_CODE_FILES = (
     "packed_attention.py",
     "patch_maps.py",
     "pipeline_patch_explanation.py",
+    "pretrained_ice_deit.py",
     "pruned_encoding.py",
     "remote_code.py",
     "token_layouts.py",

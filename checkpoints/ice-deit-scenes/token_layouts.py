@@ -6,7 +6,6 @@ all images, `PackedTokens` any number for each. A layout is immutable; what chan
 remembers what the leaving patches said and when they left, so `finish` gives the picture of the full grid.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,12 +30,12 @@ class EncodedTokens:
     """Hold what became of all tokens; cells are those of the full patch grid.
 
     Args:
-        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm; zero
-            where a patch left.
+        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm;
+            zero where a patch left.
         patch_logits: `(batch_size, num_patches, num_labels + 1)`.
         exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, or the number of layers.
-        onlooker_logits: `(batch_size, num_patches, num_labels + 1)`, the last head's opinion also of patches that left;
-            `None` where they were not computed to the end.
+        onlooker_logits: `(batch_size, num_patches, num_labels + 1)`, the last head's opinion also of patches that
+            left; `None` where they were not computed to the end.
     """
 
     last_hidden_state: Tensor
@@ -104,9 +103,7 @@ class MaskedTokens:
         cut = partial(self._cut, count=count)
         hidden_states, keep, fused, leaving = layer(self.hidden_states, self._mask(), None, cut, **kwargs)
         tokens = self.keep(keep, patch_head(leaving), layer_index)
-        return replace(
-            tokens, hidden_states=hidden_states, present=keep | fused, is_patch=tokens.is_patch & ~fused
-        )
+        return replace(tokens, hidden_states=hidden_states, present=keep | fused, is_patch=tokens.is_patch & ~fused)
 
     def _cut(self, hidden_states: Tensor, class_attention: Tensor, count: int) -> tuple[Tensor, ...]:
         num_prefix = self.config.num_prefix_tokens
@@ -145,10 +142,10 @@ class GatheredTokens:
     Args:
         hidden_states: `(batch_size, num_prefix_tokens + num_present, hidden_size)`.
         config: The model's configuration.
-        cells: `(batch_size, num_present)`, int: the cell of each token behind the prefix; `num_patches`, one beyond the
-            grid, for a fused token.
+        cells: `(batch_size, num_present)`, int: the cell of each token behind the prefix; `num_patches`, one beyond
+            the grid, for a fused token.
         exit_layer: `(batch_size, num_patches + 1)`; see `EncodedTokens`.
-        exits: Cells and outputs of the patches that left, `(batch_size, n)` and `(batch_size, n, 1 or num_labels + 1)`.
+        exits: Cells and outputs of patches that left, `(batch_size, n)` and `(batch_size, n, 1 or num_labels + 1)`.
     """
 
     hidden_states: Tensor
@@ -214,12 +211,14 @@ class GatheredTokens:
 
     def finish(self, layernorm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Return the picture of the full grid."""
-        num_prefix, num_patches = self.config.num_prefix_tokens, self.exit_layer.shape[1] - 1
+        num_patches = self.exit_layer.shape[1] - 1
         normed = layernorm(self.hidden_states)
         prefix, patches = self._split(normed)
         last = patches.new_zeros(patches.shape[0], num_patches + 1, patches.shape[2])
         last = _put(last, self.cells, patches)[:, :num_patches]
-        width = 1 if self.config.has_pruning_heads and self.config.pruning_head == "gate" else self.config.num_labels + 1
+        width = (
+            1 if self.config.has_pruning_heads and self.config.pruning_head == "gate" else self.config.num_labels + 1
+        )
         picture = patches.new_zeros(patches.shape[0], num_patches + 1, width)
         for cells, output in self.exits:
             picture = _put(picture, cells, output)
@@ -316,7 +315,7 @@ def _where_left(leaves: Tensor, output: Tensor, before: Tensor | None) -> Tensor
 
 
 def _put(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
-    """Return `(batch_size, num_cells, n)` with `values`, `(batch_size, count, n)`, at `cells`, `(batch_size, count)`."""
+    """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`."""
     batch_size, num_cells, _ = grid.shape
     rows = cells + num_cells * torch.arange(batch_size, device=cells.device).unsqueeze(1)
     return grid.flatten(0, 1).index_copy(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (batch_size, num_cells))

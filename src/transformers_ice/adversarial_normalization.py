@@ -17,7 +17,7 @@ class AdversarialNormalizationLoss:
     """Hold the loss and its unweighted parts, each 0-dim.
 
     Args:
-        total: `classification + weight * background`, where the weight is 0 while the gate is closed.
+        total: Weighted sum of the two; the weight of `background` is 0 while the gate is closed.
         classification: Cross-entropy of the pooled foreground logits with the image's label.
         background: Cross-entropy of the pooled background logits with the background class.
     """
@@ -134,6 +134,7 @@ def adversarial_normalization_loss(
     batch_ratio: Tensor,
     background_loss_weight: float,
     min_foreground_ratio: float,
+    classification_loss_weight: float = 1.0,
 ) -> AdversarialNormalizationLoss:
     """Return the ICE loss of a batch.
 
@@ -144,6 +145,7 @@ def adversarial_normalization_loss(
         batch_ratio: 0-dim mean foreground ratio of the whole batch, which closes the gate.
         background_loss_weight: Weight of the background part (published: 0.025).
         min_foreground_ratio: The background part counts only while `batch_ratio` is at least this (published: 0.1).
+        classification_loss_weight: Weight of the classification part (published: 1).
 
     Returns:
         The total and its unweighted parts.
@@ -152,7 +154,8 @@ def adversarial_normalization_loss(
     # cross-entropy with the background class, written so that background's index stays "the last one"
     background = -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
     weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).to(background.dtype)
-    return AdversarialNormalizationLoss(classification + weight * background, classification, background)
+    total = classification_loss_weight * classification + weight * background
+    return AdversarialNormalizationLoss(total, classification, background)
 
 
 __all__ = [

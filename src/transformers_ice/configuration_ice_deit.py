@@ -21,6 +21,7 @@ _ICE_FIELDS = (
     "background_logit_scale",
     "min_foreground_ratio",
     "cls_loss_weight",
+    "classification_loss_weight",
     "logits_source",
     "patch_head_hidden_size",
     "pruning_strategy",
@@ -58,6 +59,8 @@ class IceDeiTConfig(DeiTConfig):
         min_foreground_ratio: The background loss counts only while the batch's mean share of foreground patches is at
             least this, in [0, 1] (0.1 in `engine_ICE.py`).
         cls_loss_weight: Weight of the [CLS] classifier's cross-entropy, >= 0 (0.0 in `engine_ICE.py`).
+        classification_loss_weight: Weight of the foreground logits' cross-entropy, >= 0 (published: 1). With 0 here
+            and for the background loss, the [CLS] classifier trains alone, as in DeiT and EViT.
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
         patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
         pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
@@ -111,6 +114,7 @@ class IceDeiTConfig(DeiTConfig):
     background_logit_scale: float | int = 0.5
     min_foreground_ratio: float | int = 0.1
     cls_loss_weight: float | int = 0.0
+    classification_loss_weight: float | int = 1.0
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
     pruning_strategy: str | None = None
@@ -196,6 +200,16 @@ class IceDeiTConfig(DeiTConfig):
         return self.pruning_strategy in ("background", "top_k")
 
     @property
+    def pruning_schedule(self) -> dict[int, float]:
+        """Keep rate by pruning layer, empty without a strategy; 1 under "background", which keeps what it must."""
+        if self.pruning_strategy is None:
+            return {}
+        self._check_pruning()  # fields of a living model may have been changed one by one
+        if self.pruning_strategy == "background":
+            return dict.fromkeys(self.pruning_layers or (), 1.0)
+        return dict(zip(self.pruning_layers or (), self.keep_rates or (), strict=True))
+
+    @property
     def _counts_background(self) -> bool:
         return "_background_label" in self.__dict__
 
@@ -230,7 +244,7 @@ class IceDeiTConfig(DeiTConfig):
         Raises:
             ValueError: If a value is out of range or contradicts another one.
         """
-        for name in ("background_loss_weight", "cls_loss_weight"):
+        for name in ("background_loss_weight", "cls_loss_weight", "classification_loss_weight"):
             _check_range(name, getattr(self, name), 0.0, float("inf"))
         _check_range("min_foreground_ratio", self.min_foreground_ratio, 0.0, 1.0)
         _check_range("background_logit_scale", self.background_logit_scale, 0.0, float("inf"))
@@ -264,11 +278,11 @@ class IceDeiTConfig(DeiTConfig):
                 f"`pruning_layers` must be ascending layers in [0, {self.num_hidden_layers - 1}], for a model of "
                 f"{self.num_hidden_layers} layers, got {self.pruning_layers}."
             )
-        if self.pruning_strategy != "background":
-            if len(rates) != len(layers) or not all(0 < rate <= 1 for rate in rates):
-                raise ValueError(
-                    f"`keep_rates` must be one number in (0, 1] for each of the pruning layers {layers}, got {rates}."
-                )
+        has_rates = len(rates) == len(layers) and all(0 < rate <= 1 for rate in rates)
+        if self.pruning_strategy != "background" and not has_rates:
+            raise ValueError(
+                f"`keep_rates` must be one number in (0, 1] for each of the pruning layers {layers}, got {rates}."
+            )
         if self.fuse_pruned_tokens and self.pruning_strategy != "attentiveness":
             raise ValueError(
                 '`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy="attentiveness"`, got '

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention in a packed batch, whose images have different numbers of tokens: four exact ways, the fastest is taken."""
+"""Attention in a packed batch, whose images have different numbers of tokens: four exact ways to run it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,13 @@ from transformers.masking_utils import create_bidirectional_mask
 from .token_pruning import Packing
 
 
+varlen_attn: Any = None
 try:  # newer than the oldest torch that the package runs on
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:
-    varlen_attn = None
+    pass
+else:
+    varlen_attn = varlen.varlen_attn
 
 # Below this work per image (tokens squared times hidden size) starting a kernel costs more than the padding that one
 # kernel for all images computes in vain; measured on two CPU cores.

@@ -6,7 +6,6 @@ all images, `PackedTokens` any number for each. A layout is immutable; what chan
 remembers what the leaving patches said and when they left, so `finish` gives the picture of the full grid.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,12 +30,12 @@ class EncodedTokens:
     """Hold what became of all tokens; cells are those of the full patch grid.
 
     Args:
-        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm; zero
-            where a patch left.
+        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm;
+            zero where a patch left.
         patch_logits: `(batch_size, num_patches, num_labels + 1)`.
         exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, or the number of layers.
-        onlooker_logits: `(batch_size, num_patches, num_labels + 1)`, the last head's opinion also of patches that left;
-            `None` where they were not computed to the end.
+        onlooker_logits: `(batch_size, num_patches, num_labels + 1)`, the last head's opinion also of patches that
+            left; `None` where they were not computed to the end.
     """
 
     last_hidden_state: Tensor
@@ -143,10 +142,10 @@ class GatheredTokens:
     Args:
         hidden_states: `(batch_size, num_prefix_tokens + num_present, hidden_size)`.
         config: The model's configuration.
-        cells: `(batch_size, num_present)`, int: the cell of each token behind the prefix; `num_patches`, one beyond the
-            grid, for a fused token.
+        cells: `(batch_size, num_present)`, int: the cell of each token behind the prefix; `num_patches`, one beyond
+            the grid, for a fused token.
         exit_layer: `(batch_size, num_patches + 1)`; see `EncodedTokens`.
-        exits: Cells and outputs of the patches that left, `(batch_size, n)` and `(batch_size, n, 1 or num_labels + 1)`.
+        exits: Cells and outputs of patches that left, `(batch_size, n)` and `(batch_size, n, 1 or num_labels + 1)`.
     """
 
     hidden_states: Tensor
@@ -212,7 +211,7 @@ class GatheredTokens:
 
     def finish(self, layernorm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Return the picture of the full grid."""
-        num_prefix, num_patches = self.config.num_prefix_tokens, self.exit_layer.shape[1] - 1
+        num_patches = self.exit_layer.shape[1] - 1
         normed = layernorm(self.hidden_states)
         prefix, patches = self._split(normed)
         last = patches.new_zeros(patches.shape[0], num_patches + 1, patches.shape[2])
@@ -316,7 +315,7 @@ def _where_left(leaves: Tensor, output: Tensor, before: Tensor | None) -> Tensor
 
 
 def _put(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
-    """Return `(batch_size, num_cells, n)` with `values`, `(batch_size, count, n)`, at `cells`, `(batch_size, count)`."""
+    """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`."""
     batch_size, num_cells, _ = grid.shape
     rows = cells + num_cells * torch.arange(batch_size, device=cells.device).unsqueeze(1)
     return grid.flatten(0, 1).index_copy(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (batch_size, num_cells))

@@ -39,9 +39,18 @@ class ModelArguments:
         background_logit_scale: See `IceDeiTConfig`.
         min_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
         cls_loss_weight: See `IceDeiTConfig`.
+        classification_loss_weight: See `IceDeiTConfig`.
         logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
         drop_path_rate: See `IceDeiTConfig`, in [0, 1).
-        patch_head_hidden_size: See `IceDeiTConfig`.
+        patch_head_hidden_size: See `IceDeiTConfig`, like the fields below.
+        pruning_strategy: Which patches leave on the way; pruning heads that the checkpoint lacks are drawn anew.
+        pruning_layers: 0-based layers before which they leave.
+        keep_rates: One for each pruning layer, in (0, 1].
+        background_margin: By how much background must win for a patch to leave.
+        fuse_pruned_tokens: Whether leaving patches go on as one token ("attentiveness").
+        pruning_head: Kind of the heads that decide.
+        pruning_loss_weight: Weight of their loss.
+        prune_in_training: Whether patches leave in training too.
 
     Raises:
         ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, or `initialization` is chosen
@@ -90,6 +99,9 @@ class ModelArguments:
     cls_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the [CLS] classifier's own cross-entropy; 0 leaves it untrained."}
     )
+    classification_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the cross-entropy of the foreground patches; 0 trains [CLS] alone."}
+    )
     logits_source: Literal["patch", "cls"] | None = field(
         default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}
     )
@@ -98,6 +110,31 @@ class ModelArguments:
     )
     patch_head_hidden_size: int | None = field(
         default=None, metadata={"help": "Makes the patch head an MLP with this many hidden units."}
+    )
+    pruning_strategy: Literal["background", "top_k", "attentiveness"] | None = field(
+        default=None,
+        metadata={"help": "Let patches leave: background (ICE), top_k (fixed numbers), attentiveness (EViT)."},
+    )
+    pruning_layers: list[int] | None = field(
+        default=None, metadata={"help": "0-based layers before which patches leave, e.g. 3 6 9."}
+    )
+    keep_rates: list[float] | None = field(
+        default=None, metadata={"help": "Share of the patches that each pruning layer keeps, e.g. 0.7 0.7 0.7."}
+    )
+    background_margin: float | None = field(
+        default=None, metadata={"help": "A patch leaves when background wins by more than this; larger keeps more."}
+    )
+    fuse_pruned_tokens: bool | None = field(
+        default=None, metadata={"help": "Let leaving patches go on as one token (attentiveness only)."}
+    )
+    pruning_head: Literal["gate", "patch"] | None = field(
+        default=None, metadata={"help": "What decides: gate (one logit a patch) or patch (a whole patch head)."}
+    )
+    pruning_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the loss that teaches the pruning heads."}
+    )
+    prune_in_training: bool | None = field(
+        default=None, metadata={"help": "Let patches leave in training too (the default), or only teach the heads."}
     )
 
     def __post_init__(self) -> None:

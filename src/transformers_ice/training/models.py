@@ -38,9 +38,18 @@ _ICE_FIELDS = (
     "background_logit_scale",
     "min_foreground_ratio",
     "cls_loss_weight",
+    "classification_loss_weight",
     "logits_source",
     "drop_path_rate",
     "patch_head_hidden_size",
+    "pruning_strategy",
+    "pruning_layers",
+    "keep_rates",
+    "background_margin",
+    "fuse_pruned_tokens",
+    "pruning_head",
+    "pruning_loss_weight",
+    "prune_in_training",
 )
 
 
@@ -152,6 +161,7 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
             # the file's own dtype may be a half precision, in which small updates vanish
             dtype=torch.float32,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            initialize_pruning_heads=True,
             **_hub_options(model_args),
         )
     except RuntimeError as error:

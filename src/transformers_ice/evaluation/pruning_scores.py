@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pruning costs and saves on images with true masks: one row of numbers an image, scores from the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..adversarial_normalization import foreground_mask
+from ..explainers import evaluation_mode
+
+
+__all__ = ["PruningRows", "cell_areas", "pruning_rows"]
+
+
+@dataclass(frozen=True)
+class PruningRows:
+    """Hold one number or more for each image.
+
+    Attributes:
+        is_correct: `(num_images,)`, bool: the model's label is the true one.
+        is_cls_correct: The same of the [CLS] classifier.
+        areas: `(num_images, 2, 2)`, pixels by true (0 background, 1 foreground) and predicted side.
+        kept: `(num_images, num_pruning_layers)`, patches left after each pruning layer.
+    """
+
+    is_correct: np.ndarray
+    is_cls_correct: np.ndarray
+    areas: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def top_1(self) -> float:
+        """Share of right labels, in [0, 1]."""
+        return float(self.is_correct.mean())
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the two sides of intersection / union, pixels of all images together, in [0, 1]."""
+        areas = self.areas.sum(axis=0).astype(float)
+        intersections = areas.diagonal()
+        return float((intersections / (areas.sum(axis=0) + areas.sum(axis=1) - intersections)).mean())
+
+
+def cell_areas(masks: np.ndarray, patch_size: int) -> np.ndarray:
+    """Count the pixels of each cell of the patch grid that lie on the object.
+
+    Args:
+        masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        `(num_images, num_patches)`, int.
+    """
+    num_images, height, width = masks.shape
+    cells = masks.reshape(num_images, height // patch_size, patch_size, width // patch_size, patch_size)
+    return cells.sum(axis=(2, 4)).reshape(num_images, -1)
+
+
+@torch.inference_mode()
+def pruning_rows(
+    model: Any, pixel_values: Tensor, labels: np.ndarray, object_areas: np.ndarray, batch_size: int = 250
+) -> PruningRows:
+    """Classify and outline images with a model whose patches may leave.
+
+    Args:
+        model: `IceDeiTForImageClassification`. Comes back as it was.
+        pixel_values: `(num_images, num_channels, height, width)`, as the model takes them.
+        labels: `(num_images,)`, int.
+        object_areas: `(num_images, num_patches)`, from `cell_areas` at the resolution of `pixel_values`.
+        batch_size: Images that go through the model at once.
+    """
+    config = model.config
+    layers = list(config.pruning_layers) if config.pruning_strategy is not None else []
+    cell = pixel_values.shape[2] * pixel_values.shape[3] // object_areas.shape[1]
+    correct, cls_correct, areas, kept = [], [], [], []
+    with evaluation_mode(model):
+        for start in tqdm(range(0, len(pixel_values), batch_size), desc="pruning", unit="batch"):
+            outputs = model(pixel_values[start : start + batch_size])
+            truth = labels[start : start + batch_size]
+            correct.append(outputs.logits.argmax(-1).numpy() == truth)
+            cls_correct.append(outputs.cls_logits.argmax(-1).numpy() == truth)
+            predicted = foreground_mask(outputs.patch_logits).numpy()
+            areas.append(_areas(predicted, object_areas[start : start + batch_size], cell))
+            exits = outputs.patch_exit_layer.numpy()
+            kept.append(np.stack([(exits > layer).sum(1) for layer in layers], 1) if layers else exits[:, :0])
+    return PruningRows(*(np.concatenate(parts) for parts in (correct, cls_correct, areas, kept)))
+
+
+def _areas(predicted: np.ndarray, object_areas: np.ndarray, cell: int) -> np.ndarray:
+    """Return pixels by true and predicted side, `(num_images, 2, 2)`."""
+    sides = [[((cell - object_areas) * side).sum(1), (object_areas * side).sum(1)] for side in (~predicted, predicted)]
+    return np.stack([np.stack([sides[guess][true] for guess in (0, 1)], 1) for true in (0, 1)], 1)

@@ -66,13 +66,14 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             ValueError: If the strategy needs pruning heads that the checkpoint lacks: untrained ones decide nothing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        load: Any = super().from_pretrained  # what it returns depends on its arguments
+        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = sorted({key.split("pruning_heads.")[1].split(".")[0] for key in _pruning_keys(info)}, key=int)
         if missing and not initialize_pruning_heads:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, by "
-                f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them (`scripts/run_train.py '
-                "--pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use "
+                f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them '
+                "(`scripts/run_train.py --pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use "
                 '`pruning_strategy="attentiveness"`, which needs none.'
             )
         return (model, info) if wants_info else model

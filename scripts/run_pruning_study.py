@@ -72,8 +72,17 @@ def train(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
     words = [
         *f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed}".split(),
         *f"--max_train_samples {arguments.num_train} --max_eval_samples 64 --max_steps {arguments.max_steps}".split(),
-        *"--eval_strategy no --save_strategy no --load_best_model_at_end false --check_images false".split(),
-        *"--disable_tqdm true --resume_from_checkpoint auto".split(),
+        *[
+            "--eval_strategy",
+            "no",
+            "--save_strategy",
+            "no",
+            "--load_best_model_at_end",
+            "false",
+            "--check_images",
+            "false",
+        ],
+        *["--disable_tqdm", "true", "--resume_from_checkpoint", "auto"],
         *VARIANTS[variant].split(),
     ]
     run_training(*parse_training_arguments([str(ROOT / "recipes/ice-deit-scenes.yaml"), *words]))

@@ -22,6 +22,7 @@ __all__ = [
     "evaluation_mode",
     "forward_options",
     "frozen_parameters",
+    "full_grid",
     "grid_size",
     "num_prefix_tokens",
     "record_calls",
@@ -68,15 +69,16 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple
     """Note the first argument and the result of each module that is called inside the block.
 
     Args:
-        modules: Modules that take a tensor first and return a tensor.
+        modules: Modules that take a tensor first and return a tensor, or a tuple that begins with one.
 
     Yields:
         `(argument, result)` of the last call by module, still in the graph; filled as the model runs.
     """
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def note(module: nn.Module, arguments: tuple[Any, ...], result: Tensor) -> None:
-        calls[module] = (arguments[0], result)
+    def note(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
+        # a layer inside which patches leave returns more behind its tokens
+        calls[module] = (arguments[0], result[0] if isinstance(result, tuple) else result)
 
     handles = [module.register_forward_hook(note) for module in modules]
     try:
@@ -93,9 +95,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     Args:
         model: A model of transformers.
     """
-    # by identity: submodels usually share one configuration, and configurations are not hashable
-    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         for config, _ in before:
             config._attn_implementation = "eager"
@@ -104,6 +104,33 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for config, implementation in before:
             config._attn_implementation = implementation
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """Return the configurations of a model and its parts, each once."""
+    # by identity: submodels usually share one configuration, and configurations are not hashable
+    return list(
+        {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}.values()
+    )
+
+
+@contextmanager
+def full_grid(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model whose patches leave compute all of them, and hide those that left, inside the block.
+
+    Its answers do not change, and attention, hidden states and their gradients have the shape of the full grid.
+
+    Args:
+        model: Any model of transformers.
+    """
+    before = [(config, config.pruning_execution) for config in _configs(model) if hasattr(config, "pruning_execution")]
+    try:
+        for config, _ in before:
+            config.pruning_execution = "masked"
+        yield
+    finally:
+        for config, execution in before:
+            config.pruning_execution = execution
 
 
 @contextmanager

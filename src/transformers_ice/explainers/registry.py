@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from . import attention_based, captum_based, gradient_based, relevance_based, torchcam_based
 from .ice import ice, ice_hard
+from .inspection import full_grid
 
 
 __all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "Explainer", "explain"]
@@ -125,7 +126,8 @@ def explain(
         raise ValueError(f"The options of method {method!r} are: {known}; got {', '.join(unknown)}.")
     if target is not None:
         options["target"] = _class_per_image(target, pixel_values, cast(int, model.config.num_labels))
-    return explainer(model, pixel_values, **options)
+    with full_grid(model):
+        return explainer(model, pixel_values, **options)
 
 
 def _class_per_image(target: int | Sequence[int] | Tensor, pixel_values: Tensor, num_labels: int) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "overlay_class_map",
     "overlay_heatmap",
     "score_bars",
+    "speed_plot",
 ]
 
 # Okabe and Ito, "Color Universal Design", without black; where they run out, colours of Paul Tol's "muted" scheme
@@ -257,6 +258,33 @@ def score_bars(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], h
         _draw_bars(axis, scores[name], heading)
     for axis in axes[len(headings) :]:
         axis.set_visible(False)
+    return figure
+
+
+def speed_plot(points: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
+    """Draw accuracy over images per second: a plot for each setting, such as a batch size, a point for each model.
+
+    Args:
+        points: By setting, by model: images per second, and accuracy in [0, 1].
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no point.
+    """
+    if not points or not all(points.values()):
+        raise ValueError(f"`points` must hold at least one model in every plot, got {points}.")
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(points), 4.2), dpi=130, layout="constrained")
+    for axis, (heading, models) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        for (name, (speed, accuracy)), color in zip(models.items(), cycle(_PALETTE)):
+            axis.scatter(speed, 100 * accuracy, color=color, label=name)
+        axis.set(title=heading, xlabel="images per second", ylabel="top-1 accuracy (%)")
+        axis.legend(fontsize=7)
     return figure
 
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Time pruned models against the unpruned one, and against what their operations would allow.
+
+DeiT-S/16 of random weights, where each image keeps a share of its patches drawn from a beta distribution:
+
+    python scripts/run_benchmark.py --keep_beta 0.5 0.2 --batch_sizes 1 32 --output_dir outputs/benchmark
+
+The images of a trained checkpoint, which decides by itself:
+
+    python scripts/run_benchmark.py --model_name_or_path my-pruned-model --data_dir my-photos
+
+The numbers of patches that another model kept, on a larger one (a list of shares for every image, one share for each
+pruning layer, as `scripts/run_pruning_study.py` writes them):
+
+    python scripts/run_benchmark.py --keep_counts "outputs/pruning-study/counts/gate, background +0.json"
+
+Prints a table for each batch size: images per second, the speed-up over the unpruned model with its quartiles (all
+variants take turns in every repeat, on the same images), mean tokens in a layer, billions of MACs per image, the
+speed-up that the MACs would allow and how much of it was reached. OUTPUT_DIR/results.json holds these and every single
+time, with settings and machine; with `--accuracies`, OUTPUT_DIR/speed.png shows accuracy over images per second.
+An unpruned ViT-S/16 of 1000 classes has 4.5989 GMACs, the ICE model with its patch head and gates a little more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from transformers_ice.efficiency import (
+    BenchmarkArguments,
+    SpeedRow,
+    TimingPlan,
+    build_variants,
+    describe_machine,
+    load_model,
+    load_workload,
+    measure_speed,
+    parse_benchmark_arguments,
+    read_accuracies,
+    speed_table,
+    write_results,
+)
+from transformers_ice.visualization import speed_plot
+
+
+def choose_device(word: str) -> torch.device:
+    """Return a device by its name; "auto" is a GPU where there is one."""
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=word)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device must be a device of this machine, e.g. auto or cpu, got {word!r}: {error}"
+        ) from error
+    return torch.device(word)
+
+
+def benchmark(arguments: BenchmarkArguments) -> None:
+    """Time everything, print the tables and write the files."""
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    device = choose_device(arguments.device)
+    model = load_model(arguments, device)
+    variants = build_variants(model, arguments.keep_rates, arguments.compile)
+    accuracies = None
+    if arguments.accuracies is not None:
+        accuracies = read_accuracies(arguments.accuracies, [variant.name for variant in variants])
+    workload = load_workload(arguments, model)
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine(device)
+    print(*(f"{name}: {value}" for name, value in {**machine, "dtype": arguments.dtype}.items()), sep="\n")
+    plan = TimingPlan(arguments.num_repeats, arguments.num_warmups, arguments.images_per_repeat, arguments.seed)
+    rows: list[SpeedRow] = []
+    for batch_size in arguments.batch_sizes:
+        rows += measure_speed(variants, workload, batch_size, plan)
+        print(f"\nBatch size {batch_size}\n\n{speed_table(rows[-len(variants) :])}", flush=True)
+        # after every batch size, so that a run that is stopped leaves what it has
+        settings = {**asdict(arguments), "num_images": len(workload.pixel_values)}
+        config = model.config.to_dict()
+        write_results(output_dir / "results.json", rows, settings=settings, machine=machine, config=config)
+    if accuracies is not None:
+        points = {
+            f"batch size {size}": {
+                row.variant: (row.images_per_second.median, accuracies[row.variant])
+                for row in rows
+                if row.batch_size == size and row.variant in accuracies
+            }
+            for size in arguments.batch_sizes
+        }
+        speed_plot(points).savefig(output_dir / "speed.png")
+    print(f"\nEverything is in {output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Benchmark what the command line names; return the exit code."""
+    arguments = parse_benchmark_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+    try:
+        benchmark(arguments)
+    except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. results.json holds the batch sizes that were finished.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast models are: images per second and MACs, pruned and unpruned, against what the arithmetic allows."""
+
+from .arguments import BenchmarkArguments, parse_benchmark_arguments
+from .inputs import load_model, load_workload
+from .keep_counts import counts_from_shares, draw_keep_shares, prescribed_counts, read_keep_shares
+from .macs import TokenCounts, count_macs, count_tokens, ideal_macs
+from .report import describe_machine, read_accuracies, rows_from_json, speed_table, write_results
+from .speed import SpeedRow, TimingPlan, Workload, count_variant_tokens, measure_speed
+from .timing import Spread, interleave, summarize_spread, time_call
+from .variants import BACKGROUND, REFERENCE, Variant, build_variants, share_as_vit, share_weights
+
+
+__all__ = [
+    "BACKGROUND",
+    "REFERENCE",
+    "BenchmarkArguments",
+    "SpeedRow",
+    "Spread",
+    "TimingPlan",
+    "TokenCounts",
+    "Variant",
+    "Workload",
+    "build_variants",
+    "count_macs",
+    "count_tokens",
+    "count_variant_tokens",
+    "counts_from_shares",
+    "describe_machine",
+    "draw_keep_shares",
+    "ideal_macs",
+    "interleave",
+    "load_model",
+    "load_workload",
+    "measure_speed",
+    "parse_benchmark_arguments",
+    "prescribed_counts",
+    "read_accuracies",
+    "read_keep_shares",
+    "rows_from_json",
+    "share_as_vit",
+    "share_weights",
+    "speed_table",
+    "summarize_spread",
+    "time_call",
+    "write_results",
+]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of `scripts/run_benchmark.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from ..command_line import parse_dataclasses
+
+
+__all__ = ["BenchmarkArguments", "parse_benchmark_arguments"]
+
+
+@dataclass
+class BenchmarkArguments:
+    """Say which model is timed, on what, and for how long; `--help` explains each."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an ICE, ViT or DeiT classifier; default: random weights."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of its configuration, name=value,name=value; default: DeiT-S/16."}
+    )
+    dataset_name: Literal["scenes"] | None = field(default=None, metadata={"help": "Drawn images: scenes."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of images, at any depth."})
+    keep_beta: list[float] | None = field(
+        default=None, metadata={"help": "Prescribe shares of patches kept: mean and deviation of a beta distribution."}
+    )
+    keep_counts: str | None = field(
+        default=None, metadata={"help": "Prescribe shares of patches kept: JSON, a list of shares for every image."}
+    )
+    keep_rates: list[float] = field(
+        default_factory=lambda: [0.7, 0.5], metadata={"help": "Rates of the strategies that keep fixed numbers."}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 32], metadata={"help": "Images at once, several."})
+    num_images: int = field(default=256, metadata={"help": "Different images."})
+    images_per_repeat: int = field(default=64, metadata={"help": "Images that a variant runs in one repeat."})
+    num_repeats: int = field(default=10, metadata={"help": "Repeats that count."})
+    num_warmups: int = field(default=2, metadata={"help": "Repeats before them that do not count."})
+    compile: bool = field(default=False, metadata={"help": "Also time the compiled unpruned and top_k models."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0, mps."})
+    num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, noise, draws and the order of the variants."})
+    accuracies: str | None = field(
+        default=None, metadata={"help": "JSON, variant name to top-1 in [0, 1]: draws accuracy over speed."}
+    )
+    output_dir: str = field(default="outputs/benchmark", metadata={"help": "Folder of results.json and speed.png."})
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "images_per_repeat", "num_repeats", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.num_warmups < 0:
+            raise ValueError(f"`num_warmups` must be at least 0, got {self.num_warmups}.")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ValueError(f"`batch_sizes` must be numbers of at least 1, got {self.batch_sizes}.")
+        if len(set(self.keep_rates)) < len(self.keep_rates):
+            raise ValueError(f"`keep_rates` must differ from each other, got {self.keep_rates}.")
+        if self.keep_beta is not None and len(self.keep_beta) != 2:
+            raise ValueError(f"`keep_beta` must be a mean and a standard deviation, got {self.keep_beta}.")
+        for pair in (("keep_beta", "keep_counts"), ("dataset_name", "data_dir")):
+            if all(getattr(self, name) is not None for name in pair):
+                raise ValueError(f"`{pair[0]}` and `{pair[1]}` exclude each other: pass one of them.")
+
+    @property
+    def is_prescribed(self) -> bool:
+        """Whether the numbers of patches kept are given, and not left to the model."""
+        return self.keep_beta is not None or self.keep_counts is not None
+
+
+def parse_benchmark_arguments(argv: Sequence[str], description: str | None = None) -> BenchmarkArguments:
+    """Parse a command line, or one YAML or JSON file followed by options that override it.
+
+    Args:
+        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        description: Text above the list of options in `--help`.
+    """
+    return cast(BenchmarkArguments, parse_dataclasses((BenchmarkArguments,), argv, description)[0])

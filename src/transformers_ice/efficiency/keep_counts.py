@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of patches that images keep under the strategy "background", prescribed instead of decided.
+
+How fast a pruned model runs depends on how many patches each image keeps, not on what they show; prescribed numbers
+let a model of random weights run as a trained one would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+__all__ = ["counts_from_shares", "draw_keep_shares", "prescribed_counts", "read_keep_shares"]
+
+
+def draw_keep_shares(
+    mean: float, deviation: float, num_images: int, num_pruning_layers: int, seed: int = 0
+) -> np.ndarray:
+    """Draw which share of its patches each image keeps, from a beta distribution.
+
+    Args:
+        mean: Its mean, in (0, 1).
+        deviation: Its standard deviation, positive and below `sqrt(mean * (1 - mean))`.
+        num_images: How many images.
+        num_pruning_layers: How many pruning layers. All of them get the same share: patches leave at the first.
+        seed: Of the draw.
+
+    Returns:
+        `(num_images, num_pruning_layers)`, in [0, 1].
+
+    Raises:
+        ValueError: If no beta distribution has this mean and deviation.
+    """
+    if not (0 < mean < 1 and deviation > 0 and deviation**2 < mean * (1 - mean)):
+        raise ValueError(
+            "`keep_beta` must be a mean in (0, 1) and a standard deviation in (0, sqrt(mean * (1 - mean))), got "
+            f"{mean} and {deviation}."
+        )
+    concentration = mean * (1 - mean) / deviation**2 - 1
+    shares = np.random.default_rng(seed).beta(mean * concentration, (1 - mean) * concentration, num_images)
+    return np.repeat(shares[:, None], num_pruning_layers, axis=1)
+
+
+def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
+    """Read which share of the grid each image kept after each pruning layer.
+
+    Args:
+        file: JSON: a list of images, each a list of shares in [0, 1], one for each pruning layer.
+        num_pruning_layers: Of the model that is to replay them.
+
+    Returns:
+        `(num_images, num_pruning_layers)`.
+
+    Raises:
+        ValueError: If the file cannot be read or its shares cannot be replayed.
+    """
+    try:
+        shares = np.asarray(json.loads(Path(file).read_text(encoding="utf-8")), dtype=np.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} must hold a JSON list of images, each a list of shares: {error}") from error
+    if shares.ndim != 2 or not shares.size:
+        raise ValueError(f"{file} must hold a list of images, each a list of shares, got the shape {shares.shape}.")
+    if shares.shape[1] != num_pruning_layers:
+        raise ValueError(
+            f"{file} has shares for {shares.shape[1]} pruning layers, and the model prunes at {num_pruning_layers}. "
+            'Pass as many layers, e.g. `--config_overrides "pruning_layers=[3, 6, 9]"`.'
+        )
+    if not ((shares >= 0) & (shares <= 1)).all() or (np.diff(shares, axis=1) > 1e-9).any():
+        raise ValueError(f"The shares in {file} must be in [0, 1] and must not grow from one layer to the next.")
+    return shares
+
+
+def counts_from_shares(shares: np.ndarray, num_patches: int) -> np.ndarray:
+    """Return shares of a grid as numbers of its patches, the nearest, at least 1."""
+    return np.maximum(np.rint(np.asarray(shares) * num_patches), 1).astype(np.int64)
+
+
+@contextmanager
+def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
+    """Let a model keep prescribed numbers of patches, those of smallest margin; its pruning heads are run as ever.
+
+    Args:
+        model: An ICE classifier with the strategy "background".
+        counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
+        layers: The pruning layers, in the order of `counts`.
+
+    Yields:
+        Nothing; behind the block the model decides by itself again.
+    """
+    column = {index: position for position, index in enumerate(layers)}
+
+    def keep_smallest(layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
+        order = margin.masked_fill(~present, torch.inf).argsort(dim=1)
+        is_kept = torch.arange(margin.shape[1], device=margin.device) < counts[:, column[layer_index], None]
+        return present & torch.zeros_like(present).scatter(1, order, is_kept)
+
+    model.deit.foreground_patches = keep_smallest  # on the instance: it hides the method of its class
+    try:
+        yield
+    finally:
+        del model.deit.foreground_patches

@@ -157,7 +157,9 @@ def test_background_counts_what_the_model_itself_decides(model):
     assert 1 < counts.tokens_per_layer[:, -1].mean() < 60
 
 
-def test_prescribed_counts_are_kept(model):
+@pytest.mark.parametrize("execution", ["packed", "masked"])
+def test_prescribed_counts_are_kept(model, execution):
+    model.config.pruning_execution = execution
     counts = torch.tensor([[64, 64], [40, 7], [1, 1]])
     with torch.inference_mode(), prescribed_counts(model, counts, LAYERS):
         exits = model(torch.randn(3, 3, 32, 32)).patch_exit_layer
@@ -165,9 +167,7 @@ def test_prescribed_counts_are_kept(model):
     assert (exits > 3).sum(dim=1).tolist() == [64, 7, 1]
 
 
-@pytest.mark.parametrize("execution", ["packed", "masked"])
-def test_prescribed_counts_keep_the_patches_least_like_background(model, execution):
-    model.config.pruning_execution = execution
+def test_prescribed_counts_keep_the_patches_least_like_background(model):
     margin = torch.tensor([[3.0, 1.0, -1.0, 2.0, -5.0]])
     present = torch.tensor([[True, True, True, True, False]])
     with prescribed_counts(model, torch.tensor([[2, 2]]), LAYERS):

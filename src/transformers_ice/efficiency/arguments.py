@@ -29,7 +29,8 @@ class BenchmarkArguments:
         default=None, metadata={"help": "Prescribe shares of patches kept: mean and deviation of a beta distribution."}
     )
     keep_counts: str | None = field(
-        default=None, metadata={"help": "Prescribe shares of patches kept: JSON, a list of shares for every image."}
+        default=None,
+        metadata={"help": "Prescribe shares of patches kept: JSON, a list of shares per image, used in turn."},
     )
     keep_rates: list[float] = field(
         default_factory=lambda: [0.7, 0.5], metadata={"help": "Rates of the strategies that keep fixed numbers."}

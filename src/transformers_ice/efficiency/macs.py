@@ -31,6 +31,9 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -
 def count_macs(call: Callable[[], Any]) -> int:
     """Return the MACs of what a call computes, as torch counts them: the padding of a padded batch counts too.
 
+    Not counted is the attention of torch's kernel for images of different lengths, which runs packed batches in half
+    precision on a GPU; `ideal_macs` has it.
+
     Args:
         call: Runs the model; a compiled one cannot be counted.
     """

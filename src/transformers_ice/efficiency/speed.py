@@ -77,7 +77,7 @@ class SpeedRow:
         batch_size: Images that go through the model at once.
         images_per_second: Over the repeats.
         milliseconds_per_image: Over the repeats.
-        speedup: Time of the unpruned model divided by its own, both of the same repeat.
+        speedup: Time of the unpruned model, not compiled, divided by its own, both of the same repeat.
         tokens_per_layer: Tokens that enter each layer, mean over the images, prefix tokens included.
         gmacs: Billions of MACs per image when nothing is computed in vain, mean over the images.
         counted_gmacs: The same as counted while the first batch ran; `None` for a compiled model.

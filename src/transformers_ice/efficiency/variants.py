@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Variant:
     name: str
     model: PreTrainedModel
     is_compiled: bool = False
-    is_decided: bool = field(default=False)
+    is_decided: bool = False
 
 
 def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDeiTForImageClassification:

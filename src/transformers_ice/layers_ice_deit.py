@@ -223,6 +223,10 @@ def build_patch_head(config: IceDeiTConfig) -> nn.Module:
     return IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
 
 
+class IceDeiTGateScore(nn.Linear):
+    """Map a patch to one logit; a class of its own because it starts at zero, unlike other linear layers."""
+
+
 class IceDeiTPruningGate(nn.Module):
     """Tell by one logit whether a patch is background: the pruning head when `pruning_head="gate"`.
 
@@ -232,7 +236,7 @@ class IceDeiTPruningGate(nn.Module):
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.score = nn.Linear(hidden_size, 1)
+        self.score = IceDeiTGateScore(hidden_size, 1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map `(..., hidden_size)` to `(..., 1)`, positive for background."""
@@ -250,6 +254,7 @@ __all__ = [
     "IceDeiTAttention",
     "IceDeiTDropPath",
     "IceDeiTEmbeddings",
+    "IceDeiTGateScore",
     "IceDeiTLayer",
     "IceDeiTPatchMLP",
     "IceDeiTPruningGate",

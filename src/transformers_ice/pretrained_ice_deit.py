@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.models.deit.modeling_deit import DeiTPreTrainedModel
 
 from .configuration_ice_deit import IceDeiTConfig
-from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTPruningGate
+from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTGateScore
 from .remote_code import copy_remote_code, remote_code_entries
 
 
@@ -72,8 +72,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
         if missing and not initialize_pruning_heads:
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, by "
-                f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them '
-                "(`scripts/run_train.py --pruning_strategy ...`, or `initialize_pruning_heads=True` here and a loop of your own), or use "
+                f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them (`--pruning_strategy` '
+                "of scripts/run_train.py, or `initialize_pruning_heads=True` here and a loop of your own), or use "
                 '`pruning_strategy="attentiveness"`, which needs none.'
             )
         return (model, info) if wants_info else model
@@ -85,9 +85,9 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, IceDeiTPruningGate):
-            init.zeros_(module.score.weight)
-            init.zeros_(module.score.bias)
+        elif isinstance(module, IceDeiTGateScore):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:

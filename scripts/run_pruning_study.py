@@ -5,7 +5,8 @@ r"""Accuracy, masks and tokens of pruned models: every way to decide, side by si
 
 Fine-tunes the small classifier of drawn scenes in each of the ways below, the same steps and images for all, and
 measures each on 10,000 scenes that none has seen. A run that was stopped goes on where it was; several processes may
-share the work by `--seeds` or `--variants` and one OUTPUT_DIR. `--report` writes the tables from what lies there.
+share the work by `--variants` and one OUTPUT_DIR. OUTPUT_DIR/table.md and results.json hold what is there so far, and
+OUTPUT_DIR/counts the patches that each image kept, for `scripts/run_benchmark.py` to replay on a larger model.
 """
 
 from __future__ import annotations
@@ -15,40 +16,59 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from transformers_ice.data.scenes import load_scenes
-from transformers_ice.evaluation.pruning_scores import cell_areas, pruning_rows
+from transformers_ice.evaluation.pruning_scores import (
+    PruningRows,
+    cell_areas,
+    pruning_rows,
+    pruning_table,
+    summarize_pruning,
+)
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
 
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up: EViT's places
+RECIPE = ROOT / "recipes/ice-deit-scenes.yaml"
+IMAGE_SIZE, PATCH_SIZE = 64, 8
+CUTS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up: EViT's places
 CLS_ONLY = "--classification_loss_weight 0 --background_loss_weight 0 --cls_loss_weight 1 --logits_source cls"
-GATES = f"--pruning_strategy background --pruning_layers {LAYERS}"
-# how each model is trained, beyond recipes/ice-deit-scenes.yaml
+HEADS = f"--pruning_strategy background --pruning_layers {CUTS}"
+EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {CUTS}"
+# how each model is trained, beyond the recipe
 VARIANTS = {
     "deit": CLS_ONLY,
     "ice": "",
-    "gate": f"{GATES} --pruning_head gate",
-    "gate-unmasked": f"{GATES} --pruning_head gate --prune_in_training false",
-    "patch": f"{GATES} --pruning_head patch",
-    "patch-unmasked": f"{GATES} --pruning_head patch --prune_in_training false",
-    "evit-0.7": f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {LAYERS} "
-    "--keep_rates 0.7 0.7 0.7",
-    "evit-0.5": f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {LAYERS} "
-    "--keep_rates 0.5 0.5 0.5",
+    "gate": f"{HEADS} --pruning_head gate --prune_in_training true",
+    "gate-unmasked": f"{HEADS} --pruning_head gate --prune_in_training false",
+    "patch": f"{HEADS} --pruning_head patch --prune_in_training true",
+    "patch-unmasked": f"{HEADS} --pruning_head patch --prune_in_training false",
+    "evit-0.7": f"{EVIT} --keep_rates 0.7 0.7 0.7",
+    "evit-0.5": f"{EVIT} --keep_rates 0.5 0.5 0.5",
 }
-# how each is then run: the name of a row and what to change in the configuration
+# how each is then run: what to change in its configuration
+AS_TRAINED: dict[str, dict[str, Any]] = {"as trained": {}}
 MARGINS = {f"background {margin:+g}": {"background_margin": margin} for margin in (-1.0, 0.0, 1.0, 2.0)}
+MORE = {f"background {margin:+g}": {"background_margin": margin} for margin in (4.0, 8.0)}
 TOP_K = {f"top_k {rate:g}": {"pruning_strategy": "top_k", "keep_rates": [rate] * 3} for rate in (0.7, 0.5)}
-RUNS = {variant: MARGINS for variant in VARIANTS}
-RUNS |= {variant: {"as trained": {}} for variant in ("deit", "ice", "evit-0.7", "evit-0.5")}
-RUNS["gate"] = {**MARGINS, **TOP_K, "unpruned": {"pruning_strategy": None}}
+UNPRUNED = {"unpruned": {"pruning_strategy": None}}
+RUNS: dict[str, dict[str, dict[str, Any]]] = {
+    "deit": AS_TRAINED,
+    "ice": AS_TRAINED,
+    "gate": {**MARGINS, **TOP_K, **UNPRUNED},
+    "gate-unmasked": MARGINS,
+    "patch": MARGINS,
+    "patch-unmasked": {**MARGINS, **MORE, **TOP_K, **UNPRUNED},
+    "evit-0.7": AS_TRAINED,
+    "evit-0.5": AS_TRAINED,
+}
+REFERENCE = "deit, as trained"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,44 +86,33 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
     """Train one model, unless it lies there."""
-    folder = arguments.output_dir / "models" / f"{variant}-seed{seed}"
+    folder = model_folder(arguments, variant, seed)
     if (folder / "all_results.json").is_file():
         return folder
-    words = [
-        *f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed}".split(),
-        *f"--max_train_samples {arguments.num_train} --max_eval_samples 64 --max_steps {arguments.max_steps}".split(),
-        *[
-            "--eval_strategy",
-            "no",
-            "--save_strategy",
-            "no",
-            "--load_best_model_at_end",
-            "false",
-            "--check_images",
-            "false",
-        ],
-        *["--disable_tqdm", "true", "--resume_from_checkpoint", "auto"],
-        *VARIANTS[variant].split(),
-    ]
-    run_training(*parse_training_arguments([str(ROOT / "recipes/ice-deit-scenes.yaml"), *words]))
+    words = (
+        f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed} "
+        f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 --eval_strategy no --save_strategy no "
+        f"--load_best_model_at_end false --disable_tqdm true {VARIANTS[variant]}"
+    )
+    run_training(*parse_training_arguments([str(RECIPE), *words.split()]))
     return folder
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Return pixel values, labels and the object's pixels in every patch of the held-out scenes."""
     processor = AutoImageProcessor.from_pretrained(arguments.start)
-    scenes = load_scenes("test", arguments.num_eval, image_size=64)
+    scenes = load_scenes("test", arguments.num_eval, image_size=IMAGE_SIZE)
     pixel_values, areas = [], []
     for batch in scenes.iter(500):
         pixel_values.append(processor(batch["image"], return_tensors="pt")["pixel_values"])
-        areas.append(cell_areas(np.stack([np.asarray(mask) > 0 for mask in batch["mask"]]), 8))
+        areas.append(cell_areas(np.stack([np.asarray(mask) > 0 for mask in batch["mask"]]), PATCH_SIZE))
     return torch.cat(pixel_values), np.asarray(scenes["label"]), np.concatenate(areas)
 
 
 def measure(arguments: argparse.Namespace, folder: Path, variant: str, seed: int, images: tuple) -> None:
     """Measure one model in all its runs, unless the rows lie there."""
-    for name, changes in RUNS[variant].items():
-        file = arguments.output_dir / "rows" / f"{variant}, {name}, seed{seed}.npz"
+    for run, changes in RUNS[variant].items():
+        file = row_file(arguments, variant, run, seed)
         if file.is_file():
             continue
         model = AutoModelForImageClassification.from_pretrained(folder)
@@ -112,26 +121,54 @@ def measure(arguments: argparse.Namespace, folder: Path, variant: str, seed: int
         rows = pruning_rows(model, *images)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(file, **vars(rows))
-        print(
-            json.dumps(
-                {
-                    "row": file.stem,
-                    "top_1": rows.top_1,
-                    "mean_iou": rows.mean_iou,
-                    "kept": rows.kept.mean(axis=0).tolist(),
-                }
-            ),
-            flush=True,
-        )
+        print(f"{file.stem}: top-1 {rows.top_1:.4f}, mean IoU {rows.mean_iou:.4f}", flush=True)
+
+
+def model_folder(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
+    """Return where a model lies."""
+    return arguments.output_dir / "models" / f"{variant}-seed{seed}"
+
+
+def row_file(arguments: argparse.Namespace, variant: str, run: str, seed: int) -> Path:
+    """Return where the rows of a model in one of its runs lie."""
+    return arguments.output_dir / "rows" / f"{variant}, {run}, seed {seed}.npz"
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """Write and return the table of what has been measured with all seeds."""
+    num_patches = (IMAGE_SIZE // PATCH_SIZE) ** 2
+    (arguments.output_dir / "counts").mkdir(parents=True, exist_ok=True)
+    found = {}
+    for variant, runs in RUNS.items():
+        for run, changes in runs.items():
+            files = [row_file(arguments, variant, run, seed) for seed in arguments.seeds]
+            if not all(file.is_file() for file in files):
+                continue
+            rows = [PruningRows(**np.load(file)) for file in files]
+            config = AutoConfig.from_pretrained(model_folder(arguments, variant, arguments.seeds[0]))
+            for field, value in changes.items():
+                setattr(config, field, value)
+            found[f"{variant}, {run}"] = (config, rows)
+            if config.pruning_strategy == "background":
+                shares = (rows[0].kept / num_patches).round(6).tolist()
+                (arguments.output_dir / "counts" / f"{variant}, {run}.json").write_text(json.dumps(shares))
+    if REFERENCE not in found:
+        return f"No table yet: it compares with the rows of {REFERENCE!r}.\n"
+    lines = summarize_pruning(found, REFERENCE, num_patches)
+    (arguments.output_dir / "results.json").write_text(json.dumps(lines, indent=1))
+    table = pruning_table(lines)
+    (arguments.output_dir / "table.md").write_text(table)
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train and measure what is missing."""
+    """Train and measure what is missing, then report."""
     arguments = parse_arguments(argv)
     images = load_images(arguments)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             measure(arguments, train(arguments, variant, seed), variant, seed, images)
+    print(report(arguments))
 
 
 if __name__ == "__main__":

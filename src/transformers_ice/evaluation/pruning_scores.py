@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..adversarial_normalization import foreground_mask
+from ..efficiency import count_tokens, ideal_macs
 from ..explainers import evaluation_mode
 
 
-__all__ = ["PruningRows", "cell_areas", "pruning_rows"]
+__all__ = ["PruningRows", "cell_areas", "pruning_rows", "pruning_table", "summarize_pruning"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,66 @@ def _areas(predicted: np.ndarray, object_areas: np.ndarray, cell: int) -> np.nda
     """Return pixels by true and predicted side, `(num_images, 2, 2)`."""
     sides = [[((cell - object_areas) * side).sum(1), (object_areas * side).sum(1)] for side in (~predicted, predicted)]
     return np.stack([np.stack([sides[guess][true] for guess in (0, 1)], 1) for true in (0, 1)], 1)
+
+
+def summarize_pruning(
+    runs: Mapping[str, tuple[Any, Sequence[PruningRows]]], reference: str, num_patches: int
+) -> list[dict[str, Any]]:
+    """Return one line of scores for each way to run a model.
+
+    Args:
+        runs: By name, the configuration of a run, and its rows for every seed, in the same order of seeds.
+        reference: The run that the others are compared with, seed by seed on the same images.
+        num_patches: Cells of the patch grid.
+
+    Returns:
+        Dicts of `name`; `top_1`, `difference` (of top-1, in points), `mean_iou` (`None` where the patch head is not
+        trained), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches after
+        each cut; `megamacs` of an image; `ideal_speed_up` over the reference.
+    """
+    against = runs[reference][1]
+    lines: list[dict[str, Any]] = []
+    for name, (config, seeds) in runs.items():
+        pairs = zip(seeds, against, strict=True)
+        lines.append(
+            {
+                "name": name,
+                "top_1": _spread([rows.top_1 for rows in seeds]),
+                "difference": _spread([100 * (rows.top_1 - other.top_1) for rows, other in pairs]),
+                "mean_iou": None if config.logits_source == "cls" else _spread([rows.mean_iou for rows in seeds]),
+                "kept": np.mean([rows.kept.mean(axis=0) for rows in seeds], axis=0).round(1).tolist(),
+                "megamacs": statistics.mean(_macs(config, rows, num_patches) for rows in seeds) / 1e6,
+            }
+        )
+    base = next(line["megamacs"] for line in lines if line["name"] == reference)
+    return [{**line, "ideal_speed_up": base / line["megamacs"]} for line in lines]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def _macs(config: Any, rows: PruningRows, num_patches: int) -> float:
+    """Return the mean MACs of an image, from how many patches it had after each cut."""
+    exits = np.full((len(rows.kept), num_patches), config.num_hidden_layers)
+    ranks = np.arange(num_patches)
+    for column, layer in reversed(list(enumerate(config.pruning_schedule))):
+        # which cells left does not matter here: the last ones
+        exits[ranks >= rows.kept[:, column : column + 1]] = layer
+    counts = count_tokens(config, exits)
+    return float(ideal_macs(config, **vars(counts), num_patches=num_patches).mean())
+
+
+def pruning_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lay the lines of `summarize_pruning` out as a Markdown table."""
+    heads = ["model, run", "top-1", "points", "mean IoU", "patches after each cut", "MMACs", "ideal speed-up"]
+    table = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for line in lines:
+        cells = [line["name"], _pair(line["top_1"], 4), _pair(line["difference"], 2), _pair(line["mean_iou"], 3)]
+        cells += [", ".join(f"{count:g}" for count in line["kept"]) or "-", f"{line['megamacs']:.1f}"]
+        table.append("| " + " | ".join([*cells, f"{line['ideal_speed_up']:.2f}"]) + " |")
+    return "\n".join(table) + "\n"
+
+
+def _pair(pair: tuple[float, float] | None, digits: int) -> str:
+    return "-" if pair is None else f"{pair[0]:.{digits}f} ± {pair[1]:.{digits}f}"

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICE models as ONNX files that need neither this package nor torch, and proof that the files say the same.
+
+A file takes any number of images of one size. It carries what a deployment has to know, the names of the classes and
+the preprocessing, in its `metadata_props`, each value as JSON.
+"""
+
+from .comparison import ExportScores, OnnxDifferences, OnnxModel, compare_with_onnx, score_exports
+from .onnx_file import OUTPUT_NAMES, export_onnx, quantize_int8
+
+
+__all__ = [
+    "OUTPUT_NAMES",
+    "ExportScores",
+    "OnnxDifferences",
+    "OnnxModel",
+    "compare_with_onnx",
+    "export_onnx",
+    "quantize_int8",
+    "score_exports",
+]

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run exported files, and say how far they are from the model they come from: in numbers, and in scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..adversarial_normalization import foreground_mask
+from ..configuration_ice_deit import as_pair
+from ..explainers import evaluation_mode
+from ..patch_maps import nearest_to_image
+from .onnx_file import OUTPUT_NAMES, require
+
+
+if TYPE_CHECKING:
+    from ..data.examples import EvaluationSet, Example
+
+__all__ = ["ExportScores", "OnnxDifferences", "OnnxModel", "compare_with_onnx", "score_exports"]
+
+Run = Callable[[Tensor], Mapping[str, np.ndarray]]
+
+
+class OnnxModel:
+    """Run an exported file on the CPU, with as many threads as torch has.
+
+    Args:
+        file: From `export_onnx` or `quantize_int8`.
+
+    Attributes:
+        metadata: What the file says of itself, decoded.
+        image_size: Height and width that it takes.
+
+    Raises:
+        ValueError: If onnxruntime is not installed.
+    """
+
+    def __init__(self, file: str | os.PathLike) -> None:
+        onnxruntime = require("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {name: json.loads(value) for name, value in properties.items() if not name.startswith("onnx.")}
+        self.image_size: tuple[int, int] = tuple(self._session.get_inputs()[0].shape[2:])
+
+    def __call__(self, pixel_values: Tensor) -> dict[str, np.ndarray]:
+        """Return the outputs by name for `(batch_size, num_channels, height, width)`.
+
+        Raises:
+            ValueError: If the images have another size than the file takes.
+        """
+        if pixel_values.dim() != 4 or tuple(pixel_values.shape[2:]) != self.image_size:
+            height, width = self.image_size
+            raise ValueError(
+                f"This file takes `pixel_values` of {height} x {width} pixels, got shape {tuple(pixel_values.shape)}. "
+                "Resize the images, or export with another `image_size`."
+            )
+        arrays = self._session.run(list(OUTPUT_NAMES), {"pixel_values": pixel_values.float().cpu().numpy()})
+        return dict(zip(OUTPUT_NAMES, arrays, strict=True))
+
+
+@dataclass(frozen=True)
+class OnnxDifferences:
+    """Hold how far an ONNX file is from its model, the worst of all batches.
+
+    Args:
+        largest: Largest absolute difference of each output that is a real number, by name.
+        exit_layers_agree: Whether every patch left before the same layer.
+        top_1_agreement: Share of images with the same best class, in [0, 1].
+    """
+
+    largest: dict[str, float]
+    exit_layers_agree: bool
+    top_1_agreement: float
+
+    def is_within(self, tolerance: float) -> bool:
+        """Return whether no difference exceeds the tolerance, or is NaN, and all patches left at the same layers."""
+        return self.exit_layers_agree and all(difference <= tolerance for difference in self.largest.values())
+
+
+def compare_with_onnx(
+    model: PreTrainedModel, file: str | os.PathLike, pixel_values: Tensor, batch_sizes: Sequence[int] = (1, 3, 8)
+) -> OnnxDifferences:
+    """Compare an ONNX file with the model it was exported from.
+
+    Args:
+        model: The model. Comes back as it was.
+        file: From `export_onnx` or `quantize_int8`.
+        pixel_values: `(num_images, num_channels, height, width)`, at least as many images as the largest batch.
+        batch_sizes: How many of the first images go through both at once, one batch for each number.
+
+    Returns:
+        The largest differences.
+
+    Raises:
+        ValueError: If there are too few images or they have another size than the file takes, or onnxruntime is not
+            installed.
+    """
+    if not batch_sizes or not 1 <= min(batch_sizes) <= max(batch_sizes) <= len(pixel_values):
+        raise ValueError(
+            f"`batch_sizes` must be numbers from 1 to the {len(pixel_values)} images given, got {list(batch_sizes)}."
+        )
+    exported, original = OnnxModel(file), _runner(model)
+    pairs = [(original(pixel_values[:size]), exported(pixel_values[:size])) for size in batch_sizes]
+
+    def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
+        ours, theirs = zip(*((first[name], second[name]) for first, second in pairs), strict=True)
+        return np.concatenate(ours), np.concatenate(theirs)
+
+    largest = {}
+    for name in OUTPUT_NAMES:
+        if name != "patch_exit_layer":
+            ours, theirs = joined(name)
+            largest[name] = float(np.abs(ours - theirs).max())
+    exit_layers_agree = bool(np.array_equal(*joined("patch_exit_layer")))
+    classes = [logits.argmax(axis=1) for logits in joined("logits")]
+    return OnnxDifferences(largest, exit_layers_agree, float((classes[0] == classes[1]).mean()))
+
+
+@dataclass(frozen=True)
+class ExportScores:
+    """Hold what one form of a model scores; all numbers in [0, 1].
+
+    Args:
+        name: What was scored.
+        top_1: Share of images whose best class is the true one.
+        mean_iou: Of the foreground mask with the true one; see `transformers_ice.metrics.ForegroundSegmentation`.
+        top_1_agreement: Share of images with the best class of the PyTorch model.
+    """
+
+    name: str
+    top_1: float
+    mean_iou: float
+    top_1_agreement: float
+
+
+def score_exports(
+    model: PreTrainedModel,
+    files: Mapping[str, str | os.PathLike],
+    image_processor: Any,
+    examples: EvaluationSet,
+    label_map: Mapping[int, int] | None = None,
+    batch_size: int = 64,
+) -> list[ExportScores]:
+    """Score a model and its exported files side by side, on the same images.
+
+    A patch is foreground where its best class is not background. The mask goes to the pixels of the original image by
+    the nearest patch.
+
+    Args:
+        model: The classifier. Comes back as it was.
+        files: From `export_onnx` or `quantize_int8`, by the names they are to have.
+        image_processor: An `IceDeiTImageProcessor` that makes images of the exported size.
+        examples: Images with `label` and `mask`.
+        label_map: The model's class index by that of the data; `None` where both count alike.
+        batch_size: Images that go through at once.
+
+    Returns:
+        One row for "PyTorch", then one for each file.
+
+    Raises:
+        ValueError: If onnxruntime is not installed, or an image comes in another size than a file takes.
+    """
+    from ..metrics import ForegroundSegmentation, TopKAccuracy  # they need the extra `train`
+
+    runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: OnnxModel(file) for name, file in files.items()}}
+    metrics: dict[str, tuple[Any, Any]] = {name: (TopKAccuracy(top_k=(1,)), ForegroundSegmentation()) for name in runs}
+    classes: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    for batch in _batches(examples, batch_size):
+        pixel_values = image_processor([example.image for example in batch], return_tensors="pt")["pixel_values"]
+        labels = [label_map[example.label] if label_map else example.label for example in batch]  # type: ignore[index]
+        for name, run in runs.items():
+            outputs = run(pixel_values)
+            classes[name].append(outputs["logits"].argmax(axis=1))
+            top_1, segmentation = metrics[name]
+            top_1.add_batch(predictions=outputs["logits"], references=labels)
+            masks = _image_masks(outputs["patch_logits"], pixel_values, image_processor, batch, model.config)
+            segmentation.add_batch(predictions=masks, references=[example.mask for example in batch])
+    reference = np.concatenate(classes["PyTorch"])
+    return [
+        ExportScores(
+            name,
+            (top_1.compute() or {})["top_1"],
+            (segmentation.compute() or {})["mean_iou"],
+            float((np.concatenate(classes[name]) == reference).mean()),
+        )
+        for name, (top_1, segmentation) in metrics.items()
+    ]
+
+
+def _batches(examples: EvaluationSet, batch_size: int) -> Iterator[list[Example]]:
+    for start in range(0, len(examples), batch_size):
+        yield [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
+
+
+def _image_masks(
+    patch_logits: np.ndarray, pixel_values: Tensor, image_processor: Any, batch: Sequence[Example], config: Any
+) -> list[np.ndarray]:
+    patch_height, patch_width = as_pair(config.patch_size)
+    grid_size = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
+    grids = foreground_mask(torch.from_numpy(patch_logits)).unflatten(1, grid_size)
+    geometries = [image_processor.image_geometry((example.image.height, example.image.width)) for example in batch]
+    return [nearest_to_image(*pair, fill=False).numpy() for pair in zip(grids, geometries, strict=True)]
+
+
+def _runner(model: PreTrainedModel) -> Run:
+    """Return the model as a function from pixel values to arrays by the name of the output."""
+
+    @torch.inference_mode()
+    def run(pixel_values: Tensor) -> dict[str, np.ndarray]:
+        with evaluation_mode(model):
+            outputs = model(pixel_values.to(model.device), return_dict=True)
+        return {name: outputs[name].cpu().numpy() for name in OUTPUT_NAMES}
+
+    return run

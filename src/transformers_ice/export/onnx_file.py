@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write ICE models as ONNX files, in float32 or with 8-bit weights, each with its classes and preprocessing inside."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..configuration_ice_deit import IceDeiTConfig, as_pair
+from ..explainers import evaluation_mode
+
+
+__all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
+
+OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
+
+_PREPROCESSING = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+
+
+class _NamedOutputs(nn.Module):
+    """Return a model's outputs as a tuple in the order of `OUTPUT_NAMES`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(pixel_values, return_dict=True)
+        return tuple(outputs[name] for name in OUTPUT_NAMES)
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    file: str | os.PathLike,
+    image_processor: Any,
+    image_size: int | Sequence[int] | None = None,
+    source: str | None = None,
+) -> Path:
+    """Write an ICE model as an ONNX file.
+
+    Args:
+        model: `IceDeiTForImageClassification` (or the segmentation class, whose `logits` are a map) in float32, with
+            or without a pruning strategy. Comes back as it was.
+        file: Where to write; missing folders are made. From 1.8 GB of weights on they lie in a second file beside it.
+        image_processor: The one that belongs to the model; its settings go into the metadata. Must make images of the
+            exported size.
+        image_size: Side, or (height, width), in pixels, that the file takes; `None` is that of the configuration.
+        source: Where the model comes from, for the metadata; `None` is the name it was loaded by, without the folders
+            above it where that is a path of this machine.
+
+    Returns:
+        The path of the file. Its input is `pixel_values`, `(batch_size, num_channels, height, width)`, float32; its
+        outputs are those of the model named in `OUTPUT_NAMES`, with any `batch_size`.
+
+    Raises:
+        ValueError: If the model is no ICE classifier or not in float32, the size is not one of whole patches or not
+            what the image processor makes, or a package of the extra `export` is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package)
+    _check_model(model)
+    height, width = _checked_size(model.config, image_size)
+    _check_processor(image_processor, (height, width))
+    parameter = next(model.parameters())
+    # two images: torch would take a batch of one for a constant
+    example = torch.zeros(2, model.config.num_channels, height, width, device=parameter.device)
+    with evaluation_mode(model), torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            _NamedOutputs(model).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["pixel_values"],
+            output_names=list(OUTPUT_NAMES),
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size")}},
+        )
+    if program is None:  # only the types of torch say that this may happen
+        raise RuntimeError("torch.onnx.export returned no program.")
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    program.model.metadata_props.update(_metadata(model, image_processor, (height, width), source))
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(path)
+    return path
+
+
+def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
+    """Write an exported file with the weights of its linear maps in 8 bits; activations are scaled as they come.
+
+    The convolution of the patch embedding, the norms and the products inside attention stay in float32.
+
+    Args:
+        file: From `export_onnx`.
+        int8_file: Where to write. Inputs, outputs and metadata are those of `file`.
+
+    Returns:
+        The path of the new file.
+
+    Raises:
+        ValueError: If a package of the extra `export` is not installed.
+    """
+    quantization = require("onnxruntime.quantization")
+    with _quiet():
+        quantization.quantize_dynamic(
+            str(file),
+            str(int8_file),
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
+    return Path(int8_file)
+
+
+def require(package: str) -> Any:
+    """Return a module of the extra `export`, or raise a `ValueError` that says what to install."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"ONNX export needs `{package}`: pip install transformers-ice[export]") from error
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    # by type of the configuration: a class that came as remote code is not the one of this package
+    if model.config.model_type != IceDeiTConfig.model_type or not hasattr(model, "classifier"):
+        raise ValueError(f"`model` must be an IceDeiTForImageClassification, got {type(model).__name__}.")
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float32}:
+        raise ValueError(
+            f"`model` must be in float32, got {sorted(map(str, dtypes))}. Load it with `dtype=torch.float32`."
+        )
+
+
+def _checked_size(config: Any, image_size: int | Sequence[int] | None) -> tuple[int, int]:
+    given = config.image_size if image_size is None else image_size
+    size, patch_size = as_pair(given if isinstance(given, int) else list(given)), as_pair(config.patch_size)
+    if any(side < patch or side % patch for side, patch in zip(size, patch_size, strict=True)):
+        raise ValueError(
+            f"`image_size` must be a multiple of the patch size {patch_size[0]} x {patch_size[1]}, got {size}."
+        )
+    return size
+
+
+def _check_processor(image_processor: Any, image_size: tuple[int, int]) -> None:
+    """Refuse a processor whose images do not have the exported size, whatever the size of the original."""
+    blank = Image.new("RGB", (image_size[1] * 2, image_size[0] * 3))
+    made = tuple(image_processor([blank], return_tensors="pt")["pixel_values"].shape[2:])
+    if made != image_size:
+        raise ValueError(
+            f"`image_processor` must make images of the exported size {image_size}, got {made} of a picture of "
+            f"{blank.height} x {blank.width}. Load it with "
+            f'`size={{"height": {image_size[0]}, "width": {image_size[1]}}}, do_center_crop=False`.'
+        )
+
+
+def _metadata(
+    model: PreTrainedModel, image_processor: Any, image_size: tuple[int, int], source: str | None
+) -> dict[str, str]:
+    config: Any = model.config
+    patch_height, patch_width = as_pair(config.patch_size)
+    name = source or model.name_or_path or ""
+    settings = image_processor.to_dict()
+    values = {
+        "source": Path(name).name if source is None and Path(name).is_absolute() else name,
+        "id2label": config.id2label,
+        "background_index": config.background_index,
+        "image_size": image_size,
+        "grid_size": (image_size[0] // patch_height, image_size[1] // patch_width),
+        "num_hidden_layers": config.num_hidden_layers,
+        "logits_source": config.logits_source,
+        "pruning_strategy": config.pruning_strategy,
+        "pruning_schedule": config.pruning_schedule,
+        **{key: settings.get(key) for key in _PREPROCESSING},
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back warnings and log records below errors: of missing torchvision, of deprecations inside torch."""
+    root = logging.getLogger()
+    handlers, disabled = root.handlers[:], root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers  # onnxruntime speaks through the root logger, which then makes itself a handler

@@ -91,8 +91,9 @@ def train(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
         return folder
     words = (
         f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed} "
-        f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 --eval_strategy no --save_strategy no "
-        f"--load_best_model_at_end false --disable_tqdm true {VARIANTS[variant]}"
+        f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 "
+        "--eval_strategy no --save_strategy no --load_best_model_at_end false --disable_tqdm true "
+        f"{VARIANTS[variant]}"
     )
     run_training(*parse_training_arguments([str(RECIPE), *words.split()]))
     return folder

@@ -78,7 +78,8 @@ class IceDeiTConfig(DeiTConfig):
             or "auto": masked while the heads are trained and where hidden states or attentions are asked for.
         pruning_head: What decides early: "gate" (one logit a patch) or "patch" (a patch head at each pruning layer).
         pruning_loss_weight: Weight of the pruning heads' loss, >= 0.
-        prune_in_training: Whether patches leave in training too, or the heads only learn to tell which would.
+        prune_in_training: Whether patches leave in training too, or the heads only learn to tell which would
+            (docs/pruning.md compares the two).
         **kwargs: Fields of `DeiTConfig`. Foreign keys are stored, near-misses of the fields above are refused.
 
     Raises:
@@ -125,7 +126,7 @@ class IceDeiTConfig(DeiTConfig):
     pruning_execution: str = "auto"
     pruning_head: str = "gate"
     pruning_loss_weight: float | int = 1.0
-    prune_in_training: bool = True
+    prune_in_training: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuse misspelt fields, fill the parent's derived fields, check the values."""

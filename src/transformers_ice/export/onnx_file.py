@@ -26,6 +26,8 @@ __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
 
 OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
 
+_MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may overflow in the analysis of torch
+
 _PREPROCESSING = (
     "do_resize",
     "size",
@@ -95,7 +97,7 @@ def export_onnx(
             verbose=False,
             input_names=["pixel_values"],
             output_names=list(OUTPUT_NAMES),
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size")}},
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size", max=_MAX_BATCH_SIZE)}},
         )
     if program is None:  # only the types of torch say that this may happen
         raise RuntimeError("torch.onnx.export returned no program.")

@@ -134,7 +134,7 @@ class ModelArguments:
         default=None, metadata={"help": "Weight of the loss that teaches the pruning heads."}
     )
     prune_in_training: bool | None = field(
-        default=None, metadata={"help": "Let patches leave in training too (the default), or only teach the heads."}
+        default=None, metadata={"help": "Let patches leave in training too; by default the heads only learn."}
     )
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ TRAVELLING_ROOMS = (
     "image_processing_ice_deit",
     "pipeline_patch_explanation",
 )
-WORKBENCH_ROOMS = ("command_line", "conversion", "metrics", "data", "explainers", "training")
+WORKBENCH_ROOMS = ("command_line", "conversion", "metrics", "data", "explainers", "training", "export")
 REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "model_card", "demo")
 ROOMS = (*TRAVELLING_ROOMS, *WORKBENCH_ROOMS, *REPORT_ROOMS, "__init__")
 

@@ -73,7 +73,7 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             raise ValueError(
                 f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, by "
                 f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them '
-                "(scripts/run_train.py with `--pruning_strategy`, or `initialize_pruning_heads=True` and your own loop), "
+                "(scripts/run_train.py --pruning_strategy, or `initialize_pruning_heads=True` and your own loop), "
                 'or use `pruning_strategy="attentiveness"`, which needs none.'
             )
         return (model, info) if wants_info else model

@@ -1,7 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Write an ICE checkpoint as an ONNX file, prove that it says the same, and make a smaller one with 8-bit weights.
 
-TODO
+    python scripts/export_onnx.py --model checkpoints/ice-deit-scenes --output outputs/onnx/ice-deit-scenes.onnx \
+        --int8 --dataset_name scenes --num_images 1000
+
+Half a minute on two cores. It printed, with torch 2.13 and onnxruntime 1.32:
+
+    ONNX: outputs/onnx/ice-deit-scenes.onnx, 4.97 MB
+      differences from PyTorch: logits 1.9e-06, cls_logits 2.9e-06, patch_logits 4.6e-05, foreground_ratio 0.0e+00
+      exit layers of the patches: the same; same best class: 100.0% of images
+    ONNX int8: outputs/onnx/ice-deit-scenes.int8.onnx, 1.49 MB
+      differences from PyTorch: logits 2.2e-01, cls_logits 7.6e-02, patch_logits 2.0e+00, foreground_ratio 1.6e-02
+      exit layers of the patches: the same; same best class: 100.0% of images
+
+                 top-1  mean IoU  same class as PyTorch
+    PyTorch     0.9860    0.5743                 1.0000
+    ONNX        0.9860    0.5743                 1.0000
+    ONNX int8   0.9860    0.5744                 1.0000
+
+The differences are the largest of the first 1, 3 and 8 images, the scores those of all 1000. With
+`--pruning_strategy attentiveness --pruning_layers 2 3 5 --keep_rates 0.7 0.7 0.7`, for which this checkpoint was not
+trained, the last columns read 0.9780 0.5674, 0.9780 0.5674, 0.9760 0.5677, and int8 agrees on 0.9970 of the images.
 """
 
 from __future__ import annotations
@@ -115,7 +134,7 @@ def print_results(results: Mapping[str, Any]) -> None:
         differences = results["differences"][name]
         print(f"{name}: {file['path']}, {file['bytes'] / 1e6:.2f} MB")
         largest = ", ".join(f"{output} {value:.1e}" for output, value in differences["largest"].items())
-        print(f"  largest differences from PyTorch: {largest}")
+        print(f"  differences from PyTorch: {largest}")
         layers = "the same" if differences["exit_layers_agree"] else "not the same for all"
         print(
             f"  exit layers of the patches: {layers}; same best class: {differences['top_1_agreement']:.1%} of images"

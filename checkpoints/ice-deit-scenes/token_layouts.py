@@ -269,7 +269,9 @@ class PackedTokens:
     def _places(self) -> Packing:
         if self.packing is not None:
             return self.packing
-        return Packing.of(with_prefix(self.present, self.config.num_prefix_tokens), is_captured=True)
+        # all are there: counted, not looked for, so that a captured graph knows how many
+        tokens = with_prefix(self.present, self.config.num_prefix_tokens)
+        return Packing(tokens, torch.arange(tokens.numel(), device=tokens.device), None)
 
     def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "PackedTokens":
         """Return the tokens without the patches that are False in `keep`, `(batch_size, num_patches)`."""

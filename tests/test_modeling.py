@@ -437,7 +437,8 @@ def test_segmentation_refuses_labels(tiny_config, pixel_values):
 # --- the sample checkpoint
 
 
-def test_the_sample_checkpoint_carries_the_code_of_this_package():
-    folder = SOURCES.parents[1] / "checkpoints" / "ice-deit-scenes"
+@pytest.mark.parametrize("name", ["ice-deit-scenes", "ice-deit-scenes-pruned"])
+def test_the_sample_checkpoints_carry_the_code_of_this_package(name):
+    folder = SOURCES.parents[1] / "checkpoints" / name
     stale = [name for name in REMOTE_CODE_FILES if (folder / name).read_text() != (SOURCES / name).read_text()]
     assert not stale, "run `make checkpoint-code`"

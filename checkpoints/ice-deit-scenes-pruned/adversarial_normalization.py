@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adversarial normalization: the ICE loss, from patch logits and image labels alone.
+
+Pure functions of tensors. `patch_logits` holds one score per patch and class, background on the last index.
+Source: Choi, Jin, Han, CVPR 2023, and the authors' `models_ICE.py` and `engine_ICE.py` (Hanyang-HCC-Lab/ICE).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdversarialNormalizationLoss:
+    """Hold the loss and its unweighted parts, each 0-dim.
+
+    Args:
+        total: Weighted sum of the two; the weight of `background` is 0 while the gate is closed.
+        classification: Cross-entropy of the pooled foreground logits with the image's label.
+        background: Cross-entropy of the pooled background logits with the background class.
+    """
+
+    total: Tensor
+    classification: Tensor
+    background: Tensor
+
+
+def foreground_mask(patch_logits: Tensor) -> Tensor:
+    """Return which patches have another best class than background.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+
+    Returns:
+        `(batch_size, num_patches)`, bool, True is foreground.
+    """
+    return patch_logits.argmax(dim=-1) != patch_logits.shape[-1] - 1
+
+
+def foreground_ratio(patch_logits: Tensor) -> Tensor:
+    """Return each image's share of foreground patches.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+
+    Returns:
+        `(batch_size,)`, float32, in [0, 1]. The authors' code reports the mean over the batch instead.
+    """
+    return foreground_mask(patch_logits).float().mean(dim=-1)
+
+
+def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average the logits of the foreground patches, with one added to their number.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        mask: `foreground_mask(patch_logits)`, where it is known already.
+
+    Returns:
+        `(batch_size, num_labels + 1)`; all zero for an image without a foreground patch.
+
+    Source: `models_ICE.py`; the selection itself has no gradient.
+    """
+    mask = foreground_mask(patch_logits) if mask is None else mask
+    # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
+    sums = (mask.unsqueeze(1).to(patch_logits.dtype) @ patch_logits).squeeze(1)
+    return sums / (mask.sum(dim=1, keepdim=True) + 1)
+
+
+def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
+    """Average the logits of all patches and scale them.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        scale: Factor on the mean (published: 0.5).
+
+    Returns:
+        `(batch_size, num_labels + 1)`.
+    """
+    return patch_logits.mean(dim=1) * scale
+
+
+def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
+    """Return labels as a distribution over the image classes.
+
+    Args:
+        labels: `(batch_size,)` class indices, or `(batch_size, num_labels)` soft targets, which pass unchanged.
+        num_labels: Number of image classes.
+
+    Returns:
+        `(batch_size, num_labels)`, float32.
+    """
+    return F.one_hot(labels, num_labels).float() if labels.dim() == 1 else labels.float()
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits with target distributions, computed in float32.
+
+    Args:
+        logits: `(batch_size, num_classes)`.
+        targets: `(batch_size, num_classes)`, non-negative.
+
+    Returns:
+        0-dim.
+    """
+    return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
+    """Return the mean foreground ratio of the whole batch.
+
+    Args:
+        ratio: `(batch_size,)`, the ratio of each image on this rank.
+        across_ranks: Whether to average over all processes of the default group; every rank has to call then.
+
+    Returns:
+        0-dim, without gradient.
+    """
+    ratio = ratio.detach()
+    if not (across_ranks and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ratio.mean()
+    # sum and count, not a mean of means: the last batch of a rank may be smaller
+    total = torch.stack((ratio.sum(), ratio.new_tensor(float(ratio.numel()))))
+    torch.distributed.all_reduce(total)
+    return total[0] / total[1]
+
+
+def adversarial_normalization_loss(
+    foreground_logits: Tensor,
+    background_logits: Tensor,
+    targets: Tensor,
+    batch_ratio: Tensor,
+    background_loss_weight: float,
+    min_foreground_ratio: float,
+    classification_loss_weight: float = 1.0,
+) -> AdversarialNormalizationLoss:
+    """Return the ICE loss of a batch.
+
+    Args:
+        foreground_logits: `(batch_size, num_labels + 1)`, from `pool_foreground_logits`.
+        background_logits: `(batch_size, num_labels + 1)`, from `pool_background_logits`.
+        targets: `(batch_size, num_labels)` soft targets; background gets 0.
+        batch_ratio: 0-dim mean foreground ratio of the whole batch, which closes the gate.
+        background_loss_weight: Weight of the background part (published: 0.025).
+        min_foreground_ratio: The background part counts only while `batch_ratio` is at least this (published: 0.1).
+        classification_loss_weight: Weight of the classification part (published: 1).
+
+    Returns:
+        The total and its unweighted parts.
+    """
+    classification = soft_cross_entropy(foreground_logits, F.pad(targets, (0, 1)))
+    # cross-entropy with the background class, written so that background's index stays "the last one"
+    background = -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
+    weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).to(background.dtype)
+    total = classification_loss_weight * classification + weight * background
+    return AdversarialNormalizationLoss(total, classification, background)
+
+
+__all__ = [
+    "AdversarialNormalizationLoss",
+    "adversarial_normalization_loss",
+    "batch_foreground_ratio",
+    "foreground_mask",
+    "foreground_ratio",
+    "pool_background_logits",
+    "pool_foreground_logits",
+    "soft_cross_entropy",
+    "soft_targets",
+]

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images into the model, patch predictions back onto the images.
+
+There is one backend, PIL, so that the same picture gives the same pixels with and without torchvision. This file
+travels with a checkpoint as remote code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+    is_valid_image,
+)
+
+from .adversarial_normalization import pool_foreground_logits
+from .image_conversion import convert_to_rgb, grey_to_pil, is_unit_float, load_image
+from .patch_maps import (
+    ImageGeometry,
+    bilinear_to_image,
+    box_to_image,
+    class_map,
+    class_probability,
+    component_box,
+    foreground_probability,
+    largest_component,
+    nearest_to_image,
+    to_grid,
+    visible_cells,
+)
+
+
+__all__ = ["IceDeiTImageProcessor"]
+
+
+class IceDeiTImageProcessor(PilBackend):
+    """Prepare images for ICE-DeiT, and carry its patch predictions back to the images.
+
+    Differences from the processor of DeiT: every image becomes 8-bit RGB first (`convert_to_rgb` says how: 16 bits are
+    scaled, transparency is composited over `image_mean`); the whole image is squashed to `size`, so that nothing of it
+    is outside the patch grid; the mean and deviation are those of ImageNet, with which DeiT was trained.
+
+    `size` may also be `{"shortest_edge": n}`, and `do_center_crop=True` with a `crop_size` cuts as DeiT's evaluation
+    does; then the maps cover the crop only, and the rest of the image counts as background. The `post_process_*`
+    methods assume the settings of this object, not of a call that overrode them.
+
+    PIL images and arrays are taken as their pixels stand, paths are loaded upright (`load_image`).
+
+    Example:
+        >>> image_processor = AutoImageProcessor.from_pretrained("checkpoints/ice-deit-scenes")
+        >>> outputs = model(**image_processor(image, return_tensors="pt"))
+        >>> mask = image_processor.post_process_foreground(outputs, target_sizes=[(image.height, image.width)])[0]
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size: Any = {"height": 224, "width": 224}
+    crop_size: Any = None
+    do_resize = True
+    do_center_crop = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        if kwargs.get("do_convert_rgb") is None:  # as files on the Hub say it; it would switch conversion off
+            kwargs["do_convert_rgb"] = True
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialize the settings.
+
+        `video_processor_type` names a class that does not exist. Without it, pipelines look for a video processor in
+        the code that `auto_map` names, and ask in a terminal whether to run it although this package is installed.
+        """
+        return {**super().to_dict(), "video_processor_type": "IceDeiTVideoProcessor"}
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Load what is a path, URL or bytes; leave images as they are."""
+        images = image_url_or_urls
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if not is_valid_image(images):
+            return load_image(images)
+        if not isinstance(images, Image.Image) and images.ndim == 2:
+            return grey_to_pil(images)
+        return images
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        image_mean: float | Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Return one image as `(channels, height, width)`; called by `preprocess`."""
+        if do_convert_rgb is False:
+            return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        rgb = self.convert_to_rgb(image, input_data_format, image_mean)
+        pixels = np.moveaxis(rgb, -1, 0)  # (height, width, channels) -> (channels, height, width)
+        if do_rescale is False and is_unit_float(image):
+            return pixels.astype(np.float32) / 255  # what was rescaled before stays so
+        return pixels
+
+    def convert_to_rgb(
+        self,
+        image: Any,
+        input_data_format: str | ChannelDimension | None = None,
+        image_mean: float | Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """Return any image as `(height, width, 3)`, uint8; transparency shows `image_mean`."""
+        mean = self.image_mean if image_mean is None else image_mean
+        mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
+        backdrop = (float(mean),) * 3 if isinstance(mean, int | float) else mean
+        return np.array(convert_to_rgb(image, input_data_format, backdrop))
+
+    def resize(
+        self,
+        image: np.ndarray,
+        size: SizeDict,
+        resample: Any = None,
+        reducing_gap: int | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Resize `(channels, height, width)`; the one rule for sizes is also that of the way back."""
+        height, width = _resized_size((image.shape[1], image.shape[2]), size)
+        return super().resize(image, SizeDict(height=height, width=width), resample, reducing_gap, **kwargs)
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what has no way back to the image."""
+        if kwargs.get("do_pad"):
+            raise ValueError("`do_pad` must be False, got True: explanations could not be put back. Use `do_resize`.")
+        super()._validate_preprocess_kwargs(*args, **kwargs)
+
+    def image_geometry(self, image_size: tuple[int, int]) -> ImageGeometry:
+        """Return where the pixels of an image of `(height, width)` end up, with the settings of this processor."""
+        resized_size = _resized_size(image_size, self.size) if self.do_resize else image_size
+        if not self.do_center_crop:
+            return ImageGeometry.from_resize(image_size, resized_size)
+        return ImageGeometry.from_center_crop(image_size, resized_size, (self.crop_size.height, self.crop_size.width))
+
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
+        """Return the class of every pixel: that of the patch its centre lies in.
+
+        Args:
+            outputs: What any of the three ICE-DeiT classes returned.
+            target_sizes: `(height, width)` of each original image, a list or a `(batch_size, 2)` tensor. `None` gives
+                one pixel per patch.
+
+        Returns:
+            Per image `(height, width)`, int64, in [0, num_labels]; `num_labels` is background, also outside a crop.
+
+        Raises:
+            ValueError: If the outputs hold no patch logits, or `target_sizes` does not fit the batch.
+        """
+        return [
+            nearest_to_image(to_grid(class_map(logits), grid_size), geometry, fill=logits.shape[-1] - 1)
+            for logits, grid_size, geometry in self._patches(outputs, target_sizes)
+        ]
+
+    def post_process_foreground(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
+        """Return which pixels are foreground: the segmentation, where it is not background.
+
+        Args:
+            outputs: As for `post_process_semantic_segmentation`.
+            target_sizes: As for `post_process_semantic_segmentation`.
+
+        Returns:
+            Per image `(height, width)`, bool, True = foreground.
+
+        Raises:
+            ValueError: As `post_process_semantic_segmentation`.
+        """
+        segmentation = self.post_process_semantic_segmentation(outputs, target_sizes)
+        background_index = _read_patch_logits(outputs)[0].shape[-1] - 1
+        return [labels != background_index for labels in segmentation]
+
+    def post_process_heatmap(
+        self, outputs: Any, target_sizes: Any = None, target: int | Sequence[int] | Tensor | None = None
+    ) -> list[Tensor]:
+        """Return a probability for every pixel, interpolated between the patches; nothing is stretched to [0, 1].
+
+        Args:
+            outputs: As for `post_process_semantic_segmentation`.
+            target_sizes: As for `post_process_semantic_segmentation`.
+            target: `None` for the foreground, 1 - p(background); a class index, or one per image, for p(class).
+
+        Returns:
+            Per image `(height, width)`, float32, in [0, 1], 0 outside a crop.
+
+        Raises:
+            ValueError: As `post_process_semantic_segmentation`, or if `target` is no class.
+        """
+        patches = self._patches(outputs, target_sizes)
+        heatmaps = []
+        for (logits, grid_size, geometry), label in zip(patches, _read_targets(target, len(patches)), strict=True):
+            values = foreground_probability(logits) if label is None else class_probability(logits, label)
+            heatmaps.append(bilinear_to_image(to_grid(values, grid_size), geometry))
+        return heatmaps
+
+    def post_process_object_localization(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Tensor]]:
+        """Return one box per image: around the largest 4-connected component of foreground patches.
+
+        Args:
+            outputs: As for `post_process_semantic_segmentation`.
+            target_sizes: As for `post_process_semantic_segmentation`; `None` gives boxes in patches.
+
+        Returns:
+            Per image `boxes` `(1, 4)`, int64, half-open `xyxy` pixels of the original image, the whole image where
+            nothing is foreground; `labels` `(1,)`, int64, the best class of the image (of `outputs.logits` where they
+            are class scores, else of the pooled foreground patches); `scores` `(1,)`, float32, its softmax probability
+            among the classes. An image without a foreground patch and without class scores has the label `num_labels`
+            (background) and as score the mean p(background) of its patches.
+
+        Raises:
+            ValueError: As `post_process_semantic_segmentation`.
+        """
+        patches = self._patches(outputs, target_sizes)
+        class_logits = _read_class_logits(outputs)
+        return [
+            {**_classify(image_logits, logits), "boxes": _locate(logits, grid_size, geometry)}
+            for image_logits, (logits, grid_size, geometry) in zip(class_logits, patches, strict=True)
+        ]
+
+    def _patches(self, outputs: Any, target_sizes: Any) -> list[tuple[Tensor, tuple[int, int], ImageGeometry]]:
+        """Return per image its patch logits `(num_patches, num_labels + 1)`, grid size and geometry."""
+        patch_logits, grid_sizes = _read_patch_logits(outputs)
+        if target_sizes is None:
+            geometries = [ImageGeometry.from_resize(grid_size, grid_size) for grid_size in grid_sizes]
+        else:
+            geometries = [self.image_geometry(size) for size in _read_target_sizes(target_sizes, len(patch_logits))]
+        return list(zip(patch_logits, grid_sizes, geometries, strict=True))
+
+
+def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]:
+    """Return the (height, width) that an image is resized to, by the rules of transformers but never below 1."""
+    if size.shortest_edge and size.longest_edge:
+        resized = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
+    elif size.shortest_edge:
+        height, width = (int(size.shortest_edge * side / min(image_size)) for side in image_size)
+        resized = (height, width)
+    elif size.max_height and size.max_width:
+        resized = get_image_size_for_max_height_width(image_size, size.max_height, size.max_width)
+    elif size.height and size.width:
+        resized = (size.height, size.width)
+    else:
+        raise ValueError(
+            f"`size` must hold `height` and `width`, `max_height` and `max_width`, or `shortest_edge`, got {size}."
+        )
+    return max(1, resized[0]), max(1, resized[1])
+
+
+def _read_output(outputs: Any, name: str) -> Any:
+    """Return a part of a model's outputs, a dict or an object, or None."""
+    return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+
+
+def _read_patch_logits(outputs: Any) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return the patch logits `(batch_size, num_patches, num_labels + 1)` in float32, and each image's grid size."""
+    logits, patch_logits = _read_output(outputs, "logits"), _read_output(outputs, "patch_logits")
+    if isinstance(logits, Tensor) and logits.ndim == 4:
+        grid_size = (logits.shape[2], logits.shape[3])
+        # (batch, classes, rows, columns) -> (batch, patches, classes)
+        return logits.flatten(2).transpose(1, 2).float(), [grid_size] * len(logits)
+    grid_sizes = _read_output(outputs, "grid_size")
+    if not isinstance(patch_logits, Tensor) or patch_logits.ndim != 3 or grid_sizes is None:
+        raise ValueError(
+            "`outputs` must hold `patch_logits` (batch_size, num_patches, num_labels + 1) and `grid_size`, or "
+            f"`logits` (batch_size, num_labels + 1, rows, columns), got {_describe(outputs)}. Pass what an ICE-DeiT "
+            "model returned."
+        )
+    pairs = torch.as_tensor(grid_sizes).expand(len(patch_logits), 2).tolist()
+    return patch_logits.float(), [(rows, columns) for rows, columns in pairs]
+
+
+def _describe(outputs: Any) -> str:
+    """Return the names and shapes of outputs for an error."""
+    items = outputs if isinstance(outputs, dict) else getattr(outputs, "__dict__", {})
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in items.items() if isinstance(value, Tensor)]
+    return ", ".join(shapes) or type(outputs).__name__
+
+
+def _read_class_logits(outputs: Any) -> Tensor:
+    """Return the class scores of the images, `(batch_size, num_labels)`."""
+    logits = _read_output(outputs, "logits")
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits.float()
+    return pool_foreground_logits(_read_patch_logits(outputs)[0])[:, :-1]
+
+
+def _read_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]]:
+    """Check the sizes of the original images."""
+    sizes = target_sizes.tolist() if isinstance(target_sizes, Tensor | np.ndarray) else list(target_sizes)
+    if len(sizes) != batch_size or any(not isinstance(size, Sequence) or len(size) != 2 for size in sizes):
+        raise ValueError(
+            f"`target_sizes` must hold one (height, width) for each of the {batch_size} images, got {target_sizes}. "
+            "For a PIL image pass [(image.height, image.width)]."
+        )
+    pairs = [(int(height), int(width)) for height, width in sizes]
+    if any(min(pair) < 1 for pair in pairs):
+        raise ValueError(f"`target_sizes` must be positive, got {target_sizes}.")
+    return pairs
+
+
+def _read_targets(target: Any, batch_size: int) -> Sequence[int | None]:
+    """Return the target class of each image."""
+    if target is None:
+        return [None] * batch_size
+    values = target.tolist() if isinstance(target, Tensor | np.ndarray) else target
+    values = values if isinstance(values, list | tuple) else [values] * batch_size
+    try:
+        targets = [index(value) for value in values]
+    except TypeError as error:
+        raise ValueError(f"`target` must be None, a class index or one per image, got {target!r}.") from error
+    if len(targets) != batch_size:
+        raise ValueError(
+            f"`target` must be one class index or one for each of the {batch_size} images, got {len(targets)}."
+        )
+    return targets
+
+
+def _classify(image_logits: Tensor, patch_logits: Tensor) -> dict[str, Tensor]:
+    """Return the label and score of one image."""
+    background_index = patch_logits.shape[-1] - 1
+    if not image_logits.any() and (class_map(patch_logits) == background_index).all():
+        label, score = torch.tensor(background_index), 1 - foreground_probability(patch_logits).mean()
+    else:
+        score, label = image_logits.softmax(dim=-1).max(dim=-1)
+    return {"scores": score[None], "labels": label[None].to(score.device)}
+
+
+def _locate(patch_logits: Tensor, grid_size: tuple[int, int], geometry: ImageGeometry) -> Tensor:
+    """Return the box of one image."""
+    foreground = to_grid(class_map(patch_logits) != patch_logits.shape[-1] - 1, grid_size)
+    mask = foreground.cpu().numpy() & visible_cells(grid_size, geometry)
+    if mask.any():
+        box = box_to_image(component_box(largest_component(mask)), grid_size, geometry)
+    else:
+        box = (0, 0, geometry.image_size[1], geometry.image_size[0])
+    return torch.tensor([box], device=patch_logits.device)
+
+
+# `save_pretrained` then writes the code and its `auto_map` entry too.
+IceDeiTImageProcessor.register_for_auto_class()

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pipeline("patch-explanation")`: what an ICE model sees in a picture, and where.
+
+This file travels with a checkpoint as remote code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageClassification, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .image_conversion import load_image
+
+
+__all__ = ["PatchExplanationPipeline", "register_patch_explanation_pipeline"]
+
+TASK = "patch-explanation"
+_BACKGROUND_LABEL = "background"
+
+
+class PatchExplanationPipeline(Pipeline):
+    """Explain the class of images by the patches that carry it.
+
+    Takes one image or a list: paths, URLs, `data:` URIs, encoded bytes, PIL images, arrays or tensors; also a
+    `datasets.Dataset` (its column "image", or its only image column) or a generator, whose results are yielded one by
+    one. Images are loaded upright and with their bit depth and transparency, so the maps belong to the upright image.
+
+    Parameters, for the constructor or a call:
+        target: Class (name or index) whose probability the heat map shows; `None`: that of the foreground.
+        timeout: Seconds to wait for a web server, 30 by default.
+        batch_size: Images that go through the model at once, of any sizes. Does not change the results.
+
+    Returns per image a dict:
+        label: `str`, the class that `outputs.logits` names. "background" where no patch is foreground, unless the
+            [CLS] classifier names the class (`config.logits_source = "cls"`).
+        score: `float` in [0, 1], the class's softmax probability; with "background" the mean p(background) of the
+            patches.
+        heatmap: `(height, width)`, float32, in [0, 1], 1 - p(background) or p(target), bilinear.
+        class_map: `(height, width)`, int64, the class of each pixel's patch; `num_labels` is background.
+        mask: `(height, width)`, bool, `class_map != num_labels`.
+        box: `{"xmin", "ymin", "xmax", "ymax"}`, half-open pixels, around the largest connected group of foreground
+            patches; the whole image where there is none.
+        foreground_ratio: `float` in [0, 1], share of foreground patches.
+
+    Example:
+        >>> explain = pipeline("patch-explanation", model="checkpoints/ice-deit-scenes", trust_remote_code=True)
+        >>> result = explain("photo.jpg")
+        >>> result["label"], result["box"], result["mask"].mean()
+    """
+
+    image_processor: Any
+    model: Any
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
+    # What registration notes on the class and `save_pretrained` reads: remote code is saved again without registering.
+    _registered_impl: dict[str, dict[str, Any]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.image_processor, "post_process_heatmap"):
+            raise ValueError(
+                f"`image_processor` must be an IceDeiTImageProcessor, got {type(self.image_processor).__name__}. Load "
+                "it with `IceDeiTImageProcessor.from_pretrained(folder)`; it reads the settings of other processors."
+            )
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Explain one image (a dict), a list of images (a list), or a dataset or generator (an iterator).
+
+        Args:
+            inputs: As the class says.
+            *args: Ignored, as in every pipeline.
+            **kwargs: `target`, `timeout`, `batch_size`, `num_workers`.
+
+        Returns:
+            As the class says.
+
+        Raises:
+            ValueError: If an image cannot be read (names it), a dataset has no image column, or `target` is no class.
+        """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(_as_inputs(inputs), *args, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Sort the parameters by the step that takes them."""
+        unknown = sorted(kwargs.keys() - {"target", "timeout"})
+        if unknown:
+            raise ValueError(f"Unknown parameter {unknown[0]!r} of {TASK!r}. Use target, timeout or batch_size.")
+        preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
+        postprocess = {"target": self._class_index(kwargs["target"])} if "target" in kwargs else {}
+        return preprocess, {}, postprocess
+
+    def _class_index(self, target: str | int | None) -> int | None:
+        """Return the index of a class given by name or index."""
+        num_labels = self.model.config.num_labels
+        names = {self.model.config.id2label[i]: i for i in range(num_labels)}
+        if target is None or (isinstance(target, str) and target in names):
+            return None if target is None else names[target]
+        if isinstance(target, str):
+            close = difflib.get_close_matches(target, names, n=3) or list(names)[:10]
+            raise ValueError(f"`target` must be a class of the model, got {target!r}. Classes like it: {close}.")
+        if isinstance(target, bool) or not hasattr(target, "__index__") or not 0 <= index(target) < num_labels:
+            raise ValueError(f"`target` must be a class name or an index in [0, {num_labels - 1}], got {target!r}.")
+        return index(target)
+
+    def preprocess(  # type: ignore[override]  # no pipeline of transformers fits the parent
+        self, input_: Any, timeout: float | None = 30.0
+    ) -> dict[str, Any]:
+        """Load one image and prepare it for the model."""
+        image = input_ if isinstance(input_, np.ndarray | Tensor) else load_image(input_, timeout)
+        rgb = Image.fromarray(self.image_processor.convert_to_rgb(image))
+        inputs = self.image_processor(rgb, return_tensors="pt").to(self.dtype)
+        return {**inputs, "target_sizes": torch.tensor([[rgb.height, rgb.width]])}
+
+    def _forward(self, input_tensors: dict[str, Any], **_: Any) -> Any:
+        """Run the model; the sizes of the original images travel along."""
+        target_sizes = input_tensors["target_sizes"]
+        outputs = self.model(pixel_values=input_tensors["pixel_values"])
+        # `logits` first: the batch is taken apart by the length of the first entry
+        kept = {name: outputs.get(name) for name in ("logits", "patch_logits", "grid_size")}
+        return {**{name: value for name, value in kept.items() if value is not None}, "target_sizes": target_sizes}
+
+    def postprocess(  # type: ignore[override]  # as above
+        self, model_outputs: Any, target: int | None = None
+    ) -> dict[str, Any]:
+        """Turn the outputs for one image into its explanation."""
+        processor, sizes = self.image_processor, model_outputs["target_sizes"]
+        (class_map,) = processor.post_process_semantic_segmentation(model_outputs, sizes)
+        (heatmap,) = processor.post_process_heatmap(model_outputs, sizes, target)
+        (found,) = processor.post_process_object_localization(model_outputs, sizes)
+        (patch_mask,) = processor.post_process_foreground(model_outputs)  # without sizes: one value per patch
+        background_index = self.model.config.num_labels
+        label = found["labels"].item()
+        return {
+            "label": _BACKGROUND_LABEL if label == background_index else self.model.config.id2label[label],
+            "score": found["scores"].item(),
+            "heatmap": heatmap.numpy(),
+            "class_map": class_map.numpy(),
+            "mask": (class_map != background_index).numpy(),
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), found["boxes"][0].tolist(), strict=True)),
+            "foreground_ratio": patch_mask.float().mean().item(),
+        }
+
+
+class _Items(Dataset):
+    """The entries of any sequence (or of one column of it), read one at a time."""
+
+    def __init__(self, items: Any, column: str | None = None) -> None:
+        self.items, self.column = items, column
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Any:
+        item = self.items[position]
+        return item if self.column is None else item[self.column]
+
+
+def _as_inputs(inputs: Any) -> Any:
+    """Return inputs as one of the kinds that `Pipeline` tells apart: one image, list, torch dataset, generator."""
+    if isinstance(inputs, tuple):
+        return list(inputs)
+    if hasattr(inputs, "features") and hasattr(inputs, "column_names"):  # of `datasets`, which need not be installed
+        column = _image_column(inputs)
+        return _Items(inputs, column) if hasattr(inputs, "__len__") else _column(inputs, column)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, list | str | bytes | bytearray):
+        return _Items(inputs)  # a column of a dataset
+    return inputs
+
+
+def _column(rows: Iterable[dict[str, Any]], column: str) -> Iterator[Any]:
+    """Yield one column of a streamed dataset."""
+    for row in rows:
+        yield row[column]
+
+
+def _image_column(dataset: Any) -> str:
+    """Return the column that holds the images to explain."""
+    features = dataset.features or dict.fromkeys(dataset.column_names or ["image"])
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if "image" in features or len(columns) != 1:
+        columns = ["image"]
+    if columns[0] not in features:
+        raise ValueError(
+            f"A dataset must have a column 'image' or a single image column, got {list(features)}. Pass the column "
+            "itself: `dataset['name']`."
+        )
+    return columns[0]
+
+
+def register_patch_explanation_pipeline() -> None:
+    """Make `pipeline("patch-explanation")` known to transformers. Calling it again changes nothing."""
+    known = PIPELINE_REGISTRY.supported_tasks.get(TASK)
+    if known is None or known["impl"] is not PatchExplanationPipeline:
+        PIPELINE_REGISTRY.supported_tasks.pop(TASK, None)  # a reloaded package replaces the class without a warning
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=PatchExplanationPipeline, pt_model=AutoModelForImageClassification, type="image"
+        )
+
+
+PatchExplanationPipeline._registered_impl = {
+    TASK: {"impl": PatchExplanationPipeline, "pt": (AutoModelForImageClassification,), "type": "image"}
+}

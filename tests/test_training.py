@@ -153,28 +153,34 @@ def test_saved_keys_are_the_state_dict(tmp_path, model_type):
     assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
 
-def test_log_holds_the_mean_parts_of_the_loss(tmp_path):
+PRUNING = {"pruning_strategy": "background", "pruning_layers": [1], "prune_in_training": True}
+
+
+@pytest.mark.parametrize("pruning", [{}, PRUNING], ids=["unpruned", "pruned"])
+def test_log_holds_the_mean_parts_of_the_loss(tmp_path, pruning):
     seen = []
 
     class Spy(IceDeiTForImageClassification):
         def forward(self, *args, **kwargs):
             outputs = super().forward(*args, **kwargs)
-            seen.append({name: outputs[name].detach().mean().item() for name in LOSS_PARTS})
+            seen.append({name: outputs[name].detach().mean().item() for name in LOSS_PARTS if name in outputs})
             return outputs
 
-    model = Spy(make_model().config)
+    model = Spy(make_model(**pruning).config)
     trainer = make_trainer(tmp_path, model, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 2
+    names = [name for name in LOSS_PARTS if pruning or name != "pruning_loss"]
     for index, line in enumerate(lines):
-        for name in LOSS_PARTS:
+        for name in names:
             batches = [batch[name] for batch in seen[4 * index : 4 * index + 4]]
             assert line[name] == pytest.approx(np.mean(batches), rel=1e-5), name
     weight = model.config.background_loss_weight
     # float32 sums of a few terms
     for line in lines:
-        assert line["loss"] == pytest.approx(line["classification_loss"] + weight * line["background_loss"], rel=1e-4)
+        total = line["classification_loss"] + weight * line["background_loss"] + line.get("pruning_loss", 0)
+        assert line["loss"] == pytest.approx(total, rel=1e-4)
 
 
 def test_plain_classifier_logs_no_parts(tmp_path):
@@ -198,9 +204,10 @@ def test_trainer_without_collator_and_processor_is_refused(tmp_path):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def gradients_of(output_dir: Path, **fields) -> dict[str, torch.Tensor]:
+def gradients_of(output_dir: Path, pruning_head: str | None = None, **fields) -> dict[str, torch.Tensor]:
     keep = KeepGradients()
-    model = make_model(background_loss_weight=0.5, cls_loss_weight=0.5)
+    pruning = {} if pruning_head is None else {**PRUNING, "pruning_head": pruning_head}
+    model = make_model(background_loss_weight=0.5, cls_loss_weight=0.5, **pruning)
     # no clipping: it would hide a factor
     fields = {"max_steps": 1, "max_grad_norm": 0.0, "report_to": "none", **fields}
     make_trainer(output_dir, model, augmented=False, callbacks=[keep], **fields).train()
@@ -223,7 +230,7 @@ from pathlib import Path
 sys.path[:0] = {paths!r}
 import torch
 import test_training
-gradients = test_training.gradients_of(Path({folder!r}), per_device_train_batch_size=4)
+gradients = test_training.gradients_of(Path({folder!r}), {head!r}, per_device_train_batch_size=4)
 if torch.distributed.get_rank() == 0:
     torch.save(gradients, {file!r})
 assert torch.distributed.get_world_size() == 2
@@ -232,15 +239,16 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+@pytest.mark.parametrize("head", [None, "gate", "patch"])
+def test_two_processes_give_the_gradients_of_one(tmp_path, head):
     script, file = tmp_path / "rank.py", tmp_path / "gradients.pt"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file)))
+    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file), head=head))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     two = torch.load(file, weights_only=True)
-    one = gradients_of(tmp_path / "one", per_device_train_batch_size=8)
+    one = gradients_of(tmp_path / "one", head, per_device_train_batch_size=8)
     for name, gradient in one.items():
         # rounding of float32 sums in another order
         torch.testing.assert_close(

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each way through packed attention is the attention of every image alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from transformers_ice import IceDeiTConfig, packed_attention
+from transformers_ice.layers_ice_deit import IceDeiTDropPath
+from transformers_ice.packed_attention import attend_packed
+from transformers_ice.token_pruning import Packing
+
+
+HEADS, HEAD_DIM = 2, 8
+# float32: the ways sum in other orders
+TOLERANCE = {"atol": 1e-6, "rtol": 0}
+
+
+def plain(query, key, value, mask, **kwargs):
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2), None
+
+
+def config_of(implementation: str = "sdpa") -> IceDeiTConfig:
+    config = IceDeiTConfig(hidden_size=HEADS * HEAD_DIM, num_attention_heads=HEADS)
+    config._attn_implementation = implementation
+    return config
+
+
+@pytest.fixture(params=range(3))
+def packed(request) -> SimpleNamespace:
+    """A packed batch, and what each of its images gives alone; the third has one token."""
+    generator = torch.Generator().manual_seed(request.param)
+    present = torch.rand(4, 9, generator=generator) < 0.6
+    present[:, 0] = True
+    present[2, 1:] = False
+    packing = Packing.of(present)
+    states = torch.randn(3, 1, HEADS, sum(packing.lengths), HEAD_DIM, generator=generator)
+    images, start = [], 0
+    for length in packing.lengths:
+        images.append(plain(*states[:, :, :, start : start + length], None)[0])
+        start += length
+    return SimpleNamespace(states=states, packing=packing, expected=torch.cat(images, dim=1))
+
+
+@pytest.mark.parametrize("work_per_image", [0, 2**40], ids=["image by image", "padded"])
+def test_both_ways_on_a_cpu_attend_within_images(packed, work_per_image, monkeypatch):
+    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", work_per_image)
+    attended = attend_packed(plain, *packed.states, packed.packing, config_of())
+    torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+
+
+def test_a_captured_graph_attends_within_images_and_asks_for_no_length(packed):
+    captured = Packing.of(packed.packing.present, is_captured=True)
+    attended = attend_packed(plain, *packed.states, captured, config_of())
+    torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+
+
+def attend_by_boundaries(query, key, value, boundaries, longest):
+    """Attend between boundaries as variable-length kernels define it, `(total_tokens, num_heads, head_dim)`."""
+    assert boundaries.dtype == torch.int32
+    assert longest == boundaries.diff().max().item()
+    spans = zip(boundaries[:-1].tolist(), boundaries[1:].tolist(), strict=True)
+    images = [[states[start:end].transpose(0, 1) for states in (query, key, value)] for start, end in spans]
+    return torch.cat([scaled_dot_product_attention(*image).transpose(0, 1) for image in images])
+
+
+def test_flash_attention_is_told_where_images_end(packed):
+    def flash(query, key, value, mask, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k):
+        assert mask is None
+        assert torch.equal(cu_seq_lens_q, cu_seq_lens_k)
+        assert max_length_q == max_length_k
+        states = [values[0].transpose(0, 1) for values in (query, key, value)]
+        return attend_by_boundaries(*states, cu_seq_lens_q, max_length_q).unsqueeze(0), None
+
+    attended = attend_packed(flash, *packed.states, packed.packing, config_of("flash_attention_2"))
+    torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+
+
+def test_the_kernel_of_torch_is_told_where_images_end(packed, monkeypatch):
+    def varlen(query, key, value, boundaries, key_boundaries, longest, longest_key):
+        assert torch.equal(boundaries, key_boundaries)
+        assert longest == longest_key
+        assert all(states.is_contiguous() for states in (query, key, value))
+        return attend_by_boundaries(query, key, value, boundaries, longest)
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", varlen)
+    monkeypatch.setattr(packed_attention, "_fits_varlen", lambda *_: True)
+    attended = attend_packed(plain, *packed.states, packed.packing, config_of())
+    torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+
+
+def test_the_kernel_of_torch_is_for_cuda_alone():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert not packed_attention._fits_varlen(torch.zeros(1, HEADS, 3, HEAD_DIM, dtype=dtype), config_of(), plain)
+
+
+def test_packed_images_drop_as_wholes():
+    packing = Packing.of(torch.rand(40, 6, generator=torch.Generator().manual_seed(0)) < 0.7)
+    branch = torch.ones(1, sum(packing.lengths), 3)
+    dropped = IceDeiTDropPath(0.5).train()(branch, packing)[0]
+    images = dropped.split(packing.lengths)
+    assert {image.unique().numel() for image in images if len(image)} == {1}
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}

@@ -93,7 +93,9 @@ class MaskedTokens:
         return self.keep(self._best(scores, count), head_output, layer_index)
 
     def _best(self, scores: Tensor, count: int) -> Tensor:
-        best, _ = split_by_rank(scores.masked_fill(~self.present, -torch.inf), count)
+        # a present patch with a score of minus infinity still comes before one that has left
+        finite = scores.clamp(min=torch.finfo(scores.dtype).min)
+        best, _ = split_by_rank(finite.masked_fill(~self.present, -torch.inf), count)
         return mask_of(best, self.present.shape[1])
 
     def cut_inside(
@@ -105,9 +107,9 @@ class MaskedTokens:
         tokens = self.keep(keep, patch_head(leaving), layer_index)
         return replace(tokens, hidden_states=hidden_states, present=keep | fused, is_patch=tokens.is_patch & ~fused)
 
-    def _cut(self, hidden_states: Tensor, class_attention: Tensor, count: int) -> tuple[Tensor, ...]:
+    def _cut(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
         num_prefix = self.config.num_prefix_tokens
-        scores = _attentiveness(class_attention, with_prefix(self.present, num_prefix))[:, num_prefix:]
+        scores = _attentiveness(class_scores, with_prefix(self.present, num_prefix))[:, num_prefix:]
         keep = self._best(scores, count)
         prefix, patches = hidden_states[:, :num_prefix], hidden_states[:, num_prefix:]
         fused = torch.zeros_like(keep)
@@ -188,8 +190,8 @@ class GatheredTokens:
             cells = nn.functional.pad(cells, (0, 1), value=self.exit_layer.shape[1] - 1)
         return replace(tokens, hidden_states=hidden_states, cells=cells)
 
-    def _cut(self, hidden_states: Tensor, class_attention: Tensor, count: int) -> tuple[Tensor, ...]:
-        scores = _attentiveness(class_attention)[:, self.config.num_prefix_tokens :]
+    def _cut(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
+        scores = _attentiveness(class_scores)[:, self.config.num_prefix_tokens :]
         best, rest = split_by_rank(scores, count)
         prefix, patches = self._split(hidden_states)
         leaving = take(patches, rest)
@@ -216,13 +218,12 @@ class GatheredTokens:
         prefix, patches = self._split(normed)
         last = patches.new_zeros(patches.shape[0], num_patches + 1, patches.shape[2])
         last = _put(last, self.cells, patches)[:, :num_patches]
-        width = (
-            1 if self.config.has_pruning_heads and self.config.pruning_head == "gate" else self.config.num_labels + 1
-        )
-        picture = patches.new_zeros(patches.shape[0], num_patches + 1, width)
+        stayed = self.ask(patch_head)
+        width = self.exits[0][1].shape[-1] if self.exits else stayed.shape[-1]
+        picture = stayed.new_zeros(stayed.shape[0], num_patches + 1, width)
         for cells, output in self.exits:
-            picture = _put(picture, cells, output)
-        picture = _put(patch_logits_of(picture, self.config.num_labels), self.cells, self.ask(patch_head))
+            picture = _put(picture, cells, output.to(picture.dtype))
+        picture = _put(patch_logits_of(picture, self.config.num_labels), self.cells, stayed)
         last_hidden_state = torch.cat((prefix, last), dim=1)
         return EncodedTokens(last_hidden_state, picture[:, :num_patches], self.exit_layer[:, :num_patches])
 
@@ -323,17 +324,16 @@ def _put(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
     return grid.flatten(0, 1).index_copy(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (batch_size, num_cells))
 
 
-def _attentiveness(class_attention: Tensor, visible: Tensor | None = None) -> Tensor:
+def _attentiveness(class_scores: Tensor, visible: Tensor | None = None) -> Tensor:
     """Return what [CLS] pays to each token, mean over heads, `(batch_size, num_tokens)`, float32.
 
     Args:
-        class_attention: `(batch_size, num_heads, num_tokens)`, each row a softmax over all tokens.
-        visible: `(batch_size, num_tokens)`, bool: the tokens that the softmax should have been over; all, if `None`.
+        class_scores: `(batch_size, num_heads, num_tokens)`, before the softmax.
+        visible: `(batch_size, num_tokens)`, bool: the tokens that are attended to; all, if `None`.
     """
     if visible is not None:
-        class_attention = class_attention * visible.unsqueeze(1)
-        class_attention = class_attention / class_attention.sum(dim=-1, keepdim=True)
-    return class_attention.mean(dim=1)
+        class_scores = class_scores.masked_fill(~visible.unsqueeze(1), -torch.inf)
+    return class_scores.softmax(dim=-1).mean(dim=1)
 
 
 __all__ = ["EncodedTokens", "GatheredTokens", "MaskedTokens", "PackedTokens"]

@@ -62,7 +62,9 @@ def keep_foreground(margin: Tensor, present: Tensor, max_margin: float) -> Tenso
         `(batch_size, num_patches)`, bool. At least one patch of every image stays: the one nearest to foreground.
     """
     keep = present & ~(margin > max_margin)
-    nearest = margin.masked_fill(~present, math.inf).argmin(dim=1, keepdim=True)
+    # a present patch with a margin of infinity still comes before one that has left
+    finite = margin.clamp(max=torch.finfo(margin.dtype).max)
+    nearest = finite.masked_fill(~present, math.inf).argmin(dim=1, keepdim=True)
     rescued = torch.zeros_like(keep).scatter(1, nearest, True)
     return keep | (rescued & ~keep.any(dim=1, keepdim=True))
 

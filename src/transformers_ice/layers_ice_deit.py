@@ -108,7 +108,7 @@ class IceDeiTAttention(DeiTAttention):
     """Let tokens attend to each other.
 
     Differences from `DeiTAttention`: images of a batch may have different numbers of tokens (`packing`), and the
-    attention that [CLS] pays can be had from any attention implementation.
+    scores of [CLS] can be had from any attention implementation.
     """
 
     def forward(  # type: ignore[override]
@@ -116,7 +116,7 @@ class IceDeiTAttention(DeiTAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         packing: Packing | None = None,
-        with_class_attention: bool = False,
+        with_class_scores: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Attend.
@@ -125,12 +125,12 @@ class IceDeiTAttention(DeiTAttention):
             hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
             attention_mask: Of the form that the attention implementation takes.
             packing: Which image each token of a packed batch belongs to.
-            with_class_attention: Whether to return what [CLS] pays to every token; not for a packed batch.
+            with_class_scores: Whether to return how [CLS] scores every token; not for a packed batch.
             **kwargs: Options of the attention implementation.
 
         Returns:
             The attended tokens, of the shape of `hidden_states`; the attention weights, if there are any;
-            what [CLS] pays to each token, `(batch_size, num_heads, num_tokens)`, float32, if asked for.
+            how [CLS] scores each token before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -148,15 +148,14 @@ class IceDeiTAttention(DeiTAttention):
         else:
             attended = attend_packed(attend, query, key, value, packing, self.config)
         attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
-        if not with_class_attention:
+        if not with_class_scores:
             return attended, weights, None
-        return attended, weights, _class_attention(query, key, self.scaling)
+        return attended, weights, _class_scores(query, key, self.scaling)
 
 
-def _class_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Return row 0 of the attention as if nothing were masked, `(batch_size, num_heads, num_tokens)`, float32."""
-    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)
-    return (scores.float() * scaling).softmax(dim=-1)
+def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32."""
+    return (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2).float() * scaling
 
 
 class IceDeiTLayer(DeiTLayer):
@@ -184,18 +183,18 @@ class IceDeiTLayer(DeiTLayer):
             hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
             attention_mask: Of the form that the attention implementation takes.
             packing: Which image each token of a packed batch belongs to.
-            cut: Maps the tokens after attention, and what [CLS] paid to each, to the tokens that go on, and more.
+            cut: Maps the tokens after attention, and how [CLS] scored each, to the tokens that go on, and more.
             **kwargs: Options of the attention implementation.
 
         Returns:
             The transformed tokens; with a `cut`, what else it returned behind them.
         """
         normed = self.layernorm_before(hidden_states)
-        attended, _, class_attention = self.attention(normed, attention_mask, packing, cut is not None, **kwargs)
+        attended, _, class_scores = self.attention(normed, attention_mask, packing, cut is not None, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended), packing)
         extras: tuple[Tensor, ...] = ()
         if cut is not None:
-            hidden_states, *rest = cut(hidden_states, class_attention)
+            hidden_states, *rest = cut(hidden_states, class_scores)
             extras = tuple(rest)
         transformed = self.mlp(self.layernorm_after(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.dropout(transformed), packing)

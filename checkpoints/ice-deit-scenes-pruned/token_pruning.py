@@ -85,7 +85,10 @@ def split_by_rank(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         `(batch_size, count)` and `(batch_size, num_tokens - count)`, int, each in ascending order of place, so that
         tokens go on as they lay in the image.
     """
-    order = scores.argsort(dim=1, descending=True)
+    if torch.compiler.is_exporting():  # ONNX knows no stable sort
+        order = scores.argsort(dim=1, descending=True)
+    else:  # equal scores fall the same way in every layout of the tokens
+        order = scores.argsort(dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 

@@ -154,8 +154,9 @@ class IceDeiTAttention(DeiTAttention):
 
 
 def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32."""
-    return (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2).float() * scaling
+    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32 or 64."""
+    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
 
 
 class IceDeiTLayer(DeiTLayer):

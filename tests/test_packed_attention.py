@@ -46,9 +46,7 @@ def packed(request) -> SimpleNamespace:
     return SimpleNamespace(states=states, packing=packing, expected=torch.cat(images, dim=1))
 
 
-@pytest.mark.parametrize("work_per_image", [0, 2**40], ids=["image by image", "padded"])
-def test_both_ways_on_a_cpu_attend_within_images(packed, work_per_image, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", work_per_image)
+def test_images_are_attended_one_by_one_on_a_cpu(packed):
     attended = attend_packed(plain, *packed.states, packed.packing, config_of())
     torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pruning_models import NUM_LABELS, NUM_LAYERS, STRATEGIES, build, hide_lengths, images
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -18,31 +19,11 @@ from transformers import (
     pipeline,
 )
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageProcessor, packed_attention
+from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcessor
 
 
-STRATEGIES = ("background", "top_k", "attentiveness", "fused")
-NUM_LAYERS, NUM_LABELS = 5, 7
 # float32 on a CPU: the executions sum in other orders
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
-
-
-def build(strategy: str, **fields) -> IceDeiTForImageClassification:
-    sizes = {"hidden_size": 48, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 3, "intermediate_size": 96}
-    sizes |= {"image_size": 64, "patch_size": 8, "num_labels": NUM_LABELS}
-    cuts = {"pruning_layers": [1, 2, 4], "keep_rates": [0.7, 0.6, 0.5]}
-    cuts |= {"pruning_strategy": "attentiveness" if strategy == "fused" else strategy}
-    cuts |= {"fuse_pruned_tokens": strategy == "fused"}
-    torch.manual_seed(0)
-    model = IceDeiTForImageClassification(IceDeiTConfig(**{**sizes, **cuts, **fields})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def images(number: int = 4) -> torch.Tensor:
-    return torch.randn(number, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def both_executions(model: IceDeiTForImageClassification, pixel_values: torch.Tensor) -> list:
@@ -67,10 +48,11 @@ def test_any_cut_at_any_layer_is_the_same_packed_and_masked(strategy, layers, ke
     assert_same(*both_executions(model, images(3)))
 
 
-@pytest.mark.parametrize("work_per_image", [0, 2**40])
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_any_masks_are_the_same_packed_and_masked(seed, work_per_image, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", work_per_image)
+def test_any_masks_are_the_same_packed_and_masked(seed, is_padded, monkeypatch):
+    if is_padded:
+        hide_lengths(monkeypatch)
     model, generator = build("background"), torch.Generator().manual_seed(seed)
     drawn = {index: torch.rand(4, 64, generator=generator) < torch.rand(4, 1, generator=generator) for index in (1, 2)}
     drawn[4] = torch.ones(4, 64, dtype=torch.bool)

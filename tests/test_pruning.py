@@ -8,55 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from pruning_models import STRATEGIES, build, hide_lengths, images
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageClassification
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, packed_attention
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.conversion import convert_checkpoint
 from transformers_ice.explainers import EXPLAINERS, explain
 from transformers_ice.token_pruning import (
-    Packing,
-    background_margin,
-    gate_loss,
     keep_foreground,
-    num_kept,
-    patch_logits_of,
-    split_by_rank,
 )
 
 
 REFERENCE = Path(__file__).parent / "reference" / "evit_reference.safetensors"
-STRATEGIES = ("background", "top_k", "attentiveness", "fused")
 # float32 on a CPU: the executions sum in other orders; measured differences stay under 3e-6
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
-
-
-def build(strategy: str, **fields) -> IceDeiTForImageClassification:
-    fused = strategy == "fused"
-    config = IceDeiTConfig(
-        hidden_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=3,
-        intermediate_size=96,
-        image_size=64,
-        patch_size=8,
-        num_labels=7,
-        pruning_strategy="attentiveness" if fused else strategy,
-        fuse_pruned_tokens=fused,
-        pruning_layers=[1, 2, 4],
-        keep_rates=[0.7, 0.6, 0.5],
-        **fields,
-    )
-    torch.manual_seed(0)
-    model = IceDeiTForImageClassification(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # gates that differ, attention that is no mean
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def images(number: int = 4, height: int = 64, width: int = 64) -> torch.Tensor:
-    return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +63,14 @@ def test_attentiveness_is_the_published_evit(evit, variant, implementation, exec
         assert set((exits == 4).nonzero().flatten().tolist()) == stayed
 
 
-@pytest.mark.parametrize("work_per_image", [0, 2**40], ids=["image by image", "padded"])
+@pytest.mark.parametrize("is_padded", [False, True], ids=["image by image", "padded"])
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)], ids=["square", "rectangular"])
 @pytest.mark.parametrize("use_distillation_token", [False, True])
 @pytest.mark.parametrize("pruning_head", ["gate", "patch"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_packed_is_masked(strategy, pruning_head, use_distillation_token, size, work_per_image, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", work_per_image)
+def test_packed_is_masked(strategy, pruning_head, use_distillation_token, size, is_padded, monkeypatch):
+    if is_padded:
+        hide_lengths(monkeypatch)
     model = build(strategy, pruning_head=pruning_head, use_distillation_token=use_distillation_token)
     found = {}
     for model.config.pruning_execution in ("packed", "masked"):
@@ -134,7 +101,6 @@ def test_no_image_changes_another_ones_result(strategy):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_patches_may_stay(seed, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", 0)
     model, generator = build("background"), torch.Generator().manual_seed(seed)
     drawn = {index: torch.rand(4, 64, generator=generator) < torch.rand(4, 1, generator=generator) for index in (1, 2)}
     drawn[4] = torch.zeros(4, 64, dtype=torch.bool)
@@ -206,8 +172,7 @@ def test_checkpointing_changes_no_gradient_of_a_pruned_model(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["background", "top_k"])
-def test_packed_gradients_are_masked_gradients(strategy, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_MIN_WORK_PER_IMAGE", 0)
+def test_packed_gradients_are_masked_gradients(strategy):
     gradients = []
     for execution in ("packed", "masked"):
         model = build(strategy, pruning_execution=execution)
@@ -318,57 +283,6 @@ def test_every_explainer_explains_a_pruned_model(method, strategy):
     model = build(strategy)
     assert explain(model, images(2), method=method).isfinite().all()
     assert model.config.pruning_execution == "auto"
-
-
-def test_a_gate_is_a_patch_with_one_alternative():
-    gate = torch.tensor([[2.0], [-1.0]])
-    logits = patch_logits_of(gate, num_labels=5)
-    torch.testing.assert_close(logits.softmax(-1)[:, -1:], gate.sigmoid())
-    assert background_margin(gate).tolist() == [2.0, -1.0]
-    assert background_margin(torch.tensor([1.0, 3.0, 2.0])).item() == -1.0
-    assert torch.equal(patch_logits_of(logits, num_labels=5), logits)
-
-
-def test_one_patch_stays_and_it_is_the_least_background_one_present():
-    margin = torch.tensor([[3.0, 1.0, 2.0, -5.0], [0.0, -1.0, 4.0, 0.5]])
-    present = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    assert keep_foreground(margin, present, 0.0).int().tolist() == [[0, 1, 0, 0], [1, 1, 0, 0]]
-
-
-def test_kept_numbers_are_those_of_evit():
-    assert [num_kept(0.7, number) for number in (196, 138, 97)] == [138, 97, 68]
-
-
-def test_ranks_split_places_in_order():
-    best, rest = split_by_rank(torch.tensor([[0.1, 0.9, 0.5, 0.7]]), 2)
-    assert best.tolist() == [[1, 3]]
-    assert rest.tolist() == [[0, 2]]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_packing_finds_the_way_back(seed):
-    generator = torch.Generator().manual_seed(seed)
-    present = torch.rand(3, 6, generator=generator) < 0.6
-    values = torch.rand(3, 6, 2, generator=generator)
-    packing = Packing.of(present)
-    assert packing.lengths == tuple(present.sum(1).tolist())
-    torch.testing.assert_close(packing.unpack(packing.pack(values)), values * present.unsqueeze(-1))
-    part = present & (torch.rand(3, 6, generator=generator) < 0.5)
-    torch.testing.assert_close(packing.select(packing.pack(values), part), values[part])
-
-
-def test_the_gate_loss_is_that_of_a_loop():
-    gates, present = torch.tensor([[0.3, -2.0, 1.0], [0.5, 0.1, -0.2]]), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-    background = torch.tensor([[1, 0, 1], [0, 0, 1]]).bool()
-    means = []
-    for row in range(2):
-        terms = [
-            -math.log(torch.sigmoid(gate if is_background else -gate))
-            for gate, is_present, is_background in zip(gates[row], present[row], background[row], strict=True)
-            if is_present
-        ]
-        means.append(sum(terms) / len(terms))
-    assert gate_loss(gates.unsqueeze(-1), present, background).item() == pytest.approx(sum(means) / 2, abs=1e-6)
 
 
 @pytest.mark.slow

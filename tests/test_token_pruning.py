@@ -149,3 +149,54 @@ def test_the_gate_loss_counts_images_alike_and_nobody_who_left():
     assert loss.item() == pytest.approx(sum(means) / 3, abs=1e-6)
     assert gate_loss(torch.where(present.unsqueeze(-1), gates, 9.0), present, background) == loss
     assert gate_loss(gates.to(torch.bfloat16), present, background).dtype == torch.float32
+
+
+def test_a_gate_is_a_patch_with_one_alternative():
+    gate = torch.tensor([[2.0], [-1.0]])
+    logits = patch_logits_of(gate, num_labels=5)
+    torch.testing.assert_close(logits.softmax(-1)[:, -1:], gate.sigmoid())
+    assert background_margin(gate).tolist() == [2.0, -1.0]
+    assert background_margin(torch.tensor([1.0, 3.0, 2.0])).item() == -1.0
+    assert torch.equal(patch_logits_of(logits, num_labels=5), logits)
+
+
+def test_one_patch_stays_and_it_is_the_least_background_one_present():
+    margin = torch.tensor([[3.0, 1.0, 2.0, -5.0], [0.0, -1.0, 4.0, 0.5]])
+    present = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert keep_foreground(margin, present, 0.0).int().tolist() == [[0, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_kept_numbers_are_those_of_evit():
+    assert [num_kept(0.7, number) for number in (196, 138, 97)] == [138, 97, 68]
+
+
+def test_ranks_split_places_in_order():
+    best, rest = split_by_rank(torch.tensor([[0.1, 0.9, 0.5, 0.7]]), 2)
+    assert best.tolist() == [[1, 3]]
+    assert rest.tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_packing_finds_the_way_back(seed):
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.rand(3, 6, generator=generator) < 0.6
+    values = torch.rand(3, 6, 2, generator=generator)
+    packing = Packing.of(present)
+    assert packing.lengths == tuple(present.sum(1).tolist())
+    torch.testing.assert_close(packing.unpack(packing.pack(values)), values * present.unsqueeze(-1))
+    part = present & (torch.rand(3, 6, generator=generator) < 0.5)
+    torch.testing.assert_close(packing.select(packing.pack(values), part), values[part])
+
+
+def test_the_gate_loss_is_that_of_a_loop():
+    gates, present = torch.tensor([[0.3, -2.0, 1.0], [0.5, 0.1, -0.2]]), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    background = torch.tensor([[1, 0, 1], [0, 0, 1]]).bool()
+    means = []
+    for row in range(2):
+        terms = [
+            -math.log(torch.sigmoid(gate if is_background else -gate))
+            for gate, is_present, is_background in zip(gates[row], present[row], background[row], strict=True)
+            if is_present
+        ]
+        means.append(sum(terms) / len(terms))
+    assert gate_loss(gates.unsqueeze(-1), present, background).item() == pytest.approx(sum(means) / 2, abs=1e-6)

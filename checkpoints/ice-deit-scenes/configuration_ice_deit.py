@@ -74,12 +74,13 @@ class IceDeiTConfig(DeiTConfig):
             gate 0, by more than this.
         fuse_pruned_tokens: Whether the patches that leave go on as one token, their sum weighted by attention
             ("attentiveness" only).
-        pruning_execution: "packed" (patches that left cost nothing), "masked" (they are computed but not attended to),
-            or "auto": masked while the heads are trained and where hidden states or attentions are asked for.
+        pruning_execution: "masked" (patches that left are computed but not attended to), or "packed" (they cost
+            nothing), which "auto" stands for today. Masked in any case while pruning heads train, where hidden states
+            or attentions are asked for, and under "background" where `torch.compile` takes fixed shapes only.
         pruning_head: What decides early: "gate" (one logit a patch) or "patch" (a patch head at each pruning layer).
         pruning_loss_weight: Weight of the pruning heads' loss, >= 0.
         prune_in_training: Whether patches leave in training too, or the heads only learn to tell which would
-            (docs/pruning.md compares the two).
+            (docs/pruning.md compares the two). Under "attentiveness", which has no heads, they leave in any case.
         **kwargs: Fields of `DeiTConfig`. Foreign keys are stored, near-misses of the fields above are refused.
 
     Raises:

@@ -261,12 +261,12 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         does, by the ICE loss on its own logits of all patches.
         """
         losses = []
-        is_background = ~foreground_mask(encoded.last_patch_logits)
+        targets = soft_targets(labels, self.config.num_labels)
         for index, logits in zip(self.config.pruning_schedule, encoded.pruning_logits, strict=True):
-            if self.config.pruning_head == "gate":
+            if logits.shape[-1] == 1:
+                is_background = ~foreground_mask(encoded.last_patch_logits)
                 losses.append(gate_loss(logits, encoded.patch_exit_layer >= index, is_background))
                 continue
-            targets = soft_targets(labels, self.config.num_labels)
             background_logits = pool_background_logits(logits, self.config.background_logit_scale)
             pooled = (pool_foreground_logits(logits), background_logits, foreground_ratio(logits))
             losses.append(self._adversarial_loss(*pooled, targets).total)

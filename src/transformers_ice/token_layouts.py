@@ -55,6 +55,7 @@ class MaskedTokens:
         is_patch: `(batch_size, num_patches)`, bool: False where a fused token took the place of a patch that left.
         exit_layer: See `EncodedTokens`.
         exit_output: What the leaving patches' heads said, `(batch_size, num_patches, 1 or num_labels + 1)`.
+        attention_mask: Hides who is not present, in the form of the attention implementation; made once a cut.
     """
 
     hidden_states: Tensor
@@ -63,6 +64,7 @@ class MaskedTokens:
     is_patch: Tensor
     exit_layer: Tensor
     exit_output: Tensor | None = None
+    attention_mask: Any = None
 
     @classmethod
     def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "MaskedTokens":
@@ -72,7 +74,7 @@ class MaskedTokens:
 
     def apply(self, layer: nn.Module, **kwargs: Any) -> "MaskedTokens":
         """Return the tokens after a layer."""
-        return replace(self, hidden_states=layer(self.hidden_states, self._mask(), None, None, **kwargs))
+        return replace(self, hidden_states=layer(self.hidden_states, self.attention_mask, None, None, **kwargs))
 
     def ask(self, head: nn.Module) -> Tensor:
         """Return what a head says of every cell, `(batch_size, num_patches, 1 or num_labels + 1)`."""
@@ -84,9 +86,14 @@ class MaskedTokens:
         return replace(
             self,
             present=keep,
+            attention_mask=self._mask_of(keep),
             exit_layer=self.exit_layer.masked_fill(leaves, layer_index),
             exit_output=_where_left(leaves, head_output, self.exit_output),
         )
+
+    def _mask_of(self, present: Tensor) -> Any:
+        tokens = with_prefix(present, self.config.num_prefix_tokens)
+        return create_bidirectional_mask(self.config, self.hidden_states, tokens)
 
     def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> "MaskedTokens":
         """Return the tokens with the `count` best patches of each image by `scores`, `(batch_size, num_patches)`."""
@@ -103,9 +110,13 @@ class MaskedTokens:
     ) -> "MaskedTokens":
         """Return the tokens after a layer between whose attention and MLP all but `count` tokens left (EViT)."""
         cut = partial(self._cut, count=count)
-        hidden_states, keep, fused, leaving = layer(self.hidden_states, self._mask(), None, cut, **kwargs)
+        hidden_states, keep, fused, leaving = layer(self.hidden_states, self.attention_mask, None, cut, **kwargs)
         tokens = self.keep(keep, patch_head(leaving), layer_index)
-        return replace(tokens, hidden_states=hidden_states, present=keep | fused, is_patch=tokens.is_patch & ~fused)
+        if self.config.fuse_pruned_tokens:
+            present = keep | fused
+            is_patch, mask = tokens.is_patch & ~fused, self._mask_of(present)
+            tokens = replace(tokens, present=present, is_patch=is_patch, attention_mask=mask)
+        return replace(tokens, hidden_states=hidden_states)
 
     def _cut(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
         num_prefix = self.config.num_prefix_tokens
@@ -120,10 +131,6 @@ class MaskedTokens:
             sums = (patches * (scores * leaves).to(patches.dtype).unsqueeze(-1)).sum(dim=1, keepdim=True)
             hidden_states = torch.cat((prefix, torch.where(fused.unsqueeze(-1), sums, patches)), dim=1)
         return hidden_states, keep, fused, patches
-
-    def _mask(self) -> Any:
-        present = with_prefix(self.present, self.config.num_prefix_tokens)
-        return create_bidirectional_mask(self.config, self.hidden_states, present)
 
     def finish(self, layernorm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Return the picture of the full grid."""

@@ -6,7 +6,7 @@ transformers (`encoder.layer.0.attention.attention.query.weight`, `layers.0.atte
 the weights, every key is accounted for, and no code of a checkpoint runs.
 """
 
-from .checkpoint import ConversionReport, convert_checkpoint, convert_state_dict, read_id2label
+from .checkpoint import PREPROCESSING_FIELDS, ConversionReport, convert_checkpoint, convert_state_dict, read_id2label
 from .files import ALLOWED_GLOBALS, read_checkpoint
 from .keys import DROPPED_KEYS, KEY_TABLES, revert_state_dict
 from .sizes import config_from_state_dict
@@ -16,6 +16,7 @@ __all__ = [
     "ALLOWED_GLOBALS",
     "DROPPED_KEYS",
     "KEY_TABLES",
+    "PREPROCESSING_FIELDS",
     "ConversionReport",
     "config_from_state_dict",
     "convert_checkpoint",

@@ -25,6 +25,7 @@ from .sizes import config_from_state_dict, read_sizes
 
 
 __all__ = [
+    "PREPROCESSING_FIELDS",
     "ConversionReport",
     "convert_checkpoint",
     "convert_state_dict",
@@ -33,7 +34,7 @@ __all__ = [
 
 _MODEL_TYPES = ("vit", "deit", "ice_deit")
 _PATCH_HEAD = "deit.patch_head."
-_PREPROCESSING_FIELDS = (
+PREPROCESSING_FIELDS = (
     "do_resize",
     "size",
     "resample",
@@ -268,7 +269,7 @@ def _preprocessing_of(image_processor: Any) -> dict[str, Any]:
     """Return the settings of an image processor that change the pixels."""
     # as JSON holds them: lists, and the number of the resampling filter
     settings = json.loads(image_processor.to_json_string())
-    return {name: settings[name] for name in _PREPROCESSING_FIELDS if settings.get(name) is not None}
+    return {name: settings[name] for name in PREPROCESSING_FIELDS if settings.get(name) is not None}
 
 
 def _write_folder(target: Path, model: IceDeiTForImageClassification, image_processor: IceDeiTImageProcessor) -> None:

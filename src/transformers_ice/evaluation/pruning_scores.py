@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..adversarial_normalization import foreground_mask
 from ..efficiency import count_tokens, ideal_macs
 from ..explainers import evaluation_mode
+from ..metrics import ForegroundSegmentation
 
 
 __all__ = ["PruningRows", "cell_areas", "pruning_rows", "pruning_table", "summarize_pruning"]
@@ -45,9 +46,15 @@ class PruningRows:
     @property
     def mean_iou(self) -> float:
         """Mean over the two sides of intersection / union, pixels of all images together, in [0, 1]."""
-        areas = self.areas.sum(axis=0).astype(float)
-        intersections = areas.diagonal()
-        return float((intersections / (areas.sum(axis=0) + areas.sum(axis=1) - intersections)).mean())
+        (true_background, false_foreground), (false_background, true_foreground) = np.moveaxis(self.areas, 0, -1)
+        return ForegroundSegmentation().score(
+            {
+                "true_foreground": true_foreground,
+                "false_foreground": false_foreground,
+                "false_background": false_background,
+                "true_background": true_background,
+            }
+        )["mean_iou"]
 
 
 def cell_areas(masks: np.ndarray, patch_size: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration_ice_deit import IceDeiTConfig, as_pair
+from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
 
 
@@ -27,19 +28,6 @@ __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
 OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
 
 _MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may overflow in the analysis of torch
-
-_PREPROCESSING = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
 
 
 class _NamedOutputs(nn.Module):
@@ -195,7 +183,7 @@ def _metadata(
         "logits_source": config.logits_source,
         "pruning_strategy": config.pruning_strategy,
         "pruning_schedule": config.pruning_schedule,
-        **{key: settings.get(key) for key in _PREPROCESSING},
+        **{key: settings.get(key) for key in PREPROCESSING_FIELDS},
     }
     return {key: json.dumps(value) for key, value in values.items()}
 

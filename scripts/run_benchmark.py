@@ -36,6 +36,7 @@ from transformers_ice.efficiency import (
     TimingPlan,
     build_variants,
     describe_machine,
+    keep_freed_memory,
     load_model,
     load_workload,
     measure_speed,
@@ -73,7 +74,8 @@ def benchmark(arguments: BenchmarkArguments) -> None:
     workload = load_workload(arguments, model)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    machine = describe_machine(device)
+    is_kept = arguments.keep_freed_memory and keep_freed_memory()
+    machine = {**describe_machine(device), "freed memory": "kept" if is_kept else "left to the allocator"}
     print(*(f"{name}: {value}" for name, value in {**machine, "dtype": arguments.dtype}.items()), sep="\n")
     plan = TimingPlan(arguments.num_repeats, arguments.num_warmups, arguments.images_per_repeat, arguments.seed)
     rows: list[SpeedRow] = []

@@ -249,7 +249,7 @@ def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):
     assert type(model) is IceDeiTForImageClassification
     assert model.config.logits_source == "patch"
     assert (model.config.background_loss_weight, model.config.drop_path_rate) == (0.2, 0.1)
-    assert model.config.cls_loss_weight == 0.0
+    assert model.config.cls_loss_weight == 1.0
     assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
     expected = ViTForImageClassification.from_pretrained(folder).eval()
     pixels = torch.randn(2, 3, 32, 32)

@@ -27,6 +27,7 @@ from transformers_ice.training import (
 )
 from transformers_ice.training.augmentation import random_crop_box
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from transformers_ice.training.objectives import OBJECTIVES
 from transformers_ice.training.trainer import LOSS_PARTS, EpochCallback
 
 
@@ -154,10 +155,13 @@ def test_saved_keys_are_the_state_dict(tmp_path, model_type):
 
 
 PRUNING = {"pruning_strategy": "background", "pruning_layers": [1], "prune_in_training": True}
+# the parts that a configuration without them does not have
+OPTIONAL_PARTS = {"pruning_loss": PRUNING, "candidate_label_loss": OBJECTIVES["balanced"]}
+OPTIONAL_PARTS["local_loss"] = OPTIONAL_PARTS["candidate_label_loss"]
 
 
-@pytest.mark.parametrize("pruning", [{}, PRUNING], ids=["unpruned", "pruned"])
-def test_log_holds_the_mean_parts_of_the_loss(tmp_path, pruning):
+@pytest.mark.parametrize("fields", [{}, PRUNING, OBJECTIVES["balanced"]], ids=["published", "pruned", "balanced"])
+def test_log_holds_the_mean_parts_of_the_loss(tmp_path, fields):
     seen = []
 
     class Spy(IceDeiTForImageClassification):
@@ -166,20 +170,22 @@ def test_log_holds_the_mean_parts_of_the_loss(tmp_path, pruning):
             seen.append({name: outputs[name].detach().mean().item() for name in LOSS_PARTS if name in outputs})
             return outputs
 
-    model = Spy(make_model(**pruning).config)
+    model = Spy(make_model(**fields).config)
     trainer = make_trainer(tmp_path, model, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 2
-    names = [name for name in LOSS_PARTS if pruning or name != "pruning_loss"]
+    names = [name for name in LOSS_PARTS if OPTIONAL_PARTS.get(name, fields) == fields]
     for index, line in enumerate(lines):
         for name in names:
             batches = [batch[name] for batch in seen[4 * index : 4 * index + 4]]
             assert line[name] == pytest.approx(np.mean(batches), rel=1e-5), name
-    weight = model.config.background_loss_weight
-    # float32 sums of a few terms
-    for line in lines:
-        total = line["classification_loss"] + weight * line["background_loss"] + line.get("pruning_loss", 0)
+    config = model.config
+    # the weight of the background loss would depend on each batch
+    for line in lines if config.max_foreground_ratio == 1 else []:
+        total = line["classification_loss"] + config.background_loss_weight * line["background_loss"]
+        total += line.get("pruning_loss", 0)
+        # float32 sums of a few terms
         assert line["loss"] == pytest.approx(total, rel=1e-4)
 
 

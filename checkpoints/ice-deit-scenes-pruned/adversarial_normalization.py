@@ -20,11 +20,28 @@ class AdversarialNormalizationLoss:
         total: Weighted sum of the two; the weight of `background` is 0 while the gate is closed.
         classification: Cross-entropy of the pooled foreground logits with the image's label.
         background: Cross-entropy of the pooled background logits with the background class.
+        candidate_label: `candidate_label_loss`; `None` where it has no weight (published).
     """
 
     total: Tensor
     classification: Tensor
     background: Tensor
+    candidate_label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PooledPatches:
+    """Hold what the patches of each image say together.
+
+    Args:
+        foreground_logits: `(batch_size, num_labels + 1)`, from `pool_foreground_logits`.
+        background_logits: `(batch_size, num_labels + 1)`, from `pool_background_logits`.
+        foreground_ratio: `(batch_size,)`, from `foreground_ratio`.
+    """
+
+    foreground_logits: Tensor
+    background_logits: Tensor
+    foreground_ratio: Tensor
 
 
 def foreground_mask(patch_logits: Tensor) -> Tensor:
@@ -67,6 +84,48 @@ def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> 
     # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
     sums = (mask.unsqueeze(1).to(patch_logits.dtype) @ patch_logits).squeeze(1)
     return sums / (mask.sum(dim=1, keepdim=True) + 1)
+
+
+def pool_softly(patch_logits: Tensor) -> Tensor:
+    """Average the logits of all patches, each as far as it is foreground.
+
+    The soft form of `pool_foreground_logits`: a patch counts by 1 - p(background) instead of by 1 or 0, so the loss
+    also says which patches should count.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+
+    Returns:
+        `(batch_size, num_labels + 1)`, float32.
+    """
+    logits = patch_logits.float()
+    weights = 1 - logits.softmax(dim=-1)[..., -1:]
+    return (weights * logits).sum(dim=1) / (weights.sum(dim=1) + 1)
+
+
+def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how far patches are from what they may be: the image's class, or background.
+
+    Whatever else a patch may look like, the image's label does not name it. With this a patch that only looks like a
+    class goes to background, and not to that class.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        targets: `(batch_size, num_labels)` soft targets. Of a mixed image the two largest count, by their share.
+
+    Returns:
+        0-dim: -log(p(class) + p(background)) in float32, mean over patches and images.
+
+    Source: learning from partial labels (Cour, Sapp, Taskar, JMLR 2011), the candidates being class and background.
+    """
+    logits = patch_logits.float()
+    shares, classes = targets.topk(min(2, targets.shape[-1]), dim=-1)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    # only the candidates are taken out: (batch, num_patches, classes) is the largest tensor of a training step
+    of_class = logits.gather(2, classes.unsqueeze(1).expand(-1, logits.shape[1], -1))
+    of_candidates = torch.logaddexp(of_class, logits[..., -1:])
+    losses = logits.logsumexp(dim=-1, keepdim=True) - of_candidates
+    return (losses * shares.unsqueeze(1)).sum(dim=-1).mean()
 
 
 def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
@@ -135,6 +194,7 @@ def adversarial_normalization_loss(
     background_loss_weight: float,
     min_foreground_ratio: float,
     classification_loss_weight: float = 1.0,
+    max_foreground_ratio: float = 1.0,
 ) -> AdversarialNormalizationLoss:
     """Return the ICE loss of a batch.
 
@@ -146,6 +206,8 @@ def adversarial_normalization_loss(
         background_loss_weight: Weight of the background part (published: 0.025).
         min_foreground_ratio: The background part counts only while `batch_ratio` is at least this (published: 0.1).
         classification_loss_weight: Weight of the classification part (published: 1).
+        max_foreground_ratio: From here on the weight of the background part grows with `batch_ratio`, by up to 1 where
+            every patch is foreground: a weight that was chosen too small corrects itself (published: 1, never).
 
     Returns:
         The total and its unweighted parts.
@@ -154,18 +216,23 @@ def adversarial_normalization_loss(
     # cross-entropy with the background class, written so that background's index stays "the last one"
     background = -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
     weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).to(background.dtype)
+    if max_foreground_ratio < 1:
+        weight = weight + ((batch_ratio - max_foreground_ratio) / (1 - max_foreground_ratio)).clamp(min=0)
     total = classification_loss_weight * classification + weight * background
     return AdversarialNormalizationLoss(total, classification, background)
 
 
 __all__ = [
     "AdversarialNormalizationLoss",
+    "PooledPatches",
     "adversarial_normalization_loss",
     "batch_foreground_ratio",
+    "candidate_label_loss",
     "foreground_mask",
     "foreground_ratio",
     "pool_background_logits",
     "pool_foreground_logits",
+    "pool_softly",
     "soft_cross_entropy",
     "soft_targets",
 ]

@@ -55,6 +55,8 @@ class IceDeiTImageClassifierOutput(ModelOutput):
         background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
         cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
         pruning_loss: 0-dim, unweighted loss of the pruning heads; only while the model trains and has some.
+        candidate_label_loss: 0-dim, unweighted `candidate_label_loss`; only where it has a weight.
+        local_loss: 0-dim, unweighted loss of the local windows; only while the model trains with some.
         hidden_states: Per layer, with `output_hidden_states=True`.
         attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
     """
@@ -72,6 +74,8 @@ class IceDeiTImageClassifierOutput(ModelOutput):
     background_loss: Tensor | None = None
     cls_loss: Tensor | None = None
     pruning_loss: Tensor | None = None
+    candidate_label_loss: Tensor | None = None
+    local_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 

@@ -20,6 +20,7 @@ REMOTE_CODE_FILES = (
     "image_processing_ice_deit.py",
     "input_checks.py",
     "layers_ice_deit.py",
+    "local_windows.py",
     "modeling_ice_deit.py",
     "outputs_ice_deit.py",
     "packed_attention.py",

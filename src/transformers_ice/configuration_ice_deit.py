@@ -11,6 +11,7 @@ from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
 
 LOGITS_SOURCES = ("patch", "cls")
+FOREGROUND_POOLINGS = ("hard", "soft")
 
 # Fields that DeiT does not have. A misspelt one would be stored silently (the parent accepts any keyword).
 _ICE_FIELDS = (
@@ -20,8 +21,14 @@ _ICE_FIELDS = (
     "background_loss_weight",
     "background_logit_scale",
     "min_foreground_ratio",
+    "max_foreground_ratio",
     "cls_loss_weight",
     "classification_loss_weight",
+    "foreground_pooling",
+    "candidate_label_loss_weight",
+    "num_local_windows",
+    "local_loss_weight",
+    "local_image_share",
     "logits_source",
     "patch_head_hidden_size",
     "pruning_strategy",
@@ -33,6 +40,14 @@ _ICE_FIELDS = (
     "pruning_head",
     "pruning_loss_weight",
     "prune_in_training",
+)
+
+_LOSS_WEIGHTS = (
+    "background_loss_weight",
+    "cls_loss_weight",
+    "classification_loss_weight",
+    "candidate_label_loss_weight",
+    "local_loss_weight",
 )
 
 # Keys of old Hub configurations that only look like one of those.
@@ -58,9 +73,20 @@ class IceDeiTConfig(DeiTConfig):
         background_logit_scale: Factor on the mean patch logits before the background loss (0.5 in `models_ICE.py`).
         min_foreground_ratio: The background loss counts only while the batch's mean share of foreground patches is at
             least this, in [0, 1] (0.1 in `engine_ICE.py`).
+        max_foreground_ratio: From this mean share of foreground patches on, in [0, 1], the background loss gains
+            weight, up to 1 more where every patch is foreground; published: 1, which adds nothing.
         cls_loss_weight: Weight of the [CLS] classifier's cross-entropy, >= 0 (0.0 in `engine_ICE.py`).
         classification_loss_weight: Weight of the foreground logits' cross-entropy, >= 0 (published: 1). With 0 here
             and for the background loss, the [CLS] classifier trains alone, as in DeiT and EViT.
+        foreground_pooling: Which patches the classification loss pools: "hard" (published), those whose best class is
+            not background, or "soft", all, each by 1 - p(background). The outputs of the model are the hard ones.
+        candidate_label_loss_weight: Weight, >= 0, of the loss that lets a patch be only the image's class or
+            background (published: none, 0).
+        num_local_windows: In training, some images are also run in windows, so many along each side of the patch grid,
+            and patches learn from what they say there (published: none, 0).
+        local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
+            which see everything say the same.
+        local_image_share: Share of the images, in (0, 1], that are run in windows.
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
         patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
         pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
@@ -104,6 +130,8 @@ class IceDeiTConfig(DeiTConfig):
         "background_loss",
         "cls_loss",
         "pruning_loss",
+        "candidate_label_loss",
+        "local_loss",
         "hidden_states",
         "attentions",
     ]
@@ -115,8 +143,14 @@ class IceDeiTConfig(DeiTConfig):
     background_loss_weight: float | int = 0.025
     background_logit_scale: float | int = 0.5
     min_foreground_ratio: float | int = 0.1
+    max_foreground_ratio: float | int = 1.0
     cls_loss_weight: float | int = 0.0
     classification_loss_weight: float | int = 1.0
+    foreground_pooling: str = "hard"
+    candidate_label_loss_weight: float | int = 0.0
+    num_local_windows: int = 0
+    local_loss_weight: float | int = 1.0
+    local_image_share: float | int = 0.5
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
     pruning_strategy: str | None = None
@@ -246,9 +280,18 @@ class IceDeiTConfig(DeiTConfig):
         Raises:
             ValueError: If a value is out of range or contradicts another one.
         """
-        for name in ("background_loss_weight", "cls_loss_weight", "classification_loss_weight"):
+        for name in _LOSS_WEIGHTS:
             _check_range(name, getattr(self, name), 0.0, float("inf"))
         _check_range("min_foreground_ratio", self.min_foreground_ratio, 0.0, 1.0)
+        _check_range("max_foreground_ratio", self.max_foreground_ratio, 0.0, 1.0)
+        if self.foreground_pooling not in FOREGROUND_POOLINGS:
+            raise ValueError(
+                f"`foreground_pooling` must be one of {list(FOREGROUND_POOLINGS)}, got {self.foreground_pooling!r}."
+            )
+        if self.num_local_windows < 0:
+            raise ValueError(f"`num_local_windows` must be at least 0, got {self.num_local_windows}.")
+        if not 0.0 < self.local_image_share <= 1.0:
+            raise ValueError(f"`local_image_share` must be in (0, 1], got {self.local_image_share}.")
         _check_range("background_logit_scale", self.background_logit_scale, 0.0, float("inf"))
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")

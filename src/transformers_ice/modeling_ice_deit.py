@@ -5,6 +5,7 @@ Wires `adversarial_normalization` into the DeiT classes of transformers. This fi
 code, so it imports its neighbours with a single dot.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,18 +16,21 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import (
     AdversarialNormalizationLoss,
+    PooledPatches,
     adversarial_normalization_loss,
     batch_foreground_ratio,
+    candidate_label_loss,
     foreground_mask,
-    foreground_ratio,
     pool_background_logits,
     pool_foreground_logits,
+    pool_softly,
     soft_cross_entropy,
     soft_targets,
 )
 from .configuration_ice_deit import IceDeiTConfig
 from .input_checks import check_labels, check_pixel_values
 from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head, build_pruning_head
+from .local_windows import every_nth, join_windows, local_distillation_loss, split_windows
 from .outputs_ice_deit import IceDeiTImageClassifierOutput, IceDeiTModelOutput
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .pruned_encoding import encode_pruned
@@ -114,6 +118,29 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             patch_exit_layer=patch_exit_layer,
         )
 
+    def encode_windows(self, pixel_values: Tensor) -> Tensor:
+        """Return what patches say that see nothing but their own window, without pruning.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`.
+
+        Returns:
+            `(batch_size, num_patches, num_labels + 1)`. Each of `config.num_local_windows`**2 windows has the prefix
+            tokens to itself, and its patches have the positions that they have in the image.
+
+        Raises:
+            ValueError: If the patch grid does not divide into the windows.
+        """
+        num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
+        grid_size = self.embeddings.grid_size_of(pixel_values)
+        hidden_states = self.embeddings(pixel_values)
+        windows = split_windows(hidden_states[:, num_prefix:], grid_size, num_windows)
+        prefix = hidden_states[:, :num_prefix].repeat_interleave(num_windows**2, dim=0)
+        tokens = torch.cat((prefix, windows), dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, None)
+        return join_windows(self.patch_head(tokens[:, num_prefix:]), grid_size, num_windows)
+
     def check_pruning_heads(self) -> None:
         """Raise unless there is a head for every decision that the configuration asks for.
 
@@ -194,24 +221,16 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
-        mask = foreground_mask(encoded.patch_logits)
-        foreground_logits = pool_foreground_logits(encoded.patch_logits, mask)
-        background_logits = pool_background_logits(encoded.patch_logits, self.config.background_logit_scale)
-        ratio = mask.float().mean(dim=-1)
-        losses = {}
-        if labels is not None:
-            losses = self.compute_losses(foreground_logits, background_logits, cls_logits, ratio, labels)
-            if encoded.pruning_logits is not None:
-                losses["pruning_loss"] = self.compute_pruning_loss(encoded, labels)
-                losses["loss"] = losses["loss"] + self.config.pruning_loss_weight * losses["pruning_loss"]
+        pooled = self.pool(encoded.patch_logits)
+        losses = {} if labels is None else self.compute_losses(pixel_values, encoded, pooled, cls_logits, labels)
         from_patches = self.config.logits_source == "patch"
         return IceDeiTImageClassifierOutput(
-            logits=foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
+            logits=pooled.foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
             cls_logits=cls_logits,
             patch_logits=encoded.patch_logits,
-            foreground_logits=foreground_logits,
-            background_logits=background_logits,
-            foreground_ratio=ratio,
+            foreground_logits=pooled.foreground_logits,
+            background_logits=pooled.background_logits,
+            foreground_ratio=pooled.foreground_ratio,
             patch_exit_layer=encoded.patch_exit_layer,
             grid_size=encoded.grid_size,
             hidden_states=encoded.hidden_states,
@@ -226,50 +245,96 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             return cls_logits
         return (cls_logits + self.distillation_classifier(last_hidden_state[:, 1])) / 2
 
+    def pool(self, patch_logits: Tensor) -> PooledPatches:
+        """Pool patch logits `(batch_size, num_patches, num_labels + 1)` over the images, as published."""
+        mask = foreground_mask(patch_logits)
+        return PooledPatches(
+            foreground_logits=pool_foreground_logits(patch_logits, mask),
+            background_logits=pool_background_logits(patch_logits, self.config.background_logit_scale),
+            foreground_ratio=mask.float().mean(dim=-1),
+        )
+
     def compute_losses(
-        self, foreground_logits: Tensor, background_logits: Tensor, cls_logits: Tensor, ratio: Tensor, labels: Tensor
+        self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Return `loss` and its unweighted parts, each 0-dim, by their names in the output."""
+        """Return `loss` and its unweighted parts, each 0-dim, by their names in the output.
+
+        Args:
+            pixel_values: The images.
+            encoded: Their `IceDeiTModelOutput`.
+            pooled: Of its patch logits.
+            cls_logits: `(batch_size, num_labels)`.
+            labels: As given to `forward`.
+        """
         targets = soft_targets(labels, self.config.num_labels)
-        ice_loss = self._adversarial_loss(foreground_logits, background_logits, ratio, targets)
+        ice_loss = self.ice_loss(encoded.patch_logits, pooled, targets)
         cls_loss = soft_cross_entropy(cls_logits, targets)
-        return {
-            # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
-            "loss": ice_loss.total + self.config.cls_loss_weight * cls_loss,
+        # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
+        total = ice_loss.total + self.config.cls_loss_weight * cls_loss
+        losses = {
             "classification_loss": ice_loss.classification,
             "background_loss": ice_loss.background,
             "cls_loss": cls_loss,
         }
+        if ice_loss.candidate_label is not None:
+            losses["candidate_label_loss"] = ice_loss.candidate_label
+        if self.training and self.config.num_local_windows and self.config.local_loss_weight:
+            losses["local_loss"] = self.compute_local_loss(pixel_values, encoded, targets)
+            total = total + self.config.local_loss_weight * losses["local_loss"]
+        if encoded.pruning_logits is not None:
+            losses["pruning_loss"] = self.compute_pruning_loss(encoded, targets)
+            total = total + self.config.pruning_loss_weight * losses["pruning_loss"]
+        return {"loss": total, **losses}
 
-    def _adversarial_loss(
-        self, foreground_logits: Tensor, background_logits: Tensor, ratio: Tensor, targets: Tensor
-    ) -> AdversarialNormalizationLoss:
-        return adversarial_normalization_loss(
-            foreground_logits,
-            background_logits,
+    def ice_loss(self, patch_logits: Tensor, pooled: PooledPatches, targets: Tensor) -> AdversarialNormalizationLoss:
+        """Return the loss of patch logits, from whichever head, by the objective of the configuration.
+
+        Args:
+            patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+            pooled: `pool(patch_logits)`.
+            targets: `(batch_size, num_labels)`.
+        """
+        config = self.config
+        is_soft = config.foreground_pooling == "soft"
+        loss = adversarial_normalization_loss(
+            pool_softly(patch_logits) if is_soft else pooled.foreground_logits,
+            pooled.background_logits,
             targets,
-            batch_foreground_ratio(ratio, across_ranks=self.training),
-            self.config.background_loss_weight,
-            self.config.min_foreground_ratio,
-            self.config.classification_loss_weight,
+            batch_foreground_ratio(pooled.foreground_ratio, across_ranks=self.training),
+            config.background_loss_weight,
+            config.min_foreground_ratio,
+            config.classification_loss_weight,
+            config.max_foreground_ratio,
         )
+        if not config.candidate_label_loss_weight:
+            return loss
+        candidate_label = candidate_label_loss(patch_logits, targets)
+        total = loss.total + config.candidate_label_loss_weight * candidate_label
+        return replace(loss, total=total, candidate_label=candidate_label)
 
-    def compute_pruning_loss(self, encoded: Any, labels: Tensor) -> Tensor:
+    def compute_local_loss(self, pixel_values: Tensor, encoded: Any, targets: Tensor) -> Tensor:
+        """Return the loss of the local windows, 0-dim: the ICE loss in them, and of saying elsewhere what they say."""
+        share = self.config.local_image_share
+        local_logits = self.deit.encode_windows(every_nth(pixel_values, share))
+        local_loss = self.ice_loss(local_logits, self.pool(local_logits), every_nth(targets, share))
+        # a patch that left in training is no learner: what counts is what the last head says of it
+        whole = encoded.patch_logits if encoded.last_patch_logits is None else encoded.last_patch_logits
+        grid_size = self.deit.embeddings.grid_size_of(pixel_values)
+        return local_loss.total + local_distillation_loss(every_nth(whole, share), local_logits, grid_size)
+
+    def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:
         """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers, of an `IceDeiTModelOutput`.
 
         A gate learns what the last head will say of each patch that reaches it; a patch head learns as the last one
         does, by the ICE loss on its own logits of all patches.
         """
         losses = []
-        targets = soft_targets(labels, self.config.num_labels)
         for index, logits in zip(self.config.pruning_schedule, encoded.pruning_logits, strict=True):
             if logits.shape[-1] == 1:
                 is_background = ~foreground_mask(encoded.last_patch_logits)
                 losses.append(gate_loss(logits, encoded.patch_exit_layer >= index, is_background))
-                continue
-            background_logits = pool_background_logits(logits, self.config.background_logit_scale)
-            pooled = (pool_foreground_logits(logits), background_logits, foreground_ratio(logits))
-            losses.append(self._adversarial_loss(*pooled, targets).total)
+            else:
+                losses.append(self.ice_loss(logits, self.pool(logits), targets).total)
         return torch.stack(losses).mean()
 
 

@@ -2,6 +2,7 @@
 """How fast models are: images per second and MACs, pruned and unpruned, against what the arithmetic allows."""
 
 from .arguments import BenchmarkArguments, parse_benchmark_arguments
+from .freed_memory import keep_freed_memory
 from .inputs import load_model, load_workload
 from .keep_counts import counts_from_shares, draw_keep_shares, prescribed_counts, read_keep_shares
 from .macs import TokenCounts, count_macs, count_tokens, ideal_macs
@@ -30,6 +31,7 @@ __all__ = [
     "draw_keep_shares",
     "ideal_macs",
     "interleave",
+    "keep_freed_memory",
     "load_model",
     "load_workload",
     "measure_speed",

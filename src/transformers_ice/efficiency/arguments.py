@@ -44,6 +44,10 @@ class BenchmarkArguments:
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0, mps."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
+    keep_freed_memory: bool = field(
+        default=True,
+        metadata={"help": "Let the process keep freed memory, as under jemalloc; false: the C library's own habit."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, noise, draws and the order of the variants."})
     accuracies: str | None = field(
         default=None, metadata={"help": "JSON, variant name to top-1 in [0, 1]: draws accuracy over speed."}

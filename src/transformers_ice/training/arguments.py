@@ -35,11 +35,19 @@ class ModelArguments:
         token: Hub token for private repositories.
         trust_remote_code: Whether code of the image processor's repository may run; models need none.
         ignore_mismatched_sizes: Whether a head of another number of classes is replaced by a fresh one.
+        objective: Name of a set of the fields below that are not given: "balanced", "published", or "kept", those of
+            the checkpoint. By default balanced, and kept where the checkpoint is an ICE model.
         background_loss_weight: See `IceDeiTConfig`, like the fields below.
         background_logit_scale: See `IceDeiTConfig`.
         min_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
+        max_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
         cls_loss_weight: See `IceDeiTConfig`.
         classification_loss_weight: See `IceDeiTConfig`.
+        foreground_pooling: See `IceDeiTConfig`.
+        candidate_label_loss_weight: See `IceDeiTConfig`.
+        num_local_windows: See `IceDeiTConfig`.
+        local_loss_weight: See `IceDeiTConfig`.
+        local_image_share: See `IceDeiTConfig`, in (0, 1].
         logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
         drop_path_rate: See `IceDeiTConfig`, in [0, 1).
         patch_head_hidden_size: See `IceDeiTConfig`, like the fields below.
@@ -86,6 +94,13 @@ class ModelArguments:
         default=False,
         metadata={"help": "Replace heads whose number of classes differs from the data by fresh ones."},
     )
+    objective: Literal["balanced", "published", "kept"] | None = field(
+        default=None,
+        metadata={
+            "help": "What ICE is trained by: balanced, published (the paper's), kept (as the checkpoint says); the "
+            "options below change parts of it. Default: balanced, and kept for a checkpoint that is ICE already."
+        },
+    )
     background_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the loss that pulls every patch to background; larger masks less."}
     )
@@ -96,11 +111,31 @@ class ModelArguments:
         default=None,
         metadata={"help": "The background loss is off while fewer than this share of the patches is foreground."},
     )
+    max_foreground_ratio: float | None = field(
+        default=None,
+        metadata={"help": "From this share of foreground patches on the background loss gains weight; 1: never."},
+    )
     cls_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the [CLS] classifier's own cross-entropy; 0 leaves it untrained."}
     )
     classification_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the cross-entropy of the foreground patches; 0 trains [CLS] alone."}
+    )
+    foreground_pooling: Literal["hard", "soft"] | None = field(
+        default=None,
+        metadata={"help": "What the loss pools: hard (foreground patches), soft (all, by 1 - p(background))."},
+    )
+    candidate_label_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the loss that lets a patch be only the image's class or background."},
+    )
+    num_local_windows: int | None = field(
+        default=None,
+        metadata={"help": "Also train on windows, so many along each side of the patch grid; 0: do not."},
+    )
+    local_loss_weight: float | None = field(default=None, metadata={"help": "Weight of what is learnt from them."})
+    local_image_share: float | None = field(
+        default=None, metadata={"help": "Share of the images that are run in windows, too."}
     )
     logits_source: Literal["patch", "cls"] | None = field(
         default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}

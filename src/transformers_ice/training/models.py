@@ -27,6 +27,7 @@ from ..image_processing_ice_deit import IceDeiTImageProcessor
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ModelArguments
 from .initialization import initialize_mimetically
+from .objectives import OBJECTIVES
 
 
 __all__ = ["build_config", "build_image_processor", "build_model", "input_size", "parse_config_overrides"]
@@ -37,8 +38,14 @@ _ICE_FIELDS = (
     "background_loss_weight",
     "background_logit_scale",
     "min_foreground_ratio",
+    "max_foreground_ratio",
     "cls_loss_weight",
     "classification_loss_weight",
+    "foreground_pooling",
+    "candidate_label_loss_weight",
+    "num_local_windows",
+    "local_loss_weight",
+    "local_image_share",
     "logits_source",
     "drop_path_rate",
     "patch_head_hidden_size",
@@ -105,8 +112,10 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
+        is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
         # training is what makes the patch logits worth answering with
-        return IceDeiTConfig.from_pretrained(path, **hub, **{"logits_source": "patch", **fields})
+        fields = {"logits_source": "patch", **_objective(model_args, is_ice), **fields}
+        return IceDeiTConfig.from_pretrained(path, **hub, **fields)
     if image_size is not None:
         fields["image_size"] = image_size
     model_type = str(model_args.model_type)
@@ -115,7 +124,15 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     except ValueError as error:
         raise ValueError(f"`model_type` {model_type!r} is unknown, try vit or ice_deit.") from error
     _refuse_unknown(default, fields)
+    if isinstance(default, IceDeiTConfig):
+        fields = {**_objective(model_args, is_ice=False), **fields}
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
+    """Return the fields of the objective that is asked for."""
+    name = model_args.objective or ("kept" if is_ice else "balanced")
+    return {} if name == "kept" else dict(OBJECTIVES[name])
 
 
 def _hub_options(model_args: ModelArguments) -> dict[str, Any]:

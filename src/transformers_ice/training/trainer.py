@@ -22,7 +22,15 @@ from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outpu
 
 __all__ = ["LOSS_PARTS", "EpochCallback", "IceTrainer", "build_trainer"]
 
-LOSS_PARTS = ("classification_loss", "background_loss", "cls_loss", "pruning_loss", "foreground_ratio")
+LOSS_PARTS = (
+    "classification_loss",
+    "background_loss",
+    "cls_loss",
+    "candidate_label_loss",
+    "local_loss",
+    "pruning_loss",
+    "foreground_ratio",
+)
 """Outputs of an ICE model that stand in the log beside the loss: their mean since the line before."""
 
 _TOKENS_AND_POSITIONS = {"cls_token", "distillation_token", "mask_token", "position_embeddings"}

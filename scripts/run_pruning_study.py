@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor
 
+from transformers_ice import IceDeiTForImageClassification
 from transformers_ice.data.scenes import load_scenes
 from transformers_ice.evaluation.pruning_scores import (
     PruningRows,
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/ice-deit-scenes.yaml"
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CUTS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up: EViT's places
+OBJECTIVE = "--objective published --background_loss_weight 0.3 --cls_loss_weight 1"
 CLS_ONLY = "--classification_loss_weight 0 --background_loss_weight 0 --cls_loss_weight 1 --logits_source cls"
 HEADS = f"--pruning_strategy background --pruning_layers {CUTS}"
 EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {CUTS}"
@@ -84,19 +86,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
-    """Train one model, unless it lies there."""
-    folder = model_folder(arguments, variant, seed)
+def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, options: str) -> None:
+    """Train one model by the recipe and further options of `run_train.py`, unless it lies there."""
     if (folder / "all_results.json").is_file():
-        return folder
+        return
     words = (
         f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed} "
         f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 "
         "--eval_strategy no --save_strategy no --load_best_model_at_end false --disable_tqdm true "
-        f"{VARIANTS[variant]}"
+        f"{options}"
     )
     run_training(*parse_training_arguments([str(RECIPE), *words.split()]))
-    return folder
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
@@ -110,16 +110,24 @@ def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray
     return torch.cat(pixel_values), np.asarray(scenes["label"]), np.concatenate(areas)
 
 
-def measure(arguments: argparse.Namespace, folder: Path, variant: str, seed: int, images: tuple) -> None:
-    """Measure one model in all its runs, unless the rows lie there."""
+def measure_rows(folder: str | Path, changes: Mapping[str, Any], images: tuple) -> PruningRows:
+    """Measure one model with some fields of its configuration changed."""
+    # as an ICE model also where it is a plain classifier: its patch head is random then, its [CLS] is not
+    model = IceDeiTForImageClassification.from_pretrained(folder)
+    for field, value in changes.items():
+        setattr(model.config, field, value)
+    return pruning_rows(model, *images)
+
+
+def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: tuple) -> None:
+    """Train one model and measure it in all its runs, unless the rows lie there."""
+    folder = model_folder(arguments, variant, seed)
+    train_variant(arguments, folder, seed, f"{OBJECTIVE} {VARIANTS[variant]}")
     for run, changes in RUNS[variant].items():
         file = row_file(arguments, variant, run, seed)
         if file.is_file():
             continue
-        model = AutoModelForImageClassification.from_pretrained(folder)
-        for field, value in changes.items():
-            setattr(model.config, field, value)
-        rows = pruning_rows(model, *images)
+        rows = measure_rows(folder, changes, images)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(file, **vars(rows))
         print(f"{file.stem}: top-1 {rows.top_1:.4f}, mean IoU {rows.mean_iou:.4f}", flush=True)
@@ -168,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = load_images(arguments)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            measure(arguments, train(arguments, variant, seed), variant, seed, images)
+            run_variant(arguments, variant, seed, images)
     print(report(arguments))
 
 

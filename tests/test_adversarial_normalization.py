@@ -9,10 +9,12 @@ import torch
 from transformers_ice.adversarial_normalization import (
     adversarial_normalization_loss,
     batch_foreground_ratio,
+    candidate_label_loss,
     foreground_mask,
     foreground_ratio,
     pool_background_logits,
     pool_foreground_logits,
+    pool_softly,
     soft_cross_entropy,
     soft_targets,
 )
@@ -141,3 +143,53 @@ def test_the_loss_is_computed_in_float32_for_half_precision_logits():
     assert loss.total.dtype == torch.float32
     # bfloat16 keeps 8 bits of the pooled logits
     torch.testing.assert_close(loss.total, compute(PATCH_LOGITS, targets).total, atol=0.02, rtol=0.02)
+
+
+def test_soft_pooling_weighs_each_patch_by_its_foreground():
+    expected = []
+    for image in PATCH_LOGITS.double():
+        weights = [1 - patch.exp()[-1] / patch.exp().sum() for patch in image]
+        pooled = sum(weight * patch for weight, patch in zip(weights, image, strict=True))
+        expected.append(pooled / (sum(weights) + 1))
+    torch.testing.assert_close(pool_softly(PATCH_LOGITS), torch.stack(expected).float())
+
+
+def test_soft_pooling_of_certain_patches_is_the_hard_one():
+    logits = 50 * PATCH_LOGITS
+    torch.testing.assert_close(pool_softly(logits), pool_foreground_logits(logits))
+
+
+@pytest.mark.parametrize(
+    ("targets", "shares"),
+    [
+        ([[1.0, 0.0, 0.0]], {0: 1.0}),
+        ([[0.0, 0.3, 0.7]], {1: 0.3, 2: 0.7}),
+        ([[0.1, 0.6, 0.3]], {1: 2 / 3, 2: 1 / 3}),
+    ],
+    ids=["one class", "mixed", "smoothed"],
+)
+def test_candidate_label_loss_by_definition(targets, shares):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 5, 4)
+    expected = 0.0
+    for patch in logits[0].double().softmax(-1).tolist():
+        expected -= sum(share * math.log(patch[label] + patch[-1]) for label, share in shares.items()) / 5
+    assert candidate_label_loss(logits, torch.tensor(targets)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_candidate_label_loss_sends_what_looks_like_another_class_to_background():
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    candidate_label_loss(logits, torch.tensor([[1.0, 0.0]])).backward()
+    downhill = -logits.grad[0, 0]
+    assert downhill[1] < 0 < downhill[0]
+    assert downhill[0] == downhill[2]
+    assert candidate_label_loss(torch.randn(1, 2, 2), torch.ones(1, 1)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("ratio", "extra"), [(0.0, 0.0), (0.7, 0.0), (0.85, 0.5), (1.0, 1.0)])
+def test_background_weight_grows_where_too_much_is_foreground(ratio, extra):
+    logits, targets = torch.randn(2, 3), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = adversarial_normalization_loss(
+        logits, logits, targets, torch.tensor(ratio), 0.2, 0.0, max_foreground_ratio=0.7
+    )
+    assert (loss.total - loss.classification).item() == pytest.approx((0.2 + extra) * loss.background.item(), rel=1e-4)

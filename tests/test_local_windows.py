@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local windows: cut and joined, blurred, blind to what lies outside, and what the model learns from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.local_windows import (
+    blur_grid,
+    every_nth,
+    join_windows,
+    local_distillation_loss,
+    split_windows,
+)
+from transformers_ice.training.objectives import OBJECTIVES
+
+
+GRIDS = [((4, 4), 2), ((4, 6), 2), ((6, 3), 3), ((4, 4), 1), ((2, 2), 2)]
+
+
+def build(**fields) -> IceDeiTForImageClassification:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = IceDeiTConfig(**shape, image_size=32, patch_size=8, num_labels=3, **{**OBJECTIVES["balanced"], **fields})
+    model = IceDeiTForImageClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(("grid_size", "num_windows"), GRIDS)
+def test_windows_are_rectangles_of_the_grid(grid_size, num_windows):
+    rows, columns = grid_size
+    patches = torch.arange(2 * rows * columns).view(2, rows * columns, 1)
+    windows = split_windows(patches, grid_size, num_windows)
+    height, width = rows // num_windows, columns // num_windows
+    images = patches.view(2, rows, columns)
+    expected = [
+        image[top : top + height, left : left + width].flatten()
+        for image in images
+        for top in range(0, rows, height)
+        for left in range(0, columns, width)
+    ]
+    assert torch.equal(windows[..., 0], torch.stack(expected))
+    assert torch.equal(join_windows(windows, grid_size, num_windows), patches)
+
+
+def test_uneven_windows_are_refused():
+    with pytest.raises(ValueError, match=r"num_local_windows.* got 2 for a grid of 3 x 4.*or 0"):
+        split_windows(torch.zeros(1, 12, 1), (3, 4), 2)
+
+
+def test_blur_is_that_of_a_loop():
+    values = torch.rand(2, 12, 5, dtype=torch.float64)
+    grid = values.view(2, 3, 4, 5)
+    expected = torch.zeros_like(grid)
+    for row in range(3):
+        for column in range(4):
+            for down, weight in ((-1, 1), (0, 2), (1, 1)):
+                for right, other in ((-1, 1), (0, 2), (1, 1)):
+                    near = grid[:, min(max(row + down, 0), 2), min(max(column + right, 0), 3)]
+                    expected[:, row, column] += weight * other / 16 * near
+    torch.testing.assert_close(blur_grid(values, (3, 4)), expected.flatten(1, 2))
+
+
+def test_blurred_probabilities_are_probabilities():
+    blurred = blur_grid(torch.randn(2, 9, 4).softmax(-1), (3, 3))
+    torch.testing.assert_close(blurred.sum(-1), torch.ones(2, 9))
+
+
+def test_distillation_is_least_where_the_learner_says_the_blurred_truth_and_teaches_only_it():
+    teacher = torch.randn(2, 9, 4, requires_grad=True)
+    target = blur_grid(teacher.detach().softmax(-1), (3, 3))
+    learner = torch.randn(2, 9, 4, requires_grad=True)
+    loss = local_distillation_loss(learner, teacher, (3, 3))
+    assert loss > local_distillation_loss(target.log(), teacher, (3, 3))
+    torch.testing.assert_close(
+        local_distillation_loss(target.log(), teacher, (3, 3)), -(target * target.log()).sum(-1).mean()
+    )
+    loss.backward()
+    assert teacher.grad is None
+    assert learner.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("share", "rows"), [(1.0, [0, 1, 2, 3, 4]), (0.5, [0, 2, 4]), (0.25, [0, 4]), (0.01, [0])])
+def test_every_nth(share, rows):
+    assert every_nth(torch.arange(5), share).tolist() == rows
+
+
+def test_a_patch_in_a_window_is_blind_to_the_other_windows():
+    model = build().eval()
+    images = torch.randn(1, 3, 32, 32)
+    changed = images.clone()
+    changed[..., 16:] += torch.randn(1, 3, 32, 16)  # the right half
+    with torch.no_grad():
+        before, after = (model.deit.encode_windows(pixels).view(4, 4, -1) for pixels in (images, changed))
+        whole, whole_after = (model(pixels).patch_logits.view(4, 4, -1) for pixels in (images, changed))
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert (before[:, 2:] - after[:, 2:]).abs().amin(dim=-1).min() > 0
+    assert (whole[:, :2] - whole_after[:, :2]).abs().max() > 1e-4
+
+
+def test_one_window_is_the_whole_image():
+    model = build(num_local_windows=1).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.deit.encode_windows(images), model(images).patch_logits)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_distillation_token": True}, {"local_image_share": 1.0}])
+def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
+    model = build(**fields).train()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    outputs = model(images, labels=labels)
+    step = 1 if fields.get("local_image_share") else 2
+    local = model.deit.encode_windows(images[::step])
+    targets = torch.eye(3)[labels[::step]]
+    expected = model.ice_loss(local, model.pool(local), targets).total
+    expected = expected + local_distillation_loss(outputs.patch_logits[::step], local, (4, 4))
+    torch.testing.assert_close(outputs.local_loss, expected)
+    config = model.config
+    whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total
+    total = whole + config.cls_loss_weight * outputs.cls_loss + config.local_loss_weight * expected
+    torch.testing.assert_close(outputs.loss, total)
+
+
+def test_windows_are_for_training_only():
+    model = build().eval()
+    outputs = model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1]))
+    assert outputs.local_loss is None
+    assert outputs.candidate_label_loss > 0
+    # another grid than the windows fit is no matter then
+    assert model(torch.randn(2, 3, 40, 24)).patch_logits.shape == (2, 15, 4)
+    with pytest.raises(ValueError, match="num_local_windows"):
+        model.train()(torch.randn(2, 3, 40, 24), labels=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("prune_in_training", [False, True])
+def test_with_pruning_heads(prune_in_training):
+    fields = {"pruning_strategy": "background", "pruning_layers": [1], "pruning_head": "patch"}
+    model = build(**fields, prune_in_training=prune_in_training).train()
+    outputs = model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 0]))
+    outputs.loss.backward()
+    assert outputs.local_loss > 0
+    assert all(parameter.grad is not None for parameter in model.parameters())

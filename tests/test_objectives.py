@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objectives: what they set, which one a run takes, and the study that compares them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.evaluation.objective_scores import ceiling_rows, objective_table, summarize_objectives
+from transformers_ice.evaluation.pruning_scores import PruningRows
+from transformers_ice.training import ModelArguments
+from transformers_ice.training.models import build_config
+from transformers_ice.training.objectives import OBJECTIVES
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import run_objective_study
+
+
+START = run_objective_study.ROOT / "checkpoints/deit-scenes"
+
+
+def test_published_is_what_the_configuration_says_by_default():
+    config = IceDeiTConfig()
+    assert all(getattr(config, name) == value for name, value in OBJECTIVES["published"].items())
+
+
+def test_balanced_is_a_valid_configuration_of_known_fields():
+    config = IceDeiTConfig(**OBJECTIVES["balanced"])
+    assert set(OBJECTIVES["balanced"]) <= set(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight"), [(None, OBJECTIVES["balanced"]["background_loss_weight"]), ("published", 0.025)]
+)
+def test_a_classifier_becomes_ice_by_the_balanced_objective_unless_told_otherwise(objective, weight):
+    config = build_config(ModelArguments(str(START), objective=objective))
+    assert config.background_loss_weight == weight
+    config = build_config(ModelArguments(model_type="ice_deit", objective=objective))
+    assert config.background_loss_weight == weight
+
+
+def test_an_ice_model_keeps_its_objective_unless_told_otherwise(tmp_path):
+    IceDeiTConfig(background_loss_weight=0.4).save_pretrained(tmp_path)
+    assert build_config(ModelArguments(str(tmp_path))).background_loss_weight == 0.4
+    assert build_config(ModelArguments(str(tmp_path), objective="published")).background_loss_weight == 0.025
+    chosen = build_config(ModelArguments(str(tmp_path), objective="balanced", background_loss_weight=0.3))
+    assert (chosen.background_loss_weight, chosen.foreground_pooling) == (0.3, "soft")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("foreground_pooling", "mean"),
+        ("num_local_windows", -1),
+        ("local_image_share", 0.0),
+        ("max_foreground_ratio", 1.5),
+        ("candidate_label_loss_weight", -0.1),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        IceDeiTConfig(**{name: value})
+
+
+def test_a_few_steps_of_the_balanced_objective_teach_patches_and_cls():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = IceDeiTForImageClassification(
+        IceDeiTConfig(**shape, image_size=32, patch_size=8, num_labels=3, **OBJECTIVES["balanced"])
+    )
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    seen = []
+    for _ in range(20):
+        outputs = model(images, labels=labels)
+        seen.append({name: outputs[name].item() for name in ("classification_loss", "cls_loss", "local_loss")})
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+    assert all(seen[-1][name] < seen[0][name] for name in seen[0])
+
+
+def rows_of(correct, areas) -> PruningRows:
+    return PruningRows(np.array(correct), np.array(correct), np.array(areas), np.empty((len(correct), 0)))
+
+
+def test_ceiling_is_that_of_the_majority():
+    # two patches of four pixels: 3 and 1 pixels of the object
+    rows = ceiling_rows(np.array([[3, 1]]), 4)
+    assert rows.areas.tolist() == [[[3, 1], [1, 3]]]
+    assert rows.mean_iou == pytest.approx(3 / 5)
+
+
+def test_summary_is_over_seeds_and_beside_the_reference():
+    first, second = rows_of([True, False], [[[4, 0], [0, 4]]] * 2), rows_of([True, True], [[[2, 2], [2, 2]]] * 2)
+    runs = {"a": [second, second], "b": [first, second]}
+    lines = summarize_objectives(runs, {"a": [1.0, 3.0], "b": [1.0, 1.0]}, 0.5, 0.5, "a")
+    assert lines[0]["mean_iou"] == (pytest.approx(1 / 3), 0.0)
+    assert lines[0]["seconds"] == (2.0, pytest.approx(2**0.5))
+    assert lines[1]["cls_gain"][0] == pytest.approx(25.0)
+    assert lines[1]["iou_gain"][0] == pytest.approx(1 / 3)
+    assert lines[1]["ceiling_share"][0] == pytest.approx(4 / 3)
+    assert lines[1]["foreground_ratio"][0] == pytest.approx(0.5)
+    assert "| a | 1.0000 ± 0.0000 |" in objective_table(lines)
+
+
+def test_study_trains_measures_and_goes_on(tmp_path, monkeypatch, capsys):
+    words = f"--output_dir {tmp_path} --seeds 0 --max_steps 1 --num_train 64 --num_eval 20".split()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names = [run_objective_study.REFERENCE, "balanced, 1/6 x 0.05"]
+    run_objective_study.main([*words, "--variants", names[1]])
+    assert "No table yet" in capsys.readouterr().out
+    run_objective_study.main([*words, "--variants", *names])
+    out = capsys.readouterr().out
+    assert next(line for line in out.splitlines() if "seed 0" in line).startswith(names[0])
+    assert f"{names[1]}, seed 0" not in out  # it lay there
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {line["name"] for line in results["lines"]} == set(names)
+    assert 0.7 < results["ceiling"] < 1

@@ -23,14 +23,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     # ours: patches answer for what their own part of the image shows, and [CLS] keeps its loss
     "balanced": {
-        "background_loss_weight": 0.05,
+        "background_loss_weight": 0.02,
         "background_logit_scale": 0.5,
         "min_foreground_ratio": 0.1,
         "max_foreground_ratio": 0.7,
         "cls_loss_weight": 1.0,
         "classification_loss_weight": 1.0,
         "foreground_pooling": "soft",
-        "candidate_label_loss_weight": 0.1,
+        "candidate_label_loss_weight": 0.05,
         "num_local_windows": 2,
         "local_loss_weight": 1.0,
         "local_image_share": 0.5,

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import DeiTConfig
 
+from .adversarial_normalization import CLASSIFICATION_LOSSES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
 
@@ -22,6 +23,7 @@ _ICE_FIELDS = (
     "min_foreground_ratio",
     "cls_loss_weight",
     "classification_loss_weight",
+    "classification_loss_type",
     "logits_source",
     "patch_head_hidden_size",
     "pruning_strategy",
@@ -61,6 +63,8 @@ class IceDeiTConfig(DeiTConfig):
         cls_loss_weight: Weight of the [CLS] classifier's cross-entropy, >= 0 (0.0 in `engine_ICE.py`).
         classification_loss_weight: Weight of the foreground logits' cross-entropy, >= 0 (published: 1). With 0 here
             and for the background loss, the [CLS] classifier trains alone, as in DeiT and EViT.
+        classification_loss_type: How foreground and [CLS] logits are compared with the labels: "cross_entropy"
+            (published) or "bce" (binary, the mean over classes; background is one more class with target 0).
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
         patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
         pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
@@ -117,6 +121,7 @@ class IceDeiTConfig(DeiTConfig):
     min_foreground_ratio: float | int = 0.1
     cls_loss_weight: float | int = 0.0
     classification_loss_weight: float | int = 1.0
+    classification_loss_type: str = "cross_entropy"
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
     pruning_strategy: str | None = None
@@ -254,6 +259,11 @@ class IceDeiTConfig(DeiTConfig):
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
         if self.logits_source not in LOGITS_SOURCES:
             raise ValueError(f"`logits_source` must be one of {list(LOGITS_SOURCES)}, got {self.logits_source!r}.")
+        if self.classification_loss_type not in CLASSIFICATION_LOSSES:
+            raise ValueError(
+                f"`classification_loss_type` must be one of {list(CLASSIFICATION_LOSSES)}, got "
+                f"{self.classification_loss_type!r}."
+            )
         if self.patch_head_hidden_size is not None and self.patch_head_hidden_size < 1:
             raise ValueError(f"`patch_head_hidden_size` must be positive or None, got {self.patch_head_hidden_size}.")
         if self.has_distillation_head and not self.use_distillation_token:

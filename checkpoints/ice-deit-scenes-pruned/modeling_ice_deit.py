@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import (
+    CLASSIFICATION_LOSSES,
     AdversarialNormalizationLoss,
     adversarial_normalization_loss,
     batch_foreground_ratio,
@@ -21,7 +22,6 @@ from .adversarial_normalization import (
     foreground_ratio,
     pool_background_logits,
     pool_foreground_logits,
-    soft_cross_entropy,
     soft_targets,
 )
 from .configuration_ice_deit import IceDeiTConfig
@@ -232,7 +232,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         """Return `loss` and its unweighted parts, each 0-dim, by their names in the output."""
         targets = soft_targets(labels, self.config.num_labels)
         ice_loss = self._adversarial_loss(foreground_logits, background_logits, ratio, targets)
-        cls_loss = soft_cross_entropy(cls_logits, targets)
+        cls_loss = CLASSIFICATION_LOSSES[self.config.classification_loss_type](cls_logits, targets)
         return {
             # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
             "loss": ice_loss.total + self.config.cls_loss_weight * cls_loss,
@@ -252,6 +252,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             self.config.background_loss_weight,
             self.config.min_foreground_ratio,
             self.config.classification_loss_weight,
+            self.config.classification_loss_type,
         )
 
     def compute_pruning_loss(self, encoded: Any, labels: Tensor) -> Tensor:

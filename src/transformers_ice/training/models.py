@@ -102,6 +102,8 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     """
     fields = parse_config_overrides(model_args.config_overrides)
     fields |= {name: getattr(model_args, name) for name in _ICE_FIELDS if getattr(model_args, name) is not None}
+    if model_args.loss_type is not None and _becomes_ice(model_args):
+        fields["classification_loss_type"] = model_args.loss_type
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
@@ -116,6 +118,11 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         raise ValueError(f"`model_type` {model_type!r} is unknown, try vit or ice_deit.") from error
     _refuse_unknown(default, fields)
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _becomes_ice(model_args: ModelArguments) -> bool:
+    """Return whether an ICE model is trained; the loss of others is set by `use_soft_label_loss`."""
+    return model_args.model_name_or_path is not None or model_args.model_type == IceDeiTConfig.model_type
 
 
 def _hub_options(model_args: ModelArguments) -> dict[str, Any]:

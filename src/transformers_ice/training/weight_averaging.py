@@ -110,7 +110,8 @@ class WeightAveragingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the average as the model, and the weights that train on beside it."""
         if self.weight_average is not None:
-            state_dict = self.weight_average.tensors
+            # a copy: `save_pretrained` empties the dictionary as it writes
+            state_dict = dict(self.weight_average.tensors)
         super()._save(output_dir, state_dict)
         if self.weight_average is not None and self.args.should_save:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self._bare_model.state_dict().items()}

@@ -159,7 +159,7 @@ def test_gradients_are_clipped_where_it_is_asked_for(tmp_path):
         before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
         trainer.train()
         moved = [(weight - before[name]).square().sum() for name, weight in trainer.model.named_parameters()]
-        norms.append(float(sum(moved)) ** 0.5)
+        norms.append(sum(moved).item() ** 0.5)
     assert norms[0] > 1e-2
     # SGD at rate 1 moves the weights by the clipped gradient; weight decay adds little
     assert norms[1] < 0.5 * norms[0]

@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import (
+    CLASSIFICATION_LOSSES,
     AdversarialNormalizationLoss,
     PooledPatches,
     adversarial_normalization_loss,
@@ -24,7 +25,6 @@ from .adversarial_normalization import (
     pool_background_logits,
     pool_foreground_logits,
     pool_softly,
-    soft_cross_entropy,
     soft_targets,
 )
 from .configuration_ice_deit import IceDeiTConfig
@@ -268,7 +268,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         """
         targets = soft_targets(labels, self.config.num_labels)
         ice_loss = self.ice_loss(encoded.patch_logits, pooled, targets)
-        cls_loss = soft_cross_entropy(cls_logits, targets)
+        cls_loss = CLASSIFICATION_LOSSES[self.config.classification_loss_type](cls_logits, targets)
         # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
         total = ice_loss.total + self.config.cls_loss_weight * cls_loss
         losses = {
@@ -305,6 +305,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             config.min_foreground_ratio,
             config.classification_loss_weight,
             config.max_foreground_ratio,
+            config.classification_loss_type,
         )
         if not config.candidate_label_loss_weight:
             return loss

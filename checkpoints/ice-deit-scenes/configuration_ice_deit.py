@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import DeiTConfig
 
+from .adversarial_normalization import CLASSIFICATION_LOSSES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
 
@@ -29,6 +30,7 @@ _ICE_FIELDS = (
     "num_local_windows",
     "local_loss_weight",
     "local_image_share",
+    "classification_loss_type",
     "logits_source",
     "patch_head_hidden_size",
     "pruning_strategy",
@@ -87,6 +89,8 @@ class IceDeiTConfig(DeiTConfig):
         local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
             which see everything say the same.
         local_image_share: Share of the images, in (0, 1], that are run in windows.
+        classification_loss_type: How foreground and [CLS] logits are compared with the labels: "cross_entropy"
+            (published) or "bce" (binary, the mean over classes; background is one more class with target 0).
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
         patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
         pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
@@ -151,6 +155,7 @@ class IceDeiTConfig(DeiTConfig):
     num_local_windows: int = 0
     local_loss_weight: float | int = 1.0
     local_image_share: float | int = 0.5
+    classification_loss_type: str = "cross_entropy"
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
     pruning_strategy: str | None = None
@@ -297,6 +302,11 @@ class IceDeiTConfig(DeiTConfig):
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
         if self.logits_source not in LOGITS_SOURCES:
             raise ValueError(f"`logits_source` must be one of {list(LOGITS_SOURCES)}, got {self.logits_source!r}.")
+        if self.classification_loss_type not in CLASSIFICATION_LOSSES:
+            raise ValueError(
+                f"`classification_loss_type` must be one of {list(CLASSIFICATION_LOSSES)}, got "
+                f"{self.classification_loss_type!r}."
+            )
         if self.patch_head_hidden_size is not None and self.patch_head_hidden_size < 1:
             raise ValueError(f"`patch_head_hidden_size` must be positive or None, got {self.patch_head_hidden_size}.")
         if self.has_distillation_head and not self.use_distillation_token:

@@ -167,6 +167,25 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
+def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over images and classes, computed in float32: every class by itself.
+
+    Args:
+        logits: `(batch_size, num_classes)`.
+        targets: `(batch_size, num_classes)`, in [0, 1].
+
+    Returns:
+        0-dim.
+
+    Source: Wightman et al., "ResNet strikes back" (2021), and DeiT III train so.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
+CLASSIFICATION_LOSSES = {"cross_entropy": soft_cross_entropy, "bce": soft_binary_cross_entropy}
+"""Losses of logits with target distributions by the name of `classification_loss_type`."""
+
+
 def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
     """Return the mean foreground ratio of the whole batch.
 
@@ -195,6 +214,7 @@ def adversarial_normalization_loss(
     min_foreground_ratio: float,
     classification_loss_weight: float = 1.0,
     max_foreground_ratio: float = 1.0,
+    classification_loss_type: str = "cross_entropy",
 ) -> AdversarialNormalizationLoss:
     """Return the ICE loss of a batch.
 
@@ -208,11 +228,13 @@ def adversarial_normalization_loss(
         classification_loss_weight: Weight of the classification part (published: 1).
         max_foreground_ratio: From here on the weight of the background part grows with `batch_ratio`, by up to 1 where
             every patch is foreground: a weight that was chosen too small corrects itself (published: 1, never).
+        classification_loss_type: One of `CLASSIFICATION_LOSSES` (published: "cross_entropy"). The background part is a
+            cross-entropy in any case.
 
     Returns:
         The total and its unweighted parts.
     """
-    classification = soft_cross_entropy(foreground_logits, F.pad(targets, (0, 1)))
+    classification = CLASSIFICATION_LOSSES[classification_loss_type](foreground_logits, F.pad(targets, (0, 1)))
     # cross-entropy with the background class, written so that background's index stays "the last one"
     background = -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
     weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).to(background.dtype)
@@ -223,6 +245,7 @@ def adversarial_normalization_loss(
 
 
 __all__ = [
+    "CLASSIFICATION_LOSSES",
     "AdversarialNormalizationLoss",
     "PooledPatches",
     "adversarial_normalization_loss",
@@ -233,6 +256,7 @@ __all__ = [
     "pool_background_logits",
     "pool_foreground_logits",
     "pool_softly",
+    "soft_binary_cross_entropy",
     "soft_cross_entropy",
     "soft_targets",
 ]

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..command_line import parse_dataclasses
+from .recipe_arguments import AugmentationArguments, RecipeArguments
 
 
 __all__ = ["DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
@@ -49,6 +50,7 @@ class ModelArguments:
         local_loss_weight: See `IceDeiTConfig`.
         local_image_share: See `IceDeiTConfig`, in (0, 1].
         logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
+        loss_type: `classification_loss_type` of `IceDeiTConfig`, and the loss of a plain classifier.
         drop_path_rate: See `IceDeiTConfig`, in [0, 1).
         patch_head_hidden_size: See `IceDeiTConfig`, like the fields below.
         pruning_strategy: Which patches leave on the way; pruning heads that the checkpoint lacks are drawn anew.
@@ -140,6 +142,10 @@ class ModelArguments:
     logits_source: Literal["patch", "cls"] | None = field(
         default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}
     )
+    loss_type: Literal["cross_entropy", "bce"] | None = field(
+        default=None,
+        metadata={"help": "How logits are compared with labels: cross_entropy, or bce (each class alone)."},
+    )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth: the drop rate of the last layer, growing linearly to it."}
     )
@@ -187,7 +193,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(AugmentationArguments):
     """Which images to train and evaluate on, and how training images are varied.
 
     Args:
@@ -204,10 +210,8 @@ class DataArguments:
         image_size: Side of the (square) model input in pixels.
         on_bad_image: What to do about files that cannot be read.
         check_images: Whether every image is decoded once before training.
-        augmentation: How training images are varied.
-        random_resized_crop_scale: Smallest and largest share of the image area a random crop covers.
-        random_resized_crop_ratio: Smallest and largest width / height of a random crop.
         num_proc: Processes that draw scenes, threads that check images.
+        **kwargs: See `AugmentationArguments`.
 
     Raises:
         ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
@@ -243,16 +247,6 @@ class DataArguments:
     check_images: bool = field(
         default=True, metadata={"help": "Decode every image once before training, to find unreadable ones."}
     )
-    augmentation: Literal["none", "flip", "crop_flip"] = field(
-        default="crop_flip", metadata={"help": "none, flip (left-right), or crop_flip (random resized crop and flip)."}
-    )
-    random_resized_crop_scale: list[float] = field(
-        default_factory=lambda: [0.6, 1.0],
-        metadata={"help": "Smallest and largest share of the image area that a random crop covers (DeiT: 0.08 1)."},
-    )
-    random_resized_crop_ratio: list[float] = field(
-        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}
-    )
     num_proc: int | None = field(
         default=None, metadata={"help": "Processes that draw scenes, or threads that check images."}
     )
@@ -266,20 +260,21 @@ class DataArguments:
             )
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
+        self.fill_in_augmentation()
         _check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)
         _check_range("random_resized_crop_ratio", self.random_resized_crop_ratio, highest=float("inf"))
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"`train_val_split` must lie between 0 and 1, got {self.train_val_split}.")
 
 
-def _check_range(name: str, values: list[float], highest: float) -> None:
+def _check_range(name: str, values: list[float] | None, highest: float) -> None:
     """Raise unless `values` are two numbers with 0 < first <= second <= highest."""
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
+    if values is None or len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
         raise ValueError(f"`{name}` must be two numbers with 0 < first <= second <= {highest}, got {values}.")
 
 
 @dataclass
-class IceTrainingArguments(TrainingArguments):
+class IceTrainingArguments(RecipeArguments, TrainingArguments):
     """`TrainingArguments` with the defaults of this project.
 
     Transformers start from weight decay, a warm-up and a cosine: their own defaults (none, none, linear) train a ViT
@@ -313,6 +308,7 @@ class IceTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Fix what may not vary, then check and complete the values."""
+        self.check_recipe()
         self.remove_unused_columns = False
         # pinned memory is of use to an accelerator only, and warns without one
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()

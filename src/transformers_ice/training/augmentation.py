@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random crops and flips of one training image, in PIL, without torchvision.
+"""Random crops, flips and colours of one training image, in PIL, without torchvision.
 
 The random numbers come from a generator that the caller seeds, so that an image looks the same whenever its seed is
 the same, in whatever worker or process it is drawn.
@@ -12,10 +12,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageEnhance
+
+from .rand_augment import RandAugment
 
 
-__all__ = ["TrainingAugmentation", "random_crop_box"]
+__all__ = ["TrainingAugmentation", "jitter_colors", "random_crop_box"]
 
 
 _CROP_ATTEMPTS = 10
@@ -60,9 +62,27 @@ def _centred_crop_box(width: int, height: int, ratio: Sequence[float]) -> tuple[
     return left, top, left + crop_width, top + crop_height
 
 
+def jitter_colors(image: Image.Image, strength: float, generator: random.Random) -> Image.Image:
+    """Change brightness, contrast and saturation of an RGB image, in a random order.
+
+    Args:
+        image: The image.
+        strength: Each factor is drawn uniformly from [max(0, 1 - strength), 1 + strength].
+        generator: Source of the random numbers.
+
+    Returns:
+        An image of the same size.
+    """
+    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    generator.shuffle(enhancers)
+    for enhancer in enhancers:
+        image = enhancer(image).enhance(generator.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
+
+
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Vary one image: a random crop resized to the model's input (bicubic), and a left-right flip.
+    """Vary one image: a random crop resized to the model's input (bicubic), a left-right flip, then colours and shape.
 
     Args:
         size: Height and width of the result in pixels.
@@ -70,6 +90,8 @@ class TrainingAugmentation:
         flip_probability: Share of the images that are mirrored, in [0, 1].
         scale: Smallest and largest share of the image area a crop covers.
         ratio: Smallest and largest width / height of a crop.
+        rand_augment: Applied after the flip.
+        color_jitter: Strength of `jitter_colors`, where there is no `rand_augment`: timm leaves it out then.
     """
 
     size: tuple[int, int]
@@ -77,6 +99,8 @@ class TrainingAugmentation:
     flip_probability: float = 0.5
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rand_augment: RandAugment | None = None
+    color_jitter: float = 0.0
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
         """Return the varied RGB image of `size`."""
@@ -86,4 +110,6 @@ class TrainingAugmentation:
             image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         if generator.random() < self.flip_probability:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        if self.rand_augment is not None:
+            return self.rand_augment(image, generator)
+        return jitter_colors(image, self.color_jitter, generator) if self.color_jitter else image

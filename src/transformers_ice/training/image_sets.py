@@ -28,6 +28,7 @@ from ..image_processing_ice_deit import IceDeiTImageProcessor
 from ..patch_maps import ImageGeometry
 from .arguments import DataArguments
 from .augmentation import TrainingAugmentation
+from .batch_augmentation import AUGMENTATION_SEED
 from .models import input_size
 
 
@@ -38,7 +39,8 @@ class LabelledImages(Dataset):
     """A table of images and classes as a data set of uint8 pixels and labels.
 
     The random numbers of an augmentation depend on seed, epoch and row alone. So a resumed run sees the very images
-    of an uninterrupted one, with any number of workers and processes.
+    of an uninterrupted one, with any number of workers and processes. An index of `len(self)` and more stands for the
+    same rows once more, varied anew: index + k * len(self) is repeat k (`repeated_augmentation`).
 
     Args:
         table: A `datasets.Dataset`.
@@ -77,6 +79,11 @@ class LabelledImages(Dataset):
         self._epoch.fill_(epoch)
 
     @property
+    def epoch(self) -> int:
+        """The epoch whose crops and flips are drawn."""
+        return int(self._epoch)
+
+    @property
     def has_masks(self) -> bool:
         """Whether the table has a column of foreground masks."""
         return self._masks is not None
@@ -102,20 +109,28 @@ class LabelledImages(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         # what `DataLoader` calls: one access to the table for the whole batch
-        rows = self._rows[list(indices)]
+        rows = self._rows[[index % len(self._rows) for index in indices]]
         cells = zip(indices, rows[self.image_column], rows[self.label_column], strict=True)
-        return [{"pixel_values": self._pixels(index, record), "labels": label} for index, record, label in cells]
+        # what else is random about an image or its batch is derived from the seed, in the collator
+        return [
+            {"pixel_values": self._pixels(index, record), "labels": label, AUGMENTATION_SEED: self._seed_of(index)}
+            for index, record, label in cells
+        ]
+
+    def _seed_of(self, index: int) -> str:
+        """Return the seed of one image in this epoch."""
+        return f"{self.seed}/{self.epoch}/{index}"
 
     def _pixels(self, index: int, record: dict[str, Any]) -> torch.Tensor:
         """Return one image as a uint8 tensor `(height, width, 3)`."""
         try:
             image = convert_to_rgb(load_image(record), backdrop=self.image_processor.image_mean)
         except ValueError as error:
-            raise ValueError(f"Row {index} of the data: {error}") from error
+            raise ValueError(f"Row {index % len(self._rows)} of the data: {error}") from error
         if self.augmentation is None:
             image = self._resize(image)
         else:
-            image = self.augmentation(image, random.Random(f"{self.seed}/{int(self._epoch)}/{index}"))
+            image = self.augmentation(image, random.Random(self._seed_of(index)))
         return torch.from_numpy(np.array(image))
 
     def _resize(self, image: Image.Image) -> Image.Image:

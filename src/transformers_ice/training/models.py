@@ -109,6 +109,8 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     """
     fields = parse_config_overrides(model_args.config_overrides)
     fields |= {name: getattr(model_args, name) for name in _ICE_FIELDS if getattr(model_args, name) is not None}
+    if model_args.loss_type is not None and _becomes_ice(model_args):
+        fields["classification_loss_type"] = model_args.loss_type
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
@@ -133,6 +135,11 @@ def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
     """Return the fields of the objective that is asked for."""
     name = model_args.objective or ("kept" if is_ice else "balanced")
     return {} if name == "kept" else dict(OBJECTIVES[name])
+
+
+def _becomes_ice(model_args: ModelArguments) -> bool:
+    """Return whether an ICE model is trained; the loss of others is set by `use_soft_label_loss`."""
+    return model_args.model_name_or_path is not None or model_args.model_type == IceDeiTConfig.model_type
 
 
 def _hub_options(model_args: ModelArguments) -> dict[str, Any]:

@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .augmentation import TrainingAugmentation
+from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
+from .collator import ImageCollator
+from .distillation import Distillation, load_teacher
 from .image_sets import LabelledImages, load_image_tables
 from .models import build_config, build_image_processor, build_model, input_size
+from .plain_losses import use_soft_label_loss
+from .rand_augment import parse_rand_augment
 from .trainer import IceTrainer, build_trainer
 
 
-__all__ = ["choose_checkpoint", "prepare_training", "run_training"]
+__all__ = ["build_augmentation", "build_train_collator", "choose_checkpoint", "prepare_training", "run_training"]
 
 logger = logging.get_logger(__name__)
 
@@ -65,25 +73,94 @@ def prepare_training(
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
     columns = (data_args.image_column_name, data_args.label_column_name, data_args.mask_column_name)
-    augmentation = _build_augmentation(data_args, size)
+    augmentation = build_augmentation(data_args, size, image_processor.image_mean)
+    train_collator = build_train_collator(data_args, image_processor, len(tables.class_names))
+    distillation = _build_distillation(model, model_args, training_args, tables.class_names, image_processor)
+    if not isinstance(model, IceDeiTForImageClassification):
+        needs_own_loss = distillation is not None or (train_collator is not None and train_collator.makes_soft_labels)
+        if needs_own_loss or model_args.loss_type is not None:
+            use_soft_label_loss(model, model_args.loss_type or "cross_entropy")
     return build_trainer(
         model,
         training_args,
         LabelledImages(tables.train, image_processor, augmentation, *columns, seed=training_args.seed),
         LabelledImages(tables.evaluation, image_processor, None, *columns),
         image_processor,
+        train_collator=train_collator,
+        distillation=distillation,
     )
 
 
-def _build_augmentation(data_args: DataArguments, size: tuple[int, int]) -> TrainingAugmentation | None:
-    """Return what varies the training images; later recipes are chosen here."""
-    if data_args.augmentation == "none":
+def build_augmentation(
+    data_args: DataArguments, size: tuple[int, int], image_mean: Sequence[float]
+) -> TrainingAugmentation | None:
+    """Return what varies single training images.
+
+    Args:
+        data_args: How.
+        size: Height and width of the model's input.
+        image_mean: Mean of each channel, of pixels in [0, 1], as fill colour.
+    """
+    policy, jitter = data_args.rand_augment, data_args.color_jitter or 0.0
+    has_policy = policy not in (None, "none")
+    if data_args.augmentation == "none" and not has_policy and not jitter:
         return None
-    smallest, largest = data_args.random_resized_crop_scale
+    smallest, largest = data_args.random_resized_crop_scale or (0.08, 1.0)
     narrowest, widest = data_args.random_resized_crop_ratio
     return TrainingAugmentation(
-        size, crop=data_args.augmentation == "crop_flip", scale=(smallest, largest), ratio=(narrowest, widest)
+        size,
+        crop=data_args.augmentation in ("crop_flip", "deit"),
+        flip_probability=0.0 if data_args.augmentation == "none" else 0.5,
+        scale=(smallest, largest),
+        ratio=(narrowest, widest),
+        rand_augment=parse_rand_augment(str(policy), image_mean) if has_policy else None,
+        color_jitter=jitter,
     )
+
+
+def build_train_collator(data_args: DataArguments, image_processor: Any, num_labels: int) -> AugmentingCollator | None:
+    """Return what makes and varies the training batches, `None` where they are made as in evaluation.
+
+    Args:
+        data_args: How they are varied.
+        image_processor: How pixels are normalised.
+        num_labels: Number of classes.
+    """
+    mixing = BatchMixing(
+        data_args.mixup_alpha or 0.0,
+        data_args.cutmix_alpha or 0.0,
+        data_args.mixup_switch_prob,
+        data_args.mixup_prob,
+    )
+    collator = AugmentingCollator(
+        ImageCollator.from_image_processor(image_processor),
+        num_labels,
+        RandomErasing(data_args.random_erasing_prob or 0.0),
+        mixing,
+        data_args.label_smoothing or 0.0,
+    )
+    return collator if collator.makes_soft_labels or collator.erasing.probability else None
+
+
+def _build_distillation(
+    model: PreTrainedModel,
+    model_args: ModelArguments,
+    training_args: IceTrainingArguments,
+    class_names: Sequence[str],
+    image_processor: Any,
+) -> Distillation | None:
+    """Return what mixes a teacher's answers into the loss, where there is a teacher."""
+    if training_args.teacher_model_name_or_path is None or training_args.distillation_type == "none":
+        return None
+    teacher = load_teacher(
+        training_args.teacher_model_name_or_path,
+        class_names,
+        image_processor,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+    )
+    alpha, tau = training_args.distillation_alpha, training_args.distillation_tau
+    return Distillation(teacher, model, training_args.distillation_type, alpha, tau)
 
 
 def choose_checkpoint(training_args: IceTrainingArguments) -> str | None:

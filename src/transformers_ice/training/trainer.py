@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..configuration_ice_deit import as_pair
 from .collator import ImageCollator
+from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from .layer_decay import decay_layer_rates
+from .repeated_augmentation import RepeatedAugmentationSampler
+from .weight_averaging import WeightAveragingTrainer
 
 
 __all__ = ["LOSS_PARTS", "EpochCallback", "IceTrainer", "build_trainer"]
@@ -54,15 +59,29 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class IceTrainer(Trainer):
+class IceTrainer(WeightAveragingTrainer):
     """Train image classifiers, ICE models above all.
 
     Differences from `Trainer`: the parts of the ICE loss are logged; weight decay leaves out what it would only harm;
-    evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`.
+    evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`; and what
+    `RecipeArguments` ask for.
+
+    Args:
+        *args: Passed to the `Trainer`.
+        train_collator: Makes the training batches, if not `data_collator`.
+        distillation: Adds what a teacher says to the loss of training batches.
+        **kwargs: Passed to the `Trainer`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        train_collator: Callable | None = None,
+        distillation: Distillation | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.train_collator, self.distillation = train_collator, distillation
         self._part_sums: dict[str, Tensor] = {}
         self._num_batches = 0
 
@@ -76,8 +95,10 @@ class IceTrainer(Trainer):
         """Return the loss the model computes, and remember its parts for the log while training."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
+            if self.distillation is not None:
+                loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])
             self._num_batches += 1
-            for name in LOSS_PARTS:
+            for name in (*LOSS_PARTS, "distillation_loss"):
                 part = outputs.get(name) if isinstance(outputs, dict) else None
                 if part is not None:
                     self._part_sums[name] = self._part_sums.get(name, 0) + part.detach().float().mean()
@@ -99,10 +120,38 @@ class IceTrainer(Trainer):
         classifiers where `cls_loss_weight` is 0, which get no loss and would be shrunk by decay alone.
         """
         left_out = set(_TOKENS_AND_POSITIONS)
-        if getattr(model.config, "cls_loss_weight", None) == 0:
+        if getattr(model.config, "cls_loss_weight", None) == 0 and self.distillation is None:
             left_out |= _CLS_CLASSIFIERS
         names = super().get_decay_parameter_names(model)
         return [name for name in names if left_out.isdisjoint(name.split("."))]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; with a `layer_decay`, the lower layers learn slower."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        decay = getattr(self.args, "layer_decay", 1.0)
+        if is_new and decay != 1.0:
+            decay_layer_rates(optimizer, cast(nn.Module, self.model if model is None else model), decay)
+        return optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the training batches, made by `train_collator` where there is one."""
+        if self.train_collator is None:
+            return super().get_train_dataloader()
+        evaluation_collator, self.data_collator = self.data_collator, self.train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = evaluation_collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """Return the order of the training images; with `repeated_augmentation`, one that repeats them."""
+        num_repeats = getattr(self.args, "repeated_augmentation", 1)
+        if num_repeats == 1:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RepeatedAugmentationSampler(dataset, num_repeats, seed, self._train_batch_size, self.args.world_size)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random erasing, mixup, cutmix and label smoothing: what DeiT does to a batch of normalised images.
+
+Every random number comes from the seeds that the rows of the batch carry (`AUGMENTATION_SEED`: seed, epoch and row),
+so that the very same rows make the very same batch, in whatever worker, process or resumed run.
+
+Sources: Zhong et al., "Random erasing data augmentation" (2020); Zhang et al., "mixup" (2018); Yun et al., "CutMix"
+(2019); Szegedy et al., "Rethinking the Inception architecture" (2016), section 7, for label smoothing; the numbers and
+their interplay are those of timm (`random_erasing.py`, `mixup.py`, mode "batch") as DeiT calls it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .collator import ImageCollator
+
+
+__all__ = [
+    "AUGMENTATION_SEED",
+    "AugmentingCollator",
+    "BatchMixing",
+    "RandomErasing",
+    "draw_cut_box",
+    "mix_targets",
+    "smooth_labels",
+]
+
+AUGMENTATION_SEED = "augmentation_seed"
+"""Key under which a row of a batch carries the seed of its random numbers, a text."""
+
+_ERASING_ATTEMPTS = 10
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Fill a random box of a normalised image with normal noise, each pixel and channel drawn by itself.
+
+    Args:
+        probability: With which an image loses a box, in [0, 1] (DeiT: 0.25).
+        area: Smallest and largest share of the image that the box covers.
+        ratio: Smallest height / width of the box, in (0, 1]; the largest is its inverse.
+    """
+
+    probability: float = 0.25
+    area: tuple[float, float] = (0.02, 1 / 3)
+    ratio: float = 0.3
+
+    def __call__(self, pixels: Tensor, generator: random.Random) -> Tensor:
+        """Erase in place.
+
+        Args:
+            pixels: `(channels, height, width)`, normalised.
+            generator: Source of the random numbers.
+
+        Returns:
+            `pixels`.
+        """
+        if generator.random() >= self.probability:
+            return pixels
+        box = self.draw_box(pixels.shape[1], pixels.shape[2], generator)
+        if box is not None:
+            top, left, bottom, right = box
+            noise = torch.Generator().manual_seed(generator.getrandbits(63))
+            shape = (pixels.shape[0], bottom - top, right - left)
+            pixels[:, top:bottom, left:right] = torch.randn(shape, generator=noise, dtype=pixels.dtype)
+        return pixels
+
+    def draw_box(self, height: int, width: int, generator: random.Random) -> Box | None:
+        """Draw a box smaller than the image.
+
+        Args:
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+            generator: Source of the random numbers.
+
+        Returns:
+            `(top, left, bottom, right)`, half-open; `None` where ten draws do not fit.
+        """
+        limit = -math.log(self.ratio)
+        for _ in range(_ERASING_ATTEMPTS):
+            area = generator.uniform(*self.area) * height * width
+            aspect = math.exp(generator.uniform(-limit, limit))
+            box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < box_height < height and 0 < box_width < width:
+                top, left = generator.randint(0, height - box_height), generator.randint(0, width - box_width)
+                return top, left, top + box_height, left + box_width
+        return None
+
+
+def smooth_labels(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
+    """Return classes as distributions of which a share is spread evenly over all classes.
+
+    Args:
+        labels: `(batch_size,)` class indices.
+        num_labels: Number of classes.
+        smoothing: The share, in [0, 1).
+
+    Returns:
+        `(batch_size, num_labels)`, float32; the rows sum to 1.
+    """
+    targets = torch.full((len(labels), num_labels), smoothing / num_labels)
+    return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_labels)
+
+
+def mix_targets(targets: Tensor, share: float) -> Tensor:
+    """Return `share` of each row and the rest of its partner, which is the row as far from the other end.
+
+    Args:
+        targets: `(batch_size, ...)`.
+        share: In [0, 1].
+
+    Returns:
+        Of the same shape.
+    """
+    return targets * share + targets.flip(0) * (1 - share)
+
+
+def draw_cut_box(height: int, width: int, share: float, generator: random.Random) -> Box:
+    """Draw the box of cutmix.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        share: Share of the image that stays as it was, in [0, 1].
+        generator: Source of the random numbers.
+
+    Returns:
+        `(top, left, bottom, right)`, half-open: a box of the image's proportions around a centre that is drawn evenly
+        from all pixels, cut off at the border, so that it may cover less than `1 - share`.
+    """
+    side = math.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    centre_y, centre_x = generator.randrange(height), generator.randrange(width)
+    top, left = centre_y - box_height // 2, centre_x - box_width // 2
+    bottom, right = centre_y + box_height // 2, centre_x + box_width // 2
+    return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+
+
+@dataclass(frozen=True)
+class BatchMixing:
+    """Mix the images of a batch by mixup or cutmix, one of the two and one share for the whole batch.
+
+    Image i is mixed with image `batch_size - 1 - i`. Of an odd batch the middle image stays as it is.
+
+    Args:
+        mixup_alpha: Parameter of the beta distribution of the share in mixup; 0 is without mixup (DeiT: 0.8).
+        cutmix_alpha: The same for cutmix (DeiT: 1.0).
+        switch_probability: Share of cutmix where there are both, in [0, 1] (DeiT: 0.5).
+        probability: Share of the batches that are mixed at all, in [0, 1] (DeiT: 1).
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    switch_probability: float = 0.5
+    probability: float = 1.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any batch is mixed."""
+        return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.probability > 0
+
+    def __call__(self, pixels: Tensor, targets: Tensor, generator: random.Random) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            pixels: `(batch_size, channels, height, width)`; changed in place.
+            targets: `(batch_size, num_labels)`.
+            generator: Source of the random numbers.
+
+        Returns:
+            The mixed pixels and targets. The targets of cutmix follow the area that was really cut.
+        """
+        if not self.is_active or generator.random() >= self.probability:
+            return pixels, targets
+        use_cutmix = self._draw_cutmix(generator)
+        alpha = self.cutmix_alpha if use_cutmix else self.mixup_alpha
+        share = generator.betavariate(alpha, alpha)
+        if not use_cutmix:
+            partners = pixels.flip(0).mul_(1 - share)
+            return pixels.mul_(share).add_(partners), mix_targets(targets, share)
+        height, width = pixels.shape[2:]
+        top, left, bottom, right = draw_cut_box(height, width, share, generator)
+        pixels[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
+        return pixels, mix_targets(targets, 1 - (bottom - top) * (right - left) / (height * width))
+
+    def _draw_cutmix(self, generator: random.Random) -> bool:
+        """Return whether the batch gets cutmix, and not mixup."""
+        if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
+            return generator.random() < self.switch_probability
+        return self.cutmix_alpha > 0
+
+
+@dataclass(frozen=True)
+class AugmentingCollator:
+    """Make a training batch: stack and normalise, erase, smooth the labels, mix.
+
+    Args:
+        collator: Stacks and normalises.
+        num_labels: Number of classes.
+        erasing: Erases parts of single images.
+        mixing: Mixes the images of a batch.
+        label_smoothing: See `smooth_labels`.
+    """
+
+    collator: ImageCollator
+    num_labels: int
+    erasing: RandomErasing = field(default_factory=lambda: RandomErasing(0.0))
+    mixing: BatchMixing = field(default_factory=BatchMixing)
+    label_smoothing: float = 0.0
+
+    @property
+    def makes_soft_labels(self) -> bool:
+        """Whether labels come out as `(batch_size, num_labels)`; else as class indices."""
+        return self.mixing.is_active or self.label_smoothing > 0
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch.
+
+        Args:
+            features: As for the collator, each with `AUGMENTATION_SEED`.
+
+        Returns:
+            `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`: float32 `(batch_size, num_labels)`
+            where they are soft, else int64 `(batch_size,)`.
+        """
+        seeds = [feature[AUGMENTATION_SEED] for feature in features]
+        batch = self.collator(features)
+        if self.erasing.probability > 0:
+            for pixels, seed in zip(batch["pixel_values"], seeds, strict=True):
+                self.erasing(pixels, random.Random(f"{seed} erasing"))
+        if self.makes_soft_labels:
+            targets = smooth_labels(batch["labels"], self.num_labels, self.label_smoothing)
+            generator = random.Random(" ".join([*seeds, "mixing"]))
+            batch["pixel_values"], batch["labels"] = self.mixing(batch["pixel_values"], targets, generator)
+        return batch

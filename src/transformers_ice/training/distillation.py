@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Knowledge distillation: the student also learns what a trained classifier says of the same pixels.
+
+Source: Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT, 2021),
+equations 2 and 3, and DeiT's `losses.py` for how the parts are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from .models import input_size
+
+
+__all__ = ["Distillation", "Teacher", "distillation_loss", "load_teacher"]
+
+DistillationType = Literal["soft", "hard"]
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, distillation_type: DistillationType, tau: float = 1.0
+) -> Tensor:
+    """Return how far the student's answer is from the teacher's.
+
+    Args:
+        student_logits: `(batch_size, num_labels)`.
+        teacher_logits: `(batch_size, num_labels)`, without gradient.
+        distillation_type: "soft" compares the two distributions, "hard" takes the teacher's best class as label.
+        tau: Temperature of both distributions ("soft"), > 0.
+
+    Returns:
+        0-dim. Soft: the Kullback-Leibler divergence times tau², averaged over images and classes, as in DeiT's code
+        (its equation has no mean over the classes). Hard: the mean cross-entropy.
+    """
+    student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
+    if distillation_type == "hard":
+        return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
+    student, teacher = (F.log_softmax(logits / tau, dim=-1) for logits in (student_logits, teacher_logits))
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) * tau**2 / student_logits.numel()
+
+
+class Teacher:
+    """Ask a trained classifier about the pixels of a student.
+
+    Args:
+        model: The classifier; put into evaluation mode, never trained.
+        image_processor: Says how the teacher's pixels are sized and normalised.
+        student_processor: Says how those of the student are.
+        class_order: For each class of the student, the teacher's index; `None` where they agree.
+    """
+
+    def __init__(
+        self, model: nn.Module, image_processor: Any, student_processor: Any, class_order: Sequence[int] | None = None
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.size = input_size(image_processor)
+        self.class_order = None if class_order is None else torch.tensor(class_order)
+        (student_mean, student_std), (mean, std) = map(_statistics, (student_processor, image_processor))
+        # from one normalisation to the other: (x * student_std + student_mean - mean) / std
+        self.scale, self.shift = student_std / std, (student_mean - mean) / std
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Return the teacher's logits.
+
+        Args:
+            pixel_values: `(batch_size, 3, height, width)`, normalised for the student; resized (bicubic, antialiased)
+                and normalised anew for the teacher where the two differ. What one of them crops is not undone.
+
+        Returns:
+            `(batch_size, num_labels)`, in the student's order of the classes.
+        """
+        self.model.to(pixel_values.device)
+        pixels = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
+        if tuple(pixels.shape[2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True)
+        logits = self.model(pixel_values=pixels).logits
+        return logits if self.class_order is None else logits[:, self.class_order.to(logits.device)]
+
+
+def _statistics(image_processor: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation that pixels are normalised with, each `(1, 3, 1, 1)`."""
+    normalizes = image_processor.do_normalize
+    mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ((0.0,) * 3, (1.0,) * 3)
+    return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+
+
+def load_teacher(name_or_path: str, class_names: Sequence[str], student_processor: Any, **hub_options: Any) -> Teacher:
+    """Load a teacher for the classes of the data.
+
+    Args:
+        name_or_path: Folder or Hub id of any image classifier of transformers, with its image processor.
+        class_names: Names of the student's classes, in the order of the labels.
+        student_processor: Image processor of the student.
+        **hub_options: Options of `from_pretrained`.
+
+    Raises:
+        ValueError: If the teacher knows other classes.
+    """
+    model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **hub_options)
+    image_processor = AutoImageProcessor.from_pretrained(name_or_path, **hub_options)
+    return Teacher(model, image_processor, student_processor, _class_order(model, class_names, name_or_path))
+
+
+def _class_order(model: PreTrainedModel, class_names: Sequence[str], name: str) -> list[int] | None:
+    """Return the teacher's index of each class; `None` where the teacher has only generic names, or the same order."""
+    names = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
+    is_generic = names == [f"LABEL_{index}" for index in range(len(names))]
+    if len(names) == len(class_names) and (is_generic or names == list(class_names)):
+        return None
+    if len({*names}) == len(names) and {*names} == {*class_names}:
+        return [names.index(name) for name in class_names]
+    raise ValueError(
+        f"The teacher {name} must know the {len(class_names)} classes of the data ({', '.join(class_names[:3])}, "
+        f"...), got {len(names)} classes ({', '.join(names[:3])}, ...). Train it on these data first, e.g. with "
+        "scripts/run_train.py."
+    )
+
+
+class Distillation:
+    """Mix the loss of a student with what a teacher says: `(1 - alpha) * loss + alpha * distillation_loss`.
+
+    The teacher is compared with the distillation head where the student has one (an ICE model with
+    `use_distillation_head`), as in DeiT; else with the [CLS] classifier: `cls_logits` of an ICE model, which are then
+    trained even where `cls_loss_weight` is 0, or `logits` of a plain one.
+
+    Args:
+        teacher: The teacher.
+        student: The model that is trained.
+        distillation_type: See `distillation_loss`.
+        alpha: Weight of the teacher, in [0, 1] (DeiT: 0.5).
+        tau: See `distillation_loss` (DeiT: 1).
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: nn.Module,
+        distillation_type: DistillationType = "hard",
+        alpha: float = 0.5,
+        tau: float = 1.0,
+    ) -> None:
+        self.teacher, self.distillation_type, self.alpha, self.tau = teacher, distillation_type, alpha, tau
+        self._head_logits: Tensor | None = None
+        head = getattr(student, "distillation_classifier", None)
+        if head is not None:
+            # the output of the model holds the mean of both classifiers only
+            head.register_forward_hook(self._keep_head_logits)
+
+    def _keep_head_logits(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._head_logits = output if module.training else None
+
+    def __call__(self, loss: Tensor, outputs: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the loss of a training batch.
+
+        Args:
+            loss: The student's own loss, 0-dim.
+            outputs: The student's outputs.
+            pixel_values: What the student has seen.
+
+        Returns:
+            The mixed loss and the teacher's part, each 0-dim.
+        """
+        student_logits, self._head_logits = self._head_logits, None
+        if student_logits is None:
+            student_logits = outputs["cls_logits"] if "cls_logits" in outputs else outputs["logits"]
+        part = distillation_loss(student_logits, self.teacher(pixel_values), self.distillation_type, self.tau)
+        return (1 - self.alpha) * loss + self.alpha * part, part

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeated augmentation: fewer images in an epoch, each several times in different augmentations.
+
+Source: Hoffer et al., "Augment your batch" (2020), and Berman et al., "MultiGrain" (2019); the order is that of DeiT's
+`RASampler` (`samplers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+
+__all__ = ["RepeatedAugmentationSampler", "deal_to_processes"]
+
+_WHOLE_BATCHES_OF = 256  # DeiT leaves out what is over of an epoch, in this number of images
+
+
+def deal_to_processes(order: list[int], batch_size: int, num_processes: int) -> list[int]:
+    """Reorder rows so that neighbours land in different processes, at the same step.
+
+    accelerate gives whole batches to the processes in turn. Within each block of `num_processes` batches, row i goes
+    to process `i % num_processes`, as `RASampler` deals them.
+
+    Args:
+        order: Rows in the order of one process.
+        batch_size: Rows a process takes at once.
+        num_processes: Number of processes.
+
+    Returns:
+        The same rows; those of an incomplete last block stay in place.
+    """
+    block = batch_size * num_processes
+    dealt = []
+    for start in range(0, len(order) - block + 1, block):
+        rows = order[start : start + block]
+        dealt += [row for process in range(num_processes) for row in rows[process::num_processes]]
+    return dealt + order[len(dealt) :]
+
+
+class RepeatedAugmentationSampler(Sampler[int]):
+    """Draw an epoch of as many rows as there are images (rounded down as in DeiT), each image `num_repeats` times.
+
+    An epoch so shows about `1 / num_repeats` of the images. Repeat k of image i is index i + k * number of images,
+    which `LabelledImages` takes and gives other random numbers. The order depends on seed and epoch alone, so a
+    resumed run goes on in it, and it is the whole order of all processes, to be dealt out in batches.
+
+    Equal to `RASampler`: repeats stand side by side, and in different processes where there are several; from 256
+    images on an epoch is the largest multiple of 256. Different: the permutation of a seed, and that the last batch
+    may be smaller (`dataloader_drop_last` as in DeiT leaves it out).
+
+    Args:
+        dataset: Training images; has a length, and `epoch`.
+        num_repeats: How often an image comes, at least 2.
+        seed: Seed of the order.
+        batch_size: Rows a process takes at once.
+        num_processes: Number of processes.
+
+    Raises:
+        ValueError: If the data set cannot be repeated.
+    """
+
+    def __init__(
+        self, dataset: Any, num_repeats: int = 3, seed: int = 0, batch_size: int = 1, num_processes: int = 1
+    ) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "epoch"):
+            raise ValueError(
+                f"`repeated_augmentation` needs images with a length and an epoch (`LabelledImages`), got a "
+                f"{type(dataset).__name__}. Leave it at 1 for streamed images."
+            )
+        self.dataset, self.num_repeats, self.seed = dataset, num_repeats, seed
+        self.batch_size, self.num_processes = batch_size, num_processes
+
+    def __len__(self) -> int:
+        num_images = len(self.dataset)
+        return num_images if num_images < _WHOLE_BATCHES_OF else num_images // _WHOLE_BATCHES_OF * _WHOLE_BATCHES_OF
+
+    def __iter__(self) -> Iterator[int]:
+        num_images = len(self.dataset)
+        # an odd multiplier: no two epochs of a run share a seed, nor two runs of neighbouring seeds
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.dataset.epoch)
+        images = torch.randperm(num_images, generator=generator)[: -(-len(self) // self.num_repeats)]
+        repeats = torch.arange(self.num_repeats) * num_images
+        # (images, repeats): the repeats of an image side by side
+        order = (images.unsqueeze(1) + repeats).flatten()[: len(self)].tolist()
+        yield from deal_to_processes(order, self.batch_size, self.num_processes)

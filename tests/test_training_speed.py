@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`efficiency.training_speed` and `scripts/run_training_benchmark.py`: small runs of all measurements."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from transformers_ice.efficiency.training_speed import (
+    TrainingBenchmarkArguments,
+    build_step_models,
+    draw_photographs,
+    training_table,
+)
+
+
+SMALL = ["--image_size", "32", "--photograph_size", "40", "60", "--num_layers", "1", "--batch_size", "2"]
+SMALL += ["--num_images", "3", "--num_repeats", "2", "--num_warmups", "0", "--waiting_steps", "3"]
+SMALL += ["--waiting_warmups", "1", "--dataloader_num_workers", "0", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def run_benchmark():
+    file = Path(__file__).parents[1] / "scripts" / "run_training_benchmark.py"
+    spec = importlib.util.spec_from_file_location("run_training_benchmark", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_small_run_measures_everything(run_benchmark, tmp_path, capsys):
+    assert run_benchmark.main([*SMALL, "--output_dir", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "step, ICE / DeiT" in text
+    assert "of which waiting for data (%)" in text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {name: len(values) for name, values in results["seconds_of_a_step"].items()} == {
+        "DeiT": 2,
+        "ICE": 2,
+        "ICE, one token": 2,
+    }
+    assert {name: len(values) for name, values in results["images_per_second"].items()} == {
+        "none": 2,
+        "crop_flip": 2,
+        "deit": 2,
+    }
+    assert len(results["waiting"]["seconds"]) == len(results["waiting"]["waiting_share"]) == 3
+    # without workers the batch is made while the Trainer waits
+    assert all(0 < share < 1 for share in results["waiting"]["waiting_share"])
+    assert results["settings"]["image_size"] == 32
+
+
+def test_models_have_as_many_tokens_and_almost_as_many_weights():
+    models = build_step_models(TrainingBenchmarkArguments(image_size=32, num_layers=1), torch.device("cpu"))
+    tokens = {}
+    for name, model in models.items():
+        assert model.training
+        encoder = getattr(model, "deit", model)
+        tokens[name] = encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape[1]
+    assert tokens == {"DeiT": 6, "ICE": 6, "ICE, one token": 5}
+    sizes = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
+    # the patch head: no bias, one class more
+    assert sizes["ICE"] - sizes["DeiT"] == 384 * 1001
+
+
+def test_photographs_are_jpeg_files_of_the_size():
+    table = draw_photographs(2, (40, 60))
+    cell = table.cast_column("image", ImageFeature(decode=False))[1]["image"]
+    image = Image.open(io.BytesIO(cell["bytes"]))
+    assert (image.format, image.size) == ("JPEG", (60, 40))
+
+
+def test_table_by_hand():
+    steps = {"DeiT": [0.1, 0.2, 0.4], "ICE": [0.2, 0.2, 0.6]}
+    table = training_table(steps, {"deit": [50.0]}, {"seconds": [1.0], "waiting_share": [0.25]})
+    rows = {line[: line.index("  ")]: line.split()[-4:] for line in table.splitlines()[1:]}
+    assert rows["step, DeiT (ms)"] == ["200.000", "150.000", "-", "300.000"]
+    assert rows["step, ICE / DeiT"] == ["1.500", "1.250", "-", "1.750"]
+    assert rows["of which waiting for data (%)"][0] == "25.000"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["--num_warmups", "-1"], "`num_warmups` must be at least 0, got -1"),
+        (["--photograph_size", "20"], "must be a height and a width from 16 on"),
+    ],
+)
+def test_wrong_arguments_end_with_a_message(run_benchmark, capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        run_benchmark.main(words)
+    assert message in capsys.readouterr().err

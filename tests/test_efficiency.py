@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers_ice.efficiency import (
     draw_keep_shares,
     ideal_macs,
     interleave,
+    keep_freed_memory,
     measure_speed,
     prescribed_counts,
     read_accuracies,
@@ -395,3 +397,28 @@ def test_wrong_options_end_with_usage(capsys, words):
         run_benchmark.main(list(words))
     assert stop.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_freed_memory_is_kept_where_the_c_library_lets_it():
+    # in a process of its own: it cannot be undone
+    code = """
+import resource, sys, torch
+from transformers_ice.efficiency import keep_freed_memory
+
+is_kept = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * 2**20, dtype=torch.uint8)  # made, filled and freed
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(is_kept, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    if out[0] == "False":
+        pytest.skip("the allocator is not that of the GNU C library")
+    assert int(out[1]) < 1000  # 64 MiB are 16,384 pages
+
+
+def test_elsewhere_freed_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

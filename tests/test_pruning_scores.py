@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +20,11 @@ from transformers_ice.evaluation.pruning_scores import (
     pruning_table,
     summarize_pruning,
 )
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import run_pruning_study
 
 
 def build(**fields) -> IceDeiTForImageClassification:
@@ -85,3 +94,23 @@ def test_lines_compare_seed_by_seed_and_count_macs_from_what_stayed():
     assert second["megamacs"] == pytest.approx(expected / 1e6)
     assert second["ideal_speed_up"] == pytest.approx(first["megamacs"] / second["megamacs"])
     assert pruning_table([first, second]).splitlines()[3].startswith("| some | 0.7500 ± 0.3536 | -12.50 ± 17.68 |")
+
+
+def test_study_trains_measures_replays_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    runs = {name: run_pruning_study.RUNS[name] for name in ("deit", "patch-unmasked", "evit-0.7")}
+    monkeypatch.setattr(run_pruning_study, "RUNS", runs)
+    words = f"--output_dir {tmp_path} --seeds 0 --max_steps 1 --num_train 64 --num_eval 20".split()
+    run_pruning_study.main([*words, "--variants", "patch-unmasked"])
+    assert "No table yet" in capsys.readouterr().out
+    run_pruning_study.main([*words, "--variants", *runs])
+    out = capsys.readouterr().out
+    assert "evit-0.7, as trained, seed 0" in out
+    assert "patch-unmasked, top_k 0.7, seed 0" not in out  # its rows lay there
+    lines = {line["name"]: line for line in json.loads((tmp_path / "results.json").read_text())}
+    assert set(lines) == {f"{variant}, {run}" for variant, named in runs.items() for run in named}
+    assert lines["patch-unmasked, top_k 0.7"]["kept"] == [45, 32, 23]
+    assert lines["evit-0.7, as trained"]["mean_iou"] is None
+    assert lines["deit, as trained"]["ideal_speed_up"] == 1
+    shares = json.loads((tmp_path / "counts/patch-unmasked, background +0.json").read_text())
+    assert np.shape(shares) == (20, 3)

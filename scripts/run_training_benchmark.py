@@ -43,16 +43,20 @@ def benchmark(arguments: TrainingBenchmarkArguments) -> None:
     height, width = arguments.photograph_size
     table = draw_photographs(arguments.num_images, (height, width), arguments.seed)
     models = build_step_models(arguments, device)
-    steps = measure_steps(models, arguments, device)
-    augmentation = measure_augmentation(table, arguments)
-    waiting = measure_waiting(table, arguments, models["ICE"])
-    print(f"\n{training_table(steps, augmentation, waiting)}")
-    results = {"seconds_of_a_step": steps, "images_per_second": augmentation, "waiting": waiting}
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    content = {"settings": asdict(arguments), "machine": machine, **results}
-    (output_dir / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"\nEvery number is in {output_dir / 'results.json'}")
+    file = Path(arguments.output_dir) / "results.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    measurements = {
+        "seconds_of_a_step": lambda: measure_steps(models, arguments, device),
+        "images_per_second": lambda: measure_augmentation(table, arguments),
+        "waiting": lambda: measure_waiting(table, arguments, models["ICE"]),
+    }
+    results: dict[str, dict[str, list[float]]] = {}
+    for name, measure in measurements.items():
+        results[name] = measure()
+        # after each, so that a run that is stopped leaves what it has
+        content = {"settings": asdict(arguments), "machine": machine, **results}
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{training_table(*results.values())}\n\nEvery number is in {file}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -97,6 +97,16 @@ def test_evaluation_leaves_nothing_behind_for_the_next_batch():
     assert distillation._head_logits is None
 
 
+def test_one_process_for_several_gpus_is_refused():
+    student = make_model(use_distillation_token=True).train()
+    teacher = Teacher(make_teacher_model(), make_teacher_processor(), make_processor())
+    distillation = Distillation(teacher, student, "hard")
+    # as `DataParallel` does: the module runs on a part of the batch
+    outputs = student(torch.randn(2, 3, SIZE, SIZE), labels=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"has answered for 2 of 4 images.*with torchrun"):
+        distillation(outputs.loss, outputs, torch.randn(4, 3, SIZE, SIZE))
+
+
 def test_plain_student_is_compared_by_its_logits():
     student = ViTForImageClassification(ViTConfig(**SHAPE))
     teacher = Teacher(make_teacher_model(), make_teacher_processor(), make_processor())

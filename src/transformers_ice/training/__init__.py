@@ -3,30 +3,48 @@
 
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments, parse_arguments
 from .augmentation import TrainingAugmentation
+from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
 from .collator import ImageCollator
+from .distillation import Distillation, Teacher, distillation_loss, load_teacher
 from .image_sets import ImageTables, LabelledImages, load_image_tables
 from .initialization import initialize_mimetically
+from .layer_decay import decay_layer_rates
 from .models import build_config, build_image_processor, build_model
+from .rand_augment import RandAugment, parse_rand_augment
+from .repeated_augmentation import RepeatedAugmentationSampler
 from .run import prepare_training, run_training
 from .trainer import IceTrainer, build_trainer
+from .weight_averaging import WeightAverage
 
 
 __all__ = [
+    "AugmentingCollator",
+    "BatchMixing",
     "DataArguments",
+    "Distillation",
     "IceTrainer",
     "IceTrainingArguments",
     "ImageCollator",
     "ImageTables",
     "LabelledImages",
     "ModelArguments",
+    "RandAugment",
+    "RandomErasing",
+    "RepeatedAugmentationSampler",
+    "Teacher",
     "TrainingAugmentation",
+    "WeightAverage",
     "build_config",
     "build_image_processor",
     "build_model",
     "build_trainer",
+    "decay_layer_rates",
+    "distillation_loss",
     "initialize_mimetically",
     "load_image_tables",
+    "load_teacher",
     "parse_arguments",
+    "parse_rand_augment",
     "prepare_training",
     "run_training",
 ]

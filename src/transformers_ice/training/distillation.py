@@ -166,9 +166,17 @@ class Distillation:
 
         Returns:
             The mixed loss and the teacher's part, each 0-dim.
+
+        Raises:
+            ValueError: If one process trains on several GPUs.
         """
         student_logits, self._head_logits = self._head_logits, None
         if student_logits is None:
             student_logits = outputs["cls_logits"] if "cls_logits" in outputs else outputs["logits"]
+        if len(student_logits) != len(pixel_values):
+            raise ValueError(
+                f"The distillation head has answered for {len(student_logits)} of {len(pixel_values)} images: one "
+                "process drives several GPUs. Start one for each, with torchrun."
+            )
         part = distillation_loss(student_logits, self.teacher(pixel_values), self.distillation_type, self.tau)
         return (1 - self.alpha) * loss + self.alpha * part, part

@@ -208,7 +208,7 @@ def build_trainer(
         data_collator: Makes a batch of a list of rows; by default `ImageCollator` with the numbers of
             `image_processor`.
         callbacks: Further callbacks.
-        **kwargs: Passed to the `Trainer`.
+        **kwargs: Passed to the `IceTrainer`, `train_collator` and `distillation` among them.
 
     Raises:
         ValueError: If `args` would make the Trainer take the labels away from the model, or there is neither a
@@ -217,8 +217,8 @@ def build_trainer(
     if args.label_smoothing_factor:
         raise ValueError(
             f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "
-            "of its own from `logits`, and the ICE loss would be lost silently. Soften the labels instead: the models "
-            "take `labels` of shape (batch_size, num_labels), which a `data_collator` can make."
+            "of its own from `logits`, and the ICE loss would be lost silently. Use `--label_smoothing`, or a "
+            "`train_collator` that makes `labels` of shape (batch_size, num_labels), which the models take."
         )
     if data_collator is None:
         if image_processor is None:

@@ -12,6 +12,7 @@ from transformers_ice import IceDeiTConfig
 from transformers_ice.training import build_config, build_image_processor, parse_arguments
 from transformers_ice.training.batch_augmentation import BatchMixing
 from transformers_ice.training.models import input_size
+from transformers_ice.training.objectives import OBJECTIVES
 from transformers_ice.training.rand_augment import DEIT_POLICY, parse_rand_augment
 from transformers_ice.training.run import build_augmentation, build_train_collator
 
@@ -60,12 +61,14 @@ def assert_augmentation_of_deit(data_args, training_args):
     assert (training_args.dataloader_drop_last, training_args.ema_decay) == (True, None)
 
 
-def test_imagenet_recipe_is_the_published_run():
+def test_imagenet_recipe_is_the_published_run(hub_folder):
     model_args, data_args, training_args = parse(ROOT / "recipes" / "ice-deit-s-imagenet.yaml")
     assert_augmentation_of_deit(data_args, training_args)
     published = IceDeiTConfig()
-    for name in ("background_loss_weight", "background_logit_scale", "min_foreground_ratio", "cls_loss_weight"):
-        assert getattr(model_args, name) == getattr(published, name)
+    model_args.model_name_or_path = str(hub_folder("vit", "old"))
+    config = build_config(model_args, data_args.image_size)
+    for name in OBJECTIVES["published"]:
+        assert getattr(config, name) == getattr(published, name)
     assert (model_args.drop_path_rate, data_args.image_size) == (0.1, 224)
     assert (training_args.num_train_epochs, training_args.per_device_train_batch_size) == (1, 256)
     # 1e-4 * 512 / 512 is what the warm-up goes to; its first epoch runs at where it starts

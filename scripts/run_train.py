@@ -10,8 +10,8 @@ On two cores (AMD EPYC, Turin) 10 minutes, top-1 0.974, then 1.6 minutes, top-1 
 
 On images of your own, one subfolder per class, from a checkpoint of the Hub:
 
-    python scripts/run_train.py --model_name_or_path facebook/deit-small-patch16-224 --ignore_mismatched_sizes \
-        --train_dir photos/train --validation_dir photos/val --background_loss_weight 0.2 --output_dir outputs/photos
+    python scripts/run_train.py recipes/finetune-folder.yaml --train_dir photos/train --validation_dir photos/val \
+        --output_dir outputs/photos
 
 Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
 `output_dir` then holds the model with everything it needs, the log (`trainer_state.json`) and the numbers

@@ -32,6 +32,7 @@ from transformers_ice.data.scenes import load_scenes
 from transformers_ice.evaluation import ComparisonRow, compare_with_baselines, format_table
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
+from transformers_ice.training.objectives import OBJECTIVES
 from transformers_ice.visualization import PanelRow, explanation_panel
 
 
@@ -45,7 +46,7 @@ HEADERS = {
     "mean_iou": "mean IoU",
     "ceiling_share": "of the ceiling",
 }
-SETTINGS = ("background_loss_weight", "background_logit_scale", "min_foreground_ratio", "cls_loss_weight")
+SETTINGS = tuple(OBJECTIVES["balanced"])
 
 T = TypeVar("T")
 

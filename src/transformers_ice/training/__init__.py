@@ -8,6 +8,7 @@ from .image_sets import ImageTables, LabelledImages, load_image_tables
 from .initialization import initialize_mimetically
 from .models import build_config, build_image_processor, build_model
 from .run import prepare_training, run_training
+from .stopping import TrainingStoppedError, resume_command
 from .trainer import IceTrainer, build_trainer
 
 
@@ -20,6 +21,7 @@ __all__ = [
     "LabelledImages",
     "ModelArguments",
     "TrainingAugmentation",
+    "TrainingStoppedError",
     "build_config",
     "build_image_processor",
     "build_model",
@@ -28,5 +30,6 @@ __all__ = [
     "load_image_tables",
     "parse_arguments",
     "prepare_training",
+    "resume_command",
     "run_training",
 ]

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..configuration_ice_deit import as_pair
+from .checkpointed_trainer import CheckpointedTrainer
 from .collator import ImageCollator
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 
@@ -54,11 +55,11 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class IceTrainer(Trainer):
+class IceTrainer(CheckpointedTrainer):
     """Train image classifiers, ICE models above all.
 
-    Differences from `Trainer`: the parts of the ICE loss are logged; weight decay leaves out what it would only harm;
-    evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`.
+    Differences from `CheckpointedTrainer`: the parts of the ICE loss are logged; weight decay leaves out what it would
+    only harm; evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -22,13 +22,19 @@ from __future__ import annotations
 
 import sys
 
-from transformers_ice.training import parse_arguments, run_training
+from transformers_ice.training import TrainingStoppedError, parse_arguments, resume_command, run_training
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train as the arguments say; print and return the numbers."""
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
-    numbers = run_training(model_args, data_args, training_args)
+    words = sys.argv[1:] if argv is None else argv
+    model_args, data_args, training_args = parse_arguments(words, __doc__)
+    try:
+        numbers = run_training(model_args, data_args, training_args)
+    except TrainingStoppedError as stopped:
+        command = resume_command("python scripts/run_train.py", words)
+        print(f"{stopped}\nTo go on: {command}", file=sys.stderr, flush=True)
+        sys.exit(stopped.exit_code)
     if training_args.process_index == 0:
         width = max(map(len, numbers))
         for name, value in sorted(numbers.items()):

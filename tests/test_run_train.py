@@ -25,6 +25,7 @@ from transformers_ice.training import (
     build_model,
     parse_arguments,
 )
+from transformers_ice.training.checkpoints import mark_complete
 from transformers_ice.training.models import input_size, parse_config_overrides
 from transformers_ice.training.run import choose_checkpoint
 
@@ -283,8 +284,9 @@ def test_checkpoint_without_image_processor_is_refused(tmp_path, tiny_config):
 
 def make_checkpoint(folder: Path, complete: bool = True) -> Path:
     folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
     if complete:
-        (folder / "trainer_state.json").write_text("{}")
+        mark_complete(folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from .models import build_config, build_image_processor, build_model
 from .rand_augment import RandAugment, parse_rand_augment
 from .repeated_augmentation import RepeatedAugmentationSampler
 from .run import prepare_training, run_training
+from .stopping import TrainingStoppedError, resume_command
 from .trainer import IceTrainer, build_trainer
 from .weight_averaging import WeightAverage
 
@@ -33,6 +34,7 @@ __all__ = [
     "RepeatedAugmentationSampler",
     "Teacher",
     "TrainingAugmentation",
+    "TrainingStoppedError",
     "WeightAverage",
     "build_config",
     "build_image_processor",
@@ -46,5 +48,6 @@ __all__ = [
     "parse_arguments",
     "parse_rand_augment",
     "prepare_training",
+    "resume_command",
     "run_training",
 ]

@@ -279,7 +279,9 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
 
     Transformers start from weight decay, a warm-up and a cosine: their own defaults (none, none, linear) train a ViT
     badly. `remove_unused_columns` is always off, since the images would be removed with it.
-    `resume_from_checkpoint="auto"` stands for the last checkpoint in `output_dir`.
+    `resume_from_checkpoint="auto"` stands for the last complete checkpoint in `output_dir`. A loss that is NaN or
+    infinite is not filtered out of the log, as `Trainer` does by default: training ends there, and no step has to wait
+    for the accelerator to look at its loss.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; about 1e-3 from scratch."})
@@ -302,7 +304,10 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
         default="top_1", metadata={"help": "Evaluation number that picks the best checkpoint: top_1, mean_iou, ..."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Checkpoint folder to go on from; auto: the last one in output_dir."}
+        default=None, metadata={"help": "Checkpoint folder to go on from; auto: the last complete one in output_dir."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN and infinite losses out of the log; training would not end there."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off here: images would be removed."})
 

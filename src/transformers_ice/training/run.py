@@ -8,23 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .augmentation import TrainingAugmentation
 from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
+from .checkpoints import (
+    COMPLETION_MARKER,
+    is_complete,
+    last_complete_checkpoint,
+    list_checkpoints,
+    missing_files,
+)
 from .collator import ImageCollator
 from .distillation import Distillation, load_teacher
 from .image_sets import LabelledImages, load_image_tables
 from .models import build_config, build_image_processor, build_model, input_size
 from .plain_losses import use_soft_label_loss
 from .rand_augment import parse_rand_augment
+from .stopping import StopRequest, writing_to
 from .trainer import IceTrainer, build_trainer
 
 
-__all__ = ["build_augmentation", "build_train_collator", "choose_checkpoint", "prepare_training", "run_training"]
+__all__ = [
+    "build_augmentation",
+    "build_train_collator",
+    "check_launch",
+    "choose_checkpoint",
+    "prepare_training",
+    "run_training",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -47,16 +61,37 @@ def run_training(
 
     Raises:
         ValueError: If arguments, images, classes or checkpoints do not fit together; before any training.
+        TrainingStoppedError: If training ended early: asked to by SIGTERM or Ctrl-C, by a loss or a weight that became
+            NaN or infinite, or by a file that could not be written.
     """
+    check_launch(training_args)
     checkpoint = choose_checkpoint(training_args)
     trainer = prepare_training(model_args, data_args, training_args)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
-    evaluation = trainer.evaluate()
-    trainer.save_metrics("eval", evaluation)
+    with StopRequest().listening() as trainer.stop_request:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    with writing_to(training_args.output_dir):
+        trainer.save_model()
+        trainer.save_state()
+        trainer.remove_surplus_checkpoints()
+        trainer.save_metrics("train", result.metrics)
+        evaluation = trainer.evaluate()
+        trainer.save_metrics("eval", evaluation)
     return {**result.metrics, **evaluation}
+
+
+def check_launch(training_args: IceTrainingArguments) -> None:
+    """Refuse several devices in one process, which `Trainer` would train with `torch.nn.DataParallel`.
+
+    Raises:
+        ValueError: With the command to use instead.
+    """
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            f"One process would train on {training_args.n_gpu} devices with `nn.DataParallel`, which torch itself "
+            "advises against. Start a process for each, with the same arguments: "
+            f"`torchrun --nproc_per_node {training_args.n_gpu} scripts/run_train.py ...`, or let it see one device: "
+            "`CUDA_VISIBLE_DEVICES=0`."
+        )
 
 
 def prepare_training(
@@ -168,30 +203,52 @@ def choose_checkpoint(training_args: IceTrainingArguments) -> str | None:
 
     Args:
         training_args: With `resume_from_checkpoint` a folder, "auto" (the last complete checkpoint of `output_dir`, if
-            there is one) or None.
+            there is one) or None. A folder that was saved without a completion marker must be named.
 
     Raises:
-        ValueError: If the folder is no checkpoint, or a fresh start would mix with checkpoints of another run.
+        ValueError: If the folder is no checkpoint or lacks files, or a fresh start would mix with checkpoints of
+            another run.
     """
-    wanted = training_args.resume_from_checkpoint
+    wanted, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
     if wanted not in (None, "auto"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {wanted!r}.")
+        _check_checkpoint(Path(wanted))
         return wanted
-    checkpoints = _complete_checkpoints(training_args.output_dir)
-    if checkpoints and wanted is None:
+    if wanted is None:
+        _check_fresh_start(output_dir)
+        return None
+    incomplete = [folder for folder in list_checkpoints(output_dir) if not is_complete(folder)]
+    if incomplete:
+        names = ", ".join(folder.name for folder in incomplete)
+        logger.warning(
+            f"Not resuming from {names} in {output_dir}: incomplete, as after a run that was killed while it saved. "
+            "If an earlier version of this package saved it, pass its path to `--resume_from_checkpoint`."
+        )
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint is None:
+        return None
+    logger.warning(f"Resuming from {checkpoint}.")
+    return str(checkpoint)
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Raise unless a folder that was named is a checkpoint with all that its marker lists, if it has one."""
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
+    missing = missing_files(folder)
+    if missing == [COMPLETION_MARKER]:
+        logger.warning(f"{folder} has no completion marker: nobody knows whether it is complete.")
+    elif missing:
         raise ValueError(
-            f"{training_args.output_dir} holds checkpoints of an earlier run, the last one is {checkpoints[-1].name}. "
+            f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
+            "saved. Pass `--resume_from_checkpoint auto` to go on from the last complete one."
+        )
+
+
+def _check_fresh_start(output_dir: str | None) -> None:
+    """Raise if `output_dir` holds checkpoints that a fresh run would replace."""
+    earlier = [folder for folder in list_checkpoints(output_dir) if (folder / "trainer_state.json").is_file()]
+    if earlier:
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
             "Pass `--resume_from_checkpoint auto` to go on from it, or another `--output_dir`."
         )
-    if not checkpoints:
-        return None
-    logger.warning(f"Resuming from {checkpoints[-1]}.")
-    return str(checkpoints[-1])
-
-
-def _complete_checkpoints(output_dir: str | None) -> list[Path]:
-    """Return the checkpoints of a run, oldest first, without one that was interrupted while it was written."""
-    folders = Path(output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    complete = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda folder: int(folder.name.rsplit("-", 1)[1]))

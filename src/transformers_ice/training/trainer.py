@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..configuration_ice_deit import as_pair
+from .checkpointed_trainer import CheckpointedTrainer
 from .collator import ImageCollator
 from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
@@ -59,11 +60,11 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class IceTrainer(WeightAveragingTrainer):
+class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
     """Train image classifiers, ICE models above all.
 
-    Differences from `Trainer`: the parts of the ICE loss are logged; weight decay leaves out what it would only harm;
-    evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`; and what
+    Differences from its parents: the parts of the ICE loss are logged; weight decay leaves out what it would only
+    harm; evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`; and what
     `RecipeArguments` ask for.
 
     Args:

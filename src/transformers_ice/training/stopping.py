@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run ends before its end: stop signals, losses that are not finite, a disk that is full.
+
+Each ends in a `TrainingStoppedError`, which says what happened, where the run can go on, and the exit code of the
+program.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed
+from safetensors import SafetensorError
+
+from .checkpoints import last_complete_checkpoint
+
+
+__all__ = [
+    "NOT_FINITE_EXIT_CODE",
+    "NOT_WRITTEN_EXIT_CODE",
+    "StopRequest",
+    "TrainingStoppedError",
+    "resume_command",
+    "writing_to",
+]
+
+NOT_FINITE_EXIT_CODE = 3
+"""Exit code where the loss or a weight became NaN or infinite: the same command would end alike."""
+NOT_WRITTEN_EXIT_CODE = 4
+"""Exit code where a file could not be written, e.g. since the disk is full."""
+
+# space, quota, size of a file, read-only: none of them comes from reading
+_WRITING_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# torch wraps the failure of the disk in a RuntimeError without a number
+_TORCH_WRITING_FAILED = ("PytorchStreamWriter failed", "file write failed", "unexpected pos")
+
+
+class TrainingStoppedError(Exception):
+    """Training ended early, and on purpose.
+
+    Args:
+        reason: What happened, as a sentence.
+        output_dir: Folder of the run; its last complete checkpoint is named in the message.
+        exit_code: What the program ends with.
+    """
+
+    def __init__(self, reason: str, output_dir: str | Path | None, exit_code: int) -> None:
+        checkpoint = last_complete_checkpoint(output_dir)
+        where = f"The last complete checkpoint is {checkpoint}." if checkpoint else "There is no complete checkpoint."
+        super().__init__(f"{reason} {where}")
+        self.checkpoint = checkpoint
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """Remember that somebody asked the run to stop: SIGTERM, or Ctrl-C.
+
+    The first signal asks: the run saves a checkpoint after its current step, then ends. The second one kills.
+
+    Example:
+        >>> with StopRequest().listening() as request:
+        ...     trainer.stop_request = request
+        ...     trainer.train()
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._group: torch.distributed.ProcessGroup | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take SIGTERM and SIGINT until the end of the block; outside the main thread, python takes none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; let the second one do what it does to other programs."""
+        if self.signal_number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal_number = number
+
+    def agreed_signal(self) -> int:
+        """Return the signal that any process of the run got, the same in all of them; 0 if none did.
+
+        Every process must call it equally often. The processes talk through main memory, so that no accelerator has to
+        wait for its queue.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.signal_number
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        number = torch.tensor(self.signal_number)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(number)
+
+
+@contextmanager
+def writing_to(output_dir: str | Path | None) -> Iterator[None]:
+    """Turn failures of the disk inside the block into `TrainingStoppedError`; other errors pass."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_failure_to_write(error):
+            raise
+        reason = f"A file of {output_dir} could not be written (is the disk full?): {error}.".replace("\n", " ")
+        raise TrainingStoppedError(reason, output_dir, NOT_WRITTEN_EXIT_CODE) from error
+
+
+def _is_failure_to_write(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _WRITING_FAILED
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error) or "IoError" in str(error)
+    return any(words in str(error) for words in _TORCH_WRITING_FAILED)
+
+
+def resume_command(program: str, argv: Sequence[str]) -> str:
+    """Return the command that goes on with a run.
+
+    Args:
+        program: What the run was started with, e.g. "python scripts/run_train.py".
+        argv: The words after it.
+    """
+    words = list(argv)
+    for index in reversed(range(len(words))):
+        name, separator, _ = words[index].partition("=")
+        if name == "--resume_from_checkpoint":
+            del words[index : index + (1 if separator else 2)]
+    return f"{program} {shlex.join([*words, '--resume_from_checkpoint', 'auto'])}"

@@ -210,24 +210,45 @@ def test_trainer_without_collator_and_processor_is_refused(tmp_path):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def gradients_of(output_dir: Path, pruning_head: str | None = None, **fields) -> dict[str, torch.Tensor]:
+_NOTHING = {"classification_loss_weight": 0.0, "background_loss_weight": 0.0}
+# every term of the loss by itself, and together
+OBJECTIVES_AND_TERMS = {
+    "published": {"background_loss_weight": 0.5, "cls_loss_weight": 0.5},
+    "classification": {"background_loss_weight": 0.0},
+    "background": {**_NOTHING, "background_loss_weight": 0.5},
+    "cls": {**_NOTHING, "cls_loss_weight": 0.5},
+    "candidate_label": {**_NOTHING, "candidate_label_loss_weight": 0.5},
+    "local": {**_NOTHING, "num_local_windows": 2, "candidate_label_loss_weight": 0.5},
+    "balanced": OBJECTIVES["balanced"],
+    "gate": {**PRUNING, "pruning_head": "gate", "background_loss_weight": 0.5},
+    "patch": {**PRUNING, "pruning_head": "patch", "background_loss_weight": 0.5},
+}
+
+
+def gradients_of(output_dir: Path, objective: str = "published", **fields) -> dict[str, torch.Tensor]:
     keep = KeepGradients()
-    pruning = {} if pruning_head is None else {**PRUNING, "pruning_head": pruning_head}
-    model = make_model(background_loss_weight=0.5, cls_loss_weight=0.5, **pruning)
+    model = make_model(**OBJECTIVES_AND_TERMS[objective])
     # no clipping: it would hide a factor
     fields = {"max_steps": 1, "max_grad_norm": 0.0, "report_to": "none", **fields}
     make_trainer(output_dir, model, augmented=False, callbacks=[keep], **fields).train()
-    return keep.gradients
+    return {name.removeprefix("module."): gradient for name, gradient in keep.gradients.items()}
 
 
-def test_accumulated_gradients_equal_those_of_one_batch(tmp_path):
-    whole = gradients_of(tmp_path, per_device_train_batch_size=8)
-    parts = gradients_of(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    assert whole.keys() == parts.keys()
-    for name, gradient in whole.items():
-        # rounding of float32 sums in another order
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
-    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
+def assert_same_gradients(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert ones.keys() == others.keys()
+    difference = sum((ones[name] - others[name]).double().square().sum() for name in ones).sqrt()
+    length = sum(gradient.double().square().sum() for gradient in ones.values()).sqrt()
+    assert length > 1e-3
+    # rounding of float32 sums in another order
+    assert difference <= 1e-5 * length
+
+
+# without what depends on the share of foreground in the whole batch, which accumulation cannot know
+@pytest.mark.parametrize("objective", ["published", "classification", "cls", "candidate_label", "local", "patch"])
+def test_accumulated_gradients_equal_those_of_one_batch(tmp_path, objective):
+    whole = gradients_of(tmp_path, objective, per_device_train_batch_size=8)
+    parts = gradients_of(tmp_path, objective, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert_same_gradients(whole, parts)
 
 
 RANK_SCRIPT = """
@@ -236,7 +257,10 @@ from pathlib import Path
 sys.path[:0] = {paths!r}
 import torch
 import test_training
-gradients = test_training.gradients_of(Path({folder!r}), {head!r}, per_device_train_batch_size=4)
+gradients = {{
+    name: test_training.gradients_of(Path({folder!r}) / name, name, per_device_train_batch_size=4)
+    for name in test_training.OBJECTIVES_AND_TERMS
+}}
 if torch.distributed.get_rank() == 0:
     torch.save(gradients, {file!r})
 assert torch.distributed.get_world_size() == 2
@@ -245,21 +269,17 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [None, "gate", "patch"])
-def test_two_processes_give_the_gradients_of_one(tmp_path, head):
+def test_two_processes_give_the_gradients_of_one(tmp_path):
     script, file = tmp_path / "rank.py", tmp_path / "gradients.pt"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file), head=head))
+    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     two = torch.load(file, weights_only=True)
-    one = gradients_of(tmp_path / "one", head, per_device_train_batch_size=8)
-    for name, gradient in one.items():
-        # rounding of float32 sums in another order
-        torch.testing.assert_close(
-            two[f"module.{name}" if f"module.{name}" in two else name], gradient, rtol=1e-4, atol=1e-7
-        )
+    for name in OBJECTIVES_AND_TERMS:
+        one = gradients_of(tmp_path / "one" / name, name, per_device_train_batch_size=8)
+        assert_same_gradients(one, two[name])
 
 
 @pytest.mark.parametrize("cls_loss_weight", [0.0, 0.5])

@@ -47,7 +47,7 @@ RUN = ["--model_type", "ice_deit", "--config_overrides", f"{TINY},drop_path_rate
 RUN += ["--max_train_samples", "52", "--max_eval_samples", "8", "--per_device_train_batch_size", "8"]
 RUN += ["--gradient_accumulation_steps", "2", "--eval_strategy", "steps", "--save_strategy", "steps"]
 RUN += ["--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true"]
-RUN += ["--learning_rate", "1e-3", "--seed", "1"]
+RUN += ["--learning_rate", "1e-3", "--seed", "1", "--num_panel_images", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def run_with(run_train, monkeypatch, callback, words):
     import transformers_ice.training.run as run
 
     build = run.build_trainer
-    monkeypatch.setattr(run, "build_trainer", lambda *args, **kwargs: build(*args, callbacks=[callback], **kwargs))
+    monkeypatch.setattr(run, "build_trainer", lambda *args, callbacks: build(*args, callbacks=[callback, *callbacks]))
     return run_train.main(words)
 
 

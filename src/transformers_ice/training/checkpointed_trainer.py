@@ -60,6 +60,8 @@ class CheckpointedTrainer(Trainer):
         """Do what is due after a step or an epoch; then complete the checkpoint, and stop if asked to."""
         signal_number = self._signal_to_obey()
         self.control.should_save |= bool(signal_number)
+        if self.control.should_evaluate:
+            self._check_weights()  # rather than report, and draw, what they make of images
         with writing_to(self.args.output_dir):
             super()._maybe_log_save_evaluate(*args, **kwargs)
             # the callbacks have stored what they store by now

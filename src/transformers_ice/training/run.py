@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
@@ -29,7 +30,10 @@ logger = logging.get_logger(__name__)
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: IceTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Train, evaluate and save.
 
@@ -40,6 +44,7 @@ def run_training(
         model_args: Which model.
         data_args: Which images.
         training_args: How to train.
+        callbacks: Told of every step, evaluation and checkpoint.
 
     Returns:
         The numbers of training (`train_*`) and of the final evaluation (`eval_*`) by name.
@@ -51,7 +56,7 @@ def run_training(
     """
     check_launch(training_args)
     checkpoint = choose_checkpoint(training_args)
-    trainer = prepare_training(model_args, data_args, training_args)
+    trainer = prepare_training(model_args, data_args, training_args, callbacks)
     with StopRequest().listening() as trainer.stop_request:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
@@ -80,7 +85,10 @@ def check_launch(training_args: IceTrainingArguments) -> None:
 
 
 def prepare_training(
-    model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: IceTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> IceTrainer:
     """Return the trainer of a run, with model and images: what `run_training` does before it trains."""
     config = build_config(model_args, data_args.image_size)
@@ -100,6 +108,7 @@ def prepare_training(
         LabelledImages(tables.train, image_processor, augmentation, *columns, seed=training_args.seed),
         LabelledImages(tables.evaluation, image_processor, None, *columns),
         image_processor,
+        callbacks=list(callbacks),
     )
 
 

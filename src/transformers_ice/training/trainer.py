@@ -19,6 +19,7 @@ from ..configuration_ice_deit import as_pair
 from .checkpointed_trainer import CheckpointedTrainer
 from .collator import ImageCollator
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from .throughput import ThroughputMeter
 
 
 __all__ = ["LOSS_PARTS", "EpochCallback", "IceTrainer", "build_trainer"]
@@ -58,14 +59,16 @@ class EpochCallback(TrainerCallback):
 class IceTrainer(CheckpointedTrainer):
     """Train image classifiers, ICE models above all.
 
-    Differences from `CheckpointedTrainer`: the parts of the ICE loss are logged; weight decay leaves out what it would
-    only harm; evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`.
+    Differences from `CheckpointedTrainer`: the parts of the ICE loss and the images per second are logged; weight
+    decay leaves out what it would only harm; evaluation keeps a summary instead of all outputs; files hold the names
+    of `state_dict()`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._part_sums: dict[str, Tensor] = {}
         self._num_batches = 0
+        self._throughput = ThroughputMeter()
 
     def compute_loss(
         self,
@@ -78,6 +81,7 @@ class IceTrainer(CheckpointedTrainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             self._num_batches += 1
+            self._throughput.count(len(inputs["pixel_values"]))
             for name in LOSS_PARTS:
                 part = outputs.get(name) if isinstance(outputs, dict) else None
                 if part is not None:
@@ -91,7 +95,16 @@ class IceTrainer(CheckpointedTrainer):
             means = self.accelerator.reduce(means, reduction="mean")
             logs = {**logs, **dict(zip(self._part_sums, means.tolist(), strict=True))}
             self._part_sums, self._num_batches = {}, 0
+        if "loss" in logs:
+            # the processes share the images evenly
+            rate = self._throughput.read() * self.args.world_size
+            logs = {**logs, "images_per_second": round(rate, 1)}
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Do what is due after a step; the clock of the images stands still."""
+        with self._throughput.paused():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that weight decay applies to.

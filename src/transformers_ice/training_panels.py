@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class PanelCallback(TrainerCallback):
     ) -> None:
         """Draw and write the panel."""
         model, images = kwargs["model"], kwargs["eval_dataloader"].dataset
-        can_draw = isinstance(images, LabelledImages) and _explains(model) and not args.fsdp
+        can_draw = isinstance(images, LabelledImages) and _explains(model) and not _is_sharded()
         if not (can_draw and self.num_images > 0 and state.is_world_process_zero):
             return
         if not is_matplotlib_available():
@@ -63,6 +64,11 @@ class PanelCallback(TrainerCallback):
 
 def _explains(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) == IceDeiTConfig.model_type
+
+
+def _is_sharded() -> bool:
+    """Return whether the weights are spread over the processes: all would have to take part in a forward pass."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
 
 
 def spread_indices(length: int, number: int) -> list[int]:

@@ -106,27 +106,20 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder)
-            self._remove_surplus(folder.parent, folder.name)
+            complete = list(filter(is_complete, list_checkpoints(folder.parent)))
+            kept = {folder, folder.with_name(Path(self.state.best_model_checkpoint or folder).name)}
+            for surplus in surplus_checkpoints(complete, kept, self._save_total_limit):
+                remove_checkpoint(surplus)
         self.accelerator.wait_for_everyone()
         self._being_written, self._last_completed = None, folder
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End training as `Trainer` does, but leave the last checkpoint: the final model is not saved yet."""
+        """End training as `Trainer` does, but leave the last checkpoint, also where `save_total_limit` is 1.
+
+        A run that is killed after it would train again from the best one, and so would one that is started again.
+        """
         with _limited_to(self.args, None):
             return super()._finalize_training(*args, **kwargs)
-
-    def remove_surplus_checkpoints(self) -> None:
-        """Remove what `save_total_limit` leaves no room for beside the best checkpoint, once the model is saved."""
-        if self.args.should_save:
-            self._remove_surplus(Path(str(self.args.output_dir)))
-
-    def _remove_surplus(self, run_dir: Path, *kept: str) -> None:
-        """Keep the best checkpoint and those named, then the last ones."""
-        best = self.state.best_model_checkpoint
-        folders = {run_dir / name for name in (*kept, *([Path(best).name] if best else []))}
-        complete = list(filter(is_complete, list_checkpoints(run_dir)))
-        for surplus in surplus_checkpoints(complete, folders, self._save_total_limit):
-            remove_checkpoint(surplus)
 
     def _check_weights(self) -> None:
         """End training if a weight is NaN or infinite, in any process; waits for the accelerator once."""

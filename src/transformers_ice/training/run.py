@@ -62,7 +62,6 @@ def run_training(
     with writing_to(training_args.output_dir):
         trainer.save_model()
         trainer.save_state()
-        trainer.remove_surplus_checkpoints()
         trainer.save_metrics("train", result.metrics)
         evaluation = trainer.evaluate()
         trainer.save_metrics("eval", evaluation)

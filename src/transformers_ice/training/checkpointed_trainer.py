@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoints import is_complete, list_checkpoints, mark_complete, remove_checkpoint, surplus_checkpoints
-from .stopping import NOT_FINITE_EXIT_CODE, StopRequest, TrainingStoppedError, writing_to
+from .stopping import NOT_FINITE_EXIT_CODE, StopRequest, TrainingStoppedError, start_worker, writing_to
 
 
 __all__ = ["CheckpointedTrainer"]
@@ -41,6 +42,12 @@ class CheckpointedTrainer(Trainer):
         self._last_completed: Path | None = None
         self._last_asked_at = -1
         self._save_total_limit = self.args.save_total_limit
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the `DataLoader` of `Trainer`, whose workers live through a request to stop."""
+        loader: Any = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        return loader
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and end training if the loss of the lines since the last one is not finite."""

@@ -15,7 +15,9 @@ On images of your own, one subfolder per class, from a checkpoint of the Hub:
 
 Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
 `output_dir` then holds the model with everything it needs, the log (`trainer_state.json`) and the numbers
-(`all_results.json`), which are also printed.
+(`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
+
+A run that was killed goes on with `--resume_from_checkpoint auto`; docs/training/resume.md says what is guaranteed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import sys
 
 from transformers_ice.training import TrainingStoppedError, parse_arguments, resume_command, run_training
+from transformers_ice.training_panels import PanelCallback
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     words = sys.argv[1:] if argv is None else argv
     model_args, data_args, training_args = parse_arguments(words, __doc__)
     try:
-        numbers = run_training(model_args, data_args, training_args)
+        numbers = run_training(model_args, data_args, training_args, [PanelCallback(training_args.num_panel_images)])
     except TrainingStoppedError as stopped:
         command = resume_command("python scripts/run_train.py", words)
         print(f"{stopped}\nTo go on: {command}", file=sys.stderr, flush=True)

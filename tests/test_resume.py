@@ -9,6 +9,8 @@ import importlib.util
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +49,7 @@ RUN = ["--model_type", "ice_deit", "--config_overrides", f"{TINY},drop_path_rate
 RUN += ["--max_train_samples", "52", "--max_eval_samples", "8", "--per_device_train_batch_size", "8"]
 RUN += ["--gradient_accumulation_steps", "2", "--eval_strategy", "steps", "--save_strategy", "steps"]
 RUN += ["--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true"]
-RUN += ["--learning_rate", "1e-3", "--seed", "1"]
+RUN += ["--learning_rate", "1e-3", "--seed", "1", "--num_panel_images", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,7 @@ def run_with(run_train, monkeypatch, callback, words):
     import transformers_ice.training.run as run
 
     build = run.build_trainer
-    monkeypatch.setattr(run, "build_trainer", lambda *args, **kwargs: build(*args, callbacks=[callback], **kwargs))
+    monkeypatch.setattr(run, "build_trainer", lambda *args, callbacks: build(*args, callbacks=[callback, *callbacks]))
     return run_train.main(words)
 
 
@@ -273,8 +275,12 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoint_before(run_train, whol
     assert [is_complete(folder) for folder in list_checkpoints(tmp_path)] == [True, False]
     run_train.main([*words, "--resume_from_checkpoint", "auto"])
     assert sha256_of(tmp_path) == sha256_of(whole)
-    # one is left, the best one
-    assert [is_complete(folder) for folder in list_checkpoints(tmp_path)] == [True]
+    # the best one and, also after the end of training, the last one
+    best = Path(json.loads((tmp_path / "trainer_state.json").read_text())["best_model_checkpoint"])
+    assert {folder for folder in list_checkpoints(tmp_path) if is_complete(folder)} == {
+        best,
+        tmp_path / "checkpoint-10",
+    }
 
 
 def write_text(path: Path) -> None:
@@ -353,12 +359,17 @@ def test_another_thread_listens_to_nothing():
 NUM_KILLS = 20
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *RUN, "--max_steps", "400", "--eval_steps", "10", "--save_steps", "10"]
+def start(folder: Path, *words: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+    """Start the script in a process group of its own; what it prints goes to a file beside its folder."""
+    command = [*launcher, str(SCRIPT), *RUN, "--max_steps", "500", "--eval_steps", "10", "--save_steps", "10"]
     command += ["--dataloader_num_workers", "2", "--save_total_limit", "1", "--output_dir", str(folder), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with log_of(folder).open("a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def log_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.log"
 
 
 def wait_for_a_new_checkpoint(process: subprocess.Popen, folder: Path) -> None:
@@ -384,7 +395,7 @@ def test_run_killed_twenty_times_equals_the_whole_run(tmp_path):
             wait_for_a_new_checkpoint(process, folder)
             time.sleep(draws.uniform(0, 0.05))
         else:  # at any moment, those of importing included
-            time.sleep(draws.uniform(0, seconds / 2))
+            time.sleep(draws.uniform(0, 0.45 * seconds))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         num_incomplete += not all(map(is_complete, list_checkpoints(folder)))
@@ -396,3 +407,62 @@ def test_run_killed_twenty_times_equals_the_whole_run(tmp_path):
     sys.stdout.write(report + f"whole run {seconds:.0f} s, all {time.monotonic() - begin:.0f} s\n")
     assert steps == sorted(steps)
     assert sha256_of(folder) == sha256_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_all_processes_of_a_run_stops_it_in_order(tmp_path, number):
+    """As Ctrl-C in a terminal, and schedulers do: the workers that load images get the signal too."""
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for_a_new_checkpoint(process, folder)
+    os.killpg(process.pid, number)
+    assert process.wait() == 128 + number, log_of(folder).read_text()
+    assert f"as {number.name} asked" in log_of(folder).read_text()
+    assert last_complete_step(folder) > 10
+
+
+TWO_PROCESSES = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def processes_of(launcher: subprocess.Popen) -> list[int]:
+    """Return the processes that a launcher started."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(child) for child in children if b"run_train" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a launcher in /proc")
+def test_two_processes_agree_to_stop_and_go_on_as_if_they_had_not(tmp_path):
+    words = ("--max_steps", "40")
+    assert start(tmp_path / "whole", *words, launcher=TWO_PROCESSES).wait() == 0
+    folder = tmp_path / "stopped"
+    launcher = start(folder, *words, launcher=TWO_PROCESSES)
+    wait_for_a_new_checkpoint(launcher, folder)
+    os.kill(processes_of(launcher)[1], signal.SIGTERM)  # one of them is told, and not the one that saves
+    assert launcher.wait() != 0
+    assert "as SIGTERM asked" in log_of(folder).read_text()
+    assert 10 < last_complete_step(folder) < 40
+    checkpoint = last_complete_checkpoint(folder)
+    listed = json.loads((checkpoint / COMPLETION_MARKER).read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"} <= listed.keys()
+    assert start(folder, *words, "--resume_from_checkpoint", "auto", launcher=TWO_PROCESSES).wait() == 0
+    assert sha256_of(folder) == sha256_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_disk_that_is_really_full_ends_the_run(tmp_path):
+    """The folder of the run lies on a file system of 900 kB, which only the run itself sees."""
+    mount = f"mount -t tmpfs -o size=900k none {tmp_path}/disk"
+    (tmp_path / "disk").mkdir()
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "sh", "-c", mount]).returncode:
+        pytest.skip("needs a file system of its own")
+    listing = f"ls {tmp_path}/disk/run/*/{COMPLETION_MARKER}"
+    launcher = ("unshare", "-rm", "sh", "-c", f'{mount} && {sys.executable} "$@"; code=$?; {listing}; exit $code', "-")
+    process = start(tmp_path / "disk" / "run", "--save_total_limit", "9", launcher=launcher)
+    assert process.wait() == NOT_WRITTEN_EXIT_CODE
+    text = (tmp_path / "disk" / "run.log").read_text()
+    assert "Traceback" not in text
+    assert "could not be written" in text
+    named = re.search(r"The last complete checkpoint is (\S+)\.\n", text)[1]
+    assert f"{named}/{COMPLETION_MARKER}\n" in text

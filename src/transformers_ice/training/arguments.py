@@ -309,6 +309,9 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the log; training would not end there."}
     )
+    num_panel_images: int = field(
+        default=8, metadata={"help": "Images drawn after every evaluation, in output_dir/panels; 0: none."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off here: images would be removed."})
 
     def __post_init__(self) -> None:

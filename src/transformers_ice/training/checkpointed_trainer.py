@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoints import is_complete, list_checkpoints, mark_complete, remove_checkpoint, surplus_checkpoints
-from .stopping import NOT_FINITE_EXIT_CODE, StopRequest, TrainingStoppedError, writing_to
+from .stopping import NOT_FINITE_EXIT_CODE, StopRequest, TrainingStoppedError, start_worker, writing_to
 
 
 __all__ = ["CheckpointedTrainer"]
@@ -42,6 +43,12 @@ class CheckpointedTrainer(Trainer):
         self._last_asked_at = -1
         self._save_total_limit = self.args.save_total_limit
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the `DataLoader` of `Trainer`, whose workers live through a request to stop."""
+        loader: Any = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        return loader
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and end training if the loss of the lines since the last one is not finite."""
         super().log(logs, start_time)
@@ -60,6 +67,8 @@ class CheckpointedTrainer(Trainer):
         """Do what is due after a step or an epoch; then complete the checkpoint, and stop if asked to."""
         signal_number = self._signal_to_obey()
         self.control.should_save |= bool(signal_number)
+        if self.control.should_evaluate:
+            self._check_weights()  # rather than report, and draw, what they make of images
         with writing_to(self.args.output_dir):
             super()._maybe_log_save_evaluate(*args, **kwargs)
             # the callbacks have stored what they store by now
@@ -104,27 +113,20 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(folder)
-            self._remove_surplus(folder.parent, folder.name)
+            complete = list(filter(is_complete, list_checkpoints(folder.parent)))
+            kept = {folder, folder.with_name(Path(self.state.best_model_checkpoint or folder).name)}
+            for surplus in surplus_checkpoints(complete, kept, self._save_total_limit):
+                remove_checkpoint(surplus)
         self.accelerator.wait_for_everyone()
         self._being_written, self._last_completed = None, folder
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End training as `Trainer` does, but leave the last checkpoint: the final model is not saved yet."""
+        """End training as `Trainer` does, but leave the last checkpoint, also where `save_total_limit` is 1.
+
+        A run that is killed after it would train again from the best one, and so would one that is started again.
+        """
         with _limited_to(self.args, None):
             return super()._finalize_training(*args, **kwargs)
-
-    def remove_surplus_checkpoints(self) -> None:
-        """Remove what `save_total_limit` leaves no room for beside the best checkpoint, once the model is saved."""
-        if self.args.should_save:
-            self._remove_surplus(Path(str(self.args.output_dir)))
-
-    def _remove_surplus(self, run_dir: Path, *kept: str) -> None:
-        """Keep the best checkpoint and those named, then the last ones."""
-        best = self.state.best_model_checkpoint
-        folders = {run_dir / name for name in (*kept, *([Path(best).name] if best else []))}
-        complete = list(filter(is_complete, list_checkpoints(run_dir)))
-        for surplus in surplus_checkpoints(complete, folders, self._save_total_limit):
-            remove_checkpoint(surplus)
 
     def _check_weights(self) -> None:
         """End training if a weight is NaN or infinite, in any process; waits for the accelerator once."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..modeling_ice_deit import IceDeiTForImageClassification
@@ -44,7 +44,10 @@ logger = logging.get_logger(__name__)
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: IceTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Train, evaluate and save.
 
@@ -55,6 +58,7 @@ def run_training(
         model_args: Which model.
         data_args: Which images.
         training_args: How to train.
+        callbacks: Told of every step, evaluation and checkpoint.
 
     Returns:
         The numbers of training (`train_*`) and of the final evaluation (`eval_*`) by name.
@@ -66,13 +70,12 @@ def run_training(
     """
     check_launch(training_args)
     checkpoint = choose_checkpoint(training_args)
-    trainer = prepare_training(model_args, data_args, training_args)
+    trainer = prepare_training(model_args, data_args, training_args, callbacks)
     with StopRequest().listening() as trainer.stop_request:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
         trainer.save_model()
         trainer.save_state()
-        trainer.remove_surplus_checkpoints()
         trainer.save_metrics("train", result.metrics)
         evaluation = trainer.evaluate()
         trainer.save_metrics("eval", evaluation)
@@ -95,7 +98,10 @@ def check_launch(training_args: IceTrainingArguments) -> None:
 
 
 def prepare_training(
-    model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: IceTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> IceTrainer:
     """Return the trainer of a run, with model and images: what `run_training` does before it trains."""
     config = build_config(model_args, data_args.image_size)
@@ -123,6 +129,7 @@ def prepare_training(
         image_processor,
         train_collator=train_collator,
         distillation=distillation,
+        callbacks=list(callbacks),
     )
 
 

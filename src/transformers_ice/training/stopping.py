@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ __all__ = [
     "StopRequest",
     "TrainingStoppedError",
     "resume_command",
+    "start_worker",
     "writing_to",
 ]
 
@@ -109,6 +110,21 @@ class StopRequest:
         number = torch.tensor(self.signal_number)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(number)
+
+
+def start_worker(initialize: Callable[[int], None] | None, worker_id: int) -> None:
+    """Begin a process that loads images: out of reach of signals to the process group of the run, such as Ctrl-C.
+
+    A worker that died of one would take the run along before its checkpoint is saved. Workers end with their run.
+
+    Args:
+        initialize: What else it begins with (`worker_init_fn`).
+        worker_id: Its number.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    if initialize is not None:
+        initialize(worker_id)
 
 
 @contextmanager

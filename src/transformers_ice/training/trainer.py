@@ -23,6 +23,7 @@ from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .layer_decay import decay_layer_rates
 from .repeated_augmentation import RepeatedAugmentationSampler
+from .throughput import ThroughputMeter
 from .weight_averaging import WeightAveragingTrainer
 
 
@@ -63,9 +64,9 @@ class EpochCallback(TrainerCallback):
 class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
     """Train image classifiers, ICE models above all.
 
-    Differences from its parents: the parts of the ICE loss are logged; weight decay leaves out what it would only
-    harm; evaluation keeps a summary instead of all outputs; files hold the names of `state_dict()`; and what
-    `RecipeArguments` ask for.
+    Differences from its parents: the parts of the ICE loss and the images per second are logged; weight decay leaves
+    out what it would only harm; evaluation keeps a summary instead of all outputs; files hold the names of
+    `state_dict()`; and what `RecipeArguments` ask for.
 
     Args:
         *args: Passed to the `Trainer`.
@@ -85,6 +86,7 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
         self.train_collator, self.distillation = train_collator, distillation
         self._part_sums: dict[str, Tensor] = {}
         self._num_batches = 0
+        self._throughput = ThroughputMeter()
 
     def compute_loss(
         self,
@@ -99,6 +101,7 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
             if self.distillation is not None:
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])
             self._num_batches += 1
+            self._throughput.count(len(inputs["pixel_values"]))
             for name in (*LOSS_PARTS, "distillation_loss"):
                 part = outputs.get(name) if isinstance(outputs, dict) else None
                 if part is not None:
@@ -112,7 +115,16 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
             means = self.accelerator.reduce(means, reduction="mean")
             logs = {**logs, **dict(zip(self._part_sums, means.tolist(), strict=True))}
             self._part_sums, self._num_batches = {}, 0
+        if "loss" in logs:
+            # the processes share the images evenly
+            rate = self._throughput.read() * self.args.world_size
+            logs = {**logs, "images_per_second": round(rate, 1)}
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Do what is due after a step; the clock of the images stands still."""
+        with self._throughput.paused():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that weight decay applies to.

@@ -372,9 +372,10 @@ def log_of(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.log"
 
 
-def wait_for_a_new_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    known = set(list_checkpoints(folder))
-    while process.poll() is None and not set(list_checkpoints(folder)) - known:
+def wait_for_a_new_checkpoint(process: subprocess.Popen, folder: Path, seconds: float = 300) -> None:
+    """Return as soon as a new checkpoint folder appears, the process ends, or the time is over."""
+    known, end = set(list_checkpoints(folder)), time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end and not set(list_checkpoints(folder)) - known:
         time.sleep(0.001)
 
 
@@ -394,8 +395,9 @@ def test_run_killed_twenty_times_equals_the_whole_run(tmp_path):
         if kill % 2:  # while it saves
             wait_for_a_new_checkpoint(process, folder)
             time.sleep(draws.uniform(0, 0.05))
-        else:  # at any moment, those of importing included
-            time.sleep(draws.uniform(0, 0.45 * seconds))
+        else:  # at any moment, those of importing included, but before it is through
+            wait_for_a_new_checkpoint(process, folder, draws.uniform(0, seconds / 2))
+            time.sleep(draws.uniform(0, 0.3))
         process.kill()
         assert process.wait() == -signal.SIGKILL
         num_incomplete += not all(map(is_complete, list_checkpoints(folder)))

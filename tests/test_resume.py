@@ -204,7 +204,11 @@ def run_with(run_train, monkeypatch, callback, words):
     import transformers_ice.training.run as run
 
     build = run.build_trainer
-    monkeypatch.setattr(run, "build_trainer", lambda *args, callbacks: build(*args, callbacks=[callback, *callbacks]))
+    monkeypatch.setattr(
+        run,
+        "build_trainer",
+        lambda *args, callbacks, **options: build(*args, callbacks=[callback, *callbacks], **options),
+    )
     return run_train.main(words)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.trainer
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -164,6 +165,16 @@ def test_command_to_go_on_keeps_the_words():
     words = ["run.yaml", "--output_dir", "my run", "--resume_from_checkpoint", "x", "--resume_from_checkpoint=y"]
     expected = "python s.py run.yaml --output_dir 'my run' --resume_from_checkpoint auto"
     assert resume_command("python s.py", words) == expected
+
+
+@pytest.mark.parametrize("name", ["cpu_two_processes", "multi_gpu_ddp", "multi_gpu_fsdp"])
+def test_launch_configurations_are_read_and_open_with_their_command(name):
+    path = ROOT / "configs" / "accelerate" / f"{name}.yaml"
+    header = path.read_text().split("\n\n")[0]
+    assert f"accelerate launch --config_file configs/accelerate/{name}.yaml" in header
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2
+    assert config.distributed_type == ("FSDP" if name.endswith("fsdp") else "MULTI_GPU")
 
 
 # --- a whole run, and runs that end early --------------------------------------------------------------------------

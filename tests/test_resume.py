@@ -455,7 +455,7 @@ def test_two_processes_agree_to_stop_and_go_on_as_if_they_had_not(tmp_path):
     os.kill(processes_of(launcher)[1], signal.SIGTERM)  # one of them is told, and not the one that saves
     assert launcher.wait() != 0
     assert "as SIGTERM asked" in log_of(folder).read_text()
-    assert 10 < last_complete_step(folder) < 40
+    assert 10 <= last_complete_step(folder) < 40  # 10 ends an epoch, which is still a moment to stop at
     checkpoint = last_complete_checkpoint(folder)
     listed = json.loads((checkpoint / COMPLETION_MARKER).read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"} <= listed.keys()

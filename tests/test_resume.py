@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.trainer
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -164,6 +165,16 @@ def test_command_to_go_on_keeps_the_words():
     words = ["run.yaml", "--output_dir", "my run", "--resume_from_checkpoint", "x", "--resume_from_checkpoint=y"]
     expected = "python s.py run.yaml --output_dir 'my run' --resume_from_checkpoint auto"
     assert resume_command("python s.py", words) == expected
+
+
+@pytest.mark.parametrize("name", ["cpu_two_processes", "multi_gpu_ddp", "multi_gpu_fsdp"])
+def test_launch_configurations_are_read_and_open_with_their_command(name):
+    path = ROOT / "configs" / "accelerate" / f"{name}.yaml"
+    header = path.read_text().split("\n\n")[0]
+    assert f"accelerate launch --config_file configs/accelerate/{name}.yaml" in header
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 2
+    assert config.distributed_type == ("FSDP" if name.endswith("fsdp") else "MULTI_GPU")
 
 
 # --- a whole run, and runs that end early --------------------------------------------------------------------------
@@ -448,7 +459,7 @@ def test_two_processes_agree_to_stop_and_go_on_as_if_they_had_not(tmp_path):
     os.kill(processes_of(launcher)[1], signal.SIGTERM)  # one of them is told, and not the one that saves
     assert launcher.wait() != 0
     assert "as SIGTERM asked" in log_of(folder).read_text()
-    assert 10 < last_complete_step(folder) < 40
+    assert 10 <= last_complete_step(folder) < 40  # 10 ends an epoch, which is still a moment to stop at
     checkpoint = last_complete_checkpoint(folder)
     listed = json.loads((checkpoint / COMPLETION_MARKER).read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"} <= listed.keys()

@@ -46,7 +46,8 @@ class CheckpointedTrainer(Trainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return the `DataLoader` of `Trainer`, whose workers live through a request to stop."""
         loader: Any = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        started_by = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that starts them
+        started_by.worker_init_fn = partial(start_worker, started_by.worker_init_fn)
         return loader
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

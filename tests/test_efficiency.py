@@ -410,13 +410,13 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(64 * 2**20, dtype=torch.uint8)  # made, filled and freed
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(is_kept, faults())
+print(is_kept, *(faults() for _ in range(8)))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     if out[0] == "False":
         pytest.skip("the allocator is not that of the GNU C library")
-    assert int(out[1]) < 1000  # 64 MiB are 16,384 pages
+    # 64 MiB are 16,384 pages; the heap grows once or twice, then the same memory serves
+    assert sum(int(count) for count in out[1:]) < 4 * 16384
 
 
 def test_elsewhere_freed_memory_is_left_alone(monkeypatch):

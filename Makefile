@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
 	@echo "Installing into $(VENV); the first time takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@bash scripts/install_torch.sh $(BIN)/python constraints.txt
-	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,eval,viz,export,dev]"
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,eval,viz,app,export,dev]"
 	@touch $@
 
 install: $(STAMP) ## create .venv and install everything into it

@@ -159,5 +159,5 @@ class StreamedImages(IterableDataset):
 
 
 def leave_out_skipped(collate: Callable, rows: Sequence[dict[str, Any]]) -> Any:
-    """Make a batch of rows, and an empty one of those that `skip_batches` left out."""
-    return collate(rows) if rows[0] else {}
+    """Make a batch of rows; of those that `skip_batches` left out, one that tells accelerate their number alone."""
+    return collate(rows) if rows[0] else {"skipped": torch.zeros(len(rows), dtype=torch.uint8)}

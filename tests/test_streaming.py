@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,6 @@ from transformers_ice.data.streams import open_shards
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import DataArguments, LabelledImages, StreamedImages, TrainingAugmentation
 from transformers_ice.training.image_streams import load_images
-from transformers_ice.training.streaming_trainer import StreamingTrainer
 
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def test_an_epoch_shows_every_row_once(kind, num_workers, parquet, tars):
     stream.set_epoch(1)
     other = batches_of(stream, num_workers)
     assert first == again != other
-    assert sorted(sum(first, [])) == sorted(sum(other, [])) == list(range(24))
+    assert sorted(chain(*first)) == sorted(chain(*other)) == list(range(24))
     assert [len(batch) for batch in first] == [4] * 6
 
 
@@ -163,7 +163,7 @@ def test_processes_have_the_same_number_of_batches(parquet):
         stream = make_stream(parquet)
         stream.divide(process, 5, batch_size=2)
         batches = batches_of(stream, batch_size=2)
-        read.update(sum(batches, []))
+        read.update(chain(*batches))
         lengths.append(list(map(len, batches)))
     assert lengths == [[2, 2, 1]] * 5
     assert set(read) == set(range(24))
@@ -248,7 +248,9 @@ def test_undeclared_names_are_sorted(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_missing_columns_are_listed_with_their_option(parquet, streaming):
-    with pytest.raises(ValueError, match=r"`--label_column_name kind` is not a column of the data, which has image, l"):
+    with pytest.raises(
+        ValueError, match=r"`--label_column_name kind` is not a column of the data, which has image, l"
+    ):
         load(train_files=parquet, validation_files=parquet, streaming=streaming, label_column_name="kind")
 
 
@@ -362,35 +364,28 @@ def test_killed_run_with_workers_ends_with_the_weights_of_a_whole_one(tmp_path, 
 RECORDER = """
 import json, sys
 import torch.distributed
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 sys.path.insert(0, {tests!r})
-from test_streaming import RecordingTrainer, make_stream
+from test_streaming import make_stream, rows_of_batch
+from transformers_ice.training.streaming_trainer import StreamingTrainer
 stream = make_stream({pattern!r})
 args = TrainingArguments({folder!r}, use_cpu=True, per_device_train_batch_size=2, dataloader_num_workers=2,
     remove_unused_columns=False)
-trainer = RecordingTrainer(torch.nn.Linear(1, 1), args, train_dataset=stream, data_collator=list)
+trainer = StreamingTrainer(torch.nn.Linear(1, 1), args, train_dataset=stream, data_collator=rows_of_batch)
 loader, epochs = trainer.get_train_dataloader(), []
 for epoch in range(2):
     loader.set_epoch(epoch)
     batches = []
     for batch in loader:
         torch.distributed.barrier()  # hangs where one process has fewer batches
-        batches.append(batch)
+        batches.append(batch["rows"].tolist())
     epochs.append(batches)
 json.dump([len(loader), epochs], open(f"{folder}/{{args.process_index}}.json", "w"))
 """
 
 
-class RecordingTrainer(StreamingTrainer):
-    """Batches are the numbers of their rows."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.data_collator = rows_of_batch
-
-
-def rows_of_batch(rows) -> list[int]:
-    return [row_of(row["pixel_values"]) for row in rows]
+def rows_of_batch(rows) -> dict[str, torch.Tensor]:
+    return {"rows": torch.tensor([row_of(row["pixel_values"]) for row in rows])}
 
 
 @pytest.mark.slow

@@ -69,13 +69,14 @@ class DataReport:
         if len(numbers) > _MAX_ROWS:
             by_count = sorted(numbers, key=lambda number: self.counts["train"][number])
             numbers = by_count[: _MAX_ROWS // 2] + by_count[-_MAX_ROWS // 2 :]
-        width = max(len("class"), *(len(self.class_names[number]) for number in numbers))
+        total = f"{len(self.class_names)} classes"
+        width = max(len(total), *(len(self.class_names[number]) for number in numbers))
         yield f"{'class':<{width}} {'train':>10} {'evaluation':>10}"
         for number in numbers:
             train, evaluation = (self.counts[split][number] for split in ("train", "evaluation"))
             yield f"{self.class_names[number]:<{width}} {train:10d} {evaluation:10d}"
-        train, evaluation = (self.counts[split].total() for split in ("train", "evaluation"))
-        yield f"{f'{len(self.class_names)} classes':<{width}} {train:10d} {evaluation:10d}"
+        train, evaluation = (sum(self.counts[split].values()) for split in ("train", "evaluation"))
+        yield f"{total:<{width}} {train:10d} {evaluation:10d}"
 
 
 def check_data(

@@ -42,9 +42,8 @@ class StreamingTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         # "one process": the rows are divided already; accelerate brings them to the device, and knows the last batch
-        return prepare_data_loader(
-            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
-        )
+        options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        return prepare_data_loader(loader, self.accelerator.device, **options)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Train one epoch; of one that is resumed, the images of the batches before are not read."""

@@ -17,13 +17,20 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Value, load_dataset
-from streaming_shards import NAMES, row_of, write_parquet, write_tars
+from streaming_shards import NAMES, png_of, row_of, write_parquet, write_tars
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from transformers_ice.data.shard_order import buffer_order, piece_of_reader, rows_of_process, shard_order, spans_of
+from transformers_ice.data.shard_order import (
+    ShardSpan,
+    buffer_order,
+    piece_of_reader,
+    rows_of_process,
+    shard_order,
+    spans_of,
+)
 from transformers_ice.data.shards import count_rows, find_shards
-from transformers_ice.data.streams import open_shards
+from transformers_ice.data.streams import ShardedRows, open_shards
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import DataArguments, LabelledImages, StreamedImages, TrainingAugmentation
 from transformers_ice.training.image_streams import load_images
@@ -134,6 +141,25 @@ def test_files_that_are_no_shards_are_named(tmp_path):
         find_shards(str(tmp_path / "*"))
     with pytest.raises(ValueError, match=r"Parquet file .*b\.parquet cannot be read"):
         count_rows([str(tmp_path / "b.parquet")])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_rows_hold_the_bytes_that_were_stored(kind, parquet, tars):
+    rows = open_shards(find_shards(parquet if kind == "parquet" else tars))
+    column = "image" if kind == "parquet" else "png"
+    renamed = rows.rename_column(column, "photo").select_columns(["photo"])
+    spans = [ShardSpan(0, 3, 5), ShardSpan(2, 1, 2)]
+    first = rows.offsets[2] + 1
+    assert [(index, row["photo"]["bytes"]) for index, row in renamed.read(spans)] == [
+        (index, png_of(index)) for index in (3, 4, first)
+    ]
+    assert renamed.place_of(first) == f"row 1 of {rows.files[2]}"
+
+
+def test_a_shard_that_lost_rows_is_named(tars):
+    rows = open_shards(find_shards(tars))
+    with pytest.raises(ValueError, match=r"train-00\.tar ends after 5 rows, 9 were counted"):
+        list(ShardedRows(rows.source, rows.files, [9, *rows.counts[1:]]).read([ShardSpan(0, 0, 9)]))
 
 
 # --- streamed images -----------------------------------------------------------------------------------------------

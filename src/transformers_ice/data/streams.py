@@ -46,12 +46,8 @@ class ShardedRows:
         return list(self.features)
 
     def select_columns(self, columns: Sequence[str]) -> ShardedRows:
-        """Return the same rows with some of the columns, images undecoded."""
-        source = self.source.select_columns(list(columns))
-        for column in columns:
-            if isinstance(self.features[column], ImageFeature):
-                source = source.cast_column(column, ImageFeature(decode=False))
-        return ShardedRows(source, self.files, self.counts)
+        """Return the same rows with some of the columns."""
+        return ShardedRows(self.source.select_columns(list(columns)), self.files, self.counts)
 
     def rename_column(self, old: str, new: str) -> ShardedRows:
         """Return the same rows, one column with another name."""
@@ -107,6 +103,10 @@ def open_shards(files: Sequence[str]) -> ShardedRows:
     source = load_dataset(kind_of(files), data_files={"train": files}, split="train", streaming=True)
     if source.num_shards != len(files):
         raise ValueError(f"`datasets` reads {source.num_shards} shards in {len(files)} files, one for each is needed.")
+    for column, feature in cast(Features, source.features).items():
+        if isinstance(feature, ImageFeature):
+            # first of all: to rename or select columns `datasets` would decode the images, and encode them again
+            source = source.cast_column(column, ImageFeature(decode=False))
     return ShardedRows(source, files, counts)
 
 

@@ -27,8 +27,28 @@ from __future__ import annotations
 
 import sys
 
-from transformers_ice.training import TrainingStoppedError, check_data, parse_arguments, resume_command, run_training
+from transformers_ice.training import (
+    DataArguments,
+    IceTrainingArguments,
+    ModelArguments,
+    TrainingStoppedError,
+    check_data,
+    parse_arguments,
+    resume_command,
+    run_training,
+)
 from transformers_ice.training_panels import PanelCallback
+
+
+def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
+    """Print what a look at the data found, and return the exit code."""
+    try:
+        report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report)
+    return report.exit_code
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -36,9 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     words = sys.argv[1:] if argv is None else argv
     model_args, data_args, training_args = parse_arguments(words, __doc__)
     if data_args.check_only:
-        report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
-        print(report)
-        sys.exit(report.exit_code)
+        sys.exit(print_check(model_args, data_args, training_args))
     try:
         numbers = run_training(model_args, data_args, training_args, [PanelCallback(training_args.num_panel_images)])
     except TrainingStoppedError as stopped:

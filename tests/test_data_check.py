@@ -101,3 +101,10 @@ def test_script_ends_with_the_code_of_the_check(run_train, tmp_path, capsys, is_
         run_train.main([*words, "--streaming", "true", "--check_only", "true", "--use_cpu"])
     assert ("can be trained on" if is_good else "must be mended") in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_script_says_what_cannot_even_be_counted(run_train, tmp_path, capsys):
+    words = ["--model_type", "vit", "--output_dir", str(tmp_path / "out"), "--train_files", str(tmp_path / "*.tar")]
+    with pytest.raises(SystemExit, match="1"):
+        run_train.main([*words, "--check_only", "true", "--use_cpu"])
+    assert "names no file" in capsys.readouterr().err

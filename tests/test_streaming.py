@@ -203,6 +203,12 @@ def test_incomplete_batches_are_dropped_in_all_processes(parquet):
         assert list(map(len, batches_of(stream, 2, 5))) == [5, 5]
 
 
+@pytest.mark.parametrize(("num_processes", "drop_last"), [(25, False), (5, True)])
+def test_a_process_without_a_batch_is_refused(parquet, num_processes, drop_last):
+    with pytest.raises(ValueError, match=rf"24 training images cannot be divided among {num_processes} processes"):
+        make_stream(parquet).divide(0, num_processes, batch_size=5, drop_last=drop_last)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_skipped_batches_are_not_read_and_the_rest_is_the_same(parquet, num_workers, monkeypatch):
     stream = make_stream(parquet, buffer_size=3)

@@ -81,10 +81,13 @@ class StreamedImages(IterableDataset):
             drop_last: Whether an incomplete last batch is left out.
 
         Raises:
-            ValueError: If there are fewer rows than processes.
+            ValueError: If a process would have no batch.
         """
-        if len(self.rows) < num_processes:
-            raise ValueError(f"{len(self.rows)} training images cannot be divided among {num_processes} processes.")
+        if len(self.rows) < num_processes * (batch_size if drop_last else 1):
+            batches = f" in whole batches of {batch_size}" if drop_last else ""
+            raise ValueError(
+                f"{len(self.rows)} training images cannot be divided among {num_processes} processes{batches}."
+            )
         self.process, self.num_processes = process, num_processes
         self.batch_size, self.drop_last = batch_size, drop_last
 

@@ -17,6 +17,9 @@ Options after a recipe override it; `--help` lists them all, those of `TrainingA
 `output_dir` then holds the model with everything it needs, the log (`trainer_state.json`) and the numbers
 (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
 
+Parquet files, WebDataset tars, streams, and `--check_only true`, which looks at the data and trains nothing: see
+docs/training/data.md.
+
 A run that was killed goes on with `--resume_from_checkpoint auto`; docs/training/resume.md says what is guaranteed.
 """
 
@@ -24,14 +27,36 @@ from __future__ import annotations
 
 import sys
 
-from transformers_ice.training import TrainingStoppedError, parse_arguments, resume_command, run_training
+from transformers_ice.training import (
+    DataArguments,
+    IceTrainingArguments,
+    ModelArguments,
+    TrainingStoppedError,
+    check_data,
+    parse_arguments,
+    resume_command,
+    run_training,
+)
 from transformers_ice.training_panels import PanelCallback
+
+
+def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
+    """Print what a look at the data found, and return the exit code."""
+    try:
+        report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report)
+    return report.exit_code
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train as the arguments say; print and return the numbers."""
     words = sys.argv[1:] if argv is None else argv
     model_args, data_args, training_args = parse_arguments(words, __doc__)
+    if data_args.check_only:
+        sys.exit(print_check(model_args, data_args, training_args))
     try:
         numbers = run_training(model_args, data_args, training_args, [PanelCallback(training_args.num_panel_images)])
     except TrainingStoppedError as stopped:

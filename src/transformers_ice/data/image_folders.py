@@ -27,6 +27,7 @@ __all__ = [
     "find_bad_images",
     "load_hub_images",
     "load_image_folder",
+    "read_error",
     "remove_bad_images",
 ]
 
@@ -212,13 +213,13 @@ def find_bad_images(table: Dataset, column: str, num_threads: int | None = None)
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
         for start in range(0, len(records), _CHECK_BATCH):
             batch = records[start : start + _CHECK_BATCH][column]
-            for row, (record, error) in enumerate(zip(batch, pool.map(_read_error, batch), strict=True), start):
+            for row, (record, error) in enumerate(zip(batch, pool.map(read_error, batch), strict=True), start):
                 if error is not None:
                     bad.append(BadImage(row, str((record or {}).get("path") or f"row {row}"), error))
     return bad
 
 
-def _read_error(record: dict[str, Any] | None) -> str | None:
+def read_error(record: dict[str, Any] | None) -> str | None:
     """Return why an undecoded image cannot be read, or None if it can."""
     if record is None:
         return "there is no image"

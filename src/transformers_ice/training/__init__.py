@@ -5,6 +5,7 @@ from .arguments import DataArguments, IceTrainingArguments, ModelArguments, pars
 from .augmentation import TrainingAugmentation
 from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
 from .collator import ImageCollator
+from .data_check import DataReport, check_data
 from .distillation import Distillation, Teacher, distillation_loss, load_teacher
 from .image_sets import ImageTables, LabelledImages, load_image_tables
 from .initialization import initialize_mimetically
@@ -14,6 +15,7 @@ from .rand_augment import RandAugment, parse_rand_augment
 from .repeated_augmentation import RepeatedAugmentationSampler
 from .run import prepare_training, run_training
 from .stopping import TrainingStoppedError, resume_command
+from .streamed_images import StreamedImages
 from .trainer import IceTrainer, build_trainer
 from .weight_averaging import WeightAverage
 
@@ -22,6 +24,7 @@ __all__ = [
     "AugmentingCollator",
     "BatchMixing",
     "DataArguments",
+    "DataReport",
     "Distillation",
     "IceTrainer",
     "IceTrainingArguments",
@@ -32,6 +35,7 @@ __all__ = [
     "RandAugment",
     "RandomErasing",
     "RepeatedAugmentationSampler",
+    "StreamedImages",
     "Teacher",
     "TrainingAugmentation",
     "TrainingStoppedError",
@@ -40,6 +44,7 @@ __all__ = [
     "build_image_processor",
     "build_model",
     "build_trainer",
+    "check_data",
     "decay_layer_rates",
     "distillation_loss",
     "initialize_mimetically",

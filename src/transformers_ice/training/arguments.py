@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from ..command_line import parse_dataclasses
 from .recipe_arguments import AugmentationArguments, RecipeArguments
+from .source_arguments import ShardArguments
 
 
 __all__ = ["DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
@@ -193,7 +194,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments(AugmentationArguments):
+class DataArguments(ShardArguments, AugmentationArguments):
     """Which images to train and evaluate on, and how training images are varied.
 
     Args:
@@ -211,7 +212,7 @@ class DataArguments(AugmentationArguments):
         on_bad_image: What to do about files that cannot be read.
         check_images: Whether every image is decoded once before training.
         num_proc: Processes that draw scenes, threads that check images.
-        **kwargs: See `AugmentationArguments`.
+        **kwargs: See `ShardArguments` and `AugmentationArguments`.
 
     Raises:
         ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
@@ -253,13 +254,15 @@ class DataArguments(AugmentationArguments):
 
     def __post_init__(self) -> None:
         """Check the values against each other."""
-        if (self.dataset_name is None) == (self.train_dir is None):
+        sources = (self.dataset_name, self.train_dir, self.train_files)
+        if sum(source is not None for source in sources) != 1:
             raise ValueError(
-                "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders), "
-                f"got {self.dataset_name!r} and {self.train_dir!r}."
+                "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders) or "
+                f"`--train_files` (.parquet or .tar), got {', '.join(map(repr, sources))}."
             )
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
+        self.check_shards(self.dataset_name, self.max_train_samples, self.on_bad_image)
         self.fill_in_augmentation()
         _check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)
         _check_range("random_resized_crop_ratio", self.random_resized_crop_ratio, highest=float("inf"))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from datasets import Dataset as ImageTable
 from datasets import Image as ImageFeature
-from PIL import Image
+from datasets import load_dataset
 from torch.utils.data import Dataset
 
+from ..data.class_columns import declare_classes, find_columns, read_class_names
 from ..data.image_folders import (
     check_columns,
     encode_classes,
@@ -23,16 +23,17 @@ from ..data.image_folders import (
     remove_bad_images,
 )
 from ..data.scenes import load_scenes
-from ..image_conversion import convert_to_rgb, load_image
+from ..data.shards import find_shards, kind_of
+from ..data.streams import ShardedRows
 from ..image_processing_ice_deit import IceDeiTImageProcessor
 from ..patch_maps import ImageGeometry
 from .arguments import DataArguments
 from .augmentation import TrainingAugmentation
 from .batch_augmentation import AUGMENTATION_SEED
-from .models import input_size
+from .pixels import PixelReader
 
 
-__all__ = ["ImageTables", "LabelledImages", "load_image_tables"]
+__all__ = ["ImageTables", "LabelledImages", "load_image_tables", "load_shard_table", "name_columns", "prepare_table"]
 
 
 class LabelledImages(Dataset):
@@ -70,7 +71,8 @@ class LabelledImages(Dataset):
         self._masks = table.select_columns([mask_column]) if mask_column in table.column_names else None
         self.image_column, self.label_column, self.mask_column = image_column, label_column, mask_column
         self.image_processor, self.augmentation, self.seed = image_processor, augmentation, seed
-        self.input_size = input_size(image_processor)
+        self._read_pixels = PixelReader(image_processor, augmentation)
+        self.input_size = self._read_pixels.input_size
         # shared memory: workers that live longer than an epoch see the new number too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -124,22 +126,9 @@ class LabelledImages(Dataset):
     def _pixels(self, index: int, record: dict[str, Any]) -> torch.Tensor:
         """Return one image as a uint8 tensor `(height, width, 3)`."""
         try:
-            image = convert_to_rgb(load_image(record), backdrop=self.image_processor.image_mean)
+            return self._read_pixels(record, self._seed_of(index))
         except ValueError as error:
             raise ValueError(f"Row {index % len(self._rows)} of the data: {error}") from error
-        if self.augmentation is None:
-            image = self._resize(image)
-        else:
-            image = self.augmentation(image, random.Random(self._seed_of(index)))
-        return torch.from_numpy(np.array(image))
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        """Resize and crop an RGB image as the image processor does."""
-        if not self.image_processor.do_center_crop and image.size == self.input_size[::-1]:
-            return image
-        pixels = self.image_processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
-        # (channels, height, width) -> (height, width, channels)
-        return Image.fromarray(np.moveaxis(np.asarray(pixels), 0, -1).round().clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ class ImageTables:
         class_names: Names of the classes, in the order of the labels.
     """
 
-    train: ImageTable
+    train: ImageTable | ShardedRows
     evaluation: ImageTable
     class_names: list[str]
 
@@ -179,16 +168,41 @@ def load_image_tables(
     if data_args.dataset_name == "scenes":
         return _load_scene_tables(data_args, image_size, cache_dir)
     train, evaluation = _load_raw_tables(data_args, cache_dir, token)
-    for table in filter(None, (train, evaluation)):
-        check_columns(
-            table, image_column_name=data_args.image_column_name, label_column_name=data_args.label_column_name
-        )
+    train = name_columns(train, data_args)
+    evaluation = None if evaluation is None else name_columns(evaluation, data_args)
     train, evaluation, class_names = encode_classes(train, evaluation, data_args.label_column_name)
     if evaluation is None:
         parts = train.train_test_split(data_args.train_val_split, seed=seed)
         train, evaluation = parts["train"], parts["test"]
-    train = _prepare(train, data_args.max_train_samples, data_args, seed)
-    return ImageTables(train, _prepare(evaluation, data_args.max_eval_samples, data_args, seed), class_names)
+    train = prepare_table(train, data_args.max_train_samples, data_args, seed)
+    return ImageTables(train, prepare_table(evaluation, data_args.max_eval_samples, data_args, seed), class_names)
+
+
+def name_columns(table: ImageTable, data_args: DataArguments) -> ImageTable:
+    """Return a table with the columns and class names that the arguments ask for.
+
+    Raises:
+        ValueError: Naming the columns there are, or the classes that do not fit.
+    """
+    wanted = (data_args.image_column_name, data_args.label_column_name)
+    for found, name in zip(find_columns(table.features, *wanted), wanted, strict=True):
+        table = table if found == name else table.rename_column(found, name)
+    check_columns(table, image_column_name=wanted[0], label_column_name=wanted[1])
+    if data_args.class_names_file is None:
+        return table
+    return declare_classes(table, wanted[1], read_class_names(data_args.class_names_file))
+
+
+def load_shard_table(pattern_or_files: str | Sequence[str], cache_dir: str | None, argument: str) -> ImageTable:
+    """Return Parquet files or WebDataset tars as a table, kept on the disk in the cache of `datasets`.
+
+    Args:
+        pattern_or_files: A pattern, or the files.
+        cache_dir: Folder of the cache.
+        argument: Name of the argument, for errors.
+    """
+    files = find_shards(pattern_or_files, argument) if isinstance(pattern_or_files, str) else list(pattern_or_files)
+    return load_dataset(kind_of(files, argument), data_files={"train": files}, split="train", cache_dir=cache_dir)
 
 
 def _load_scene_tables(data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None) -> ImageTables:
@@ -205,11 +219,17 @@ def _load_raw_tables(
     """Return training and evaluation images as they are stored."""
     if data_args.dataset_name is not None:
         return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
+    if data_args.train_files is not None:
+        others = data_args.validation_files
+        return (
+            load_shard_table(data_args.train_files, cache_dir, "train_files"),
+            None if others is None else load_shard_table(others, cache_dir, "validation_files"),
+        )
     train = load_image_folder(str(data_args.train_dir))
     return train, None if data_args.validation_dir is None else load_image_folder(data_args.validation_dir)
 
 
-def _prepare(table: ImageTable, max_samples: int | None, data_args: DataArguments, seed: int) -> ImageTable:
+def prepare_table(table: ImageTable, max_samples: int | None, data_args: DataArguments, seed: int) -> ImageTable:
     """Take some of the images at random, and deal with those that cannot be read."""
     if max_samples is not None and max_samples < len(table):
         table = table.shuffle(seed=seed).select(range(max_samples))

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from ..data.streams import ShardedRows
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .augmentation import TrainingAugmentation
@@ -23,17 +24,20 @@ from .checkpoints import (
 )
 from .collator import ImageCollator
 from .distillation import Distillation, load_teacher
-from .image_sets import LabelledImages, load_image_tables
+from .image_sets import ImageTables, LabelledImages
+from .image_streams import load_images
 from .models import build_config, build_image_processor, build_model, input_size
 from .plain_losses import use_soft_label_loss
 from .rand_augment import parse_rand_augment
 from .stopping import StopRequest, writing_to
+from .streamed_images import StreamedImages
 from .trainer import IceTrainer, build_trainer
 
 
 __all__ = [
     "build_augmentation",
     "build_train_collator",
+    "build_train_images",
     "check_launch",
     "choose_checkpoint",
     "prepare_training",
@@ -109,7 +113,7 @@ def prepare_training(
     size = input_size(image_processor)
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):
-        tables = load_image_tables(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)
+        tables = load_images(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)
     # also with other data before it, the same seed gives the same weights
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
@@ -124,12 +128,45 @@ def prepare_training(
     return build_trainer(
         model,
         training_args,
-        LabelledImages(tables.train, image_processor, augmentation, *columns, seed=training_args.seed),
+        build_train_images(tables, data_args, training_args, image_processor, augmentation),
         LabelledImages(tables.evaluation, image_processor, None, *columns),
         image_processor,
         train_collator=train_collator,
         distillation=distillation,
         callbacks=list(callbacks),
+    )
+
+
+def build_train_images(
+    tables: ImageTables,
+    data_args: DataArguments,
+    training_args: IceTrainingArguments,
+    image_processor: Any,
+    augmentation: TrainingAugmentation | None,
+) -> LabelledImages | StreamedImages:
+    """Return the training images as the trainer takes them: of a table, or of a stream.
+
+    Raises:
+        ValueError: If images of a stream are to be repeated.
+    """
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    if not isinstance(tables.train, ShardedRows):
+        seed, mask_column = training_args.seed, data_args.mask_column_name
+        return LabelledImages(tables.train, image_processor, augmentation, *columns, mask_column, seed)
+    if training_args.repeated_augmentation != 1:
+        raise ValueError(
+            f"`--repeated_augmentation {training_args.repeated_augmentation}` cannot be had with `--streaming true`: "
+            "its repeats of an image go to different processes. Leave one of them out."
+        )
+    return StreamedImages(
+        tables.train,
+        tables.class_names,
+        image_processor,
+        augmentation,
+        *columns,
+        seed=training_args.seed,
+        shuffle_buffer_size=data_args.shuffle_buffer_size,
+        names_are_given=data_args.class_names_file is not None,
     )
 
 

@@ -23,6 +23,7 @@ from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .layer_decay import decay_layer_rates
 from .repeated_augmentation import RepeatedAugmentationSampler
+from .streaming_trainer import StreamingTrainer
 from .throughput import ThroughputMeter
 from .weight_averaging import WeightAveragingTrainer
 
@@ -61,7 +62,7 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer):
+class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer):
     """Train image classifiers, ICE models above all.
 
     Differences from its parents: the parts of the ICE loss and the images per second are logged; weight decay leaves

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps lie where the pixels are that the patches saw, for every size, aspect ratio, crop and padding.
 
-The way into the model is that of the real preprocessing, pixel by pixel; the way back is that of the maps. Two kinds of
-pictures tell where a patch really came from: checkerboards, whose squares are one patch each, and ramps, whose
+The way into the model is that of the real preprocessing, pixel by pixel; the way back is that of the maps. Two kinds
+of pictures tell where a patch really came from: checkerboards, whose squares are one patch each, and ramps, whose
 brightness says how far to the right or down a pixel stood.
 """
 

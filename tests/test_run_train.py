@@ -221,7 +221,7 @@ def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
 
 @pytest.mark.parametrize("name", ["/gone", "./gone", "checkpoints/deit/gone", "~/gone", "a\\b"])
 def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
-    with pytest.raises(ValueError, match="must be a folder or a Hub id .* which does not exist"):
+    with pytest.raises(ValueError, match=r"must be a folder or a Hub id .* which does not exist"):
         ModelArguments(model_name_or_path=name)
     assert ModelArguments(model_name_or_path="facebook/deit-small-patch16-224").model_type is None
 

@@ -2,7 +2,7 @@
 """What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
 
 All ```python blocks of a document run in order in one fresh process, in a folder with copies of `checkpoints/` and
-`docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks between them run too.
+`docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
 """
 
 from __future__ import annotations
@@ -107,6 +107,15 @@ def test_commands_that_are_shown_exist(path: Path):
     assert {first or second for first, second in shown} <= targets
     missing = [script for script in re.findall(r"\bscripts/\w+\.\w+", text) if not (ROOT / script).is_file()]
     assert not missing
+
+
+def test_what_the_method_page_names_stands_in_the_file_beside_it():
+    rows = re.findall(
+        r"^\|.*\| `(?:\w+\.)?(\w+)` in \[[\w.]+\]\(\.\./(\S+?)\)", (ROOT / "docs/method.md").read_text(), re.M
+    )
+    assert len(rows) > 15
+    for name, file in rows:
+        assert re.search(rf"(def|class|self\.) ?{name}\b", (ROOT / file).read_text()), (name, file)
 
 
 def test_one_version_stands_in_all_places():

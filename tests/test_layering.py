@@ -50,7 +50,7 @@ TRAVELLING_ROOMS = (
     "pipeline_patch_explanation",
 )
 WORKBENCH_ROOMS = ("command_line", "conversion", "metrics", "data", "explainers", "training", "export")
-REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "training_panels", "model_card", "demo")
+REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "training_panels", "model_card", "app", "demo")
 ROOMS = (*TRAVELLING_ROOMS, *WORKBENCH_ROOMS, *REPORT_ROOMS, "__init__")
 
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+from PIL import Image
 
 from .analysis import Explanation, LoadedModel
 from .pictures import Picture
@@ -18,6 +21,7 @@ __all__ = [
     "answer_html",
     "caption_html",
     "download_html",
+    "figures_html",
     "header_html",
     "pruning_html",
     "record_of",
@@ -25,6 +29,7 @@ __all__ = [
     "status_html",
 ]
 
+_FIGURE_SIDE = 480  # many pictures at once must reach a phone
 _SCALE = '<div class="ice-scale" aria-hidden="true"><span>0</span><i></i><span>1</span></div>'
 _EMPTY = '<div class="ice-answer"><p class="how-sure">Drop a picture, or take an example.</p></div>'
 
@@ -78,6 +83,35 @@ def caption_html(picture: Picture | None, shows_scale: bool = False) -> str:
     )
     legend = f'<ul class="ice-legend" aria-label="Colours of the classes">{legend}</ul>' if legend else ""
     return f'<p class="ice-words">{escape(picture.words)}</p>{legend}{_SCALE if shows_scale else ""}'
+
+
+def figures_html(pictures: Sequence[Picture]) -> str:
+    """Return pictures side by side, each with its words and a link to save it as PNG.
+
+    The files are part of the page, so that none of them stays on the server.
+    """
+    figures = []
+    for picture in pictures:
+        source, (name, *rest) = _png_uri(picture), picture.words.split(" · ")
+        figures.append(
+            f'<figure><img src="{source}" alt="{escape(picture.words)}"><figcaption><strong>{escape(name)}</strong>'
+            f"{escape(' · '.join(rest))}"
+            f'<a href="{source}" download="{_file_name(name)}.png" aria-label="Save {escape(name)} as PNG">Save PNG</a>'
+            "</figcaption></figure>"
+        )
+    return f'<div class="ice-figures">{"".join(figures)}</div>' if figures else ""
+
+
+def _png_uri(picture: Picture) -> str:
+    image = Image.fromarray(picture.pixels)
+    image.thumbnail((_FIGURE_SIDE, _FIGURE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _file_name(words: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in words.lower()).split())
 
 
 def record_of(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:

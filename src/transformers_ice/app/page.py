@@ -16,6 +16,7 @@ from .fragments import (
     answer_html,
     caption_html,
     download_html,
+    figures_html,
     header_html,
     pruning_html,
     record_of,
@@ -86,7 +87,7 @@ class Handlers:
         ]
 
     def compare(self, path: str | None, target: int, methods: Sequence[str]) -> list[Any]:
-        """Return status and gallery of the other explainers."""
+        """Return status and pictures of the other explainers."""
 
         def work(deadline: Deadline) -> list[Picture]:
             image = self._read(path)
@@ -96,10 +97,10 @@ class Handlers:
             first = Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")
             return [first, *(draw_method(image, result, explanation.mask) for result in maps)]
 
-        return self._gallery(work, lambda pictures: f"ICE and {len(pictures) - 1} other methods on the same picture.")
+        return self._figures(work, lambda pictures: f"ICE and {len(pictures) - 1} other methods on the same picture.")
 
     def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> list[Any]:
-        """Return status, gallery of the kept patches, and the numbers."""
+        """Return status, pictures of the kept patches, and the numbers."""
         setting = PruningSetting(strategy, margin, keep_rate)
         results = []
 
@@ -108,15 +109,15 @@ class Handlers:
             results.append(measure_pruning(self.loaded, image, setting, deadline))
             return draw_kept_patches(image, results[0])
 
-        answer = self._gallery(work, lambda pictures: f"{len(pictures)} cuts; patches that have left are dimmed.")
+        answer = self._figures(work, lambda pictures: f"{len(pictures)} cuts; patches that have left are dimmed.")
         return [*answer, pruning_html(results[0] if results else None)]
 
-    def _gallery(self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]) -> list[Any]:
+    def _figures(self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]) -> list[Any]:
         try:
             pictures = self.worker.run(work)
         except ValueError as error:
-            return [status_html(str(error), is_problem=True), []]
-        return [status_html(summarize(pictures)), [(Image.fromarray(item.pixels), item.words) for item in pictures]]
+            return [status_html(str(error), is_problem=True), ""]
+        return [status_html(summarize(pictures)), figures_html(pictures)]
 
     def _read(self, path: str | None) -> PreparedImage:
         if path is None:
@@ -152,10 +153,10 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
                 picture, target = _add_inputs(loaded, limits, examples)
+                status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
             with gr.Column(scale=5, min_width=300):
                 answer = gr.HTML(answer_html(None))
                 heat = _add_picture("Heat map", "heat")
-                status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
         with gr.Row(equal_height=False):
             others = []
             for label, name in (("Class map", "classes"), ("Mask and box", "mask"), ("Cut-out", "cutout")):
@@ -240,20 +241,6 @@ def _add_picture(label: str, name: str) -> list[Any]:
     return [picture, gr.HTML(elem_id=f"{name}-words")]
 
 
-def _add_gallery(label: str, name: str) -> gr.Gallery:
-    return gr.Gallery(
-        label=label,
-        columns=3,
-        height="auto",
-        object_fit="contain",
-        format="png",
-        interactive=False,
-        buttons=_PICTURE_BUTTONS,
-        elem_id=name,
-        elem_classes="ice-gallery",
-    )
-
-
 def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) -> None:
     """Add the other explainers."""
     methods = available_methods()
@@ -271,8 +258,8 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
         elem_id="methods",
     )
     button = gr.Button("Compare", variant="primary", elem_id="compare")
-    status, gallery = gr.HTML(), _add_gallery("Maps of all methods", "comparison")
-    button.click(handlers.compare, [picture, target, chosen], [status, gallery], **_event("compare"))
+    status, figures = gr.HTML(elem_id="comparison-status"), gr.HTML(elem_id="comparison")
+    button.click(handlers.compare, [picture, target, chosen], [status, figures], **_event("compare"))
 
 
 def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
@@ -311,6 +298,6 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             elem_id="keep-rate",
         )
     button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
-    status, numbers = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="pruning-numbers")
-    gallery = _add_gallery("Patches that are left after each cut", "kept")
-    button.click(handlers.prune, [picture, strategy, margin, rate], [status, gallery, numbers], **_event("prune"))
+    status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
+    numbers = gr.HTML(elem_id="pruning-numbers")
+    button.click(handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], **_event("prune"))

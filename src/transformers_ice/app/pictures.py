@@ -116,7 +116,7 @@ def draw_kept_patches(image: PreparedImage, result: PruningResult) -> list[Pictu
     pictures = []
     for layer in result.cuts or [result.num_layers - 1]:
         left = int((exits > layer).sum())
-        words = f"From layer {layer} of {result.num_layers} on: {left} of {exits.size} patches"
+        words = f"Cut at layer {layer} · {left} of {exits.size} patches are left"
         pictures.append(Picture(kept_patches(image.shown, exits, layer + 1), words))
     return pictures
 

@@ -24,7 +24,8 @@ _SEA = gr.themes.Color(
 
 def build_theme() -> gr.themes.Base:
     """Return the theme: ink on paper with one accent, light and dark."""
-    font, heading = gr.themes.LocalFont("Source Sans 3"), gr.themes.LocalFont("Lora")
+    # of the fonts that gradio brings along, many hold a few letters only; these two are complete
+    font, heading = gr.themes.LocalFont("Source Sans Pro"), gr.themes.LocalFont("Montserrat", weights=(400, 700))
     theme = gr.themes.Base(
         primary_hue=_SEA,
         secondary_hue=_SEA,
@@ -66,6 +67,16 @@ def build_theme() -> gr.themes.Base:
         button_primary_text_color="white",
         button_primary_text_color_dark="*neutral_950",
         button_primary_text_color_hover_dark="*neutral_950",
+        checkbox_label_background_fill="white",
+        checkbox_label_background_fill_dark="*neutral_800",
+        checkbox_label_background_fill_hover="*neutral_50",
+        checkbox_label_background_fill_hover_dark="*neutral_700",
+        checkbox_label_border_color="*neutral_300",
+        checkbox_label_border_color_dark="*neutral_600",
+        checkbox_label_border_color_selected="*primary_600",
+        checkbox_label_border_color_selected_dark="*primary_400",
+        checkbox_label_border_width="1px",
+        checkbox_border_color="*neutral_400",
         checkbox_label_background_fill_selected="*primary_50",
         checkbox_label_background_fill_selected_dark="*primary_900",
         checkbox_label_text_color_selected="*primary_700",

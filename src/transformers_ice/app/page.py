@@ -112,7 +112,9 @@ class Handlers:
         answer = self._figures(work, lambda pictures: f"{len(pictures)} cuts; patches that have left are dimmed.")
         return [*answer, pruning_html(results[0] if results else None)]
 
-    def _figures(self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]) -> list[Any]:
+    def _figures(
+        self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
+    ) -> list[Any]:
         try:
             pictures = self.worker.run(work)
         except ValueError as error:

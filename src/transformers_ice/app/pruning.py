@@ -132,7 +132,9 @@ def measure_pruning(
     summaries = {}
     for name, model in (("unpruned", unpruned), ("pruned", pruned)):
         summaries[name], exit_layers = _summarize(loaded, model, image, summarize_spread(times[name]))
-    return PruningResult(**summaries, exit_layers=exit_layers, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS)
+    return PruningResult(
+        **summaries, exit_layers=exit_layers, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS
+    )
 
 
 @torch.inference_mode()

@@ -24,8 +24,9 @@ _SEA = gr.themes.Color(
 
 def build_theme() -> gr.themes.Base:
     """Return the theme: ink on paper with one accent, light and dark."""
-    # of the fonts that gradio brings along, many hold a few letters only; these two are complete
-    font, heading = gr.themes.LocalFont("Source Sans Pro"), gr.themes.LocalFont("Montserrat", weights=(400, 700))
+    # of the fonts that gradio brings along many hold a few letters only; these two, in these weights, are complete
+    font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
+    heading = gr.themes.LocalFont("Montserrat", weights=(400, 700))
     theme = gr.themes.Base(
         primary_hue=_SEA,
         secondary_hue=_SEA,

@@ -40,7 +40,8 @@ RECIPE = ROOT / "recipes/ice-deit-scenes.yaml"
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CUTS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up: EViT's places
 OBJECTIVE = "--objective balanced"
-CLS_ONLY = "--objective published --classification_loss_weight 0 --background_loss_weight 0 --cls_loss_weight 1 --logits_source cls"
+NO_PATCHES = "--classification_loss_weight 0 --background_loss_weight 0"
+CLS_ONLY = f"--objective published {NO_PATCHES} --cls_loss_weight 1 --logits_source cls"
 HEADS = f"--pruning_strategy background --pruning_layers {CUTS}"
 EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {CUTS}"
 # how each model is trained, beyond the recipe

@@ -95,13 +95,15 @@ def test_an_explanation_by_hand(explain, model):
 
 def test_the_types_are_those_that_are_documented(explain, images):
     result = explain(images[0])
-    assert list(result) == ["label", "score", "heatmap", "class_map", "mask", "box", "foreground_ratio"]
+    names = ["label", "score", "heatmap", "class_map", "mask", "box", "foreground_ratio", "exit_layers"]
+    assert list(result) == names
     assert isinstance(result["label"], str)
     assert isinstance(result["score"], float)
     assert isinstance(result["foreground_ratio"], float)
     assert (result["heatmap"].dtype, result["heatmap"].shape) == (np.float32, (20, 30))
     assert (result["class_map"].dtype, result["class_map"].shape) == (np.int64, (20, 30))
     assert (result["mask"].dtype, result["mask"].shape) == (np.bool_, (20, 30))
+    assert (result["exit_layers"].dtype, result["exit_layers"].shape) == (np.int64, (20, 30))
     assert all(isinstance(value, int) for value in result["box"].values())
     assert result["heatmap"].min() >= 0
     assert result["heatmap"].max() <= 1

@@ -12,12 +12,18 @@ from PIL import Image
 
 from transformers_ice.visualization import (
     PanelRow,
+    class_colors,
     cut_out,
     draw_box,
     explanation_panel,
+    kept_patches,
     method_panel,
+    outline_mask,
+    outline_segments,
     overlay_class_map,
     overlay_heatmap,
+    picture_figure,
+    save_figure,
     score_bars,
 )
 
@@ -105,11 +111,143 @@ def test_box_covers_its_corners_and_nothing_outside():
     assert np.all(image == 90)
 
 
+def test_the_largest_classes_get_the_first_colours_and_the_background_none():
+    colors = class_colors([np.array([[2, 2, 2, 7]]), np.array([[0, 0, 9, 9]])], {0: "disc", 2: "star", 7: "ring"})
+    assert list(colors) == [2, 0, 7]  # 9, the background, has no name
+    assert len(set(colors.values())) == 3
+
+
+# Outlines
+
+
+def test_the_lines_around_a_mask_by_hand():
+    mask = np.array([[0, 1, 1], [0, 1, 0]], bool)
+    assert outline_segments(mask) == [
+        ((1, 0), (3, 0)),
+        ((2, 1), (3, 1)),
+        ((1, 2), (2, 2)),
+        ((1, 0), (1, 2)),
+        ((2, 1), (2, 2)),
+        ((3, 0), (3, 1)),
+    ]
+    assert outline_segments(np.zeros((3, 4), bool)) == []
+    assert len(outline_segments(np.array([[1, 0], [0, 1]], bool))) == 8  # two squares that touch at a corner
+
+
+def test_lines_have_the_length_of_the_edges_between_unlike_pixels():
+    mask = np.random.default_rng(0).random((13, 9)) > 0.5
+    padded = np.pad(mask, 1)
+    edges = sum(int((np.diff(padded.astype(int), axis=axis) != 0).sum()) for axis in (0, 1))
+    segments = outline_segments(mask)
+    assert sum(abs(x1 - x0) + abs(y1 - y0) for (x0, y0), (x1, y1) in segments) == edges
+    assert all(x0 == x1 or y0 == y1 for (x0, y0), (x1, y1) in segments)
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 3])
+def test_an_outline_changes_only_the_edge_of_the_mask(thickness):
+    image = np.full((30, 40, 3), 90, dtype=np.uint8)
+    mask = np.zeros((30, 40), bool)
+    mask[5:20, 8:32] = True
+    result = outline_mask(image, mask, "#ff8000", thickness)
+    core = np.zeros_like(mask)
+    core[5 + thickness : 20 - thickness, 8 + thickness : 32 - thickness] = True
+    assert np.array_equal(result[core], image[core])
+    assert np.all(result[mask & ~core] == [255, 128, 0])
+    changed = np.argwhere((result != image).any(axis=2))
+    dark = max(1, thickness // 2)
+    assert changed.min(axis=0).tolist() == [5 - dark, 8 - dark]
+    assert changed.max(axis=0).tolist() == [19 + dark, 31 + dark]
+    assert np.all(image == 90)
+
+
+def test_a_mask_that_reaches_the_edge_of_the_image_is_outlined_there_too():
+    result = outline_mask(np.full((12, 12, 3), 90, np.uint8), np.ones((12, 12), bool), "#00ff00", 1)
+    assert np.all(result[0] == [0, 255, 0])
+    assert np.all(result[:, -1] == [0, 255, 0])
+    assert np.all(result[1:-1, 1:-1] == 90)
+
+
+def test_a_line_around_a_box_lies_on_its_edge_in_a_drawn_figure(tmp_path):
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 20:50] = True
+    save_figure(picture_figure(np.zeros((40, 60, 3), np.uint8), mask=mask), tmp_path / "a.png", scale=10)
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert drawn.shape == (400, 600, 3)
+    rows, columns = np.nonzero(drawn[..., 2] > 200)
+    edges = [rows.min() / 10, (rows.max() + 1) / 10, columns.min() / 10, (columns.max() + 1) / 10]
+    np.testing.assert_allclose(edges, [10, 30, 20, 50], atol=0.7)  # half the width of the line
+
+
+# Patches that leave
+
+
+def test_patches_that_stay_keep_their_colours_those_that_leave_turn_blue_and_earlier_ones_dark():
+    image = np.full((1, 3, 3), 200, np.uint8)
+    image[..., 0] = 100
+    result = kept_patches(image, np.array([[6, 3, 2]]), layer=3)[0].astype(int)
+    assert result[0].tolist() == [100, 200, 200]
+    assert result[1][2] > result[1][0] + 20  # blue
+    assert result[2].max() < 60
+    assert np.array_equal(kept_patches(image, np.array([[6, 3, 2]]), layer=1), image)
+
+
+def test_a_panel_shows_the_layers_before_which_patches_left():
+    exits = np.full((16, 16), 6)
+    exits[:8], exits[8:10] = 2, 5
+    base = row(0)
+    kept = PanelRow(base.image, base.class_map, base.heatmap, base.mask, exit_layers=exits, box=(4, 4, 12, 12))
+    assert kept.cut_layers == [2, 5]
+    figure = explanation_panel([kept, row(1, truth=False)], ["disc", "star", "cross", "ring"])
+    titles, _, legend = texts_of(figure)
+    assert titles == ["image", "class map", "heat map", "mask", "layer 2", "layer 5"]
+    assert legend[-1] == "leaves here"
+    assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% stay", "38% stay"]
+
+
+def test_without_a_patch_that_left_there_is_no_column_for_it():
+    base = row(0)
+    stays = PanelRow(base.image, base.class_map, base.heatmap, base.mask, exit_layers=np.full((16, 16), 6))
+    assert stays.cut_layers == []
+    assert texts_of(explanation_panel([stays], ["disc"]))[0] == ["image", "class map", "heat map", "mask"]
+
+
+def test_a_row_says_what_the_pipeline_answered():
+    base = row(2)
+    box = {"xmin": 4, "ymin": 5, "xmax": 12, "ymax": 13}
+    result = {"label": "ring", "score": 0.876, "box": box, "foreground_ratio": 0.25, "exit_layers": base.class_map + 1}
+    result |= {"class_map": base.class_map, "heatmap": base.heatmap, "mask": base.mask}
+    made = PanelRow.from_result(base.image, result)
+    assert (made.title, made.box) == ("ring\n0.88", [4, 5, 12, 13])
+    assert made.exit_layers is result["exit_layers"]
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_same_figure_is_written_as_the_same_bytes(suffix, tmp_path):
+    for name in ("a", "b"):
+        save_figure(explanation_panel([row(0)], ["disc"]), tmp_path / f"{name}.{suffix}")
+    first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    if suffix == "svg":
+        assert b">disc</text>" in first  # words stay words
+
+
+def test_a_larger_scale_gives_more_pixels(tmp_path):
+    figure = picture_figure(GREY, box=(1, 1, 5, 5))
+    for scale in (1, 8):
+        save_figure(figure, tmp_path / "a.png", scale)
+        assert Image.open(tmp_path / "a.png").size == (8 * scale, 6 * scale)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1), (3, 2)])
 def test_tiny_pictures_can_be_drawn(size):
     image = np.full((*size, 3), 90, dtype=np.uint8)
     assert draw_box(image, (0, 0, size[1], size[0])).shape == image.shape
     assert overlay_heatmap(image, np.ones(size)).shape == image.shape
+    assert outline_mask(image, np.ones(size, bool)).shape == image.shape
 
 
 def texts_of(figure):
@@ -168,6 +306,13 @@ def test_labels_do_not_run_into_pictures_or_beyond_the_edge():
         (lambda: overlay_class_map(GREY, np.ones((2, 2)), {}), "`class_map` must have the size"),
         (lambda: cut_out(GREY, np.ones((2, 2))), "`mask` must have the size"),
         (lambda: explanation_panel([], []), "at least one image"),
+        (lambda: outline_mask(GREY, np.ones((2, 2))), "`mask` must have the size"),
+        (lambda: outline_mask(GREY, np.ones((6, 8)), "red"), "`color` must be written like '#00E5FF', got 'red'"),
+        (lambda: outline_mask(GREY, np.ones((6, 8)), thickness=0), "at least 1 pixel, got 0"),
+        (lambda: outline_segments(np.ones(3)), r"shape \(height, width\), got \(3,\)"),
+        (lambda: kept_patches(GREY, np.ones((2, 2)), 3), "`exit_layers` must have the size"),
+        (lambda: save_figure(picture_figure(GREY), "a.gif"), "must end in png, svg, pdf, got 'a.gif'"),
+        (lambda: save_figure(picture_figure(GREY), "a.png", 0), "`scale` must be positive, got 0"),
     ],
 )
 def test_unfit_arrays_are_refused(call, message):

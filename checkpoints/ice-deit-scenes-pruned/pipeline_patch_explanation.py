@@ -51,6 +51,8 @@ class PatchExplanationPipeline(Pipeline):
         box: `{"xmin", "ymin", "xmax", "ymax"}`, half-open pixels, around the largest connected group of foreground
             patches; the whole image where there is none.
         foreground_ratio: `float` in [0, 1], share of foreground patches.
+        exit_layers: `(height, width)`, int64, the layer before which each pixel's patch left a pruned model; the
+            number of layers where it stayed.
 
     Example:
         >>> explain = pipeline("patch-explanation", model="checkpoints/ice-deit-scenes", trust_remote_code=True)
@@ -129,7 +131,7 @@ class PatchExplanationPipeline(Pipeline):
         target_sizes = input_tensors["target_sizes"]
         outputs = self.model(pixel_values=input_tensors["pixel_values"])
         # `logits` first: the batch is taken apart by the length of the first entry
-        kept = {name: outputs.get(name) for name in ("logits", "patch_logits", "grid_size")}
+        kept = {name: outputs.get(name) for name in ("logits", "patch_logits", "grid_size", "patch_exit_layer")}
         return {**{name: value for name, value in kept.items() if value is not None}, "target_sizes": target_sizes}
 
     def postprocess(  # type: ignore[override]  # as above
@@ -140,6 +142,7 @@ class PatchExplanationPipeline(Pipeline):
         (class_map,) = processor.post_process_semantic_segmentation(model_outputs, sizes)
         (heatmap,) = processor.post_process_heatmap(model_outputs, sizes, target)
         (found,) = processor.post_process_object_localization(model_outputs, sizes)
+        (exit_layers,) = processor.post_process_exit_layers(model_outputs, sizes)
         (patch_mask,) = processor.post_process_foreground(model_outputs)  # without sizes: one value per patch
         background_index = self.model.config.num_labels
         label = found["labels"].item()
@@ -151,6 +154,7 @@ class PatchExplanationPipeline(Pipeline):
             "mask": (class_map != background_index).numpy(),
             "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), found["boxes"][0].tolist(), strict=True)),
             "foreground_ratio": patch_mask.float().mean().item(),
+            "exit_layers": exit_layers.numpy(),
         }
 
 

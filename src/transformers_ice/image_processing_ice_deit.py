@@ -239,6 +239,32 @@ class IceDeiTImageProcessor(PilBackend):
             for image_logits, (logits, grid_size, geometry) in zip(class_logits, patches, strict=True)
         ]
 
+    def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
+        """Return for every pixel the layer before which its patch left the model.
+
+        Args:
+            outputs: As for `post_process_semantic_segmentation`, with `patch_exit_layer`.
+            target_sizes: As for `post_process_semantic_segmentation`.
+
+        Returns:
+            Per image `(height, width)`, int64: the layer, 0-based, or the number of layers where the patch stayed; 0
+            outside a crop, which never came in.
+
+        Raises:
+            ValueError: As `post_process_semantic_segmentation`, or if the outputs do not say who left.
+        """
+        exit_layers = _read_output(outputs, "patch_exit_layer")
+        patches = self._patches(outputs, target_sizes)
+        if exit_layers is None:
+            raise ValueError(
+                f"`outputs` must hold `patch_exit_layer` (batch_size, num_patches), got {_describe(outputs)}. Pass "
+                "what an ICE-DeiT model returned."
+            )
+        return [
+            nearest_to_image(to_grid(layers, grid_size), geometry, fill=0)
+            for layers, (_, grid_size, geometry) in zip(exit_layers, patches, strict=True)
+        ]
+
     def _patches(self, outputs: Any, target_sizes: Any) -> list[tuple[Tensor, tuple[int, int], ImageGeometry]]:
         """Return per image its patch logits `(num_patches, num_labels + 1)`, grid size and geometry."""
         patch_logits, grid_sizes = _read_patch_logits(outputs)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of explanations, from arrays; no model runs here.
+
+`overlays` paints on the pixels of an image and returns an array of the same size; `outlines` finds lines along pixel
+edges; `panels` puts pictures, lines and legends side by side in a matplotlib figure, `charts` draws numbers; `colors`
+says which colours mean what.
+"""
+
+from .charts import score_bars, speed_plot
+from .colors import class_colors
+from .outlines import outline_segments
+from .overlays import cut_out, draw_box, kept_patches, outline_mask, overlay_class_map, overlay_heatmap
+from .panels import PanelRow, explanation_panel, method_panel, picture_figure, save_figure
+
+
+__all__ = [
+    "PanelRow",
+    "class_colors",
+    "cut_out",
+    "draw_box",
+    "explanation_panel",
+    "kept_patches",
+    "method_panel",
+    "outline_mask",
+    "outline_segments",
+    "overlay_class_map",
+    "overlay_heatmap",
+    "picture_figure",
+    "save_figure",
+    "score_bars",
+    "speed_plot",
+]

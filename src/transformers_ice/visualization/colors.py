@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which colours mean what, and the arithmetic between pictures and colours.
+
+Heat maps use a map whose lightness grows evenly with the value ("inferno"), so it reads the same in grey and for
+colour-blind eyes; classes use the palette of Okabe and Ito, and their names are written beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+
+__all__ = ["HEAT_COLORS", "LEAVING_COLOR", "OUTLINE_COLOR", "PALETTE", "class_colors"]
+
+# Okabe and Ito, "Color Universal Design", without black; where they run out, colours of Paul Tol's "muted" scheme
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_FURTHER_COLORS = ("#882255", "#999933", "#332288", "#DDCC77", "#117733", "#88CCEE")
+HEAT_COLORS = "inferno"
+OUTLINE_COLOR = "#00E5FF"  # not on the way from dark violet to pale yellow that a heat map takes
+LEAVING_COLOR = "#56B4E9"
+
+Array = np.ndarray
+
+
+def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[int, str]:
+    """Return a colour for every class that occurs in the maps and has a name, the largest areas first.
+
+    Args:
+        class_maps: Class index of every pixel, int, of any shapes.
+        names: Name by class index; a class without a name, such as the background, gets no colour.
+
+    Returns:
+        Colour (`#rrggbb`) by class index, in the order of the areas. There are 13 colours; then they repeat.
+    """
+    found, areas = np.unique(np.concatenate([np.ravel(class_map) for class_map in class_maps]), return_counts=True)
+    order = [int(index) for index in found[np.argsort(-areas, kind="stable")] if int(index) in names]
+    return dict(zip(order, cycle((*PALETTE, *_FURTHER_COLORS)), strict=False))
+
+
+def matplotlib_module() -> Any:
+    """Return matplotlib, or say which extra has it."""
+    try:
+        import matplotlib
+        import matplotlib.colors
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install transformers-ice[viz]") from error
+    return matplotlib
+
+
+def as_rgb(image: Array) -> Array:
+    """Return an image as `(height, width, 3)`, uint8."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(
+            "`image` must be uint8 of shape (height, width, 3) or (height, width), got "
+            f"{array.dtype} of shape {array.shape}. Use `np.asarray(image.convert('RGB'))`."
+        )
+    return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
+
+
+def check_size(name: str, array: Array, image: Array) -> None:
+    """Refuse a map that is not of the size of its image."""
+    if array.shape != image.shape[:2]:
+        raise ValueError(f"`{name}` must have the size {image.shape[:2]} of the image, got {array.shape}.")
+
+
+def to_grey(rgb: Array) -> Array:
+    """Return the luma of an image as `(height, width, 1)`, float32, in [0, 255] (ITU-R BT.601, as PIL)."""
+    return (rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+
+
+def to_uint8(values: Array) -> Array:
+    """Round colours to 8 bits."""
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def hex_to_rgb(color: str) -> Array:
+    """Return `#rrggbb` as three numbers in [0, 255]."""
+    digits = color.removeprefix("#")
+    try:
+        if len(digits) != 6:
+            raise ValueError
+        return np.array([int(digits[start : start + 2], 16) for start in (0, 2, 4)], dtype=np.float32)
+    except ValueError:
+        raise ValueError(f"`color` must be written like '{OUTLINE_COLOR}', got {color!r}.") from None

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Painting on the pixels of an image: arrays in, an array of the image's size out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from .colors import (
+    HEAT_COLORS,
+    LEAVING_COLOR,
+    OUTLINE_COLOR,
+    as_rgb,
+    check_size,
+    hex_to_rgb,
+    matplotlib_module,
+    to_grey,
+    to_uint8,
+)
+
+
+__all__ = ["cut_out", "draw_box", "kept_patches", "outline_mask", "overlay_class_map", "overlay_heatmap"]
+
+_DIMMED = 0.22
+
+Array = np.ndarray
+
+
+def overlay_heatmap(image: Array, heatmap: Array, opacity: float = 0.65) -> Array:
+    """Lay a heat map over an image.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        heatmap: `(height, width)`, in [0, 1]: dark is 0, bright is 1.
+        opacity: Share of the heat map in the colours, in [0, 1].
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If sizes differ, or the image, the heat map or the opacity is out of range.
+
+    Example:
+        >>> Image.fromarray(overlay_heatmap(np.asarray(image), result["heatmap"])).save("overlay.png")
+    """
+    rgb, values = as_rgb(image), np.asarray(heatmap, dtype=np.float32)
+    check_size("heatmap", values, rgb)
+    if not (values.min() >= 0 and values.max() <= 1):  # so written that NaN is refused too
+        raise ValueError(
+            f"`heatmap` must lie in [0, 1], got values from {values.min():.3g} to {values.max():.3g}. "
+            "Divide attention maps by their maximum first."
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must lie in [0, 1], got {opacity}.")
+    colors = matplotlib_module().colormaps[HEAT_COLORS](values)[..., :3] * 255
+    # Grey below the colours: the picture's own colours would read as heat.
+    return to_uint8((1 - opacity) * to_grey(rgb) + opacity * colors)
+
+
+def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str], opacity: float = 0.7) -> Array:
+    """Colour the pixels of an image by their class; classes without a colour (the background) stay dim and grey.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        class_map: `(height, width)`, int.
+        colors: Colour by class index, as matplotlib writes colours; `class_colors` chooses them.
+        opacity: Share of the class colour, in [0, 1].
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If sizes differ.
+    """
+    rgb, classes = as_rgb(image), np.asarray(class_map)
+    check_size("class_map", classes, rgb)
+    grey = to_grey(rgb)
+    result = np.repeat(grey * 0.45, 3, axis=2)
+    for index, color in colors.items():
+        tint = 255 * np.array(matplotlib_module().colors.to_rgb(color))
+        painted = (1 - opacity) * grey + opacity * tint
+        result = np.where((classes == index)[..., None], painted, result)
+    return to_uint8(result)
+
+
+def cut_out(image: Array, mask: Array) -> Array:
+    """Keep the pixels of a mask and dim the others.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        mask: `(height, width)`, bool, True stays.
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        ValueError: If sizes differ.
+    """
+    rgb, kept = as_rgb(image), np.asarray(mask, dtype=bool)
+    check_size("mask", kept, rgb)
+    return np.where(kept[..., None], rgb, to_uint8(_DIMMED * to_grey(rgb)))
+
+
+def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thickness: int | None = None) -> Array:
+    """Draw the line around a mask: coloured inside the mask, black just outside, so it shows on any picture.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        mask: `(height, width)`, bool. No pixel of its inside further from the edge than `thickness` changes.
+        color: `#rrggbb`.
+        thickness: Width of the coloured line in pixels, at least 1; by default it grows with the image.
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        ValueError: If sizes differ, or the colour or the thickness cannot be drawn.
+    """
+    rgb, inside = as_rgb(image), np.asarray(mask, dtype=bool)
+    check_size("mask", inside, rgb)
+    thickness = _line_width(rgb) if thickness is None else thickness
+    if thickness < 1:
+        raise ValueError(f"`thickness` must be at least 1 pixel, got {thickness}.")
+    dark = max(1, thickness // 2)
+    # the edge of the image ends a mask too: a border of False around it
+    padded = Image.fromarray(np.pad(inside, thickness).astype(np.uint8))
+    core = _crop(padded.filter(ImageFilter.MinFilter(2 * thickness + 1)), thickness)
+    grown = _crop(padded.filter(ImageFilter.MaxFilter(2 * dark + 1)), thickness)
+    result = np.where((grown & ~inside)[..., None], np.uint8(0), rgb)
+    return np.where((inside & ~core)[..., None], to_uint8(hex_to_rgb(color)), result)
+
+
+def _crop(padded: Image.Image, border: int) -> Array:
+    return np.asarray(padded)[border:-border, border:-border] > 0
+
+
+def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
+    """Show which patches are left at a layer: those that leave right before it turn blue, earlier ones are dim.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        exit_layers: `(height, width)`, int: the layer before which each pixel's patch left, as
+            `post_process_exit_layers` and the patch-explanation pipeline give it.
+        layer: What is shown is the patches that take part in this layer, 0-based.
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        ValueError: If sizes differ.
+    """
+    rgb, exits = as_rgb(image), np.asarray(exit_layers)
+    check_size("exit_layers", exits, rgb)
+    result = cut_out(rgb, exits > layer)
+    leaving = 0.35 * hex_to_rgb(LEAVING_COLOR) + 0.4 * to_grey(rgb)
+    return np.where((exits == layer)[..., None], to_uint8(leaving), result)
+
+
+def draw_box(image: Array, box: Sequence[int]) -> Array:
+    """Draw a box whose line can be seen on any picture: white between black.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels.
+
+    Returns:
+        `(height, width, 3)`, uint8, a copy.
+    """
+    canvas = Image.fromarray(as_rgb(image).copy())
+    draw = ImageDraw.Draw(canvas)
+    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+    thickness = _line_width(np.asarray(canvas))
+    for inset, color in ((0, "black"), (thickness, "white"), (2 * thickness, "black")):
+        if right - left >= 2 * inset and bottom - top >= 2 * inset:
+            corners = (left + inset, top + inset, right - inset, bottom - inset)
+            draw.rectangle(corners, outline=color, width=thickness)
+    return np.asarray(canvas)
+
+
+def _line_width(image: Array) -> int:
+    """Return a width that is seen as equally thin at every resolution."""
+    return max(1, min(image.shape[:2]) // 150)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures side by side, with lines, headings and legends, as matplotlib figures; PNG, SVG or PDF in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .colors import HEAT_COLORS, LEAVING_COLOR, OUTLINE_COLOR, as_rgb, class_colors, matplotlib_module
+from .outlines import outline_segments
+from .overlays import cut_out, kept_patches, overlay_class_map, overlay_heatmap
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PanelRow", "explanation_panel", "method_panel", "picture_figure", "save_figure"]
+
+_CELL_INCHES = 1.45
+_FIGURE_FORMATS = ("png", "svg", "pdf")
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """Hold the arrays of one row of `explanation_panel`; all of one `(height, width)`.
+
+    Attributes:
+        image: `(height, width, 3)`, uint8, or `(height, width)` grey, uint8.
+        class_map: Class index of every pixel, int.
+        heatmap: Relevance of every pixel, float, in [0, 1].
+        mask: Foreground that was found, bool.
+        truth: True foreground, bool, if known.
+        title: What was predicted, written beside the row.
+        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels, drawn on the image.
+        exit_layers: The layer before which each pixel's patch left, int; the number of layers where it stayed.
+    """
+
+    image: Array
+    class_map: Array
+    heatmap: Array
+    mask: Array
+    truth: Array | None = None
+    title: str = ""
+    box: Sequence[int] | None = None
+    exit_layers: Array | None = None
+
+    @classmethod
+    def from_result(cls, image: Array, result: Mapping[str, Any], truth: Array | None = None) -> PanelRow:
+        """Return the row of an answer of `pipeline("patch-explanation")`.
+
+        Args:
+            image: The upright image, `(height, width, 3)`, uint8.
+            result: What the pipeline answered for it.
+            truth: True foreground, `(height, width)`, bool, if known.
+        """
+        title = f"{result['label']}\n{result['score']:.2f}"
+        box = [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+        maps = {name: result[name] for name in ("class_map", "heatmap", "mask")}
+        return cls(image, **maps, truth=truth, title=title, box=box, exit_layers=result.get("exit_layers"))
+
+    @property
+    def cut_layers(self) -> list[int]:
+        """The layers before which patches of this image left; empty if all stayed."""
+        if self.exit_layers is None:
+            return []
+        # the largest number is that of the patches that stayed: at least one does; 0 lies outside a crop
+        return [int(layer) for layer in np.unique(self.exit_layers)[:-1] if layer > 0]
+
+
+def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] | Sequence[str]) -> Figure:
+    """Draw one panel: a row per image, in columns image, class map, heat map, mask and, where known, truth.
+
+    Where patches left on the way, a column follows for each layer before which they did: those that leave there are
+    blue, those that left earlier dark.
+
+    Args:
+        rows: What to draw; the truth column is there if any row has a truth.
+        class_names: Name by class index. A class without a name, such as the background, is drawn dim and grey. With
+            more than 13 classes in the picture, colours repeat.
+
+    Returns:
+        A matplotlib figure; write it with `save_figure(figure, "explanations.png")`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there are no rows, or sizes within a row differ.
+    """
+    if not rows:
+        raise ValueError("`rows` must hold at least one image, got none.")
+    matplotlib_module()
+    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    colors = class_colors([row.class_map for row in rows], names)
+    columns = _columns(rows, colors)
+    figure, axes = _grid_of_axes(len(rows), len(columns))
+    for (heading, draw), line in zip(columns.items(), axes.T, strict=True):
+        line[0].set_title(heading, fontsize=10, pad=6)
+        for row, axis in zip(rows, line, strict=True):
+            draw(axis, row)
+    for row, axis in zip(rows, axes[:, 0], strict=True):
+        axis.set_ylabel(row.title, fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
+    leaving = any(row.cut_layers for row in rows)
+    _add_legends(figure, axes, {names[index]: color for index, color in colors.items()}, leaving)
+    return figure
+
+
+def _columns(rows: Sequence[PanelRow], colors: Mapping[int, str]) -> dict[str, Callable[[Axes, PanelRow], None]]:
+    """Return what draws each column, by its heading."""
+    columns: dict[str, Callable[[Axes, PanelRow], None]] = {
+        "image": _draw_image,
+        "class map": lambda axis, row: _show(axis, overlay_class_map(row.image, row.class_map, colors)),
+        "heat map": lambda axis, row: _show(axis, overlay_heatmap(row.image, row.heatmap, opacity=0.8)),
+        "mask": _draw_mask,
+    }
+    if any(row.truth is not None for row in rows):
+        columns["truth"] = _draw_truth
+    for layer in sorted({layer for row in rows for layer in row.cut_layers}):
+        columns[f"layer {layer}"] = lambda axis, row, layer=layer: _draw_kept(axis, row, layer)  # type: ignore[misc]
+    return columns
+
+
+def _show(axis: Axes, picture: Array) -> None:
+    axis.imshow(picture, interpolation="nearest")
+
+
+def _draw_image(axis: Axes, row: PanelRow) -> None:
+    _show(axis, as_rgb(row.image))
+    if row.box is not None:
+        _add_box(axis, row.box)
+
+
+def _draw_mask(axis: Axes, row: PanelRow) -> None:
+    _show(axis, cut_out(row.image, row.mask))
+    _add_outline(axis, row.mask, linewidth=0.8)
+
+
+def _draw_truth(axis: Axes, row: PanelRow) -> None:
+    if row.truth is not None:
+        _show(axis, cut_out(row.image, row.truth))
+
+
+def _draw_kept(axis: Axes, row: PanelRow, layer: int) -> None:
+    if row.exit_layers is not None:
+        _show(axis, kept_patches(row.image, row.exit_layers, layer))
+        axis.set_xlabel(f"{(row.exit_layers > layer).mean():.0%} stay", fontsize=7, labelpad=2)
+
+
+def _add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0) -> None:
+    """Add a box as lines, white over black, on the edges of its outermost pixels."""
+    from matplotlib.patches import Rectangle
+
+    for width, color in ((2.6 * linewidth, "black"), (linewidth, "white")):
+        corner, size = (box[0] - 0.5, box[1] - 0.5), (box[2] - box[0], box[3] - box[1])
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=width, joinstyle="miter"))
+
+
+def _add_outline(axis: Axes, mask: Array, linewidth: float = 1.0) -> None:
+    """Add the line around a mask, along the edges of its pixels."""
+    from matplotlib.collections import LineCollection
+
+    # pixel 0 is drawn around x = 0: its edges are at -0.5 and 0.5
+    lines = [[(x - 0.5, y - 0.5) for x, y in segment] for segment in outline_segments(mask)]
+    for width, color in ((2.6 * linewidth, "black"), (linewidth, OUTLINE_COLOR)):
+        axis.add_collection(LineCollection(lines, colors=color, linewidths=width, capstyle="projecting"))
+
+
+def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array | None = None) -> Figure:
+    """Return one picture without a margin, with a box and the outline of a mask as lines.
+
+    Args:
+        picture: `(height, width, 3)`, uint8, for instance from `overlay_heatmap`.
+        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels.
+        mask: `(height, width)`, bool.
+
+    Returns:
+        A matplotlib figure of one dot per pixel; `save_figure(figure, file, scale=4)` draws the lines four times as
+        fine, SVG and PDF at any size.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the picture is no picture.
+    """
+    matplotlib_module()
+    from matplotlib.figure import Figure
+
+    rgb = as_rgb(picture)
+    height, width = rgb.shape[:2]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    _show(axis, rgb)
+    line_width = max(0.7, min(height, width) / 250)
+    if mask is not None:
+        _add_outline(axis, mask, line_width)
+    if box is not None:
+        _add_box(axis, box, line_width)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
+    return figure
+
+
+def method_panel(
+    images: Sequence[Array], maps: Mapping[str, Sequence[Array]], truths: Sequence[Array | None]
+) -> Figure:
+    """Draw what several methods say about the same images: a column per image, a row per method.
+
+    Args:
+        images: `(height, width, 3)` or grey, uint8, one per column.
+        maps: By method, one map per image of the image's size, any range; each is stretched to [0, 1] by itself.
+        truths: True foreground of every image, bool, or None where it is not known.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there are no images, or numbers or sizes differ.
+    """
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    matplotlib_module()
+    rows = {"image": [as_rgb(image) for image in images]}
+    if all(truth is not None for truth in truths):
+        rows["truth"] = [cut_out(*pair) for pair in zip(images, truths, strict=True)]  # type: ignore[arg-type]
+    for method, values in maps.items():
+        pairs = zip(images, values, strict=True)
+        rows[method] = [overlay_heatmap(image, _stretch(relevance), opacity=0.8) for image, relevance in pairs]
+    figure, axes = _grid_of_axes(len(rows), len(images))
+    for (name, pictures), line in zip(rows.items(), axes, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            _show(axis, picture)
+        line[0].set_ylabel(name.replace("_", " "), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
+    return figure
+
+
+def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
+    """Write a figure as PNG, SVG or PDF; the same figure gives the same bytes.
+
+    Args:
+        figure: Any figure of this package.
+        file: Where to; its ending names the format.
+        scale: Resolution over that of the figure, for PNG and for the pictures in SVG and PDF.
+
+    Raises:
+        ValueError: If the ending is another one, or `scale` is not positive.
+    """
+    suffix = Path(file).suffix.lower().removeprefix(".")
+    if suffix not in _FIGURE_FORMATS:
+        raise ValueError(f"`file` must end in {', '.join(_FIGURE_FORMATS)}, got {str(file)!r}.")
+    if not scale > 0:
+        raise ValueError(f"`scale` must be positive, got {scale}.")
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+    # words stay words in an SVG, so they can be searched and read aloud; the salt makes its ids repeatable
+    with matplotlib_module().rc_context({"svg.fonttype": "none", "svg.hashsalt": "transformers-ice"}):
+        figure.savefig(file, format=suffix, dpi=figure.dpi * scale, metadata=metadata)
+
+
+def _stretch(values: Array) -> Array:
+    """Stretch a map to [0, 1]; a constant one becomes 0."""
+    array = np.nan_to_num(np.asarray(values, dtype=np.float32))
+    return (array - array.min()) / max(float(np.ptp(array)), 1e-12)
+
+
+def _grid_of_axes(num_rows: int, num_columns: int) -> tuple[Figure, Array]:
+    from matplotlib.figure import Figure
+
+    # not through pyplot: no window, no backend, and no figure that stays in memory
+    figure = Figure(figsize=(_CELL_INCHES * num_columns + 1.3, _CELL_INCHES * num_rows + 1.1), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], leaving: bool) -> None:
+    """Add the scale of the heat maps and the names of the colours below the panel."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.patches import Patch
+
+    scale: Axes = axes[-1, 2].inset_axes((0.05, -0.16, 0.9, 0.06))
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT_COLORS), cax=scale, orientation="horizontal", ticks=[0, 1])
+    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    bar.set_label("p(not background)", fontsize=7, labelpad=1)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    handles.append(Patch(color="#5a5a5a", label="background"))
+    if leaving:
+        handles.append(Patch(facecolor=LEAVING_COLOR, alpha=0.6, label="leaves here"))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 5),
+        fontsize=8,
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.4,
+    )

@@ -43,7 +43,8 @@ class LoadedModel:
     def class_names(self) -> dict[int, str]:
         """Names by class index, without background."""
         config = self.model.config
-        return {index: str(config.id2label[index]) for index in range(config.num_labels)}
+        names: Any = config.id2label
+        return {index: str(names[index]) for index in range(config.num_labels)}
 
     @property
     def background_index(self) -> int:

@@ -40,8 +40,8 @@ def header_html(loaded: LoadedModel, is_sample: bool) -> str:
     known = "It knows drawn scenes and nothing else." if is_sample else "It knows its own classes and nothing else."
     return (
         '<header class="ice-header"><h1>I can visualize everything</h1>'
-        "<p>An image classifier that shows its reasons: every patch of your picture says which class it shows, or that it "
-        "is background.</p>"
+        "<p>An image classifier that shows its reasons: every patch of your picture says which class it shows, or "
+        "that it is background.</p>"
         f'<p class="ice-model">Model <strong>{escape(loaded.name)}</strong> · {count} classes · '
         f"{config.num_hidden_layers} layers · {known}</p></header>"
     )
@@ -69,8 +69,8 @@ def answer_html(explanation: Explanation | None) -> str:
     )
     return (
         f'<div class="ice-answer"><p class="label">{escape(explanation.label)}</p>'
-        f'<p class="how-sure">{100 * explanation.score:.0f} % sure · {100 * explanation.foreground_ratio:.0f} % of the '
-        f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
+        f'<p class="how-sure">{_percent(explanation.score)} sure · {_percent(explanation.foreground_ratio)} of the patches '
+        f'are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
     )
 
 
@@ -96,8 +96,8 @@ def figures_html(pictures: Sequence[Picture]) -> str:
         figures.append(
             f'<figure><img src="{source}" alt="{escape(picture.words)}"><figcaption><strong>{escape(name)}</strong>'
             f"{escape(' · '.join(rest))}"
-            f'<a href="{source}" download="{_file_name(name)}.png" aria-label="Save {escape(name)} as PNG">Save PNG</a>'
-            "</figcaption></figure>"
+            f'<a href="{source}" download="{_file_name(name)}.png" aria-label="Save {escape(name)} as PNG">Save PNG'
+            "</a></figcaption></figure>"
         )
     return f'<div class="ice-figures">{"".join(figures)}</div>' if figures else ""
 
@@ -152,8 +152,8 @@ def pruning_html(result: PruningResult | None) -> str:
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
     )
     tokens = "".join(
-        f'<li><span>Layer {layer}</span><span class="bar" aria-hidden="true"><i style="width:{100 * count / full:.0f}%">'
-        f'</i></span><span class="value">{count} of {full}</span></li>'
+        f'<li><span>Layer {layer}</span><span class="bar" aria-hidden="true">'
+        f'<i style="width:{100 * count / full:.0f}%"></i></span><span class="value">{count} of {full}</span></li>'
         for layer, (count, full) in enumerate(zip(own.tokens_per_layer, base.tokens_per_layer, strict=True))
     )
     return (
@@ -163,6 +163,10 @@ def pruning_html(result: PruningResult | None) -> str:
         "small model, or a busy machine, gains less than the MACs allow.</p>"
         f'<ol class="ice-tokens" aria-label="Tokens that enter each layer">{tokens}</ol>'
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _time(run: RunSummary) -> str:

@@ -91,7 +91,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         server_port=arguments.port,
         share=False,
         prevent_thread_lock=not block,
-        max_file_size=int(arguments.max_upload_mb * 1e6),
+        max_file_size=int(arguments.max_upload_mb * 2**20),
         allowed_paths=[],
         footer_links=[],
         ssr_mode=False,

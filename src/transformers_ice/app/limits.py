@@ -32,7 +32,7 @@ class Limits:
     """Hold what a visitor may ask for.
 
     Attributes:
-        max_upload_mb: Largest file, in millions of bytes.
+        max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
         max_pixels: Largest picture, in pixels; a small file can hold a very large picture.
         timeout_s: Seconds after which a visitor gets an answer, whatever is still running.
     """
@@ -61,9 +61,9 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
         RequestError: If the file is too large, has too many pixels, or is no complete picture.
     """
     size = Path(path).stat().st_size
-    if size > limits.max_upload_mb * 1e6:
+    if size > limits.max_upload_mb * 2**20:
         raise RequestError(
-            f"This file has {size / 1e6:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Save the picture "
+            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Save the picture "
             "smaller, or as JPEG."
         )
     try:
@@ -121,8 +121,8 @@ class Deadline:
 
 def _timed_out(seconds: float) -> RequestError:
     return RequestError(
-        f"This took longer than the {seconds:g} seconds that one request may take. Others may be using the app too: try "
-        "again, or ask for fewer methods."
+        f"This took longer than the {seconds:g} seconds that one request may take. Others may be using the app too: "
+        "try again, or ask for fewer methods."
     )
 
 

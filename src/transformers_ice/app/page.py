@@ -115,6 +115,7 @@ class Handlers:
     def _figures(
         self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
     ) -> list[Any]:
+        """Return status and pictures, or why there are none."""
         try:
             pictures = self.worker.run(work)
         except ValueError as error:
@@ -154,8 +155,7 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
         gr.HTML(header_html(loaded, is_sample="scenes" in loaded.name))
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
-                picture, target = _add_inputs(loaded, limits, examples)
-                status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
+                picture, status, target = _add_inputs(loaded, limits, examples)
             with gr.Column(scale=5, min_width=300):
                 answer = gr.HTML(answer_html(None))
                 heat = _add_picture("Heat map", "heat")
@@ -187,8 +187,8 @@ def _event(name: str) -> dict[str, Any]:
 
 def _add_inputs(
     loaded: LoadedModel, limits: Limits, examples: list[tuple[Image.Image, str]]
-) -> tuple[gr.Image, gr.Dropdown]:
-    """Add what a visitor gives: a picture or an example, and the class to look for."""
+) -> tuple[gr.Image, gr.HTML, gr.Dropdown]:
+    """Add what a visitor gives: a picture or an example, and the class to look for; and the line that answers."""
     picture = gr.Image(
         label=f"Your picture (up to {limits.max_upload_mb:g} MB)",
         type="filepath",
@@ -201,6 +201,7 @@ def _add_inputs(
     )
     # gradio would open the file itself, and fail in its own words or change its depth; the path was checked before
     picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
         value=lambda: examples,  # a function: new files for every visitor, since old ones are cleared away
         label="Or an example: drawn scenes, by what they show",
@@ -227,7 +228,7 @@ def _add_inputs(
         return examples[event.index][0]
 
     gallery.select(take, None, picture, **_event("example"))
-    return picture, target
+    return picture, status, target
 
 
 def _add_picture(label: str, name: str) -> list[Any]:
@@ -249,8 +250,8 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     gr.HTML(
         section_html(
             "Other explainers",
-            "The same model, the same picture, other ways to ask it. Each map is stretched to its own largest value; the "
-            "milliseconds are of one run.",
+            "The same model, the same picture, other ways to ask it. Each map is stretched to its own largest value; "
+            "the milliseconds are of one run.",
         )
     )
     chosen = gr.CheckboxGroup(
@@ -269,8 +270,8 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     gr.HTML(
         section_html(
             "Fewer patches",
-            "What is background for the last layer need not be computed up to there. Let patches leave on the way, and see "
-            "what the model still says, what it computes and how long it takes.",
+            "What is background for the last layer need not be computed up to there. Let patches leave on the way, "
+            "and see what the model still says, what it computes and how long it takes.",
         )
     )
     usable = [name for name in STRATEGY_NAMES if not missing_heads(handlers.loaded, name)]

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..visualization import cut_out, draw_box, overlay_class_map, overlay_heatmap
+from ..visualization import (
+    class_colors,
+    cut_out,
+    draw_box,
+    kept_patches,
+    outline_mask,
+    overlay_class_map,
+    overlay_heatmap,
+)
 from .analysis import Explanation, LoadedModel, PreparedImage
 from .methods import MethodMap
 from .pruning import PruningResult
@@ -28,9 +35,6 @@ __all__ = [
 ]
 
 Array = np.ndarray
-_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-_FURTHER_COLORS = ("#882255", "#999933", "#332288", "#DDCC77", "#117733", "#88CCEE")
-_MASK_COLOR = "#00E5FF"
 
 
 @dataclass(frozen=True)
@@ -104,20 +108,20 @@ def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> P
         grey = overlay_heatmap(image.shown, np.zeros(image.shown_size, dtype=np.float32))
         return Picture(grey, f"{result.name}: no map. {result.problem}.")
     inside = float(result.heatmap[foreground].sum() / max(float(result.heatmap.sum()), 1e-12))
-    words = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on ICE’s mask"
+    words = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on the mask of ICE"
     if not result.knows_target:
         words += " · knows no class"
     return Picture(overlay_heatmap(image.shown, result.heatmap), words)
 
 
 def draw_kept_patches(image: PreparedImage, result: PruningResult) -> list[Picture]:
-    """Draw which patches are left after each cut."""
+    """Draw which patches are left after each cut; those that leave at it turn blue, earlier ones are dim."""
     exits = result.exit_layers
     pictures = []
     for layer in result.cuts or [result.num_layers - 1]:
         left = int((exits > layer).sum())
         words = f"Cut at layer {layer} · {left} of {exits.size} patches are left"
-        pictures.append(Picture(kept_patches(image.shown, exits, layer + 1), words))
+        pictures.append(Picture(kept_patches(image.shown, result.shown_exit_layers, layer), words))
     return pictures
 
 
@@ -133,31 +137,3 @@ def _place(heatmap: Array) -> str:
     if horizontal == "centre":
         return "in the centre" if vertical == "in the middle" else vertical
     return f"{vertical}, {horizontal}"
-
-
-def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[int, str]:
-    """Return a colour for every named class in the maps, those of the largest areas first."""
-    found, areas = np.unique(np.concatenate([np.ravel(array) for array in class_maps]), return_counts=True)
-    order = [int(index) for index in found[np.argsort(-areas, kind="stable")] if int(index) in names]
-    palette = (*_PALETTE, *_FURTHER_COLORS)
-    return {index: palette[place % len(palette)] for place, index in enumerate(order)}
-
-
-def outline_mask(image: Array, mask: Array, color: str = _MASK_COLOR, thickness: int | None = None) -> Array:
-    """Draw the outline of a mask."""
-    width = max(2, min(mask.shape) // 120) if thickness is None else thickness
-    padded = np.pad(mask, width)
-    eroded = padded.copy()
-    for axis in (0, 1):
-        for shift in range(1, width + 1):
-            eroded &= np.roll(padded, shift, axis) & np.roll(padded, -shift, axis)
-    edge = (padded & ~eroded)[width:-width, width:-width]
-    tint = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)], dtype=np.uint8)
-    return np.where(edge[..., None], tint, image)
-
-
-def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
-    """Dim the patches that have left before a layer."""
-    kept = Image.fromarray(((exit_layers >= layer) * 255).astype(np.uint8))
-    mask = np.asarray(kept.resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)) > 0
-    return cut_out(image, mask)

@@ -68,6 +68,7 @@ class PruningResult:
         unpruned: As if nobody left.
         pruned: As set.
         exit_layers: `(rows, columns)`, int: the layer before which each patch left, the number of layers if it stayed.
+        shown_exit_layers: `(height, width)`, int: the same for each pixel of the picture as it is shown.
         num_layers: Layers of the model.
         num_repeats: Runs of each, by turns, that the milliseconds are the median of.
     """
@@ -75,6 +76,7 @@ class PruningResult:
     unpruned: RunSummary
     pruned: RunSummary
     exit_layers: np.ndarray = field(repr=False)
+    shown_exit_layers: np.ndarray = field(repr=False)
     num_layers: int
     num_repeats: int
 
@@ -99,8 +101,8 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
     if strategy == "attentiveness" or _head_layers(loaded):
         return ""
     return (
-        f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and this "
-        "checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, such as "
+        f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and "
+        "this checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, such as "
         "checkpoints/ice-deit-scenes-pruned."
     )
 
@@ -131,7 +133,7 @@ def measure_pruning(
     times = interleave(measures, _NUM_REPEATS, _NUM_WARMUPS)
     summaries = {}
     for name, model in (("unpruned", unpruned), ("pruned", pruned)):
-        summaries[name], exit_layers = _summarize(loaded, model, image, summarize_spread(times[name]))
+        summaries[name], exits = _summarize(loaded, model, image, summarize_spread(times[name]))
     return PruningResult(
         **summaries, exit_layers=exit_layers, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS
     )
@@ -146,7 +148,7 @@ def _milliseconds(model: PreTrainedModel, image: PreparedImage, deadline: Deadli
 @torch.inference_mode()
 def _summarize(
     loaded: LoadedModel, model: Any, image: PreparedImage, milliseconds: Spread
-) -> tuple[RunSummary, np.ndarray]:
+) -> tuple[RunSummary, dict[str, np.ndarray]]:
     """Return the summary of one way to run the model, and when each patch left."""
     outputs = model(image.pixel_values)
     exit_layer = outputs.patch_exit_layer.cpu().numpy()
@@ -162,7 +164,9 @@ def _summarize(
         mmacs=float(macs[0]) / 1e6,
         milliseconds=milliseconds,
     )
-    return summary, exit_layer[0].reshape(rows, columns)
+    (shown,) = loaded.processor.post_process_exit_layers(outputs, [image.shown_size])
+    exits = {"exit_layers": exit_layer[0].reshape(rows, columns), "shown_exit_layers": shown.cpu().numpy()}
+    return summary, exits
 
 
 def _head_layers(loaded: LoadedModel) -> list[int]:

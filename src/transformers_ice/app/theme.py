@@ -12,14 +12,39 @@ __all__ = ["STYLE_SHEET", "build_theme"]
 
 STYLE_SHEET = Path(__file__).with_name("style.css")
 
+# from light to dark
 _INK = gr.themes.Color(
-    "#F6F5F1", "#ECEAE3", "#DAD7CD", "#BDB9AC", "#8E8B80", "#68665E", "#4C4B46", "#33342F", "#20231F", "#151816", "#0D0F0E",
+    *[
+        "#F6F5F1",
+        "#ECEAE3",
+        "#DAD7CD",
+        "#BDB9AC",
+        "#8E8B80",
+        "#68665E",
+        "#4C4B46",
+        "#33342F",
+        "#20231F",
+        "#151816",
+        "#0D0F0E",
+    ],
     name="ink",
-)  # fmt: skip
+)
 _SEA = gr.themes.Color(
-    "#EAF5F4", "#CFE8E6", "#A3D3CF", "#6DBAB4", "#3A9C96", "#14807A", "#0B6A66", "#095552", "#08403E", "#072F2E", "#041E1D",
+    *[
+        "#EAF5F4",
+        "#CFE8E6",
+        "#A3D3CF",
+        "#6DBAB4",
+        "#3A9C96",
+        "#14807A",
+        "#0B6A66",
+        "#095552",
+        "#08403E",
+        "#072F2E",
+        "#041E1D",
+    ],
     name="sea",
-)  # fmt: skip
+)
 
 
 def build_theme() -> gr.themes.Base:
@@ -77,7 +102,8 @@ def build_theme() -> gr.themes.Base:
         checkbox_label_border_color_selected="*primary_600",
         checkbox_label_border_color_selected_dark="*primary_400",
         checkbox_label_border_width="1px",
-        checkbox_border_color="*neutral_400",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_300",
         checkbox_label_background_fill_selected="*primary_50",
         checkbox_label_background_fill_selected_dark="*primary_900",
         checkbox_label_text_color_selected="*primary_700",

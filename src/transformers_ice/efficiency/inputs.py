@@ -37,9 +37,8 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         ValueError: If the images are to decide how many patches stay, and the model has not been trained to.
         OSError: If there is no such model.
     """
-    from ..training.models import (
-        parse_config_overrides,
-    )  # here: it loads datasets and evaluate, which timing does without
+    # not above: it loads datasets and evaluate, which timing does without
+    from ..training.models import parse_config_overrides
 
     fields = {**parse_config_overrides(arguments.config_overrides), "pruning_strategy": "background"}
     unknown = set(fields) - {*IceDeiTConfig().to_dict(), "num_labels", "attn_implementation"}

@@ -69,8 +69,8 @@ def answer_html(explanation: Explanation | None) -> str:
     )
     return (
         f'<div class="ice-answer"><p class="label">{escape(explanation.label)}</p>'
-        f'<p class="how-sure">{_percent(explanation.score)} sure · {_percent(explanation.foreground_ratio)} of the patches '
-        f'are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
+        f'<p class="how-sure">{_percent(explanation.score)} sure · {_percent(explanation.foreground_ratio)} of the '
+        f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
     )
 
 

@@ -102,8 +102,8 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
         return ""
     return (
         f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and "
-        "this checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, such as "
-        "checkpoints/ice-deit-scenes-pruned."
+        "this checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, "
+        "such as checkpoints/ice-deit-scenes-pruned."
     )
 
 
@@ -131,12 +131,9 @@ def measure_pruning(
         for name, model in (("unpruned", unpruned), ("pruned", pruned))
     }
     times = interleave(measures, _NUM_REPEATS, _NUM_WARMUPS)
-    summaries = {}
-    for name, model in (("unpruned", unpruned), ("pruned", pruned)):
-        summaries[name], exits = _summarize(loaded, model, image, summarize_spread(times[name]))
-    return PruningResult(
-        **summaries, exit_layers=exit_layers, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS
-    )
+    base, _ = _summarize(loaded, unpruned, image, summarize_spread(times["unpruned"]))
+    own, exits = _summarize(loaded, pruned, image, summarize_spread(times["pruned"]))
+    return PruningResult(base, own, *exits, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS)
 
 
 @torch.inference_mode()
@@ -148,7 +145,7 @@ def _milliseconds(model: PreTrainedModel, image: PreparedImage, deadline: Deadli
 @torch.inference_mode()
 def _summarize(
     loaded: LoadedModel, model: Any, image: PreparedImage, milliseconds: Spread
-) -> tuple[RunSummary, dict[str, np.ndarray]]:
+) -> tuple[RunSummary, tuple[np.ndarray, np.ndarray]]:
     """Return the summary of one way to run the model, and when each patch left."""
     outputs = model(image.pixel_values)
     exit_layer = outputs.patch_exit_layer.cpu().numpy()
@@ -165,8 +162,7 @@ def _summarize(
         milliseconds=milliseconds,
     )
     (shown,) = loaded.processor.post_process_exit_layers(outputs, [image.shown_size])
-    exits = {"exit_layers": exit_layer[0].reshape(rows, columns), "shown_exit_layers": shown.cpu().numpy()}
-    return summary, exits
+    return summary, (exit_layer[0].reshape(rows, columns), shown.cpu().numpy())
 
 
 def _head_layers(loaded: LoadedModel) -> list[int]:

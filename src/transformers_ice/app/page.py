@@ -194,6 +194,7 @@ def _add_inputs(
         type="filepath",
         image_mode=None,
         sources=["upload", "clipboard"],
+        alt_text="The picture that is explained",
         buttons=[],
         height=340,
         elem_id="picture",

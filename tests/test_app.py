@@ -225,7 +225,7 @@ def test_pruned_run_stands_beside_the_unpruned_one(pruned, strategy):
 def test_strategy_without_heads_is_refused_with_a_way_out(loaded, pruned):
     image = prepare_image(loaded, Image.fromarray(noise()))
     for strategy in ("background", "top_k"):
-        with pytest.raises(RequestError, match="has none. “Attentiveness” needs no heads"):
+        with pytest.raises(RequestError, match="“Attentiveness” needs no heads"):
             measure_pruning(loaded, image, PruningSetting(strategy), Deadline(60))
         assert not missing_heads(pruned, strategy)
     result = measure_pruning(loaded, image, PruningSetting("attentiveness", keep_rate=0.5), Deadline(60))

@@ -155,7 +155,7 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
         gr.HTML(header_html(loaded, is_sample="scenes" in loaded.name))
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
-                picture, status, target = _add_inputs(loaded, limits, examples)
+                picture, status, gallery, target = _add_inputs(loaded, limits, examples)
             with gr.Column(scale=5, min_width=300):
                 answer = gr.HTML(answer_html(None))
                 heat = _add_picture("Heat map", "heat")
@@ -169,8 +169,9 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
         gr.on([picture.change, target.change], handlers.explain, [picture, target], results, **_event("explain"))
         _add_comparison(handlers, picture, target)
         _add_pruning(handlers, picture)
-        # the first explanation comes by itself: the example is set, and setting it is a change like any other
-        page.load(lambda: examples[0][0], None, picture, **_event("load"))
+        # Examples are handed to every visitor anew, since old files are cleared away. The first explanation comes by
+        # itself: the example is set, and setting it is a change like any other.
+        page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
     return page
 
 
@@ -187,7 +188,7 @@ def _event(name: str) -> dict[str, Any]:
 
 def _add_inputs(
     loaded: LoadedModel, limits: Limits, examples: list[tuple[Image.Image, str]]
-) -> tuple[gr.Image, gr.HTML, gr.Dropdown]:
+) -> tuple[gr.Image, gr.HTML, gr.Gallery, gr.Dropdown]:
     """Add what a visitor gives: a picture or an example, and the class to look for; and the line that answers."""
     picture = gr.Image(
         label=f"Your picture (up to {limits.max_upload_mb:g} MB)",
@@ -204,7 +205,6 @@ def _add_inputs(
     picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
-        value=lambda: examples,  # a function: new files for every visitor, since old ones are cleared away
         label="Or an example: drawn scenes, by what they show",
         columns=4,
         height="auto",
@@ -229,7 +229,7 @@ def _add_inputs(
         return examples[event.index][0]
 
     gallery.select(take, None, picture, **_event("example"))
-    return picture, status, target
+    return picture, status, gallery, target
 
 
 def _add_picture(label: str, name: str) -> list[Any]:

@@ -42,6 +42,9 @@ __all__ = ["Handlers", "build_page"]
 FOREGROUND = -1  # of the choice of a target: everything that is not background
 _CACHE_SECONDS = (600, 3600)  # how often files of visitors are looked through, and how old they may become
 _PICTURE_BUTTONS: list[Any] = ["download", "fullscreen"]
+# gradio calls its thumbnails "Thumbnail 1 of 8"; what they show says more
+_NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("#examples button").forEach(
+    (button) => button.setAttribute("aria-label", "Example: " + button.innerText.trim())), 300)"""
 _EMPTY = "Drop a picture, or take an example."
 
 
@@ -229,6 +232,7 @@ def _add_inputs(
         return examples[event.index][0]
 
     gallery.select(take, None, picture, **_event("example"))
+    gallery.change(js=_NAME_EXAMPLES, api_visibility="private", api_name="name_examples")
     return picture, status, gallery, target
 
 

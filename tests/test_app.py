@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 
+import transformers_ice
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageProcessor
 
 
@@ -401,3 +402,18 @@ def test_server_refuses_large_uploads(server):
         )
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         assert status_of(urllib.request.Request(f"{server}/gradio_api/upload", form, headers=headers)) == expected
+
+
+def test_file_of_the_document_for_a_space_starts_the_app(monkeypatch):
+    document = (ROOT / "docs/app.md").read_text()
+    started = []
+    monkeypatch.setattr(app_package, "launch_app", started.append)
+    exec(re.search(r"^```py\n(.*?)^```", document, re.MULTILINE | re.DOTALL)[1])
+    assert [type(arguments) for arguments in started] == [AppArguments]
+    wheel = re.search(r"transformers_ice-(\S+)-py3", document)[1]
+    assert wheel == transformers_ice.__version__
+
+
+def test_style_sheet_travels_with_the_package():
+    declared = (ROOT / "pyproject.toml").read_text()
+    assert '"app/style.css"' in declared

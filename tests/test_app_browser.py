@@ -273,22 +273,25 @@ def test_pruning_shows_patches_work_and_time(page):
     assert page.find("#pruning-status [role=alert]")
 
 
-def saved_file(folder: Path, before: set[Path]):
-    new = [path for path in set(folder.iterdir()) - before if not path.name.endswith(".crdownload")]
-    return new[0] if new else None
+def saved_by(page: Page, selector: str, folder: Path) -> Path:
+    """Click, and return the file that arrives."""
+    for path in folder.iterdir():
+        path.unlink()
+    page.click(selector)
+    page.until(lambda: [path for path in folder.iterdir() if path.suffix in (".png", ".json")], 20)
+    return next(folder.iterdir())
 
 
 def test_pictures_and_result_can_be_saved(page, downloads):
-    for name in ("heat", "mask"):
-        before = set(downloads.iterdir())
-        page.click(f"#{name} [aria-label='Download']")
-        path = page.until(lambda before=before: saved_file(downloads, before), 20)
+    page.click("#compare")
+    page.until(lambda: page.find_all("#comparison figure"))
+    links = {"#heat [aria-label='Download']": 640, "#cutout [aria-label='Download']": 640, "#comparison a": 480}
+    for selector, side in links.items():
+        path = saved_by(page, selector, downloads)
         assert path.suffix == ".png"
         with Image.open(path) as image:
-            assert image.size == (640, 640)
-    before = set(downloads.iterdir())
-    page.click("#download a")
-    record = json.loads(page.until(lambda: saved_file(downloads, before), 20).read_text())
+            assert image.size == (side, side)
+    record = json.loads(saved_by(page, "#download a", downloads).read_text())
     assert record["label"] == "red dotted"
     assert record["model"] == "checkpoints/ice-deit-scenes"
     assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
@@ -392,7 +395,7 @@ def test_page_fits_a_phone(app, first_visit, downloads, screenshots):
         page.until(lambda: page.text("#pruning-numbers"))
         # a page that is too wide makes the window wider too, so both are compared with the phone
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [PHONE[0], PHONE[0]]
-        for selector in ("#compare", "#prune", "#target input", "#examples button.thumbnail-item", "#download a"):
+        for selector in ("#compare", "#prune", "#target .wrap-inner", "#examples button.thumbnail-item", "#download a"):
             box = page.find(selector).rect
             assert box["height"] >= 32, selector
             assert box["x"] >= 0, selector

@@ -395,7 +395,13 @@ def test_page_fits_a_phone(app, first_visit, downloads, screenshots):
         page.until(lambda: page.text("#pruning-numbers"))
         # a page that is too wide makes the window wider too, so both are compared with the phone
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [PHONE[0], PHONE[0]]
-        for selector in ("#compare", "#prune", "#target .wrap-inner", "#examples button.thumbnail-item", "#download a"):
+        for selector in (
+            "#compare",
+            "#prune",
+            "#target .wrap-inner",
+            "#examples button.thumbnail-item",
+            "#download a",
+        ):
             box = page.find(selector).rect
             assert box["height"] >= 32, selector
             assert box["x"] >= 0, selector

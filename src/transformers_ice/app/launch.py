@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from PIL import Image
+
 from ..command_line import parse_dataclasses
-from .analysis import load_model
+from .analysis import explain_image, load_model, prepare_image
 from .limits import Limits
 
 
@@ -84,7 +86,10 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         import torch
 
         torch.set_num_threads(arguments.num_threads)
-    page = build_page(load_model(arguments.model), arguments.limits)
+    loaded = load_model(arguments.model)
+    # what is wrong with a model shows before anybody comes, and the first visitor does not wait for its first run
+    explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
+    page = build_page(loaded, arguments.limits)
     page.queue(max_size=_MAX_WAITING, api_open=False)
     page.launch(
         server_name=arguments.host,

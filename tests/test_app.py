@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import json
 import re
@@ -380,17 +381,40 @@ def test_server_fetches_nothing_for_visitors_from_elsewhere(server):
         assert status_of(f"{server}/gradio_api/file={address}") >= 400
 
 
-def test_server_has_no_interface_beside_the_page(server):
+def answer_of(server, name, *data) -> str:
+    """Return what an event answers to one who calls it without the page."""
+    body = json.dumps({"data": data}).encode()
+    address = f"{server}/gradio_api/call/{name}"
+    request = urllib.request.Request(address, body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{address}/{event}", timeout=60) as response:
+        return response.read().decode()
+
+
+def test_server_advertises_no_interface_beside_the_page(server):
     with urllib.request.urlopen(f"{server}/gradio_api/info", timeout=20) as response:
         information = json.load(response)
     assert information == {"named_endpoints": {}, "unnamed_endpoints": {}}
-    body = json.dumps({"data": [None, FOREGROUND]}).encode()
-    for name in ("explain", "compare", "prune"):
-        for address in (f"call/{name}", f"run/{name}"):
-            request = urllib.request.Request(
-                f"{server}/gradio_api/{address}", body, headers={"Content-Type": "application/json"}
-            )
-            assert status_of(request) >= 400, address
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", str(ROOT / "docs/images/scene.png"), "http://example.org/a.png", "https://example.org/a.png"],
+)
+def test_who_sends_a_path_or_an_address_instead_of_a_picture_gets_an_error(server, path):
+    payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    answer = answer_of(server, "explain", payload, FOREGROUND)
+    assert answer.startswith("event: error")
+    assert "root:" not in answer
+
+
+def test_no_address_is_fetched_for_a_visitor(loaded, monkeypatch):
+    page = build_page(loaded, Limits())
+    (picture,) = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "picture"]
+    monkeypatch.setattr(socket.socket, "connect", None)  # calling it would be a TypeError
+    with pytest.raises(gr.Error, match="not as addresses"):
+        asyncio.run(picture.async_move_resource_to_block_cache("http://example.org/a.png"))
 
 
 def test_server_refuses_large_uploads(server):

@@ -204,8 +204,7 @@ def _add_inputs(
         elem_id="picture",
         elem_classes="ice-picture",
     )
-    # gradio would open the file itself, and fail in its own words or change its depth; the path was checked before
-    picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    _take_uploads_as_they_are(picture)
     status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
         label="Or an example: drawn scenes, by what they show",
@@ -234,6 +233,24 @@ def _add_inputs(
     gallery.select(take, None, picture, **_event("example"))
     gallery.change(js=_NAME_EXAMPLES, api_visibility="private", api_name="name_examples")
     return picture, status, gallery, target
+
+
+def _take_uploads_as_they_are(picture: gr.Image) -> None:
+    """Let a component hand on the path of an upload, and nothing else.
+
+    gradio would open the file itself, and fail in its own words or change its depth; and it would fetch a picture from
+    the net for whoever sends an address in place of an upload. That a path is an upload it has checked before.
+    """
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_file(path: Any) -> str | None:
+        if "://" in str(path):
+            raise gr.Error("Pictures are taken as files, not as addresses.", print_exception=False)
+        return await keep(path)
+
+    instance: Any = picture
+    instance.preprocess = lambda payload: None if payload is None else payload.path
+    instance.async_move_resource_to_block_cache = keep_file
 
 
 def _add_picture(label: str, name: str) -> list[Any]:

@@ -112,7 +112,9 @@ class Handlers:
             results.append(measure_pruning(self.loaded, image, setting, deadline))
             return draw_kept_patches(image, results[0])
 
-        answer = self._figures(work, lambda pictures: f"{len(pictures)} cuts; patches that have left are dimmed.")
+        answer = self._figures(
+            work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave at the cut, dim ones have left before."
+        )
         return [*answer, pruning_html(results[0] if results else None)]
 
     def _figures(
@@ -287,6 +289,12 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     button.click(handlers.compare, [picture, target, chosen], [status, figures], **_event("compare"))
 
 
+def _show_control_of(strategy: str) -> tuple[Any, Any]:
+    """Show the slider that a strategy listens to, and hide the other."""
+    uses_margin = strategy == "background"
+    return gr.update(visible=uses_margin), gr.update(visible=not uses_margin)
+
+
 def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     """Add the pruning control."""
     gr.HTML(
@@ -310,7 +318,9 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             value=float(handlers.loaded.model.config.background_margin),
             step=0.5,
             label="Margin",
-            info="“Background”: by how much background has to win, in logits. Larger keeps more.",
+            info="By how much background has to win, in logits. Larger keeps more patches.",
+            min_width=260,
+            visible=usable[0] == "background",
             elem_id="margin",
         )
         rate = gr.Slider(
@@ -319,9 +329,12 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             value=0.7,
             step=0.05,
             label="Keep rate",
-            info="The others: share of the patches that stays at each cut.",
+            info="Share of the patches that stays at each cut.",
+            min_width=260,
+            visible=usable[0] != "background",
             elem_id="keep-rate",
         )
+    strategy.change(_show_control_of, strategy, [margin, rate], **_event("control"))
     button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
     status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
     numbers = gr.HTML(elem_id="pruning-numbers")

@@ -113,7 +113,7 @@ class Handlers:
             return draw_kept_patches(image, results[0])
 
         answer = self._figures(
-            work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave at the cut, dim ones have left before."
+            work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave, dim ones have left before."
         )
         return [*answer, pruning_html(results[0] if results else None)]
 
@@ -337,5 +337,5 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     strategy.change(_show_control_of, strategy, [margin, rate], **_event("control"))
     button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
     status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
-    numbers = gr.HTML(elem_id="pruning-numbers")
+    numbers = gr.HTML(elem_id="pruning-numbers", apply_default_css=False)
     button.click(handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], **_event("prune"))

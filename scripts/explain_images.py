@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain image files: one picture with heat map and box per image, and one JSON line per image.
+"""Explain image files: one picture per image, by default heat map and box, and one JSON line per image.
 
     python scripts/explain_images.py photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
         --output_dir explanations
 
-Folders are searched recursively. Standard output and OUTPUT_DIR/explanations.jsonl get a line per image: `path`,
-`label`, `score`, `box` (half-open pixels of the upright image), `foreground_ratio` and `output`, the picture. The exit
-code is 1 if there was nothing to explain or a file could not be read. About 100 small images a second on two cores.
+Folders are searched recursively. `--picture` chooses what is drawn (heat map and box, class map with its legend,
+outline of the mask, cut-out, or a panel of all) and `--format` the kind of file. Standard output and
+OUTPUT_DIR/explanations.jsonl get a line per image: `path`, `label`, `score`, `box` (half-open pixels of the upright
+image), `foreground_ratio` and `output`, the picture. The exit code is 1 if there was nothing to explain or a file
+could not be read. About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
 """
 
 from __future__ import annotations
@@ -28,11 +30,20 @@ from transformers import AutoConfig, pipeline
 
 from transformers_ice import IceDeiTConfig, PatchExplanationPipeline
 from transformers_ice.image_conversion import load_image
-from transformers_ice.visualization import draw_box, overlay_heatmap
+from transformers_ice.visualization import PICTURES, save_result
 
 
 _FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_EXTENSIONS = {f".{name}" for name in _FORMATS.split()}
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Say what is drawn of each image: the arguments of `save_result`, and the ending of the files."""
+
+    picture: str = "heatmap"
+    suffix: str = "png"
+    scale: float = 1.0
 
 
 @dataclass
@@ -89,7 +100,7 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
                 yield file
 
 
-def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[Path]:
+def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -> list[Path]:
     """Return one picture name per image: its stem, with a number where another image has the same one."""
     taken: set[str] = set()
     outputs = []
@@ -99,7 +110,7 @@ def name_outputs(paths: Sequence[Path], output_dir: Path) -> list[Path]:
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name.lower())
-        outputs.append(output_dir / f"{name}.png")
+        outputs.append(output_dir / f"{name}.{suffix}")
     return outputs
 
 
@@ -110,6 +121,7 @@ def explain_files(
     target: str | int | None = None,
     batch_size: int = 8,
     stop_at_bad_image: bool = False,
+    options: PictureOptions = PictureOptions(),
 ) -> Explanations:
     """Explain image files and write their pictures and `explanations.jsonl`.
 
@@ -120,9 +132,10 @@ def explain_files(
         target: Class whose probability the heat map shows; by default that of the foreground.
         batch_size: Images that are read and go through the model at once.
         stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise the others go on.
+        options: What is drawn.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = list(zip(paths, name_outputs(paths, output_dir), strict=True))
+    jobs = list(zip(paths, name_outputs(paths, output_dir, options.suffix), strict=True))
     explanations = Explanations()
     with (
         open(output_dir / "explanations.jsonl", "w", encoding="utf-8") as log,
@@ -130,7 +143,8 @@ def explain_files(
     ):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            for record in _explain_batch(explainer, batch, target, stop_at_bad_image, explanations.problems):
+            readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
+            for record in _explain_batch(explainer, readable, target, options):
                 log.write(json.dumps(record, ensure_ascii=False) + "\n")
                 explanations.records.append(record)
             progress.update(len(batch))
@@ -139,14 +153,10 @@ def explain_files(
     return explanations
 
 
-def _explain_batch(
-    explainer: Any,
-    jobs: Sequence[tuple[Path, Path]],
-    target: str | int | None,
-    stop_at_bad_image: bool,
-    problems: list[str],
-) -> Iterator[dict[str, Any]]:
-    """Explain one batch, note the files that cannot be read, and yield a record for each of the others."""
+def _read_batch(
+    explainer: Any, jobs: Sequence[tuple[Path, Path]], stop_at_bad_image: bool, problems: list[str]
+) -> list[tuple[Path, Path, np.ndarray]]:
+    """Return path, output and pixels of the files that can be read; note the others."""
     pictures: list[tuple[Path, Path, np.ndarray]] = []
     for path, output in jobs:
         try:
@@ -155,13 +165,23 @@ def _explain_batch(
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             if stop_at_bad_image:
                 break
+    return pictures
+
+
+def _explain_batch(
+    explainer: Any,
+    pictures: Sequence[tuple[Path, Path, np.ndarray]],
+    target: str | int | None,
+    options: PictureOptions,
+) -> Iterator[dict[str, Any]]:
+    """Explain one batch, write its pictures and yield a record for each."""
     images = [Image.fromarray(pixels) for *_, pixels in pictures]
     results = explainer(images, target=target, batch_size=len(images)) if images else []
+    names = explainer.model.config.id2label
     for (path, output, pixels), result in zip(pictures, results, strict=True):
-        box = result["box"]
-        corners = [box[name] for name in ("xmin", "ymin", "xmax", "ymax")]
-        Image.fromarray(draw_box(overlay_heatmap(pixels, result["heatmap"]), corners)).save(output)
-        numbers = {"score": round(result["score"], 6), "box": box, "foreground_ratio": result["foreground_ratio"]}
+        save_result(pixels, result, names, output, options.picture, options.scale)
+        numbers = {"score": round(result["score"], 6), "box": result["box"]}
+        numbers["foreground_ratio"] = result["foreground_ratio"]
         yield {"path": str(path), "label": result["label"], **numbers, "output": str(output)}
 
 
@@ -173,12 +193,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pictures; made if missing")
     parser.add_argument("--target", help="class (name or index) that the heat maps show; default: the foreground")
     parser.add_argument("--batch_size", type=int, default=8, help="images at once; changes no result")
+    parser.add_argument("--picture", choices=PICTURES, default="heatmap", help="what is drawn of each image")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="kind of the pictures' files")
+    parser.add_argument("--scale", type=float, default=1.0, help="resolution of the pictures over the image's")
     parser.add_argument(
         "--on_bad_image", choices=("skip", "stop"), default="skip", help="go on after a file that cannot be read?"
     )
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, got {arguments.batch_size}")
+    if not 0 < arguments.scale <= 16:
+        parser.error(f"--scale must lie in (0, 16], got {arguments.scale}")
     if arguments.target is not None and arguments.target.isdecimal():
         arguments.target = int(arguments.target)
     return arguments
@@ -194,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         explainer = load_explainer(arguments.model)
         stop = arguments.on_bad_image == "stop"
-        options = (arguments.target, arguments.batch_size, stop)
+        pictures = PictureOptions(arguments.picture, arguments.format, arguments.scale)
+        options = (arguments.target, arguments.batch_size, stop, pictures)
         explanations = explain_files(explainer, paths, arguments.output_dir, *options)
     except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -10,9 +10,9 @@ The images of a trained checkpoint, which decides by itself:
     python scripts/run_benchmark.py --model_name_or_path my-pruned-model --data_dir my-photos
 
 The numbers of patches that another model kept, on a larger one (a list of shares for every image, one share for each
-pruning layer, as `scripts/run_pruning_study.py` writes them):
+pruning layer, as `scripts/run_pruning_study.py` writes them), several side by side:
 
-    python scripts/run_benchmark.py --keep_counts "outputs/pruning-study/counts/gate, background +0.json"
+    python scripts/run_benchmark.py --keep_counts outputs/pruning-study/counts/patch-unmasked*.json
 
 Prints a table for each batch size: images per second, the speed-up over the unpruned model with its quartiles (all
 variants take turns in every repeat, on the same images), mean tokens in a layer, billions of MACs per image, the
@@ -67,7 +67,7 @@ def benchmark(arguments: BenchmarkArguments) -> None:
         torch.set_num_threads(arguments.num_threads)
     device = choose_device(arguments.device)
     model = load_model(arguments, device)
-    variants = build_variants(model, arguments.keep_rates, arguments.compile)
+    variants = build_variants(model, arguments.keep_rates, arguments.compile, arguments.decided_names)
     accuracies = None
     if arguments.accuracies is not None:
         accuracies = read_accuracies(arguments.accuracies, [variant.name for variant in variants])

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from transformers_ice.evaluation import ComparisonRow, compare_with_baselines, f
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
 from transformers_ice.training.objectives import OBJECTIVES
-from transformers_ice.visualization import PanelRow, explanation_panel
+from transformers_ice.visualization import PanelRow, explanation_panel, save_figure
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,12 +119,10 @@ def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
     rows = []
     for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
         result, truth = explainer(scene["image"]), names[scene["label"]]
-        title = f"{result['label']}\n{result['score']:.2f}"
-        title += "" if result["label"] == truth else f"\n(true: {truth})"
-        image, mask = np.asarray(scene["image"]), np.asarray(scene["mask"]) > 0
-        maps = {name: result[name] for name in ("class_map", "heatmap", "mask")}
-        rows.append(PanelRow(image=image, truth=mask, title=title, **maps))
-    explanation_panel(rows, names).savefig(file)
+        row = PanelRow.from_result(np.asarray(scene["image"]), result, np.asarray(scene["mask"]) > 0)
+        title = row.title if result["label"] == truth else f"{row.title}\n(true: {truth})"
+        rows.append(replace(row, title=title))
+    save_figure(explanation_panel(rows, names), file)
 
 
 def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import sys
 
+from transformers_ice.command_line import clean_exit
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -72,4 +73,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with clean_exit():
+        main()

@@ -2,7 +2,7 @@
 """What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
 
 All ```python blocks of a document run in order in one fresh process, in a folder with copies of `checkpoints/` and
-`docs/images/`. A ```text block directly after one is what that block prints.
+`docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ import transformers_ice
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md")])
-CODE_BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+GUIDES = ("docs/quick-start.md", "docs/own-images.md", "docs/own-masks.md")
+CODE_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```\n(?:\n*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 RUN_BLOCKS = """
-import contextlib, io, json, sys
+import contextlib, io, json, subprocess, sys
 namespace, printed = {"__name__": "__main__"}, []
-for number, block in enumerate(json.load(open("blocks.json")), 1):
+for number, (language, block) in enumerate(json.load(open("blocks.json")), 1):
+    if language == "bash":
+        printed.append(subprocess.run(["bash", "-ec", block], check=True, stdout=subprocess.PIPE, text=True).stdout)
+        continue
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(compile(block, f"<python block {number}>", "exec"), namespace)
     printed.append(output.getvalue())
@@ -41,9 +45,10 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def python_blocks(path: Path) -> list[tuple[str, str | None]]:
-    """Return (code, text that follows it or None) of every ```python block."""
-    return [(match[1], match[2]) for match in CODE_BLOCK.finditer(path.read_text())]
+def blocks_to_run(path: Path) -> list[tuple[str, str, str | None]]:
+    """Return (language, code, text that follows it or None) of every block that runs."""
+    languages = ("python", "bash") if name_of(path) in GUIDES else ("python",)
+    return [match.groups() for match in CODE_BLOCK.finditer(path.read_text()) if match[1] in languages]
 
 
 def targets_of_links(path: Path) -> set[str]:
@@ -61,23 +66,26 @@ def anchors_of(path: Path) -> set[str]:
 def test_the_documents_of_the_project_are_there():
     names = {name_of(path) for path in DOCUMENTS}
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"} <= names
-    assert python_blocks(ROOT / "README.md"), "the README shows the use in python"
+    assert blocks_to_run(ROOT / "README.md"), "the README shows the use in python"
+    assert set(GUIDES) <= names
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path)], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_to_run(path)], ids=name_of)
 def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
     for folder in ("checkpoints", "docs"):
-        if (ROOT / folder).is_dir():
-            shutil.copytree(ROOT / folder, tmp_path / folder)
-    blocks = python_blocks(path)
-    (tmp_path / "blocks.json").write_text(json.dumps([code for code, _ in blocks]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for folder in ("scripts", "recipes"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    blocks = blocks_to_run(path)
+    (tmp_path / "blocks.json").write_text(json.dumps([(language, code) for language, code, _ in blocks]))
+    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one of the tests
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": search_path}
     finished = subprocess.run(
         [sys.executable, "-c", RUN_BLOCKS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     printed = json.loads((tmp_path / "printed.json").read_text())
-    for (code, shown), output in zip(blocks, printed, strict=True):
+    for (_, code, shown), output in zip(blocks, printed, strict=True):
         assert shown is None or output.strip() == shown.strip(), code
 
 
@@ -99,6 +107,15 @@ def test_commands_that_are_shown_exist(path: Path):
     assert {first or second for first, second in shown} <= targets
     missing = [script for script in re.findall(r"\bscripts/\w+\.\w+", text) if not (ROOT / script).is_file()]
     assert not missing
+
+
+def test_what_the_method_page_names_stands_in_the_file_beside_it():
+    rows = re.findall(
+        r"^\|.*\| `(?:\w+\.)?(\w+)` in \[[\w.]+\]\(\.\./(\S+?)\)", (ROOT / "docs/method.md").read_text(), re.M
+    )
+    assert len(rows) > 15
+    for name, file in rows:
+        assert re.search(rf"(def|class|self\.) ?{name}\b", (ROOT / file).read_text()), (name, file)
 
 
 def test_one_version_stands_in_all_places():

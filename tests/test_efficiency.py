@@ -71,7 +71,7 @@ def build_model(**fields):
 def build_workload(model, num_images=4):
     pixel_values = torch.randn(num_images, 3, *[model.config.image_size] * 2)
     shares = draw_keep_shares(0.5, 0.2, num_images, len(LAYERS))
-    return Workload(pixel_values, torch.from_numpy(counts_from_shares(shares, 64)))
+    return Workload(pixel_values, {BACKGROUND: torch.from_numpy(counts_from_shares(shares, 64))})
 
 
 @pytest.fixture
@@ -286,10 +286,10 @@ def test_measured_rows_survive_a_file_and_leave_the_model_alone(model, tmp_path)
 
 
 def test_batches_go_round_the_images():
-    workload = Workload(torch.arange(5.0), torch.arange(5))
+    workload = Workload(torch.arange(5.0), {"a": torch.arange(5)})
     batch = workload.batch(start=8, batch_size=4)
     assert batch.pixel_values.tolist() == [3, 4, 0, 1]
-    assert batch.keep_counts.tolist() == [3, 4, 0, 1]
+    assert batch.keep_counts["a"].tolist() == [3, 4, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +350,18 @@ def test_the_script_runs_a_checkpoint_on_scenes_and_on_a_folder(model, tmp_path,
         assert report["rows"][-1]["tokens_per_layer"] == [65, 2, 2, 2, 2]
 
 
+def test_several_files_of_numbers_are_timed_side_by_side(tmp_path):
+    for name, share in (("many", 0.75), ("few", 0.25)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([[share] * len(LAYERS)]))
+    files = [tmp_path / "many.json", tmp_path / "few.json"]
+    words = ("--config_overrides", TINY, "--batch_sizes", 2, "--output_dir", tmp_path / "out")
+    assert benchmark(*words, "--keep_counts", *files) == 0
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "out/results.json").read_text())["rows"]}
+    assert BACKGROUND not in rows
+    assert rows["many"]["gmacs"] > rows["few"]["gmacs"]
+    assert rows["few"]["tokens_per_layer"][-1] < rows["many"]["tokens_per_layer"][-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -388,6 +400,7 @@ def test_a_checkpoint_that_cannot_tell_background_is_refused_unless_the_counts_a
         ("--batch_sizes", "0"),
         ("--keep_beta", "0.5"),
         ("--keep_rates", "0.5", "0.5"),
+        ("--keep_counts", "a/x.json", "b/x.json"),
         ("--dataset_name", "scenes", "--data_dir", "x"),
         ("--keep_rate", "0.5"),
     ],

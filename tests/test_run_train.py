@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from transformers_ice import IceDeiTForImageClassification
+from transformers_ice.command_line import clean_exit
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
     DataArguments,
@@ -203,6 +207,30 @@ def test_unusable_argument_file_ends_with_a_message(tmp_path, capsys, content):
 def test_validation_dir_alone_is_refused():
     with pytest.raises(ValueError, match="needs `--train_dir`"):
         DataArguments(dataset_name="scenes", validation_dir="x")
+
+
+def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
+    words = ["--model_name_or_path", str(ROOT / "checkpoints/deit-scenes"), "--train_dir", str(tmp_path), "--use_cpu"]
+    command = [sys.executable, str(ROOT / "scripts/run_train.py"), *words, "--output_dir", str(tmp_path / "out")]
+    finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    assert f"Error: The folder {tmp_path} holds no image files" in finished.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["/gone", "./gone", "checkpoints/deit/gone", "~/gone", "a\\b"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
+    with pytest.raises(ValueError, match=r"must be a folder or a Hub id .* which does not exist"):
+        ModelArguments(model_name_or_path=name)
+    assert ModelArguments(model_name_or_path="facebook/deit-small-patch16-224").model_type is None
+
+
+def test_an_error_of_another_package_keeps_its_traceback():
+    with pytest.raises(ValueError, match="invalid literal"), clean_exit():
+        int("x")
+    with pytest.raises(SystemExit, match=r"Error: .*must be name=value"), clean_exit():
+        parse_config_overrides("hidden_size")
 
 
 def test_config_overrides_are_parsed():

@@ -17,6 +17,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.data.scenes import SCENE_CLASSES
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.visualization import PICTURES
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -113,6 +114,27 @@ def test_line_holds_what_the_pipeline_says(capsys, ice_folder, photos, tmp_path)
         assert record["score"] == pytest.approx(expected["score"], abs=1e-5)  # six digits, and another batch size
         assert record["box"] == expected["box"]
         assert record["foreground_ratio"] == expected["foreground_ratio"]
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_every_picture_is_written_in_every_format(capsys, ice_folder, photos, tmp_path, kind, suffix):
+    words = ("--model", ice_folder, "--output_dir", tmp_path / "out", "--picture", kind, "--format", suffix)
+    code, records, _ = explain(capsys, photos / "a.png", *words)
+    assert code == 0
+    content = Path(records[0]["output"]).read_bytes()
+    assert records[0]["output"].endswith(f"a.{suffix}")
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    if (suffix, kind) in {("png", "heatmap"), ("png", "mask"), ("png", "cut_out")}:
+        with Image.open(records[0]["output"]) as drawn:
+            assert drawn.size == (30, 20)
+
+
+def test_a_larger_scale_gives_finer_pictures(capsys, ice_folder, photos, tmp_path):
+    words = ("--model", ice_folder, "--output_dir", tmp_path / "out", "--picture", "mask", "--scale", 4)
+    _, records, _ = explain(capsys, photos / "a.png", *words)
+    with Image.open(records[0]["output"]) as drawn:
+        assert drawn.size == (120, 80)
 
 
 def test_pictures_of_an_earlier_run_are_not_explained(ice_folder, photos, capsys):
@@ -227,10 +249,14 @@ def test_other_models_and_missing_folders_are_refused(capsys, start_folder, phot
     assert "nowhere" in messages
 
 
-def test_batch_size_below_one_is_refused(capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("--batch_size", "--batch_size must be at least 1, got 0"), ("--scale", "--scale must lie in (0, 16], got 0.0")],
+)
+def test_numbers_out_of_range_are_refused(capsys, tmp_path, word, message):
     with pytest.raises(SystemExit, match="2"):
-        explain_images.main([str(tmp_path), "--model", "x", "--output_dir", "y", "--batch_size", "0"])
-    assert "--batch_size must be at least 1, got 0" in capsys.readouterr().err
+        explain_images.main([str(tmp_path), "--model", "x", "--output_dir", "y", word, "0"])
+    assert message in capsys.readouterr().err
 
 
 def test_demo_trains_measures_draws_and_explains_own_images(capsys, start_folder, photos, tmp_path):

@@ -6,7 +6,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +17,24 @@ import yaml
 from transformers import HfArgumentParser
 
 
-__all__ = ["parse_dataclasses"]
+__all__ = ["clean_exit", "parse_dataclasses"]
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """End the program with a message and exit code 1 where this package refused something.
+
+    What it raises as `ValueError`, and what transformers raises as `OSError` (no such model), is written for the user;
+    errors from anywhere else keep their traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        raised_in = frame.f_globals.get("__name__", "").partition(".")[0]
+        if raised_in != ("transformers" if isinstance(error, OSError) else __name__.partition(".")[0]):
+            raise
+        sys.exit(f"Error: {error}")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

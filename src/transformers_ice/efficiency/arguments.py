@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, cast
 
 from ..command_line import parse_dataclasses
+from .variants import BACKGROUND
 
 
 __all__ = ["BenchmarkArguments", "parse_benchmark_arguments"]
@@ -28,9 +30,12 @@ class BenchmarkArguments:
     keep_beta: list[float] | None = field(
         default=None, metadata={"help": "Prescribe shares of patches kept: mean and deviation of a beta distribution."}
     )
-    keep_counts: str | None = field(
+    keep_counts: list[str] | None = field(
         default=None,
-        metadata={"help": "Prescribe shares of patches kept: JSON, a list of shares per image, used in turn."},
+        metadata={
+            "help": "Prescribe shares of patches kept: JSON, a list of shares per image, used in turn; several files "
+            "are timed side by side."
+        },
     )
     keep_rates: list[float] = field(
         default_factory=lambda: [0.7, 0.5], metadata={"help": "Rates of the strategies that keep fixed numbers."}
@@ -67,6 +72,8 @@ class BenchmarkArguments:
             raise ValueError(f"`keep_rates` must differ from each other, got {self.keep_rates}.")
         if self.keep_beta is not None and len(self.keep_beta) != 2:
             raise ValueError(f"`keep_beta` must be a mean and a standard deviation, got {self.keep_beta}.")
+        if len(set(self.decided_names)) < len(self.decided_names):
+            raise ValueError(f"`keep_counts` must be files of different names, got {self.keep_counts}.")
         for pair in (("keep_beta", "keep_counts"), ("dataset_name", "data_dir")):
             if all(getattr(self, name) is not None for name in pair):
                 raise ValueError(f"`{pair[0]}` and `{pair[1]}` exclude each other: pass one of them.")
@@ -75,6 +82,13 @@ class BenchmarkArguments:
     def is_prescribed(self) -> bool:
         """Whether the numbers of patches kept are given, and not left to the model."""
         return self.keep_beta is not None or self.keep_counts is not None
+
+    @property
+    def decided_names(self) -> list[str]:
+        """Names of the variants whose images decide how many patches stay; several files of numbers name theirs."""
+        if self.keep_counts is None or len(self.keep_counts) == 1:
+            return [BACKGROUND]
+        return [Path(file).stem for file in self.keep_counts]
 
 
 def parse_benchmark_arguments(argv: Sequence[str], description: str | None = None) -> BenchmarkArguments:

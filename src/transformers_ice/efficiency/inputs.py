@@ -76,13 +76,14 @@ def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassific
         return Workload(pixel_values)
     num_images, num_layers = len(pixel_values), len(model.config.pruning_layers or ())
     if arguments.keep_counts is not None:
-        shares = read_keep_shares(arguments.keep_counts, num_layers)
-        shares = shares[[index % len(shares) for index in range(num_images)]]
+        read = [read_keep_shares(file, num_layers) for file in arguments.keep_counts]
+        drawn = [shares[[index % len(shares) for index in range(num_images)]] for shares in read]
     else:
         mean, deviation = cast(list[float], arguments.keep_beta)
-        shares = draw_keep_shares(mean, deviation, num_images, num_layers, arguments.seed)
+        drawn = [draw_keep_shares(mean, deviation, num_images, num_layers, arguments.seed)]
     rows, columns = model.deit.embeddings.grid_size_of(pixel_values)
-    return Workload(pixel_values, torch.from_numpy(counts_from_shares(shares, rows * columns)).to(model.device))
+    counts = [torch.from_numpy(counts_from_shares(shares, rows * columns)).to(model.device) for shares in drawn]
+    return Workload(pixel_values, dict(zip(arguments.decided_names, counts, strict=True)))
 
 
 def _load_pixels(arguments: BenchmarkArguments, config: IceDeiTConfig) -> Tensor:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,24 +31,26 @@ class Workload:
 
     Attributes:
         pixel_values: `(num_images, num_channels, height, width)`, on the models' device and in their precision.
-        keep_counts: `(num_images, num_pruning_layers)`, int, patches that each image keeps under the strategy
-            "background"; `None` where the model decides.
+        keep_counts: By name of a variant whose images decide, `(num_images, num_pruning_layers)`, int: the patches
+            that each image keeps in place of that decision; `None` where the model decides.
     """
 
     pixel_values: Tensor
-    keep_counts: Tensor | None = None
+    keep_counts: Mapping[str, Tensor] | None = None
 
     def batch(self, start: int, batch_size: int) -> Workload:
         """Return so many images from a place on; behind the last one comes the first."""
         places = torch.arange(start, start + batch_size, device=self.pixel_values.device) % len(self.pixel_values)
-        counts = None if self.keep_counts is None else self.keep_counts[places]
+        if self.keep_counts is None:
+            return Workload(self.pixel_values[places])
+        counts = {name: counts[places] for name, counts in self.keep_counts.items()}
         return Workload(self.pixel_values[places], counts)
 
     def decide(self, variant: Variant) -> AbstractContextManager[None]:
         """Return the block in which a variant keeps as many patches of these images as it is told to."""
         if self.keep_counts is None or not variant.is_decided:
             return nullcontext()
-        return prescribed_counts(variant.model, self.keep_counts, variant.model.config.pruning_layers)
+        return prescribed_counts(variant.model, self.keep_counts[variant.name], variant.model.config.pruning_layers)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,10 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def build_variants(
-    model: IceDeiTForImageClassification, keep_rates: Sequence[float], compiles: bool = False
+    model: IceDeiTForImageClassification,
+    keep_rates: Sequence[float],
+    compiles: bool = False,
+    decided_names: Sequence[str] = (BACKGROUND,),
 ) -> list[Variant]:
     """Return the variants of a model: unpruned, and pruned by every strategy.
 
@@ -85,6 +88,7 @@ def build_variants(
         model: In evaluation mode, with pruning heads.
         keep_rates: Each is taken at every pruning layer by "top_k" and, with fused tokens, by "attentiveness".
         compiles: Whether to add the compiled unpruned and "top_k" models.
+        decided_names: Names of the variants under "background", one for each set of prescribed numbers.
 
     Raises:
         ValueError: If a keep rate is out of its range.
@@ -101,8 +105,9 @@ def build_variants(
     for rate in keep_rates:
         fields = {"pruning_strategy": "attentiveness", "fuse_pruned_tokens": True, "keep_rates": [rate] * len(layers)}
         variants.append(Variant(f"attentiveness {rate:g}", share_weights(model, **fields)))
-    background = share_weights(model, **{**plain, "pruning_strategy": "background"})
-    variants.append(Variant(BACKGROUND, background, is_decided=True))
+    for name in decided_names:
+        background = share_weights(model, **{**plain, "pruning_strategy": "background"})
+        variants.append(Variant(name, background, is_decided=True))
     if compiles:
         for variant in list(variants):
             if variant.name == REFERENCE or variant.name.startswith("top_k"):

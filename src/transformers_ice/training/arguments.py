@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -64,8 +65,8 @@ class ModelArguments:
         prune_in_training: Whether patches leave in training too.
 
     Raises:
-        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, or `initialization` is chosen
-            for a checkpoint.
+        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, the first names a folder that
+            does not exist, or `initialization` is chosen for a checkpoint.
     """
 
     model_name_or_path: str | None = field(
@@ -185,6 +186,11 @@ class ModelArguments:
             raise ValueError(
                 "Give exactly one of `--model_name_or_path` (a checkpoint to start from) and `--model_type` "
                 f"(random weights), got {self.model_name_or_path!r} and {self.model_type!r}."
+            )
+        if self.model_name_or_path is not None and _names_a_missing_folder(self.model_name_or_path):
+            raise ValueError(
+                f"`--model_name_or_path` must be a folder or a Hub id (name or owner/name), got "
+                f"{self.model_name_or_path!r}, which does not exist. Check the spelling and the working directory."
             )
         if self.initialization != "default" and self.model_type is None:
             raise ValueError(
@@ -324,6 +330,12 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
         # pinned memory is of use to an accelerator only, and warns without one
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
+
+
+def _names_a_missing_folder(name: str) -> bool:
+    """Return whether a name can only be a folder, not a Hub id, and there is none."""
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+    return is_path and not Path(name).is_dir()
 
 
 def parse_arguments(

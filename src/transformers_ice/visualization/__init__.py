@@ -3,7 +3,7 @@
 
 `overlays` paints on the pixels of an image and returns an array of the same size; `outlines` finds lines along pixel
 edges; `panels` puts pictures, lines and legends side by side in a matplotlib figure, `charts` draws numbers; `colors`
-says which colours mean what.
+says which colours mean what; `results` writes one answer of `pipeline("patch-explanation")` as one picture.
 """
 
 from .charts import score_bars, speed_plot
@@ -11,11 +11,14 @@ from .colors import class_colors
 from .outlines import outline_segments
 from .overlays import cut_out, draw_box, kept_patches, outline_mask, overlay_class_map, overlay_heatmap
 from .panels import PanelRow, explanation_panel, method_panel, picture_figure, save_figure
+from .results import PICTURES, class_map_figure, save_result
 
 
 __all__ = [
+    "PICTURES",
     "PanelRow",
     "class_colors",
+    "class_map_figure",
     "cut_out",
     "draw_box",
     "explanation_panel",
@@ -27,6 +30,7 @@ __all__ = [
     "overlay_heatmap",
     "picture_figure",
     "save_figure",
+    "save_result",
     "score_bars",
     "speed_plot",
 ]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One answer of the patch-explanation pipeline as one picture, of the kind that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .colors import as_rgb, class_colors, matplotlib_module
+from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
+from .panels import PanelRow, explanation_panel, picture_figure, save_figure
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PICTURES", "class_map_figure", "save_result"]
+
+PICTURES = ("heatmap", "class_map", "mask", "cut_out", "panel")
+
+Array = np.ndarray
+
+
+def save_result(
+    image: Array,
+    result: Mapping[str, Any],
+    class_names: Mapping[int, str] | Sequence[str],
+    file: str | Path,
+    picture: str = "heatmap",
+    scale: float = 1.0,
+) -> None:
+    """Write what the patch-explanation pipeline answered for an image as a picture.
+
+    Args:
+        image: The upright image, `(height, width, 3)`, uint8.
+        result: The pipeline's answer for it.
+        class_names: Name by class index.
+        file: Where to; png, svg or pdf. In SVG and PDF lines and words stay sharp at any size.
+        picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
+            (the rest dimmed) or "panel" (all side by side, and the patches that left).
+        scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the picture is none of these, the ending is another one, or sizes differ.
+    """
+    if picture not in PICTURES:
+        raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
+    if picture == "panel":
+        save_figure(explanation_panel([PanelRow.from_result(image, result)], class_names), file, scale)
+    elif picture == "class_map":
+        save_figure(class_map_figure(image, result["class_map"], class_names), file, scale)
+    elif Path(file).suffix.lower() == ".png" and scale == 1:  # painting pixels is ten times as fast as a figure
+        Image.fromarray(_paint(image, result, picture)).save(file)
+    else:
+        save_figure(_draw(image, result, picture), file, scale)
+
+
+def _box(result: Mapping[str, Any]) -> list[int]:
+    return [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+
+
+def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
+    """Return an overlay with its lines, in the pixels of the image."""
+    if picture == "cut_out":
+        return cut_out(image, result["mask"])
+    if picture == "mask":
+        return draw_box(outline_mask(image, result["mask"]), _box(result))
+    return draw_box(overlay_heatmap(image, result["heatmap"]), _box(result))
+
+
+def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:
+    """Return an overlay whose lines are drawn, not painted."""
+    if picture == "cut_out":
+        return picture_figure(cut_out(image, result["mask"]))
+    if picture == "mask":
+        return picture_figure(image, _box(result), result["mask"])
+    return picture_figure(overlay_heatmap(image, result["heatmap"]), _box(result))
+
+
+def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, str] | Sequence[str]) -> Figure:
+    """Return the class map over an image, with a legend of the classes that are in it.
+
+    Args:
+        image: `(height, width, 3)` or `(height, width)` grey, uint8.
+        class_map: `(height, width)`, int.
+        class_names: Name by class index; a class without a name, such as the background, stays dim and grey.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If sizes differ.
+    """
+    matplotlib_module()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    colors = class_colors([class_map], names)
+    rgb = as_rgb(image)
+    width = 5.0
+    figure = Figure(figsize=(width, width * rgb.shape[0] / rgb.shape[1] + 0.5), dpi=150, layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    axis.imshow(overlay_class_map(rgb, class_map, colors), interpolation="nearest")
+    handles = [Patch(color=color, label=names[index]) for index, color in colors.items()]
+    handles += [Patch(color="#5a5a5a", label="background")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    return figure

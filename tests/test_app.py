@@ -295,7 +295,7 @@ def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     assert len(refused) == len(handlers.explain(None, FOREGROUND)) == 11
     status, figures = handlers.compare(str(photo), 1, ["rollout"])
     assert figures.count("<figure>") == 2
-    assert "1 other method" in status
+    assert "beside 1 others" in status
     status, figures, numbers = handlers.prune(str(photo), "top_k", 0.0, 0.7)
     assert 'role="alert"' in status
     assert figures == numbers == ""

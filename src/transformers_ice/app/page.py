@@ -100,7 +100,7 @@ class Handlers:
             first = Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")
             return [first, *(draw_method(image, result, explanation.mask) for result in maps)]
 
-        return self._figures(work, lambda pictures: f"ICE and {len(pictures) - 1} other methods on the same picture.")
+        return self._figures(work, lambda pictures: f"ICE beside {len(pictures) - 1} others, on the same picture.")
 
     def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> list[Any]:
         """Return status, pictures of the kept patches, and the numbers."""

@@ -2,6 +2,8 @@
 # `make demo` and `make test` work on a fresh machine with python >= 3.10, pip and git; `make` lists all targets.
 PYTHON ?= python3
 IMAGES ?=
+MODEL ?= checkpoints/ice-deit-scenes
+PORT ?=
 WORKERS ?= auto
 
 VENV := .venv
@@ -13,7 +15,7 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo style quality test test-slow test-upstream checkpoint-code clean
+.PHONY: help install demo app style quality test test-slow test-upstream checkpoint-code clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +33,9 @@ install: $(STAMP) ## create .venv and install everything into it
 
 demo: $(STAMP) ## fine-tune ICE on drawn scenes, measure it, explain images (IMAGES="a.jpg folder" adds your own)
 	@$(BIN)/python scripts/run_demo.py $(if $(IMAGES),--images $(IMAGES))
+
+app: $(STAMP) ## show a checkpoint in the browser (MODEL=folder-or-Hub-id, PORT=7860)
+	@$(BIN)/python scripts/run_app.py --model $(MODEL) $(if $(PORT),--port $(PORT))
 
 style: $(STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/python -m ruff check --fix .

@@ -50,7 +50,7 @@ TRAVELLING_ROOMS = (
     "pipeline_patch_explanation",
 )
 WORKBENCH_ROOMS = ("command_line", "conversion", "metrics", "data", "explainers", "training", "export")
-REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "training_panels", "model_card", "demo")
+REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "training_panels", "model_card", "app", "demo")
 ROOMS = (*TRAVELLING_ROOMS, *WORKBENCH_ROOMS, *REPORT_ROOMS, "__init__")
 
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -167,7 +167,7 @@ def test_importing_the_package_loads_nothing_heavy_and_asks_no_network():
     loaded = set(finished.stdout.split())
     assert {"torch", "transformers", "transformers_ice"} <= loaded
     # accelerate and scipy are not in this list: transformers itself loads them where they are installed
-    assert not loaded & {"torchvision", "timm", "evaluate", "datasets", "matplotlib"}
+    assert not loaded & {"torchvision", "timm", "evaluate", "datasets", "matplotlib", "gradio"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -15,7 +15,6 @@ from ..data.scenes import draw_scene
 from ..image_conversion import load_image
 from ..image_processing_ice_deit import IceDeiTImageProcessor
 from ..modeling_ice_deit import IceDeiTForImageClassification
-from ..training.models import parse_config_overrides
 from .arguments import BenchmarkArguments
 from .keep_counts import counts_from_shares, draw_keep_shares, read_keep_shares
 from .speed import Workload
@@ -38,6 +37,9 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         ValueError: If the images are to decide how many patches stay, and the model has not been trained to.
         OSError: If there is no such model.
     """
+    # not above: it loads datasets and evaluate, which timing does without
+    from ..training.models import parse_config_overrides
+
     fields = {**parse_config_overrides(arguments.config_overrides), "pruning_strategy": "background"}
     unknown = set(fields) - {*IceDeiTConfig().to_dict(), "num_labels", "attn_implementation"}
     if unknown:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show an ICE model in the browser: drop a picture, see what it is, where, and why.
+
+    python scripts/run_app.py --model checkpoints/ice-deit-scenes --port 7860
+
+prints the address to open. `--model` takes any folder or Hub id of an ICE checkpoint;
+`checkpoints/ice-deit-scenes-pruned` has heads for all pruning strategies. Nothing is sent anywhere: no analytics, no
+fonts or scripts of other hosts; pictures of visitors are removed within an hour. docs/app.md has the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from transformers_ice.app import launch_app, parse_app_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve what the command line names until stopped; return the exit code."""
+    arguments = parse_app_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+    try:
+        launch_app(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

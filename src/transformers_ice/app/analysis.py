@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model, one picture: what it is, where, and how sure. Arrays and numbers only; nothing is drawn here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor
+
+from ..configuration_ice_deit import IceDeiTConfig
+from ..modeling_ice_deit import IceDeiTForImageClassification
+
+
+__all__ = ["Explanation", "LoadedModel", "PreparedImage", "explain_image", "load_model", "prepare_image"]
+
+NUM_SCORES = 5
+_SHOWN_SIDES = (640, 1280)  # pictures are shown with a longer side in this range
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Hold a model that is ready to explain.
+
+    Attributes:
+        name: Folder or Hub id.
+        model: In evaluation mode.
+        processor: Its image processor.
+    """
+
+    name: str
+    model: IceDeiTForImageClassification
+    processor: Any
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by class index, without background."""
+        config = self.model.config
+        names: Any = config.id2label
+        return {index: str(names[index]) for index in range(config.num_labels)}
+
+    @property
+    def background_index(self) -> int:
+        """Index of the background class in class maps."""
+        return self.model.config.num_labels
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """Hold a picture as the model and as the page want it.
+
+    Attributes:
+        size: `(height, width)` of the picture itself.
+        shown: `(shown height, shown width, 3)`, uint8: the picture at the size in which it is shown.
+        pixel_values: `(1, num_channels, height, width)`, what the model sees.
+    """
+
+    size: tuple[int, int]
+    shown: Array
+    pixel_values: Tensor
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """`(height, width)` of the picture as it is shown."""
+        return self.shown.shape[0], self.shown.shape[1]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Hold what a model says about a picture. Maps have the size in which the picture is shown.
+
+    Attributes:
+        label: The class found, or "background".
+        score: Its probability, in [0, 1].
+        scores: Probability by class name, the largest first.
+        box: `(x_min, y_min, x_max, y_max)`, half-open pixels of the picture itself.
+        shown_box: The same on the picture as it is shown.
+        foreground_ratio: Share of the patches that are not background, in [0, 1].
+        heatmap: `(height, width)`, float, in [0, 1]: probability of the target at each pixel.
+        class_map: `(height, width)`, int; `num_labels` is background.
+        mask: `(height, width)`, bool, True = foreground.
+        target: Class index that the heat map shows; `None` for everything but the background.
+        milliseconds: One run of the model.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    box: tuple[int, int, int, int]
+    shown_box: tuple[int, int, int, int]
+    foreground_ratio: float
+    heatmap: Array
+    class_map: Array
+    mask: Array
+    target: int | None
+    milliseconds: float
+
+
+def load_model(name: str) -> LoadedModel:
+    """Load an ICE checkpoint; the installed code runs, never that of the folder.
+
+    Args:
+        name: Folder or Hub id.
+
+    Raises:
+        OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
+        ValueError: If it holds another kind of model.
+    """
+    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+    if model_type != IceDeiTConfig.model_type:
+        raise ValueError(
+            f"{name} must hold an ICE model ({IceDeiTConfig.model_type}), got {model_type}. Train one from it with "
+            f"`python scripts/run_train.py --model_name_or_path {name} ...`."
+        )
+    model = IceDeiTForImageClassification.from_pretrained(name).eval()
+    return LoadedModel(name, model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
+
+
+def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
+    """Return a picture as the model and as the page want it.
+
+    Args:
+        loaded: Whose image processor to use.
+        image: Of any mode: grey, 16 bits, palette and transparency are understood.
+
+    Raises:
+        ValueError: If the picture cannot become RGB.
+    """
+    rgb = Image.fromarray(loaded.processor.convert_to_rgb(image))
+    inputs = loaded.processor(rgb, return_tensors="pt")
+    shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)
+    pixel_values = inputs["pixel_values"].to(loaded.model.device, loaded.model.dtype)
+    return PreparedImage((rgb.height, rgb.width), np.asarray(shown), pixel_values)
+
+
+def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a size of the same aspect whose longer side fits the page."""
+    smallest, largest = _SHOWN_SIDES
+    factor = min(max(1.0, smallest / max(size)), largest / max(size))
+    width, height = (max(1, round(side * factor)) for side in size)
+    return width, height
+
+
+@torch.inference_mode()
+def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None = None) -> Explanation:
+    """Explain a picture in one run of the model.
+
+    Args:
+        loaded: The model.
+        image: What `prepare_image` returned.
+        target: Class index for the heat map; `None` shows everything but the background.
+
+    Raises:
+        ValueError: If `target` is no class of the model.
+    """
+    start = time.perf_counter()
+    outputs = loaded.model(pixel_values=image.pixel_values)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    processor, shown = loaded.processor, [image.shown_size]
+    (heatmap,) = processor.post_process_heatmap(outputs, shown, target=target)
+    (class_map,) = processor.post_process_semantic_segmentation(outputs, shown)
+    (found,) = processor.post_process_object_localization(outputs, [image.size])
+    (found_shown,) = processor.post_process_object_localization(outputs, shown)
+    names = {**loaded.class_names, loaded.background_index: "background"}
+    scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names) - 1))
+    return Explanation(
+        label=names[int(found["labels"][0])],
+        score=float(found["scores"][0]),
+        scores={names[index]: score for index, score in zip(classes.tolist(), scores.tolist(), strict=True)},
+        box=_corners(found),
+        shown_box=_corners(found_shown),
+        foreground_ratio=float(outputs.foreground_ratio[0]),
+        heatmap=heatmap.float().cpu().numpy(),
+        class_map=class_map.cpu().numpy(),
+        mask=(class_map != loaded.background_index).cpu().numpy(),
+        target=target,
+        milliseconds=milliseconds,
+    )
+
+
+def _corners(found: dict[str, Tensor]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = found["boxes"][0].tolist()
+    return left, top, right, bottom

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pieces of HTML on the page. All text from outside (class names, model names) is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from .analysis import Explanation, LoadedModel
+from .pictures import Picture
+from .pruning import PruningResult, RunSummary
+
+
+__all__ = [
+    "answer_html",
+    "caption_html",
+    "download_html",
+    "figures_html",
+    "header_html",
+    "pruning_html",
+    "record_of",
+    "section_html",
+    "status_html",
+]
+
+_FIGURE_SIDE = 480  # many pictures at once must reach a phone
+_SCALE = '<div class="ice-scale" aria-hidden="true"><span>0</span><i></i><span>1</span></div>'
+_EMPTY = '<div class="ice-answer"><p class="how-sure">Drop a picture, or take an example.</p></div>'
+
+
+def header_html(loaded: LoadedModel, is_sample: bool) -> str:
+    """Return the heading: what this is, and which model it runs."""
+    config, count = loaded.model.config, len(loaded.class_names)
+    known = "It knows drawn scenes and nothing else." if is_sample else "It knows its own classes and nothing else."
+    return (
+        '<header class="ice-header"><h1>I can visualize everything</h1>'
+        "<p>An image classifier that shows its reasons: every patch of your picture says which class it shows, or "
+        "that it is background.</p>"
+        f'<p class="ice-model">Model <strong>{escape(loaded.name)}</strong> · {count} classes · '
+        f"{config.num_hidden_layers} layers · {known}</p></header>"
+    )
+
+
+def section_html(heading: str, text: str) -> str:
+    """Return a heading with a sentence below it."""
+    return f'<div class="ice-section"><h2>{escape(heading)}</h2><p>{text}</p></div>'
+
+
+def status_html(words: str, is_problem: bool = False) -> str:
+    """Return a line that screen readers read out when it changes."""
+    role, style = ("alert", "ice-status problem") if is_problem else ("status", "ice-status")
+    return f'<p class="{style}" role="{role}">{escape(words)}</p>'
+
+
+def answer_html(explanation: Explanation | None) -> str:
+    """Return the label and the best scores."""
+    if explanation is None:
+        return _EMPTY
+    rows = "".join(
+        f'<li><span class="name">{escape(name)}</span><span class="bar" aria-hidden="true">'
+        f'<i style="width:{100 * score:.1f}%"></i></span><span class="value">{100 * score:.1f} %</span></li>'
+        for name, score in explanation.scores.items()
+    )
+    return (
+        f'<div class="ice-answer"><p class="label">{escape(explanation.label)}</p>'
+        f'<p class="how-sure">{100 * explanation.score:.1f} % sure · {_percent(explanation.foreground_ratio)} of the '
+        f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
+    )
+
+
+def caption_html(picture: Picture | None, shows_scale: bool = False) -> str:
+    """Return what a picture shows in words, with its legend or its scale."""
+    if picture is None:
+        return ""
+    legend = "".join(
+        f'<li><i style="background:{color}"></i>{escape(name)}</li>' for name, color in (picture.legend or {}).items()
+    )
+    legend = f'<ul class="ice-legend" aria-label="Colours of the classes">{legend}</ul>' if legend else ""
+    return f'<p class="ice-words">{escape(picture.words)}</p>{legend}{_SCALE if shows_scale else ""}'
+
+
+def figures_html(pictures: Sequence[Picture]) -> str:
+    """Return pictures side by side, each with its words and a link to save it as PNG.
+
+    The files are part of the page, so that none of them stays on the server.
+    """
+    figures = []
+    for picture in pictures:
+        source, (name, *rest) = _png_uri(picture), picture.words.split(" · ")
+        figures.append(
+            f'<figure><img src="{source}" alt="{escape(picture.words)}"><figcaption><strong>{escape(name)}</strong>'
+            f"{escape(' · '.join(rest))}"
+            f'<a href="{source}" download="{_file_name(name)}.png" aria-label="Save {escape(name)} as PNG">Save PNG'
+            "</a></figcaption></figure>"
+        )
+    return f'<div class="ice-figures">{"".join(figures)}</div>' if figures else ""
+
+
+def _png_uri(picture: Picture) -> str:
+    image = Image.fromarray(picture.pixels)
+    image.thumbnail((_FIGURE_SIDE, _FIGURE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _file_name(words: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in words.lower()).split())
+
+
+def record_of(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
+    """Return a result as JSON can hold it."""
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)
+    return {
+        "model": loaded.name,
+        "label": explanation.label,
+        "score": round(explanation.score, 6),
+        "scores": {name: round(score, 6) for name, score in explanation.scores.items()},
+        "box": dict(corners),
+        "foreground_ratio": round(explanation.foreground_ratio, 6),
+    }
+
+
+def download_html(record: Mapping[str, Any] | None) -> str:
+    """Return a link that holds the result itself: nothing of it stays on the server."""
+    if record is None:
+        return ""
+    content = base64.b64encode(json.dumps(record, ensure_ascii=False, indent=2).encode()).decode()
+    return (
+        f'<a class="ice-download" download="explanation.json" href="data:application/json;base64,{content}">'
+        "Download the result (JSON)</a>"
+    )
+
+
+def pruning_html(result: PruningResult | None) -> str:
+    """Return what pruning changed: label, work, time, and the tokens of every layer."""
+    if result is None:
+        return ""
+    base, own = result.unpruned, result.pruned
+    rows = (
+        ("Answer", *(f"{escape(run.label)}, {100 * run.score:.0f} %" for run in (base, own)), ""),
+        ("Million MACs", f"{base.mmacs:.1f}", f"{own.mmacs:.1f}", f"{base.mmacs / own.mmacs:.2f} x less"),
+        ("Milliseconds", _time(base), _time(own), _speedup(result.speedup)),
+    )
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+    )
+    tokens = "".join(
+        f'<li><span>Layer {layer}</span><span class="bar" aria-hidden="true">'
+        f'<i style="width:{100 * count / full:.0f}%"></i></span><span class="value">{count} of {full}</span></li>'
+        for layer, (count, full) in enumerate(zip(own.tokens_per_layer, base.tokens_per_layer, strict=True))
+    )
+    return (
+        '<table class="ice-table"><thead><tr><th scope="col">One picture</th><th scope="col">unpruned</th>'
+        f'<th scope="col">pruned</th><th scope="col">ratio</th></tr></thead><tbody>{body}</tbody></table>'
+        f'<p class="ice-words">Milliseconds: median of {result.num_repeats} runs of each, by turns, and quartiles. A '
+        "small model, or a busy machine, gains less than the MACs allow.</p>"
+        f'<ol class="ice-tokens" aria-label="Tokens that enter each layer">{tokens}</ol>'
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _time(run: RunSummary) -> str:
+    spread = run.milliseconds
+    return f"{spread.median:.1f} ({spread.low:.1f}–{spread.high:.1f})"
+
+
+def _speedup(ratio: float) -> str:
+    return f"{ratio:.2f} x faster" if ratio >= 1 else f"{1 / ratio:.2f} x slower"

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the app: its arguments, its model, its server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from PIL import Image
+
+from ..command_line import parse_dataclasses
+from .analysis import explain_image, load_model, prepare_image
+from .limits import Limits
+
+
+__all__ = ["AppArguments", "launch_app", "parse_app_arguments"]
+
+_MAX_WAITING = 32  # requests in line; whoever comes later is told that the app is busy
+
+
+@dataclass
+class AppArguments:
+    """Say which model the app shows, where, and what visitors may ask for; `--help` explains each."""
+
+    model: str = field(
+        default="checkpoints/ice-deit-scenes", metadata={"help": "Folder or Hub id of an ICE checkpoint."}
+    )
+    host: str | None = field(
+        default=None,
+        metadata={"help": "Address to listen on, 0.0.0.0 for all; default: GRADIO_SERVER_NAME, or 127.0.0.1."},
+    )
+    port: int | None = field(
+        default=None, metadata={"help": "Port; default: GRADIO_SERVER_PORT, or the first free one from 7860 on."}
+    )
+    max_upload_mb: float = field(default=20.0, metadata={"help": "Largest file of a visitor, in MB."})
+    max_pixels: int = field(default=40_000_000, metadata={"help": "Largest picture of a visitor, in pixels."})
+    timeout_s: float = field(default=30.0, metadata={"help": "Seconds that one request may take."})
+    num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
+
+    def __post_init__(self) -> None:
+        Limits(self.max_upload_mb, self.max_pixels, self.timeout_s)  # raises where one is not positive
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"`num_threads` must be at least 1, got {self.num_threads}.")
+
+    @property
+    def limits(self) -> Limits:
+        """What a visitor may ask for."""
+        return Limits(self.max_upload_mb, self.max_pixels, self.timeout_s)
+
+
+def parse_app_arguments(argv: Sequence[str], description: str | None = None) -> AppArguments:
+    """Parse a command line, or one YAML or JSON file followed by options that override it.
+
+    Args:
+        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        description: Text above the list of options in `--help`.
+    """
+    return cast(AppArguments, parse_dataclasses((AppArguments,), argv, description)[0])
+
+
+def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any:
+    """Load the model, build the page and serve it.
+
+    Args:
+        arguments: Settings; `None` takes the defaults.
+        block: Whether to serve until the process is stopped; otherwise the server runs in a thread.
+
+    Returns:
+        The `gr.Blocks` that is served; its `close()` ends it.
+
+    Raises:
+        ImportError: If gradio is not installed.
+        OSError: If there is no such model, or the port is taken.
+        ValueError: If the checkpoint holds another kind of model.
+    """
+    arguments = AppArguments() if arguments is None else arguments
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is reported to anybody
+    try:
+        from .page import build_page
+        from .theme import STYLE_SHEET, build_theme
+    except ImportError as error:
+        raise ImportError(f"The app cannot start ({error}): pip install transformers-ice[app,viz]") from error
+    if arguments.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(arguments.num_threads)
+    loaded = load_model(arguments.model)
+    # what is wrong with a model shows before anybody comes, and the first visitor does not wait for its first run
+    explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
+    page = build_page(loaded, arguments.limits)
+    page.queue(max_size=_MAX_WAITING, api_open=False)
+    page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=False,
+        prevent_thread_lock=not block,
+        max_file_size=int(arguments.max_upload_mb * 2**20),
+        allowed_paths=[],
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        theme=build_theme(),
+        css_paths=[STYLE_SHEET],
+    )
+    return page

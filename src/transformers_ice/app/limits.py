@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a visitor may ask for: size of an upload, number of pixels, seconds; and errors in plain words."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from ..image_conversion import load_image
+
+
+__all__ = ["Deadline", "Limits", "RequestError", "Worker", "read_upload"]
+
+T = TypeVar("T")
+
+
+class RequestError(ValueError):
+    """Something that a visitor can mend; its message is shown on the page as it is."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Hold what a visitor may ask for.
+
+    Attributes:
+        max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
+        max_pixels: Largest picture, in pixels; a small file can hold a very large picture.
+        timeout_s: Seconds after which a visitor gets an answer, whatever is still running.
+    """
+
+    max_upload_mb: float = 20.0
+    max_pixels: int = 40_000_000
+    timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_mb", "max_pixels", "timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+
+
+def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
+    """Read a picture that a visitor sent, upright and with its bit depth and transparency.
+
+    Args:
+        path: The file; its name need not say what it is.
+        limits: What is too large. Both are checked before anything is decoded.
+
+    Returns:
+        PIL image of any mode.
+
+    Raises:
+        RequestError: If the file is too large, has too many pixels, or is no complete picture.
+    """
+    size = Path(path).stat().st_size
+    if size > limits.max_upload_mb * 2**20:
+        raise RequestError(
+            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Save the picture "
+            "smaller, or as JPEG."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of this app comes next
+            with Image.open(path) as header:
+                width, height = header.size
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels("more than 178 million", limits) from error
+    except Exception as error:  # a damaged header can fail anywhere inside a decoder
+        raise RequestError(
+            "This file is not a picture that can be read here. JPEG, PNG, WebP, GIF, BMP and TIFF work."
+        ) from error
+    if width * height > limits.max_pixels:
+        raise _too_many_pixels(f"{width} x {height}", limits)
+    try:
+        return load_image(os.fspath(path))
+    except ValueError as error:
+        raise RequestError(
+            "This picture is damaged or incomplete: it begins as a picture, and then breaks off. Save or send it anew."
+        ) from error
+
+
+def _too_many_pixels(found: str, limits: Limits) -> RequestError:
+    return RequestError(
+        f"This picture has {found} pixels; at most {limits.max_pixels / 1e6:g} million are taken. Scale it down first."
+    )
+
+
+class Deadline:
+    """Remember when a request has to be answered; long work asks between its steps.
+
+    Args:
+        seconds: From now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    def check(self) -> None:
+        """Raise once the time is over.
+
+        Raises:
+            RequestError: If it is.
+        """
+        if not self.remaining:
+            raise _timed_out(self.seconds)
+
+
+def _timed_out(seconds: float) -> RequestError:
+    return RequestError(
+        f"This took longer than the {seconds:g} seconds that one request may take. Others may be using the app too: "
+        "try again, or ask for fewer methods."
+    )
+
+
+class Worker:
+    """Run requests one after the other in a thread of its own, and stop waiting when their time is over.
+
+    One thread, because explainers change a model while they look into it, and measured times mean something only
+    where nothing else runs. A thread cannot be stopped from outside: what is running ends at its next
+    `deadline.check()`, what has not begun never begins.
+
+    Args:
+        timeout_s: Seconds for a request, waiting included.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explainer")
+
+    def run(self, work: Callable[[Deadline], T]) -> T:
+        """Return what the work returns.
+
+        Args:
+            work: Takes the deadline.
+
+        Raises:
+            RequestError: If the time is over, or the work raises one.
+        """
+        deadline = Deadline(self.timeout_s)
+
+        def begin() -> T:
+            deadline.check()
+            return work(deadline)
+
+        future = self._executor.submit(begin)
+        try:
+            return future.result(timeout=deadline.remaining)
+        except FutureTimeoutError as error:
+            future.cancel()
+            raise _timed_out(self.timeout_s) from error

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other explainers, on the same picture and the same model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from ..explainers import EXPLAINERS, explain
+from ..patch_maps import bilinear_to_image
+from .analysis import LoadedModel, PreparedImage
+from .limits import Deadline
+
+
+__all__ = ["DEFAULT_METHODS", "METHOD_NAMES", "MethodMap", "available_methods", "compare_methods"]
+
+DEFAULT_METHODS = ("raw_attention", "rollout", "grad_cam", "generic_attention")
+METHOD_NAMES = {
+    "ice_hard": "ICE, yes or no",
+    "raw_attention": "Raw attention",
+    "rollout": "Attention rollout",
+    "grad_cam": "Grad-CAM",
+    "generic_attention": "Generic attention",
+    "legrad": "LeGrad",
+    "transformer_attribution": "Transformer attribution",
+    "partial_lrp": "Partial LRP",
+    "full_lrp": "Full LRP",
+    "saliency": "Saliency",
+    "input_x_gradient": "Input x gradient",
+    "integrated_gradients": "Integrated gradients",
+    "smooth_grad": "SmoothGrad",
+    "gradient_shap": "Gradient SHAP",
+    "feature_ablation": "Feature ablation",
+    "occlusion": "Occlusion",
+    "token_grad_cam": "Token Grad-CAM",
+    "layer_cam": "Layer-CAM",
+}
+
+
+@dataclass(frozen=True)
+class MethodMap:
+    """Hold what one method says of a picture.
+
+    Attributes:
+        name: In words.
+        heatmap: `(height, width)` of the picture as it is shown, stretched to [0, 1]; `None` where the method failed.
+        milliseconds: One run, the model's own included.
+        knows_target: Whether the map depends on the class.
+        problem: Why there is no map.
+    """
+
+    name: str
+    heatmap: np.ndarray | None
+    milliseconds: float
+    knows_target: bool
+    problem: str = ""
+
+
+def available_methods() -> dict[str, str]:
+    """Return the methods whose libraries are installed, name in `EXPLAINERS` to name in words; without ICE itself."""
+    return {
+        name: METHOD_NAMES.get(name, name.replace("_", " "))
+        for name, explainer in EXPLAINERS.items()
+        if name != "ice" and (explainer.library is None or find_spec(explainer.library) is not None)
+    }
+
+
+def compare_methods(
+    loaded: LoadedModel, image: PreparedImage, methods: Sequence[str], target: int | None, deadline: Deadline
+) -> list[MethodMap]:
+    """Let several methods explain a picture, one after the other.
+
+    Args:
+        loaded: The model.
+        image: What `prepare_image` returned.
+        methods: Names in `EXPLAINERS`.
+        target: Class index; `None` explains what each method explains by itself.
+        deadline: Asked before each method.
+
+    Returns:
+        A map of each method, in the order of `methods`; one that does not fit the model says so.
+
+    Raises:
+        RequestError: If the time is over.
+    """
+    maps = []
+    for method in methods:
+        deadline.check()
+        maps.append(_run(loaded, image, method, target))
+    return maps
+
+
+def _run(loaded: LoadedModel, image: PreparedImage, method: str, target: int | None) -> MethodMap:
+    name, knows_target = METHOD_NAMES.get(method, method), EXPLAINERS[method].takes_target
+    start = time.perf_counter()
+    try:
+        (relevance,) = explain(loaded.model, image.pixel_values, method, target if knows_target else None)
+    except (ImportError, RuntimeError, ValueError) as error:  # whatever one method lacks, the others go on
+        return MethodMap(name, None, 0.0, knows_target, str(error).split(". ")[0])
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    geometry = loaded.processor.image_geometry(image.shown_size)
+    values = bilinear_to_image(relevance.detach().float().cpu(), geometry).numpy()
+    return MethodMap(name, _stretch(values), milliseconds, knows_target)
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    """Stretch a map to [0, 1]: ranges of different methods mean different things. A constant map becomes 0."""
+    values = np.nan_to_num(values)
+    return (values - values.min()) / max(float(np.ptp(values)), 1e-12)

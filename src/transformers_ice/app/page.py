@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: what is on it, and what happens when something is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .analysis import Explanation, LoadedModel, PreparedImage, explain_image, prepare_image
+from .examples import draw_examples
+from .fragments import (
+    answer_html,
+    caption_html,
+    download_html,
+    figures_html,
+    header_html,
+    pruning_html,
+    record_of,
+    section_html,
+    status_html,
+)
+from .limits import Deadline, Limits, RequestError, Worker, read_upload
+from .methods import DEFAULT_METHODS, available_methods, compare_methods
+from .pictures import (
+    Picture,
+    draw_class_map,
+    draw_cut_out,
+    draw_heatmap,
+    draw_kept_patches,
+    draw_mask,
+    draw_method,
+)
+from .pruning import STRATEGY_NAMES, PruningSetting, measure_pruning, missing_heads
+
+
+__all__ = ["Handlers", "build_page"]
+
+FOREGROUND = -1  # of the choice of a target: everything that is not background
+_CACHE_SECONDS = (600, 3600)  # how often files of visitors are looked through, and how old they may become
+_PICTURE_BUTTONS: list[Any] = ["download", "fullscreen"]
+# gradio calls its thumbnails "Thumbnail 1 of 8"; what they show says more
+_NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("#examples button").forEach(
+    (button) => button.setAttribute("aria-label", "Example: " + button.innerText.trim())), 300)"""
+_EMPTY = "Drop a picture, or take an example."
+
+
+class Handlers:
+    """Answer what a visitor does; every answer is a list of values for the components of the page.
+
+    Args:
+        loaded: The model.
+        limits: What a visitor may ask for.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
+        self.loaded, self.limits = loaded, limits
+        self.worker = Worker(limits.timeout_s)
+
+    def explain(self, path: str | None, target: int) -> list[Any]:
+        """Return status, answer, four pictures each with its words, and the download."""
+        if path is None:
+            return [status_html(_EMPTY), answer_html(None), *_no_pictures(4), ""]
+
+        def work(_: Deadline) -> tuple[PreparedImage, Explanation]:
+            image = self._read(path)
+            return image, explain_image(self.loaded, image, _as_target(target))
+
+        try:
+            image, explanation = self.worker.run(work)
+        except ValueError as error:
+            return [status_html(str(error), is_problem=True), answer_html(None), *_no_pictures(4), ""]
+        pictures = (
+            draw_heatmap(self.loaded, image, explanation),
+            draw_class_map(self.loaded, image, explanation),
+            draw_mask(image, explanation),
+            draw_cut_out(image, explanation),
+        )
+        height, width = image.size
+        words = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
+        shown = [part for number, picture in enumerate(pictures) for part in _show(picture, shows_scale=number == 0)]
+        return [
+            status_html(words),
+            answer_html(explanation),
+            *shown,
+            download_html(record_of(self.loaded, explanation)),
+        ]
+
+    def compare(self, path: str | None, target: int, methods: Sequence[str]) -> list[Any]:
+        """Return status and pictures of the other explainers."""
+
+        def work(deadline: Deadline) -> list[Picture]:
+            image = self._read(path)
+            explanation = explain_image(self.loaded, image, _as_target(target))
+            maps = compare_methods(self.loaded, image, methods, _as_target(target), deadline)
+            own = draw_heatmap(self.loaded, image, explanation)
+            first = Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")
+            return [first, *(draw_method(image, result, explanation.mask) for result in maps)]
+
+        return self._figures(work, lambda pictures: f"ICE beside {len(pictures) - 1} others, on the same picture.")
+
+    def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> list[Any]:
+        """Return status, pictures of the kept patches, and the numbers."""
+        setting = PruningSetting(strategy, margin, keep_rate)
+        results = []
+
+        def work(deadline: Deadline) -> list[Picture]:
+            image = self._read(path)
+            results.append(measure_pruning(self.loaded, image, setting, deadline))
+            return draw_kept_patches(image, results[0])
+
+        answer = self._figures(
+            work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave, dim ones have left before."
+        )
+        return [*answer, pruning_html(results[0] if results else None)]
+
+    def _figures(
+        self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
+    ) -> list[Any]:
+        """Return status and pictures, or why there are none."""
+        try:
+            pictures = self.worker.run(work)
+        except ValueError as error:
+            return [status_html(str(error), is_problem=True), ""]
+        return [status_html(summarize(pictures)), figures_html(pictures)]
+
+    def _read(self, path: str | None) -> PreparedImage:
+        if path is None:
+            raise RequestError(_EMPTY)
+        return prepare_image(self.loaded, read_upload(path, self.limits))
+
+
+def _as_target(choice: int | None) -> int | None:
+    return None if choice is None or choice == FOREGROUND else int(choice)
+
+
+def _no_pictures(count: int) -> list[Any]:
+    return [None, ""] * count
+
+
+def _show(picture: Picture, shows_scale: bool) -> list[Any]:
+    """Return a picture and its caption; the words go to screen readers twice, as text and as the picture's own."""
+    image = gr.Image(value=Image.fromarray(picture.pixels), alt_text=picture.words)
+    return [image, caption_html(picture, shows_scale)]
+
+
+def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
+    """Build the page; nothing is started.
+
+    Args:
+        loaded: The model.
+        limits: What a visitor may ask for.
+    """
+    handlers, examples = Handlers(loaded, limits), draw_examples()
+    title = f"ICE: {Path(loaded.name).name}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_CACHE_SECONDS) as page:
+        gr.HTML(header_html(loaded, is_sample="scenes" in loaded.name))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                picture, status, gallery, target = _add_inputs(loaded, limits, examples)
+            with gr.Column(scale=5, min_width=300):
+                answer = gr.HTML(answer_html(None))
+                heat = _add_picture("Heat map", "heat")
+        with gr.Row(equal_height=False):
+            others = []
+            for label, name in (("Class map", "classes"), ("Mask and box", "mask"), ("Cut-out", "cutout")):
+                with gr.Column(min_width=260):
+                    others += _add_picture(label, name)
+        download = gr.HTML(elem_id="download")
+        results = [status, answer, *heat, *others, download]
+        gr.on([picture.change, target.change], handlers.explain, [picture, target], results, **_event("explain"))
+        _add_comparison(handlers, picture, target)
+        _add_pruning(handlers, picture)
+        # Examples are handed to every visitor anew, since old files are cleared away. The first explanation comes by
+        # itself: the example is set, and setting it is a change like any other.
+        page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
+    return page
+
+
+def _event(name: str) -> dict[str, Any]:
+    """Return what all events have in common: no door beside the page, and not many at once."""
+    return {
+        "api_visibility": "private",
+        "api_name": name,
+        "trigger_mode": "always_last",
+        "concurrency_limit": 4,
+        "show_progress": "minimal",
+    }
+
+
+def _add_inputs(
+    loaded: LoadedModel, limits: Limits, examples: list[tuple[Image.Image, str]]
+) -> tuple[gr.Image, gr.HTML, gr.Gallery, gr.Dropdown]:
+    """Add what a visitor gives: a picture or an example, and the class to look for; and the line that answers."""
+    picture = gr.Image(
+        label=f"Your picture (up to {limits.max_upload_mb:g} MB)",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        alt_text="The picture that is explained",
+        buttons=[],
+        height=340,
+        elem_id="picture",
+        elem_classes="ice-picture",
+    )
+    _take_uploads_as_they_are(picture)
+    status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
+    gallery = gr.Gallery(
+        label="Or an example: drawn scenes, by what they show",
+        columns=4,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+        format="jpeg",
+        elem_id="examples",
+    )
+    choices = [("Everything that is not background", FOREGROUND)]
+    choices += [(name, index) for index, name in loaded.class_names.items()]
+    target = gr.Dropdown(
+        choices,
+        value=FOREGROUND,
+        label="What the heat map looks for",
+        info="Also a class that the model did not choose.",
+        elem_id="target",
+    )
+
+    def take(event: gr.SelectData) -> Image.Image:
+        return examples[event.index][0]
+
+    gallery.select(take, None, picture, **_event("example"))
+    gallery.change(js=_NAME_EXAMPLES, api_visibility="private", api_name="name_examples")
+    return picture, status, gallery, target
+
+
+def _take_uploads_as_they_are(picture: gr.Image) -> None:
+    """Let a component hand on the path of an upload, and nothing else.
+
+    gradio would open the file itself, and fail in its own words or change its depth; and it would fetch a picture from
+    the net for whoever sends an address in place of an upload. That a path is an upload it has checked before.
+    """
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_file(path: Any) -> str | None:
+        if "://" in str(path):
+            raise gr.Error("Pictures are taken as files, not as addresses.", print_exception=False)
+        return await keep(path)
+
+    instance: Any = picture
+    instance.preprocess = lambda payload: None if payload is None else payload.path
+    instance.async_move_resource_to_block_cache = keep_file
+
+
+def _add_picture(label: str, name: str) -> list[Any]:
+    """Add a picture with its caption."""
+    picture = gr.Image(
+        label=label,
+        format="png",
+        interactive=False,
+        buttons=_PICTURE_BUTTONS,
+        elem_id=name,
+        elem_classes="ice-picture",
+    )
+    return [picture, gr.HTML(elem_id=f"{name}-words")]
+
+
+def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) -> None:
+    """Add the other explainers."""
+    methods = available_methods()
+    gr.HTML(
+        section_html(
+            "Other explainers",
+            "The same model, the same picture, other ways to ask it. Each map is stretched to its own largest value; "
+            "the milliseconds are of one run.",
+        )
+    )
+    chosen = gr.CheckboxGroup(
+        [(words, name) for name, words in methods.items()],
+        value=[name for name in DEFAULT_METHODS if name in methods],
+        label="Methods",
+        elem_id="methods",
+    )
+    button = gr.Button("Compare", variant="primary", elem_id="compare")
+    status, figures = gr.HTML(elem_id="comparison-status"), gr.HTML(elem_id="comparison")
+    button.click(handlers.compare, [picture, target, chosen], [status, figures], **_event("compare"))
+
+
+def _show_control_of(strategy: str) -> tuple[Any, Any]:
+    """Show the slider that a strategy listens to, and hide the other."""
+    uses_margin = strategy == "background"
+    return gr.update(visible=uses_margin), gr.update(visible=not uses_margin)
+
+
+def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
+    """Add the pruning control."""
+    gr.HTML(
+        section_html(
+            "Fewer patches",
+            "What is background for the last layer need not be computed up to there. Let patches leave on the way, "
+            "and see what the model still says, what it computes and how long it takes.",
+        )
+    )
+    usable = [name for name in STRATEGY_NAMES if not missing_heads(handlers.loaded, name)]
+    strategy = gr.Radio(
+        [(words, name) for name, words in STRATEGY_NAMES.items()],
+        value=usable[0],
+        label="Who leaves",
+        elem_id="strategy",
+    )
+    with gr.Row():
+        margin = gr.Slider(
+            -4,
+            12,
+            value=float(handlers.loaded.model.config.background_margin),
+            step=0.5,
+            label="Margin",
+            info="By how much background has to win, in logits. Larger keeps more patches.",
+            min_width=260,
+            visible=usable[0] == "background",
+            elem_id="margin",
+        )
+        rate = gr.Slider(
+            0.1,
+            1.0,
+            value=0.7,
+            step=0.05,
+            label="Keep rate",
+            info="Share of the patches that stays at each cut.",
+            min_width=260,
+            visible=usable[0] != "background",
+            elem_id="keep-rate",
+        )
+    strategy.change(_show_control_of, strategy, [margin, rate], **_event("control"))
+    button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
+    status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
+    numbers = gr.HTML(elem_id="pruning-numbers", apply_default_css=False)
+    button.click(handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], **_event("prune"))

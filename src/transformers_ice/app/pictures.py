@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of the page, each with what it shows in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..visualization import (
+    class_colors,
+    cut_out,
+    draw_box,
+    kept_patches,
+    outline_mask,
+    overlay_class_map,
+    overlay_heatmap,
+)
+from .analysis import Explanation, LoadedModel, PreparedImage
+from .methods import MethodMap
+from .pruning import PruningResult
+
+
+__all__ = [
+    "Picture",
+    "draw_class_map",
+    "draw_cut_out",
+    "draw_heatmap",
+    "draw_kept_patches",
+    "draw_mask",
+    "draw_method",
+    "target_name",
+]
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Hold a picture and its words.
+
+    Attributes:
+        pixels: `(height, width, 3)`, uint8.
+        words: The result in a sentence or two, for those who do not see the picture.
+        legend: Colour by what it stands for, in words.
+    """
+
+    pixels: Array
+    words: str
+    legend: Mapping[str, str] | None = None
+
+
+def target_name(loaded: LoadedModel, target: int | None) -> str:
+    """Return what a heat map shows, in words."""
+    return "the foreground" if target is None else f"“{loaded.class_names[target]}”"
+
+
+def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
+    """Draw where the target is likely."""
+    heatmap = explanation.heatmap
+    words = (
+        f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture speaks for "
+        f"{target_name(loaded, explanation.target)} (probability of at least one half; the highest is "
+        f"{heatmap.max():.2f})."
+    )
+    if heatmap.max() >= 0.5:
+        words += f" It is strongest {_place(heatmap)}."
+    return Picture(overlay_heatmap(image.shown, heatmap), words)
+
+
+def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
+    """Draw which class each patch names."""
+    classes, background = explanation.class_map, loaded.background_index
+    colors = class_colors([classes], loaded.class_names)
+    shares = {index: _percent((classes == index).mean()) for index in (*colors, background)}
+    found = ", ".join(f"“{loaded.class_names[index]}” {shares[index]}" for index in colors)
+    words = f"Class map: {found + ', ' if found else ''}background {shares[background]} of the picture."
+    legend = {f"{loaded.class_names[index]} · {shares[index]}": color for index, color in colors.items()}
+    legend[f"background · {shares[background]}"] = "#5a5a5a"
+    return Picture(overlay_class_map(image.shown, classes, colors), words, legend)
+
+
+def draw_mask(image: PreparedImage, explanation: Explanation) -> Picture:
+    """Draw the outline of the foreground, and the box around its largest part."""
+    left, top, right, bottom = explanation.box
+    pixels = outline_mask(image.shown, explanation.mask)
+    if not explanation.mask.any():
+        return Picture(pixels, "Mask: nothing was found, every patch is background.")
+    words = (
+        f"Mask and box: the mask covers {_percent(explanation.mask.mean())} of the picture. The box goes from column "
+        f"{left} to {right} and from row {top} to {bottom} of {image.size[1]} x {image.size[0]} pixels."
+    )
+    return Picture(draw_box(pixels, explanation.shown_box), words)
+
+
+def draw_cut_out(image: PreparedImage, explanation: Explanation) -> Picture:
+    """Draw the foreground alone; the rest is dim."""
+    share = _percent(explanation.mask.mean())
+    words = f"Cut-out: {share} of the picture stays in colour, as “{explanation.label}”; the rest is dimmed."
+    return Picture(cut_out(image.shown, explanation.mask), words)
+
+
+def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> Picture:
+    """Draw the map of another method, and say how much of its weight lies on what ICE takes for foreground."""
+    if result.heatmap is None:
+        grey = overlay_heatmap(image.shown, np.zeros(image.shown_size, dtype=np.float32))
+        return Picture(grey, f"{result.name}: no map. {result.problem}.")
+    inside = float(result.heatmap[foreground].sum() / max(float(result.heatmap.sum()), 1e-12))
+    words = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on the mask of ICE"
+    if not result.knows_target:
+        words += " · knows no class"
+    return Picture(overlay_heatmap(image.shown, result.heatmap), words)
+
+
+def draw_kept_patches(image: PreparedImage, result: PruningResult) -> list[Picture]:
+    """Draw which patches are left after each cut; those that leave at it turn blue, earlier ones are dim."""
+    exits = result.exit_layers
+    pictures = []
+    for layer in result.cuts or [result.num_layers - 1]:
+        left = int((exits > layer).sum())
+        words = f"Cut at layer {layer} · {left} of {exits.size} patches are left"
+        pictures.append(Picture(kept_patches(image.shown, result.shown_exit_layers, layer), words))
+    return pictures
+
+
+def _percent(share: Any) -> str:
+    return f"{100 * float(share):.0f} %"
+
+
+def _place(heatmap: Array) -> str:
+    """Return in words where a map is highest."""
+    row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
+    vertical = ("at the top", "in the middle", "at the bottom")[3 * int(row) // heatmap.shape[0]]
+    horizontal = ("left", "centre", "right")[3 * int(column) // heatmap.shape[1]]
+    if horizontal == "centre":
+        return "in the centre" if vertical == "in the middle" else vertical
+    return f"{vertical}, {horizontal}"

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let patches leave on the way, and say what that changes: the answer, the work, the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ..efficiency import Spread, count_tokens, ideal_macs, interleave, share_weights, summarize_spread, time_call
+from .analysis import LoadedModel, PreparedImage
+from .limits import Deadline, RequestError
+
+
+__all__ = ["STRATEGY_NAMES", "PruningResult", "PruningSetting", "RunSummary", "measure_pruning", "missing_heads"]
+
+STRATEGY_NAMES = {
+    "background": "Background: a patch leaves once it is surely background",
+    "top_k": "Top k: a fixed share stays, the least like background",
+    "attentiveness": "Attentiveness: a fixed share stays, by [CLS] attention (EViT)",
+}
+_NUM_REPEATS, _NUM_WARMUPS = 9, 2
+
+
+@dataclass(frozen=True)
+class PruningSetting:
+    """Say how patches leave.
+
+    Attributes:
+        strategy: A key of `STRATEGY_NAMES`.
+        margin: For "background": by how much background has to win, in logits.
+        keep_rate: For the others: share of the patches that stays at each pruning layer, in (0, 1].
+    """
+
+    strategy: str
+    margin: float = 0.0
+    keep_rate: float = 0.7
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Hold what one way to run the model costs and says.
+
+    Attributes:
+        label: The class found.
+        score: Its probability, in [0, 1].
+        tokens_per_layer: Tokens that enter each layer, those of [CLS] included.
+        mmacs: Millions of multiply-accumulate operations.
+        milliseconds: Of one run, over the repeats.
+    """
+
+    label: str
+    score: float
+    tokens_per_layer: list[int]
+    mmacs: float
+    milliseconds: Spread
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """Hold a pruned run beside the unpruned one.
+
+    Attributes:
+        unpruned: As if nobody left.
+        pruned: As set.
+        exit_layers: `(rows, columns)`, int: the layer before which each patch left, the number of layers if it stayed.
+        shown_exit_layers: `(height, width)`, int: the same for each pixel of the picture as it is shown.
+        num_layers: Layers of the model.
+        num_repeats: Runs of each, by turns, that the milliseconds are the median of.
+    """
+
+    unpruned: RunSummary
+    pruned: RunSummary
+    exit_layers: np.ndarray = field(repr=False)
+    shown_exit_layers: np.ndarray = field(repr=False)
+    num_layers: int
+    num_repeats: int
+
+    @property
+    def cuts(self) -> list[int]:
+        """Layers before which patches left, in their order."""
+        return [int(layer) for layer in np.unique(self.exit_layers) if layer < self.num_layers]
+
+    @property
+    def speedup(self) -> float:
+        """Median time unpruned divided by that pruned."""
+        return self.unpruned.milliseconds.median / self.pruned.milliseconds.median
+
+
+def missing_heads(loaded: LoadedModel, strategy: str) -> str:
+    """Say in words why a strategy cannot be used with a model; empty where it can.
+
+    Args:
+        loaded: The model.
+        strategy: A key of `STRATEGY_NAMES`.
+    """
+    if strategy == "attentiveness" or _head_layers(loaded):
+        return ""
+    return (
+        f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and "
+        "this checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, "
+        "such as checkpoints/ice-deit-scenes-pruned."
+    )
+
+
+def measure_pruning(
+    loaded: LoadedModel, image: PreparedImage, setting: PruningSetting, deadline: Deadline
+) -> PruningResult:
+    """Run a model pruned and unpruned by turns.
+
+    Args:
+        loaded: The model; it is not changed.
+        image: What `prepare_image` returned.
+        setting: How patches leave.
+        deadline: Asked before every run.
+
+    Raises:
+        RequestError: If the model lacks the heads, or the time is over.
+    """
+    problem = missing_heads(loaded, setting.strategy)
+    if problem:
+        raise RequestError(problem)
+    plain: dict[str, Any] = {"pruning_strategy": None, "fuse_pruned_tokens": False}
+    unpruned, pruned = share_weights(loaded.model, **plain), share_weights(loaded.model, **_fields(loaded, setting))
+    measures = {
+        name: partial(_milliseconds, model, image, deadline)
+        for name, model in (("unpruned", unpruned), ("pruned", pruned))
+    }
+    times = interleave(measures, _NUM_REPEATS, _NUM_WARMUPS)
+    base, _ = _summarize(loaded, unpruned, image, summarize_spread(times["unpruned"]))
+    own, exits = _summarize(loaded, pruned, image, summarize_spread(times["pruned"]))
+    return PruningResult(base, own, *exits, num_layers=len(pruned.deit.layers), num_repeats=_NUM_REPEATS)
+
+
+@torch.inference_mode()
+def _milliseconds(model: PreTrainedModel, image: PreparedImage, deadline: Deadline, _: int) -> float:
+    deadline.check()
+    return 1e3 * time_call(partial(model, image.pixel_values), image.pixel_values.device)
+
+
+@torch.inference_mode()
+def _summarize(
+    loaded: LoadedModel, model: Any, image: PreparedImage, milliseconds: Spread
+) -> tuple[RunSummary, tuple[np.ndarray, np.ndarray]]:
+    """Return the summary of one way to run the model, and when each patch left."""
+    outputs = model(image.pixel_values)
+    exit_layer = outputs.patch_exit_layer.cpu().numpy()
+    counts = count_tokens(model.config, exit_layer)
+    macs = ideal_macs(model.config, **vars(counts), num_patches=exit_layer.shape[1])
+    (found,) = loaded.processor.post_process_object_localization(outputs, [image.size])
+    names = {**loaded.class_names, loaded.background_index: "background"}
+    rows, columns = outputs.grid_size[0].tolist()
+    summary = RunSummary(
+        label=names[int(found["labels"][0])],
+        score=float(found["scores"][0]),
+        tokens_per_layer=[int(tokens) for tokens in counts.tokens_per_layer[0]],
+        mmacs=float(macs[0]) / 1e6,
+        milliseconds=milliseconds,
+    )
+    (shown,) = loaded.processor.post_process_exit_layers(outputs, [image.shown_size])
+    return summary, (exit_layer[0].reshape(rows, columns), shown.cpu().numpy())
+
+
+def _head_layers(loaded: LoadedModel) -> list[int]:
+    """Return the layers that have a pruning head."""
+    return sorted(int(layer) for layer in getattr(loaded.model.deit, "pruning_heads", {}))
+
+
+def _fields(loaded: LoadedModel, setting: PruningSetting) -> dict[str, Any]:
+    """Return the fields of the configuration that a setting stands for."""
+    num_layers = loaded.model.config.num_hidden_layers
+    # without heads, the layers of the published schedule (3, 6 and 9 of 12), carried over to this depth
+    layers = _head_layers(loaded) or sorted({num_layers * quarter // 4 for quarter in (1, 2, 3)})
+    return {
+        "pruning_strategy": setting.strategy,
+        "pruning_layers": layers,
+        "keep_rates": [setting.keep_rate] * len(layers),
+        "background_margin": setting.margin,
+        "fuse_pruned_tokens": setting.strategy == "attentiveness",
+    }

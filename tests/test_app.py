@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The app without a browser: what it answers, what it refuses, and what its server gives away."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import base64
+import json
+import re
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, pipeline
+
+import transformers_ice
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageProcessor
+
+
+gr = pytest.importorskip("gradio", reason="the app needs the extra `app`")
+
+from transformers_ice import app as app_package  # noqa: E402
+from transformers_ice.app import AppArguments, launch_app, parse_app_arguments  # noqa: E402
+from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
+from transformers_ice.app.examples import draw_examples  # noqa: E402
+from transformers_ice.app.fragments import answer_html, caption_html, figures_html, record_of  # noqa: E402
+from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
+from transformers_ice.app.methods import METHOD_NAMES, available_methods, compare_methods  # noqa: E402
+from transformers_ice.app.page import FOREGROUND, Handlers, build_page  # noqa: E402
+from transformers_ice.app.pictures import (  # noqa: E402
+    Picture,
+    draw_class_map,
+    draw_heatmap,
+    draw_kept_patches,
+    draw_mask,
+    draw_method,
+)
+from transformers_ice.app.pruning import PruningSetting, measure_pruning, missing_heads  # noqa: E402
+from transformers_ice.explainers import EXPLAINERS  # noqa: E402
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+    "id2label": {0: "cat", 1: "dog", 2: "<b>hen</b>"},
+    "label2id": {"cat": 0, "dog": 1, "<b>hen</b>": 2},
+}
+PRUNING = {"pruning_strategy": "background", "pruning_layers": [1, 2], "keep_rates": [0.5, 0.5]}
+
+
+def save_model(folder: Path, **fields) -> Path:
+    torch.manual_seed(1)
+    IceDeiTForImageClassification(IceDeiTConfig(**SIZES, **fields)).save_pretrained(folder)
+    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("ice"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    return load_model(str(save_model(tmp_path_factory.mktemp("pruned"), **PRUNING)))
+
+
+def noise(height=48, width=64, dtype=np.uint8, channels=(3,)):
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(0).integers(0, top, (height, width, *channels), dtype=dtype, endpoint=True)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.fromarray(noise()).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_explanation_is_that_of_the_pipeline(loaded, folder, photo):
+    with Image.open(photo) as image:
+        explanation = explain_image(loaded, prepare_image(loaded, image))
+    expected = pipeline("patch-explanation", model=str(folder))(str(photo))
+    assert explanation.label == expected["label"]
+    assert explanation.score == pytest.approx(expected["score"], abs=1e-6)  # the same float32 arithmetic
+    assert dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)) == expected["box"]
+    assert explanation.foreground_ratio == pytest.approx(expected["foreground_ratio"])
+
+
+def test_maps_have_the_size_in_which_the_picture_is_shown(loaded):
+    for side, shown in ((48, (480, 640)), (3000, (1280, 1280))):
+        width = 64 if side == 48 else side
+        image = prepare_image(loaded, Image.fromarray(noise(side, width)))
+        explanation = explain_image(loaded, image)
+        assert image.shown.shape == (*shown, 3)
+        assert explanation.heatmap.shape == explanation.class_map.shape == explanation.mask.shape == shown
+        assert image.size == (side, width)
+
+
+def test_target_changes_the_heat_map_and_nothing_else(loaded):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    foreground, dog = explain_image(loaded, image), explain_image(loaded, image, target=1)
+    assert not np.allclose(foreground.heatmap, dog.heatmap)
+    assert foreground.label == dog.label
+    assert foreground.box == dog.box
+    np.testing.assert_array_equal(foreground.class_map, dog.class_map)
+
+
+def test_checkpoint_of_another_kind_is_refused_with_a_way_out(tmp_path):
+    ViTForImageClassification(ViTConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must hold an ICE model"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(noise(dtype=np.uint16, channels=())),
+        Image.fromarray(noise(channels=())),
+        Image.fromarray(noise(channels=(4,))),
+        Image.fromarray(noise()).convert("P"),
+        Image.fromarray(noise(1, 1)),
+    ],
+    ids=["16 bits", "grey", "RGBA", "palette", "one pixel"],
+)
+def test_pictures_of_every_kind_are_explained(loaded, image, tmp_path):
+    image.save(tmp_path / "picture.png")
+    explanation = explain_image(loaded, prepare_image(loaded, read_upload(tmp_path / "picture.png", Limits())))
+    assert 0 <= explanation.score <= 1
+
+
+def test_uploads_that_cannot_be_taken_are_refused_in_plain_words(photo, tmp_path):
+    content = photo.read_bytes()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "torn.png").write_bytes(content[: len(content) // 2])
+    Image.new("1", (20000, 20000)).save(tmp_path / "vast.png")
+    for name, limits, words in (
+        ("text.png", Limits(), "not a picture"),
+        ("torn.png", Limits(), "damaged or incomplete"),
+        ("photo.png", Limits(max_pixels=48 * 64 - 1), "64 x 48 pixels"),
+        ("photo.png", Limits(max_upload_mb=0.001), "at most 0.001 MB"),
+        ("vast.png", Limits(), "178 million"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            read_upload(tmp_path / name, limits)
+    assert read_upload(photo, Limits(max_pixels=48 * 64)).size == (64, 48)
+
+
+def test_visitor_waits_no_longer_than_the_limit_and_the_next_one_is_served():
+    worker = Worker(timeout_s=0.2)
+
+    def work(deadline: Deadline) -> None:
+        while True:
+            time.sleep(0.02)
+            deadline.check()
+
+    start = time.monotonic()
+    with pytest.raises(RequestError, match=r"longer than the 0\.2 seconds"):
+        worker.run(work)
+    assert time.monotonic() - start < 2
+    time.sleep(0.1)
+    assert worker.run(lambda _: "served") == "served"
+
+
+def test_every_method_has_a_name_and_its_map_fits_the_picture(loaded):
+    assert set(METHOD_NAMES) == set(EXPLAINERS) - {"ice"}
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    chosen = ["rollout", "grad_cam", "full_lrp"]
+    assert set(chosen) <= set(available_methods())
+    for result in compare_methods(loaded, image, chosen, 1, Deadline(60)):
+        assert result.heatmap.shape == image.shown_size
+        assert result.heatmap.min() == 0
+        assert result.heatmap.max() == pytest.approx(1)
+        assert result.milliseconds > 0
+
+
+def test_method_that_fails_says_so_and_the_others_go_on(loaded, monkeypatch):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+
+    def fail(*_, **__):
+        raise ValueError("`model` must have one more layer. Add it.")
+
+    monkeypatch.setattr("transformers_ice.app.methods.explain", fail)
+    (result,) = compare_methods(loaded, image, ["rollout"], None, Deadline(60))
+    assert result.heatmap is None
+    assert draw_method(image, result, np.ones(image.shown_size, bool)).words == (
+        "Attention rollout: no map. `model` must have one more layer."
+    )
+    with pytest.raises(RequestError, match="longer than"):
+        compare_methods(loaded, image, ["rollout"], None, Deadline(0))
+
+
+@pytest.mark.parametrize("strategy", ["background", "top_k", "attentiveness"])
+def test_pruned_run_stands_beside_the_unpruned_one(pruned, strategy):
+    before = pruned.model.config.to_dict()
+    image = prepare_image(pruned, Image.fromarray(noise()))
+    result = measure_pruning(pruned, image, PruningSetting(strategy, margin=-1.0, keep_rate=0.5), Deadline(60))
+    assert result.unpruned.tokens_per_layer == [17] * 4
+    assert result.pruned.mmacs < result.unpruned.mmacs
+    assert result.unpruned.milliseconds.median > 0
+    assert result.exit_layers.shape == (4, 4)
+    pictures = draw_kept_patches(image, result)
+    assert len(pictures) == len(result.cuts)
+    for layer, picture in zip(result.cuts, pictures, strict=True):
+        assert picture.words == f"Cut at layer {layer} · {(result.exit_layers > layer).sum()} of 16 patches are left"
+    assert pruned.model.config.to_dict() == before, "the model that explains stays as it was"
+
+
+def test_strategy_without_heads_is_refused_with_a_way_out(loaded, pruned):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    for strategy in ("background", "top_k"):
+        with pytest.raises(RequestError, match="“Attentiveness” needs no heads"):
+            measure_pruning(loaded, image, PruningSetting(strategy), Deadline(60))
+        assert not missing_heads(pruned, strategy)
+    result = measure_pruning(loaded, image, PruningSetting("attentiveness", keep_rate=0.5), Deadline(60))
+    assert result.pruned.tokens_per_layer[-1] < 17
+
+
+def test_words_say_what_the_pictures_show(loaded):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    explanation = explain_image(loaded, image, target=1)
+    heat = draw_heatmap(loaded, image, explanation)
+    share = 100 * (explanation.heatmap >= 0.5).mean()
+    assert heat.words.startswith(f"Heat map: {share:.0f} % of the picture speaks for “dog”")
+    classes = draw_class_map(loaded, image, explanation)
+    assert f"background {100 * (explanation.class_map == 3).mean():.0f} %" in classes.words
+    assert len(classes.legend) == len(np.unique(explanation.class_map)) + (3 not in explanation.class_map)
+    box = explanation.box
+    assert f"from column {box[0]} to {box[2]} and from row {box[1]} to {box[3]}" in draw_mask(image, explanation).words
+
+
+def test_names_of_classes_cannot_smuggle_html_into_the_page(loaded):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    explanation = explain_image(loaded, image, target=2)
+    heat = draw_heatmap(loaded, image, explanation)
+    for html in (answer_html(explanation), caption_html(heat), figures_html([Picture(image.shown, "<i>a</i> · b")])):
+        assert "<b>" not in html
+        assert "<i>a" not in html
+        assert "&lt;" in html
+
+
+def test_figure_is_a_png_that_can_be_saved():
+    html = figures_html([Picture(noise(600, 800), "Grad-CAM · 12 ms")])
+    assert 'alt="Grad-CAM · 12 ms"' in html
+    assert 'download="grad-cam.png"' in html
+    data = base64.b64decode(re.search(r'href="data:image/png;base64,([^"]+)"', html)[1])
+    assert data.startswith(b"\x89PNG")
+
+
+def test_record_holds_what_was_found(loaded):
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    explanation = explain_image(loaded, image)
+    record = json.loads(json.dumps(record_of(loaded, explanation)))
+    assert set(record) == {"model", "label", "score", "scores", "box", "foreground_ratio"}
+    assert record["label"] == explanation.label
+    assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+def test_examples_are_held_out_scenes_of_different_classes():
+    examples = draw_examples()
+    assert len({name for _, name in examples}) == len(examples) == 8
+    assert all(image.size == (512, 512) for image, _ in examples)
+
+
+def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
+    handlers = Handlers(loaded, Limits())
+    status, answer, heat, words, *others, download = handlers.explain(str(photo), FOREGROUND)
+    assert "Explained 64 x 48 pixels" in status
+    assert "ice-scores" in answer
+    assert heat.alt_text in words or heat.alt_text.split("“")[0] in words
+    assert len(others) == 6
+    assert "explanation.json" in download
+    (tmp_path / "text.png").write_text("no picture")
+    refused = handlers.explain(str(tmp_path / "text.png"), FOREGROUND)
+    assert 'role="alert"' in refused[0]
+    assert refused[2::2][:4] == [None] * 4
+    assert len(refused) == len(handlers.explain(None, FOREGROUND)) == 11
+    status, figures = handlers.compare(str(photo), 1, ["rollout"])
+    assert figures.count("<figure>") == 2
+    assert "beside 1 others" in status
+    status, figures, numbers = handlers.prune(str(photo), "top_k", 0.0, 0.7)
+    assert 'role="alert"' in status
+    assert figures == numbers == ""
+    status, figures, numbers = handlers.prune(str(photo), "attentiveness", 0.0, 0.5)
+    assert "<table" in numbers
+    assert "Drop a picture" in handlers.compare(None, FOREGROUND, ["rollout"])[0]
+
+
+def test_page_clears_away_files_and_opens_no_doors(loaded):
+    page = build_page(loaded, Limits())
+    frequency, age = page.delete_cache
+    assert frequency <= 600
+    assert age <= 3600
+    assert not page.analytics_enabled
+    assert {function.api_visibility for function in page.fns.values()} == {"private"}
+    labels = [
+        getattr(block, "label", None)
+        for block in page.blocks.values()
+        if isinstance(block, gr.components.FormComponent)
+    ]
+    assert labels
+    assert all(labels)
+
+
+def test_only_page_and_theme_import_gradio_when_they_are_imported():
+    for path in sorted(Path(app_package.__file__).parent.glob("*.py")):
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert ("gradio" in names) == (path.stem in ("page", "theme")), path.name
+
+
+def test_arguments_are_checked(capsys):
+    arguments = parse_app_arguments(["--max_upload_mb", "5", "--timeout_s", "3", "--port", "8000"])
+    assert arguments.limits == Limits(max_upload_mb=5.0, timeout_s=3.0)
+    assert (arguments.model, arguments.host, arguments.port) == ("checkpoints/ice-deit-scenes", None, 8000)
+    for words, message in (
+        (["--timeout_s", "0"], "timeout_s"),
+        (["--max_upload", "5"], "did you mean --max_upload_mb"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_app_arguments(words)
+        assert message in capsys.readouterr().err
+
+
+def test_script_says_what_is_wrong_with_a_model(capsys, tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import run_app
+
+    assert run_app.main(["--model", str(tmp_path)]) == 1
+    assert "Error:" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The address of a running app."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = launch_app(AppArguments(model=str(folder), port=port, max_upload_mb=1), block=False)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+def status_of(request) -> int:
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_server_gives_away_its_own_files_only(server, folder):
+    assert status_of(f"{server}/") == 200
+    files = ["/etc/passwd", f"{folder}/config.json", f"{folder}/model.safetensors", __file__, "pyproject.toml"]
+    files += ["../../../../etc/passwd", str(ROOT / "checkpoints/ice-deit-scenes/config.json")]
+    for file in files:
+        assert status_of(f"{server}/gradio_api/file={file}") in (403, 404), file
+
+
+def test_server_fetches_nothing_for_visitors_from_elsewhere(server):
+    for address in ("http://127.0.0.1:1/", "file:///etc/passwd"):
+        assert status_of(f"{server}/gradio_api/file={address}") >= 400
+
+
+def answer_of(server, name, *data) -> str:
+    """Return what an event answers to one who calls it without the page."""
+    body = json.dumps({"data": data}).encode()
+    address = f"{server}/gradio_api/call/{name}"
+    request = urllib.request.Request(address, body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        event = json.load(response)["event_id"]
+    with urllib.request.urlopen(f"{address}/{event}", timeout=60) as response:
+        return response.read().decode()
+
+
+def test_server_advertises_no_interface_beside_the_page(server):
+    with urllib.request.urlopen(f"{server}/gradio_api/info", timeout=20) as response:
+        information = json.load(response)
+    assert information == {"named_endpoints": {}, "unnamed_endpoints": {}}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", str(ROOT / "docs/images/scene.png"), "http://example.org/a.png", "https://example.org/a.png"],
+)
+def test_who_sends_a_path_or_an_address_instead_of_a_picture_gets_an_error(server, path):
+    payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    answer = answer_of(server, "explain", payload, FOREGROUND)
+    assert answer.startswith("event: error")
+    assert "root:" not in answer
+
+
+def test_no_address_is_fetched_for_a_visitor(loaded, monkeypatch):
+    page = build_page(loaded, Limits())
+    (picture,) = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "picture"]
+    monkeypatch.setattr(socket.socket, "connect", None)  # calling it would be a TypeError
+    with pytest.raises(gr.Error, match="not as addresses"):
+        asyncio.run(picture.async_move_resource_to_block_cache("http://example.org/a.png"))
+
+
+def test_server_refuses_large_uploads(server):
+    for size, expected in ((2**20 + 2**16, 413), (1000, 200)):
+        form = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+            + bytes(size)
+            + b"\r\n--x--\r\n"
+        )
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert status_of(urllib.request.Request(f"{server}/gradio_api/upload", form, headers=headers)) == expected
+
+
+def test_file_of_the_document_for_a_space_starts_the_app(monkeypatch):
+    document = (ROOT / "docs/app.md").read_text()
+    started = []
+    monkeypatch.setattr(app_package, "launch_app", started.append)
+    exec(re.search(r"^```py\n(.*?)^```", document, re.MULTILINE | re.DOTALL)[1])
+    assert [type(arguments) for arguments in started] == [AppArguments]
+    wheel = re.search(r"transformers_ice-(\S+)-py3", document)[1]
+    assert wheel == transformers_ice.__version__
+
+
+def test_style_sheet_travels_with_the_package():
+    declared = (ROOT / "pyproject.toml").read_text()
+    assert '"app/style.css"' in declared

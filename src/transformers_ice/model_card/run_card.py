@@ -22,12 +22,12 @@ from .records import ModelRecord, TrainingRecord, entries_from_training, write_r
 from .snippets import for_repository
 
 
-__all__ = ["RECORD_FILE", "RunCard"]
+__all__ = ["MARK", "RECORD_FILE", "RunCard", "hardware_in_words"]
 
 RECORD_FILE = "model_card.json"
 """What a run writes beside its card, for `scripts/write_model_card.py`; it is not published."""
 
-_MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
+MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 _SECRETS = ("--token", "--hub_token", "--push_to_hub_token")
 
 logger = logging.get_logger(__name__)
@@ -53,12 +53,12 @@ class RunCard:
         """
         folder = Path(str(trainer.args.output_dir))
         card = folder / "README.md"
-        if card.is_file() and _MARK not in card.read_text(encoding="utf-8"):
+        if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
             logger.warning(f"{card} was not written by this project: it stays as it is.")
             return
         record = self.make_record(trainer)
         picture = self._draw(folder, record.name)
-        text = build_card(record, read_facts(folder), picture) + f"\n{_MARK}\n"
+        text = build_card(record, read_facts(folder), picture) + f"\n{MARK}\n"
         if trainer.hub_model_id:
             text = for_repository(text, trainer.hub_model_id)
         card.write_text(text, encoding="utf-8")

@@ -113,14 +113,16 @@ def run_command(words: Sequence[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     if finished.returncode:
-        raise ValueError(f"`{shlex.join(['python', *words])[:300]}` ended with exit code {finished.returncode}, see above.")
+        raise ValueError(
+            f"`{shlex.join(['python', *words])[:300]}` ended with exit code {finished.returncode}, see above."
+        )
     return finished.stdout
 
 
 def measure(folder: Path, record: ModelRecord) -> ModelRecord:
     """Evaluate a model, run its first snippet and return the record with what came out."""
     if not record.evaluation:
-        raise ValueError(f"{record.name} has no recorded command. Pass --evaluation \"--benchmark classification ...\".")
+        raise ValueError(f'{record.name} has no recorded command. Pass --evaluation "--benchmark classification ...".')
     location = record.location or folder.as_posix()
     words = ["--models", f"{record.name}={location}", *shlex.split(record.evaluation)]
     with tempfile.TemporaryDirectory() as output_dir:

@@ -19,7 +19,9 @@ from ..visualization import PanelRow, explanation_panel, method_panel
 
 __all__ = ["draw_explanations", "write_example_image"]
 
-_CLASSIFIER_METHOD = "generic_attention"  # the best of those that explain a classifier at the cost of one backward pass
+_CLASSIFIER_METHOD = (
+    "generic_attention"  # the best of those that explain a classifier at the cost of one backward pass
+)
 _DPI = 70
 
 
@@ -72,4 +74,6 @@ def _method_figure(model: Any, image_processor: Any, scenes: list[Scene]) -> Any
         np.asarray(bilinear_to_image(grid.detach() / grid.max().clamp(min=1e-12), geometry)).clip(0, 1)
         for grid in explain(model, pixel_values, method=_CLASSIFIER_METHOD)
     ]
-    return method_panel([scene.image for scene in scenes], {_CLASSIFIER_METHOD: maps}, [scene.mask for scene in scenes])
+    return method_panel(
+        [scene.image for scene in scenes], {_CLASSIFIER_METHOD: maps}, [scene.mask for scene in scenes]
+    )

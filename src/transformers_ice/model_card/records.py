@@ -184,7 +184,9 @@ def read_records(file: Path) -> dict[str, ModelRecord]:
         ValueError: If a field is unknown or missing.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
-    return {name: _record_from_json({"name": name, **values}, f"{file.name}, {name}") for name, values in content.items()}
+    return {
+        name: _record_from_json({"name": name, **values}, f"{file.name}, {name}") for name, values in content.items()
+    }
 
 
 def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
@@ -237,7 +239,7 @@ def entries_from_evaluation(
     entries = [
         ResultEntry(
             metric.benchmark, report["dataset"]["name"], split, name, line["method"],
-            *(None if score[key] is None else round(score[key], 4) for key in ("value", "low", "high")),
+            *(None if score[key] is None else round(score[key], 6) for key in ("value", "low", "high")),
             score["num_examples"], seed, command, hardware, date,
         )
         for line in report["results"]
@@ -256,7 +258,7 @@ def entries_from_training(
     """Return the published numbers of the evaluation that ends a training run (`all_results.json`)."""
     return tuple(
         ResultEntry(
-            METRICS[name].benchmark, dataset, "validation", name, method, round(numbers[key], 4), None, None,
+            METRICS[name].benchmark, dataset, "validation", name, method, round(numbers[key], 6), None, None,
             num_images, seed, command, hardware, date,
         )
         for key, method in {**_EVALUATION_METRICS, **_MASK_METRICS}.items()

@@ -112,7 +112,9 @@ def how_to_use(record: ModelRecord, facts: ModelFacts) -> str:
                 f"python scripts/publish_checkpoint.py {record.location} OWNER/{record.name}",
             ]
         )
-        return f"## How to use\n\nNot yet. In a clone of this project, with the data at hand:\n\n```bash\n{commands}\n```"
+        return (
+            f"## How to use\n\nNot yet. In a clone of this project, with the data at hand:\n\n```bash\n{commands}\n```"
+        )
     parts = ["## How to use", f"```python\n{first_snippet(record, facts)}```"]
     if record.output:
         parts.append(f"```text\n{record.output}\n```")
@@ -174,7 +176,11 @@ def training(record: ModelRecord, facts: ModelFacts) -> str:
     """Return data and recipe."""
     made = record.training
     start = f"`{made.base_model}`" if made.base_model else "random weights"
-    lines = [f"- Data: {made.data}", f"- Start: {start}", *(f"- {name}: {made.settings[name]}" for name in made.settings)]
+    lines = [
+        f"- Data: {made.data}",
+        f"- Start: {start}",
+        *(f"- {name}: {made.settings[name]}" for name in made.settings),
+    ]
     if facts.train_epochs is not None and not record.is_template:
         lines.append(f"- Epochs: {facts.train_epochs:g}, seed {made.seed}")
     if made.note:

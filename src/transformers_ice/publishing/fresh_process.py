@@ -50,7 +50,7 @@ def run(folder, image, tasks, output, trust):
 _WITHOUT_PACKAGE = (
     'import sys\nsys.modules["transformers_ice"] = None  # importing it is an ImportError now, wherever it lies\n'
     + _RUN
-    + '\ntorch.set_num_threads(int(sys.argv[4]))\nrun(sys.argv[1], sys.argv[2], sys.argv[5:], sys.argv[3], True)\n'
+    + "\ntorch.set_num_threads(int(sys.argv[4]))\nrun(sys.argv[1], sys.argv[2], sys.argv[5:], sys.argv[3], True)\n"
 )
 
 
@@ -98,9 +98,7 @@ def _run_without_package(python: str, folder: Path, image: Path, home: Path, tas
     if finished.returncode == 0:
         return None
     last = finished.stderr.strip().splitlines()[-3:] or [f"exit code {finished.returncode}"]
-    return (
-        f"{folder}: expected pipelines that run where transformers_ice is not installed, got an error: {' '.join(last)}"
-    )
+    return f"{folder}: expected pipelines that run where transformers_ice is not installed, got an error: {' '.join(last)}"
 
 
 def _run_here(folder: Path, image: Path, output: Path, tasks: tuple[str, ...]) -> None:

@@ -111,7 +111,9 @@ def upload_publication(
         ConnectionError: If the Hub cannot be reached or refuses; says what to do.
     """
     if create_pr and revision is not None:
-        raise ValueError(f"Give either `--create_pr` or `--revision {revision}`: the Hub opens pull requests on main only.")
+        raise ValueError(
+            f"Give either `--create_pr` or `--revision {revision}`: the Hub opens pull requests on main only."
+        )
     api = HfApi() if api is None else api
     where = {"repo_id": publication.repo_id, "repo_type": "model"}
     try:

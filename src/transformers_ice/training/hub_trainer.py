@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import HfApi
 from transformers import Trainer
@@ -79,7 +79,11 @@ class HubTrainer(Trainer):
         """Push what a checkpoint holds of the model, in the background."""
         strategy = self.args.hub_strategy
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not self.is_world_process_zero() or strategy == HubStrategy.END or (is_busy and not self.args.hub_always_push):
+        if (
+            not self.is_world_process_zero()
+            or strategy == HubStrategy.END
+            or (is_busy and not self.args.hub_always_push)
+        ):
             return
         for name in sort_files(Path(checkpoint_folder)).published:
             target = Path(str(self.args.output_dir), name)
@@ -95,7 +99,7 @@ class HubTrainer(Trainer):
         if is_busy and self.push_in_progress is not None:
             self.push_in_progress.jobs.append(job)
         else:
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress(cast(Any, [job]))
 
     def _upload(
         self, message: str | None, token: str | None = None, revision: str | None = None, run_as_future: bool = False

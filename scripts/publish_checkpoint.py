@@ -4,13 +4,13 @@ r"""Check a model folder, prove that it works without this package, and upload i
     python scripts/publish_checkpoint.py checkpoints/ice-deit-scenes OWNER/ice-deit-scenes --dry_run
     python scripts/publish_checkpoint.py checkpoints/ice-deit-scenes OWNER/ice-deit-scenes --private
 
-Before anything is sent: no pickles; all weights there, in the right shapes and finite; configuration, code and image
-processor complete, the code that of this package; a card with valid metadata and results; then the pipelines of a copy
-run in a fresh process without the package, and give what they give with it. `--dry_run` does all of it, lists what would
-be sent and never touches the network. docs/publishing.md says more.
+Before anything is sent: no pickles; all weights there, in the right shapes and finite; configuration, code and
+image processor complete, the code that of this package; a card with valid metadata and results. Then the pipelines of
+a copy run in a fresh process without the package, and give what they give with it. `--dry_run` does all of it, lists
+what would be sent and never touches the network. docs/publishing.md says more.
 
-About 20 seconds on two cores (AMD EPYC) for a sample checkpoint. The exit code is 1 if the folder is refused or the Hub
-cannot be reached; an upload that broke off goes on when the same command is run again.
+The exit code is 1 if the folder is refused or the Hub cannot be reached; an upload that broke off goes on when the same
+command is run again.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ On images of your own, one subfolder per class, from a checkpoint of the Hub:
         --output_dir outputs/photos
 
 Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
-`output_dir` then holds the model with everything it needs, its card (`README.md`), the log (`trainer_state.json`), the
-numbers (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`). `--push_to_hub true
---hub_model_id OWNER/NAME` uploads it at the end: docs/publishing.md.
+`output_dir` then holds the model with everything it needs, its card (`README.md`), the log (`trainer_state.json`),
+the numbers (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
+`--push_to_hub true --hub_model_id OWNER/NAME` uploads it at the end: docs/publishing.md.
 
 Parquet files, WebDataset tars, streams, and `--check_only true`, which looks at the data and trains nothing: see
 docs/training/data.md.

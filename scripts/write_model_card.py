@@ -9,15 +9,14 @@ After a checkpoint was trained anew: measure it, record the numbers, run its sni
 
     python scripts/write_model_card.py checkpoints/ice-deit-scenes-pruned --record
 
-A folder that scripts/run_train.py wrote has its own record, model_card.json; `--evaluation` says how it is measured, in
-the words of scripts/run_evaluation.py:
+A folder that scripts/run_train.py wrote has its own record, model_card.json; `--evaluation` says how it is measured,
+in the words of scripts/run_evaluation.py:
 
     python scripts/write_model_card.py outputs/photos --record --evaluation "--benchmark classification segmentation \
         --data_dir photos/masks"
 
 The card of a checkpoint NAME is written twice, as model_cards/NAME.md and as checkpoints/NAME/README.md, with its
-pictures beside it; that of another folder as its README.md. `--record` takes one to three minutes for a sample checkpoint
-on two cores (AMD EPYC); `--all` a second.
+pictures beside it; that of another folder as its README.md. `--record` of a sample checkpoint takes some minutes.
 """
 
 from __future__ import annotations
@@ -156,8 +155,9 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     name = locations.get(folder.resolve())
     if name is None and not (folder / RECORD_FILE).is_file():
         raise ValueError(
-            f"{folder} is in neither {RESULTS.relative_to(ROOT)} nor has it a {RECORD_FILE} of its own. Pass a folder that "
-            f"scripts/run_train.py wrote, or one of {sorted(str(path.relative_to(ROOT)) for path in locations)}."
+            f"{folder} is not in {RESULTS.relative_to(ROOT)} and has no {RECORD_FILE} of its own. Pass a folder that "
+            "scripts/run_train.py wrote, or one of "
+            f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
         )
     record = read_record(folder / RECORD_FILE) if name is None else records[name]
     record = replace(record, evaluation=arguments.evaluation or record.evaluation)

@@ -31,7 +31,7 @@ def write_example_image(file: Path, index: int = 0, image_size: int = 192) -> No
     Image.fromarray(draw_scene(index, "test", image_size).image).save(file, optimize=True)
 
 
-def draw_explanations(folder: Path, file: Path, num_scenes: int = 4) -> None:
+def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
     """Draw what a model says about held-out scenes; the installed code runs, never that of the folder.
 
     Args:

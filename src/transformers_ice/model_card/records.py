@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of a model beside its weights: how it was made, and every number that is published of it.
 
-`model_cards/results.json` holds one `ModelRecord` for each model; a run of `scripts/run_train.py` writes one into its folder.
+`model_cards/results.json` holds one `ModelRecord` for each model; a run of `scripts/run_train.py` writes one into its
+folder.
 """
 
 from __future__ import annotations

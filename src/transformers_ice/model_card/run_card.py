@@ -69,10 +69,11 @@ class RunCard:
         args, folder = trainer.args, Path(str(trainer.args.output_dir))
         datasets, data = self._describe_data(trainer)
         hardware = hardware_in_words(args.world_size)
+        num_images = len(cast(Any, trainer.eval_dataset))
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
         results = entries_from_training(
             evaluations[-1] if evaluations else {},
-            datasets[0], len(cast(Any, trainer.eval_dataset)), self.command, hardware, date.today().isoformat(), args.seed,
+            datasets[0], num_images, self.command, hardware, date.today().isoformat(), args.seed,
         )  # fmt: skip
         training = TrainingRecord(
             self.command, data, datasets, _base_model(self.model_args.model_name_or_path), hardware, args.seed,
@@ -90,7 +91,11 @@ class RunCard:
 
     def _describe_data(self, trainer: IceTrainer) -> tuple[tuple[str, ...], str]:
         data_args = self.data_args
-        count = f"{len(cast(Any, trainer.train_dataset)):,} training images" if hasattr(trainer.train_dataset, "__len__") else ""
+        count = (
+            f"{len(cast(Any, trainer.train_dataset)):,} training images"
+            if hasattr(trainer.train_dataset, "__len__")
+            else ""
+        )
         if data_args.dataset_name == "scenes":
             return ("scenes",), f"{count} of the scenes that transformers-ice draws"
         if data_args.dataset_name is not None:

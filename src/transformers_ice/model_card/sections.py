@@ -42,7 +42,7 @@ def introduction(record: ModelRecord, facts: ModelFacts, picture: str | None) ->
     if facts.is_ice:
         what = (
             "An image classifier that explains itself: every patch of the image says which class it shows, or that it "
-            "is background. It was trained from image labels alone, by ICE (*Adversarial Normalization: I Can Visualize "
+            "is background. It learns from image labels alone, by ICE (*Adversarial Normalization: I Can Visualize "
             "Everything*, CVPR 2023), on the DeiT of 🤗 transformers."
         )
     else:
@@ -51,8 +51,8 @@ def introduction(record: ModelRecord, facts: ModelFacts, picture: str | None) ->
     if record.is_template:
         parts.insert(
             1,
-            "> **Template.** This model has not been trained yet. The card says what will be measured and how; nothing "
-            "in it is a result, and `scripts/publish_checkpoint.py` refuses it.",
+            "> **Template.** This model has not been trained yet. The card says what will be measured and how; "
+            "nothing in it is a result, and `scripts/publish_checkpoint.py` refuses it.",
         )
     if picture is not None:
         caption = "image, class map, heat map, mask" if facts.is_ice else "drawn scenes and what the model says"
@@ -68,7 +68,8 @@ def _size_table(facts: ModelFacts) -> str:
         ("weights", f"{facts.num_parameters / 1e6:.1f} million, float32, safetensors"),
         (
             "encoder",
-            f"{config['num_hidden_layers']} layers, width {config['hidden_size']}, {config['num_attention_heads']} heads",
+            f"{config['num_hidden_layers']} layers, width {config['hidden_size']}, "
+            f"{config['num_attention_heads']} heads",
         ),
         ("input", f"{height} x {width} pixels, a grid of {rows} x {columns} patches"),
     ]
@@ -90,10 +91,10 @@ def intended_use(record: ModelRecord, facts: ModelFacts) -> str:
     limits = list(record.limits)
     if facts.is_ice:
         limits += [
-            "Masks are as coarse as the patch grid; one image, one class: the label names the class with the strongest "
-            "foreground.",
-            "A map shows which patches the classifier counts as its class. It is no proof that the decision is right, or "
-            "fair; nothing here measures either.",
+            "Masks are as coarse as the patch grid; one image, one class: the label names the class with the "
+            "strongest foreground.",
+            "A map shows which patches the classifier counts as its class. It is no proof that the decision is right, "
+            "or fair; nothing here measures either.",
         ]
     else:
         limits.append("It explains nothing by itself: it is the classifier that an ICE model starts from.")
@@ -139,14 +140,14 @@ def results(record: ModelRecord) -> str:
     for entries in _by_command(record.results):
         first = entries[0]
         parts.append(
-            f"{first.num_images:,} images of {first.dataset} ({first.split}), {first.hardware}, {first.date}; one training "
-            f"run, seed {first.seed}:"
+            f"{first.num_images:,} images of {first.dataset} ({first.split}), {first.hardware}, {first.date}; one "
+            f"training run, seed {first.seed}:"
         )
         parts += [f"```bash\n{first.command}\n```", _result_table(entries)]
     if any(entry.low is not None for entry in record.results):
         parts.append(
-            "`value ± half the 95 % interval` over resampled images. The spread between training runs is not known: there "
-            "is one run."
+            "`value ± half the 95 % interval` over resampled images. The spread between training runs is not known: "
+            "there is one run."
         )
     return "\n\n".join(parts)
 

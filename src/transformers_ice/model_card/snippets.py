@@ -31,7 +31,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 model = AutoModelForImageClassification.from_pretrained(checkpoint, trust_remote_code=True)
-pixel_values = torch.rand(1, 3, {height}, {width})  # or processor(Image.open("photo.jpg"), return_tensors="pt").pixel_values
+pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt").pixel_values  # a photo of your own
 with torch.no_grad():
     outputs = model(pixel_values)
 print(tuple(outputs.logits.shape), tuple(outputs.patch_logits.shape))  # background is the last class of a patch
@@ -60,8 +60,7 @@ def first_snippet(record: ModelRecord, facts: ModelFacts) -> str:
 
 def second_snippet(facts: ModelFacts) -> str:
     """Return the code that calls the model; it follows the first. "" for a plain classifier."""
-    height, width = facts.image_size
-    return _ICE_MODEL.format(height=height, width=width) if facts.is_ice else ""
+    return _ICE_MODEL if facts.is_ice else ""
 
 
 def for_repository(card: str, repo_id: str) -> str:

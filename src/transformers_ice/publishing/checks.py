@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of a folder before it is published. Nothing of the folder is run: its code is compared, not imported."""
+"""What must hold of a folder before it is published. Its code is compared with that of the package, not run."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _check_entries(config: dict[str, Any], preprocessing: dict[str, Any], is_ice
     if not is_ice:
         foreign = [name for name in ("auto_map", "custom_pipelines") if config.get(name)]
         return [
-            f"config.json: expected no `{name}` for a {config.get('model_type')!r} model, which needs no code of its own, "
+            f"config.json: expected no `{name}` for a {config.get('model_type')!r} model, which needs no code, "
             f"got {config[name]}. Remove the entry"
             for name in foreign
         ]
@@ -177,7 +177,7 @@ def _check_loading(folder: Path) -> list[str]:
         "other shapes in": sorted(mismatched),
     }
     return [
-        f"model.safetensors: expected the weights that config.json describes, got {what} {_some(names)}. Save model and "
+        f"model.safetensors: expected what config.json describes, got {what} {_some(names)}. Save model and "
         "configuration together, with `model.save_pretrained(folder)`"
         for what, names in found.items()
         if names

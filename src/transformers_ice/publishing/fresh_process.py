@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof that a folder works for others: its pipelines in a process without this package, compared with them here."""
+"""The proof that a folder works for others: its pipelines without this package, compared with them here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPELINES = ("image-classification", "image-segmentation", "patch-explanation")
 TOLERANCE = 1e-6
 """Of scores and maps in [0, 1]: the same operations in float32, on as many threads."""
 
-# Both sides run this text: here with the package, there without. It needs torch, transformers, safetensors, numpy, PIL.
+# Both sides run this text, with the package and without. It needs torch, transformers, safetensors, numpy and PIL.
 _RUN = """
 import json, sys
 import numpy as np
@@ -98,7 +98,7 @@ def _run_without_package(python: str, folder: Path, image: Path, home: Path, tas
     if finished.returncode == 0:
         return None
     last = finished.stderr.strip().splitlines()[-3:] or [f"exit code {finished.returncode}"]
-    return f"{folder}: expected pipelines that run where transformers_ice is not installed, got an error: {' '.join(last)}"
+    return f"{folder}: expected pipelines that run without transformers_ice, got an error: {' '.join(last)}"
 
 
 def _run_here(folder: Path, image: Path, output: Path, tasks: tuple[str, ...]) -> None:

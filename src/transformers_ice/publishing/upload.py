@@ -111,11 +111,9 @@ def upload_publication(
         ConnectionError: If the Hub cannot be reached or refuses; says what to do.
     """
     if create_pr and revision is not None:
-        raise ValueError(
-            f"Give either `--create_pr` or `--revision {revision}`: the Hub opens pull requests on main only."
-        )
+        raise ValueError(f"Give either `--create_pr` or `--revision {revision}`: a pull request goes to main only.")
     api = HfApi() if api is None else api
-    where = {"repo_id": publication.repo_id, "repo_type": "model"}
+    where: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": "model"}
     try:
         # the Hub's own check, which it would also make of the commit
         ModelCard.load(publication.folder / "README.md").validate()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `Trainer` that pushes what `scripts/publish_checkpoint.py` publishes: the model, its code, its card, and no pickle."""
+"""A `Trainer` that pushes what `scripts/publish_checkpoint.py` publishes: model, code and card, and no pickle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class HubTrainer(Trainer):
     """
 
     card_writer: Callable[[Any], None] | None = None
-    hub_model_id: str | None
+    hub_model_id: Any  # the type of `Trainer` is that of its first value, None
+    push_in_progress: Any
     _is_push_deferred = False
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -79,11 +80,8 @@ class HubTrainer(Trainer):
         """Push what a checkpoint holds of the model, in the background."""
         strategy = self.args.hub_strategy
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if (
-            not self.is_world_process_zero()
-            or strategy == HubStrategy.END
-            or (is_busy and not self.args.hub_always_push)
-        ):
+        is_left_out = strategy == HubStrategy.END or (is_busy and not self.args.hub_always_push)
+        if is_left_out or not self.is_world_process_zero():
             return
         for name in sort_files(Path(checkpoint_folder)).published:
             target = Path(str(self.args.output_dir), name)
@@ -96,7 +94,7 @@ class HubTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         job = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
-        if is_busy and self.push_in_progress is not None:
+        if is_busy:
             self.push_in_progress.jobs.append(job)
         else:
             self.push_in_progress = PushInProgress(cast(Any, [job]))
@@ -104,7 +102,8 @@ class HubTrainer(Trainer):
     def _upload(
         self, message: str | None, token: str | None = None, revision: str | None = None, run_as_future: bool = False
     ) -> Any:
-        return HfApi().upload_folder(
+        upload: Any = HfApi().upload_folder  # two overloads, by the value of `run_as_future`
+        return upload(
             repo_id=str(self.hub_model_id),
             folder_path=str(self.args.output_dir),
             commit_message=message,

@@ -9,8 +9,8 @@ image processor complete, the code that of this package; a card with valid metad
 a copy run in a fresh process without the package, and give what they give with it. `--dry_run` does all of it, lists
 what would be sent and never touches the network. docs/publishing.md says more.
 
-The exit code is 1 if the folder is refused or the Hub cannot be reached; an upload that broke off goes on when the same
-command is run again.
+The exit code is 1 if the folder is refused or the Hub cannot be reached; an upload that broke off goes on when the
+same command is run again.
 """
 
 from __future__ import annotations

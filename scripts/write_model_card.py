@@ -75,7 +75,9 @@ def card_of(record: ModelRecord) -> str:
     """Return the card of a model of model_cards/results.json."""
     if record.is_template:
         return build_card(record, facts_of_architecture(record.architecture))
-    return build_card(record, read_facts(ROOT / record.location), f"images/{record.name}.png")
+    picture = f"images/{record.name}.png"
+    folder = ROOT / record.location
+    return build_card(record, read_facts(folder), picture if (folder / picture).is_file() else None)
 
 
 def write_project_card(record: ModelRecord) -> list[Path]:
@@ -84,8 +86,8 @@ def write_project_card(record: ModelRecord) -> list[Path]:
     files = [CARDS / f"{record.name}.md", *(folder / "README.md" for folder in folders[1:])]
     for file in files:
         file.write_text(_checked(card_of(record), file), encoding="utf-8")
-    if not record.is_template:
-        picture = ROOT / record.location / "images" / f"{record.name}.png"
+    picture = ROOT / record.location / "images" / f"{record.name}.png"
+    if picture.is_file():
         (CARDS / "images").mkdir(exist_ok=True)
         shutil.copyfile(picture, CARDS / "images" / picture.name)
     return files
@@ -118,27 +120,35 @@ def run_command(words: Sequence[str], folder: Path) -> str:
     return finished.stdout
 
 
-def measure(folder: Path, record: ModelRecord) -> ModelRecord:
-    """Evaluate a model, run its first snippet and return the record with what came out."""
+def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
+    """Evaluate a model, run its first snippet and return the record with what came out.
+
+    Args:
+        folder: The model.
+        record: Its record.
+        home: Folder that `record.location` starts from.
+    """
     if not record.evaluation:
         raise ValueError(f'{record.name} has no recorded command. Pass --evaluation "--benchmark classification ...".')
-    location = record.location or folder.as_posix()
-    words = ["--models", f"{record.name}={location}", *shlex.split(record.evaluation)]
+    words = ["--models", f"{record.name}={record.location}", *shlex.split(record.evaluation)]
     with tempfile.TemporaryDirectory() as output_dir:
         quiet = ["--num_pictures", "0", "--measure_cost", "false", "--output_dir", output_dir]
-        run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], Path.cwd())
+        run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], home)
         report = json.loads(Path(output_dir, "results.json").read_text(encoding="utf-8"))
     command = shlex.join(["python", "scripts/run_evaluation.py", *words])
     where = (command, hardware_in_words(), date.today().isoformat(), record.training.seed)
     results = entries_from_evaluation(report, record.name, *where)
-    return replace(record, results=results, weights_sha256=weights_digest(folder), output=run_snippet(folder, record))
+    output = ""
+    if (home / record.image).is_file():
+        output = run_command(["-c", first_snippet(record, read_facts(folder))], home).strip()
+    return replace(record, results=results, weights_sha256=weights_digest(folder), output=output)
 
 
-def run_snippet(folder: Path, record: ModelRecord) -> str:
-    """Return what the first snippet prints; nothing where its image is not there."""
-    if not Path(record.image).is_file():
-        return ""
-    return run_command(["-c", first_snippet(record, read_facts(folder))], Path.cwd()).strip()
+def read_own_record(folder: Path) -> ModelRecord:
+    """Read the record that a run wrote into its folder, which may have been moved since."""
+    record = read_record(folder / RECORD_FILE)
+    image = record.image.replace(f"{record.location}/", f"{folder.as_posix()}/")
+    return replace(record, location=folder.as_posix(), image=image)
 
 
 def draw_pictures(folder: Path, record: ModelRecord) -> None:
@@ -159,11 +169,11 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
             "scripts/run_train.py wrote, or one of "
             f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
         )
-    record = read_record(folder / RECORD_FILE) if name is None else records[name]
+    record = read_own_record(folder) if name is None else records[name]
     record = replace(record, evaluation=arguments.evaluation or record.evaluation)
     if arguments.record:
         draw_pictures(folder, record)
-        record = measure(folder, record)
+        record = measure(folder, record, Path.cwd() if name is None else ROOT)
     if name is None:
         write_record(folder / RECORD_FILE, record)
         return write_own_card(folder, record)
@@ -177,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         if arguments.all:
-            files = [file for record in read_records(RESULTS).values() for file in write_project_card(record)]
+            records = read_records(RESULTS).values()
+            # a model that is not part of this repository keeps the card that was written where it is
+            here = [record for record in records if record.is_template or (ROOT / record.location).is_dir()]
+            files = [file for record in here for file in write_project_card(record)]
         else:
             files = write_folder(arguments)
     except (OSError, ValueError, ImportError) as error:

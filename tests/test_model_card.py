@@ -121,7 +121,8 @@ def test_the_readme_and_the_scenes_page_give_the_recorded_numbers():
     for method in ("raw_attention", "rollout"):
         iou, accuracy = (value_of("deit-scenes", metric, method) for metric in ("mean_iou", "pixel_accuracy"))
         top_1 = value_of("deit-scenes", "top_1", "")
-        line = rf"\| {method.replace('_', ' ')} of the starting DeiT \| +\| {top_1:.3f} \| {accuracy:.3f} \| {iou:.3f} \|"
+        name = method.replace("_", " ")
+        line = rf"\| {name} of the starting DeiT \| +\| {top_1:.3f} \| {accuracy:.3f} \| {iou:.3f} \|"
         assert re.search(line, readme)
     page = (ROOT / "docs" / "evaluation" / "scenes.md").read_text(encoding="utf-8")
     (ice, ice_hard) = (re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)[0] for name in ("ice", "ice_hard"))
@@ -144,6 +145,7 @@ def test_templates_say_so_and_are_refused(name):
     assert "**Template.**" in text
     assert check_card_for_publication(text)
     assert "facebook/deit-" in text
+    assert "model_name" not in text
 
 
 @pytest.mark.parametrize(
@@ -237,6 +239,7 @@ def test_snippets_of_a_published_card_load_the_repository(folder):
     assert 'checkpoint = "me/tiny"' in published
     assert 'image = "https://huggingface.co/me/tiny/resolve/main/images/scene.png"' in published
     assert folder.as_posix() not in published
+    assert for_repository(published, "you/other") == for_repository(card, "you/other")
     assert for_repository("no snippet", "me/tiny") == "no snippet"
 
 

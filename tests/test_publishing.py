@@ -338,6 +338,21 @@ def test_without_a_network_the_upload_ends_with_a_message(publication):
         upload_publication(publication)
 
 
+def test_a_hub_that_cannot_be_reached_ends_with_a_message(publication):
+    script = (
+        "import pathlib, sys\n"
+        "from transformers_ice.publishing import Publication, upload_publication\n"
+        "upload_publication(Publication(pathlib.Path(sys.argv[1]), 'me/tiny', {}, ()))\n"
+    )
+    # nobody listens on port 9
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    command = [sys.executable, "-c", script, str(publication.folder)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "ConnectionError: The Hub could not be reached, or refused" in finished.stderr
+    assert "Nothing is lost: the same command goes on." in finished.stderr
+
+
 def test_the_script_refuses_with_exit_code_1_and_no_traceback(folder, publish, capsys):
     add_pickle(folder)
     assert publish.main([str(folder), "me/tiny", "--dry_run"]) == 1

@@ -23,8 +23,8 @@ from transformers_ice.remote_code import REMOTE_CODE_FILES
 ROOT = Path(__file__).parents[1]
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,image_size=32,patch_size=8"
 WORDS = (
-    f"--model_type ice_deit --config_overrides {TINY} --dataset_name scenes --max_train_samples 16 --max_eval_samples 8 "
-    "--max_steps 2 --per_device_train_batch_size 8 --logging_steps 1 --use_cpu --disable_tqdm true --eval_strategy no"
+    f"--model_type ice_deit --config_overrides {TINY} --dataset_name scenes --max_train_samples 16 "
+    "--max_eval_samples 8 --max_steps 2 --per_device_train_batch_size 8 --logging_steps 1 --use_cpu --disable_tqdm true --eval_strategy no"
 ).split()
 
 
@@ -36,9 +36,7 @@ class FakeHub:
     def create_repo(self, name, **options):
         return SimpleNamespace(repo_id=name)
 
-    def upload_folder(
-        self, *, folder_path, allow_patterns=None, ignore_patterns=(), run_as_future=False, **options
-    ):
+    def upload_folder(self, *, folder_path, allow_patterns=None, ignore_patterns=(), run_as_future=False, **options):
         folder = Path(folder_path)
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()

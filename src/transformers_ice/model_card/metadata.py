@@ -43,7 +43,7 @@ def make_metadata(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
         datasets=list(record.training.datasets) or None,
         metrics=list(dict.fromkeys(METRICS[entry.metric].hub_type for entry in own)) or _planned_metrics(facts),
         tags=tags,
-        model_name=record.name,
+        model_name=record.name if own else None,  # belongs to the results
         eval_results=[_eval_result(entry) for entry in own] or None,
     )
 

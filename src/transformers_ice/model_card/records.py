@@ -237,20 +237,35 @@ def entries_from_evaluation(
         ValueError: If the report has no number of this model.
     """
     split = report["settings"]["split"] or ("test" if report["dataset"]["name"] == "scenes" else "default")
-    entries = [
+    dataset = report["dataset"]["name"]
+    lines = [line for line in report["results"] if line["checkpoint"] == checkpoint]
+    entries = tuple(
         ResultEntry(
-            metric.benchmark, report["dataset"]["name"], split, name, line["method"],
-            *(None if score[key] is None else round(score[key], 6) for key in ("value", "low", "high")),
-            score["num_examples"], seed, command, hardware, date,
+            benchmark=metric.benchmark,
+            dataset=dataset,
+            split=split,
+            metric=name,
+            method=line["method"],
+            value=round(score["value"], 6),
+            low=_rounded(score["low"]),
+            high=_rounded(score["high"]),
+            num_images=score["num_examples"],
+            seed=seed,
+            command=command,
+            hardware=hardware,
+            date=date,
         )
-        for line in report["results"]
-        if line["checkpoint"] == checkpoint
+        for line in lines
         for name, metric in METRICS.items()
         if (score := line["scores"].get(name)) is not None and score["value"] is not None
-    ]  # fmt: skip
+    )
     if not entries:
         raise ValueError(f"The report must hold scores of {checkpoint!r}, got none. Name the model so with NAME=PATH.")
-    return tuple(entries)
+    return entries
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def entries_from_training(

@@ -77,6 +77,7 @@ def for_repository(card: str, repo_id: str) -> str:
 
     def replace(block: re.Match[str]) -> str:
         files = f"https://huggingface.co/{repo_id}/resolve/main"
-        return block[0].replace(f'"{location}/', f'"{files}/').replace(f'"{location}"', f'"{repo_id}"')
+        text = block[0].replace(f"https://huggingface.co/{location}/resolve/main", files)  # published before
+        return text.replace(f'"{location}/', f'"{files}/').replace(f'"{location}"', f'"{repo_id}"')
 
     return _BLOCK.sub(replace, card)

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # that of the HTTP client, the parent of all refusals and failures
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -128,7 +128,7 @@ def upload_publication(
             revision=revision,
             create_pr=create_pr,
         )
-    except (OSError, LocalTokenNotFoundError, HfHubHTTPError) as error:
+    except (OSError, RuntimeError, HTTPError) as error:
         raise ConnectionError(_describe(error, publication.repo_id)) from error
     return str(commit.pr_url or commit.commit_url)
 

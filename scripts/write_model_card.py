@@ -173,7 +173,11 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     record = replace(record, evaluation=arguments.evaluation or record.evaluation)
     if arguments.record:
         draw_pictures(folder, record)
+        before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()
         record = measure(folder, record, Path.cwd() if name is None else ROOT)
+        # what the run itself measured at its end stands beside
+        kept = tuple(entry for entry in before if "scripts/run_train.py" in entry.command)
+        record = replace(record, results=(*record.results, *kept))
     if name is None:
         write_record(folder / RECORD_FILE, record)
         return write_own_card(folder, record)

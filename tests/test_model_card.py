@@ -145,7 +145,7 @@ def test_templates_say_so_and_are_refused(name):
     assert "**Template.**" in text
     assert check_card_for_publication(text)
     assert "facebook/deit-" in text
-    assert "model_name" not in text
+    assert "\nmodel_name:" not in text
 
 
 @pytest.mark.parametrize(
@@ -271,6 +271,34 @@ def test_the_script_writes_the_card_of_a_folder_with_its_own_record(write_cards,
         (folder / "model_card.json").unlink()
     assert write_cards.main([str(tmp_path)]) == 1
     assert "has no model_card.json of its own" in capsys.readouterr().err
+
+
+def test_recording_measures_runs_the_snippet_and_keeps_the_command(write_cards, folder, monkeypatch):
+    ran = []
+
+    def run_command(words, home):
+        ran.append((words, home))
+        if words[0] == "-c":
+            return "disc\n"
+        score = {"value": 0.5, "low": 0.4, "high": 0.6, "num_examples": 7}
+        report = {
+            "settings": {"split": "val"},
+            "dataset": {"name": "photos"},
+            "results": [{"checkpoint": "tiny", "method": "", "scores": {"top_1": score}}],
+        }
+        Path(words[words.index("--output_dir") + 1], "results.json").write_text(json.dumps(report))
+        return ""
+
+    monkeypatch.setattr(write_cards, "run_command", run_command)
+    record = make_record(folder, evaluation="--benchmark classification", image=f"{folder}/images/tiny.png")
+    measured = write_cards.measure(folder, record, ROOT)
+    command = f"python scripts/run_evaluation.py --models tiny={folder} --benchmark classification"
+    assert [(e.value, e.split, e.command) for e in measured.results] == [(0.5, "val", command)]
+    assert measured.output == "disc"
+    assert measured.weights_sha256 == weights_digest(folder)
+    assert [home for _, home in ran] == [ROOT, ROOT]
+    with pytest.raises(ValueError, match="has no recorded command. Pass --evaluation"):
+        write_cards.measure(folder, replace(record, evaluation=""), ROOT)
 
 
 def test_a_record_is_complete_without_numbers():

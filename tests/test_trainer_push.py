@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,image_size=32,patch_size=8"
 WORDS = (
     f"--model_type ice_deit --config_overrides {TINY} --dataset_name scenes --max_train_samples 16 "
-    "--max_eval_samples 8 --max_steps 2 --per_device_train_batch_size 8 --logging_steps 1 --use_cpu --disable_tqdm true --eval_strategy no"
+    "--max_eval_samples 8 --max_steps 2 --per_device_train_batch_size 8 --logging_steps 1 --use_cpu "
+    "--disable_tqdm true --eval_strategy no"
 ).split()
 
 

@@ -297,7 +297,7 @@ def test_recording_measures_runs_the_snippet_and_keeps_the_command(write_cards, 
     assert measured.output == "disc"
     assert measured.weights_sha256 == weights_digest(folder)
     assert [home for _, home in ran] == [ROOT, ROOT]
-    with pytest.raises(ValueError, match="has no recorded command. Pass --evaluation"):
+    with pytest.raises(ValueError, match=r"has no recorded command\. Pass --evaluation"):
         write_cards.measure(folder, replace(record, evaluation=""), ROOT)
 
 

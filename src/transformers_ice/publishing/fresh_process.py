@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..configuration_ice_deit import as_pair
@@ -86,8 +87,6 @@ def draw_test_image(folder: Path, file: Path) -> Path:
 
 def _run_without_package(python: str, folder: Path, image: Path, home: Path, tasks: tuple[str, ...]) -> str | None:
     """Run the pipelines in another process; return why it failed, if it did."""
-    import torch
-
     words = [str(folder.resolve()), str(image), str(home / "fresh"), str(torch.get_num_threads()), *tasks]
     # nothing of the user's own: no token, no cache, no PYTHONPATH (-I)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHON"))}

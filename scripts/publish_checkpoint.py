@@ -47,7 +47,11 @@ def print_publication(publication: Publication) -> None:
         print(f"  {name:<{width}} {size:>12,} bytes")
     print(f"  {'total':<{width}} {sum(publication.sizes.values()):>12,} bytes")
     if publication.left_out:
-        print(f"Stays here: {', '.join(publication.left_out)}")
+        # folders by their name: a checkpoint alone has dozens of files
+        names = dict.fromkeys(
+            f"{first}/" if rest else first for first, _, rest in (name.partition("/") for name in publication.left_out)
+        )
+        print(f"Stays here: {', '.join(names)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

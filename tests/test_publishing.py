@@ -372,14 +372,16 @@ def test_a_dry_run_lists_everything_and_sends_nothing(complete, publish, capsys,
 
 
 def test_the_script_says_where_the_upload_went(complete, publish, capsys, monkeypatch):
-    monkeypatch.setattr(publish, "prepare_publication", lambda *a: SimpleNamespace(sizes={"a": 1}, left_out=("b",)))
+    monkeypatch.setattr(
+        publish, "prepare_publication", lambda *a: SimpleNamespace(sizes={"a": 1}, left_out=("b", "c/d", "c/e"))
+    )
     seen = []
     monkeypatch.setattr(publish, "upload_publication", lambda *a: seen.append(a) or "https://hub/commit/1")
     assert publish.main([str(complete), "me/tiny", "--private", "--commit_message", "Hello"]) == 0
     assert seen[0][1:] == (True, None, "Hello", False)
     printed = capsys.readouterr().out
     assert "Published: https://hub/commit/1" in printed
-    assert "Stays here: b" in printed
+    assert "Stays here: b, c/\n" in printed
     with pytest.raises(SystemExit, match="2"):
         publish.main([str(complete), "me/tiny", "--create_pr", "--revision", "v1"])
 

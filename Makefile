@@ -15,7 +15,7 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app style quality test test-slow test-upstream checkpoint-code clean
+.PHONY: help install demo app style quality test test-slow test-upstream checkpoint-code cards clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 checkpoint-code: $(STAMP) ## copy the code that travels into the sample checkpoints, after a change to it
 	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.remote_code import copy_remote_code; \
 		[copy_remote_code(pathlib.Path(folder), None) for folder in sys.argv[1:]]" $(wildcard checkpoints/ice-*)
+
+cards: $(STAMP) ## write the model cards from model_cards/results.json
+	@$(BIN)/python scripts/write_model_card.py --all
 
 clean: ## remove the environment, the caches and what the tools leave behind
 	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist src/*.egg-info

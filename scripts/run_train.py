@@ -14,8 +14,9 @@ On images of your own, one subfolder per class, from a checkpoint of the Hub:
         --output_dir outputs/photos
 
 Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
-`output_dir` then holds the model with everything it needs, the log (`trainer_state.json`) and the numbers
-(`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
+`output_dir` then holds the model with everything it needs, its card (`README.md`), the log (`trainer_state.json`),
+the numbers (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
+`--push_to_hub true --hub_model_id OWNER/NAME` uploads it at the end: docs/publishing.md.
 
 Parquet files, WebDataset tars, streams, and `--check_only true`, which looks at the data and trains nothing: see
 docs/training/data.md.
@@ -28,6 +29,7 @@ from __future__ import annotations
 import sys
 
 from transformers_ice.command_line import clean_exit
+from transformers_ice.model_card import RunCard
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -59,7 +61,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.check_only:
         sys.exit(print_check(model_args, data_args, training_args))
     try:
-        numbers = run_training(model_args, data_args, training_args, [PanelCallback(training_args.num_panel_images)])
+        callbacks = [PanelCallback(training_args.num_panel_images)]
+        card = RunCard(words, model_args, data_args)
+        numbers = run_training(model_args, data_args, training_args, callbacks, card)
     except TrainingStoppedError as stopped:
         command = resume_command("python scripts/run_train.py", words)
         print(f"{stopped}\nTo go on: {command}", file=sys.stderr, flush=True)

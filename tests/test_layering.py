@@ -49,8 +49,17 @@ TRAVELLING_ROOMS = (
     "image_processing_ice_deit",
     "pipeline_patch_explanation",
 )
-WORKBENCH_ROOMS = ("command_line", "conversion", "metrics", "data", "explainers", "training", "export")
-REPORT_ROOMS = ("efficiency", "evaluation", "visualization", "training_panels", "model_card", "app", "demo")
+WORKBENCH_ROOMS = ("command_line", "hub_folder", "conversion", "metrics", "data", "explainers", "training", "export")
+REPORT_ROOMS = (
+    "efficiency",
+    "evaluation",
+    "visualization",
+    "training_panels",
+    "model_card",
+    "publishing",
+    "app",
+    "demo",
+)
 ROOMS = (*TRAVELLING_ROOMS, *WORKBENCH_ROOMS, *REPORT_ROOMS, "__init__")
 
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}

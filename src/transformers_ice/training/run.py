@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def run_training(
     data_args: DataArguments,
     training_args: IceTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
+    card_writer: Callable[[IceTrainer], None] | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate and save.
+    """Train, evaluate and save; with `push_to_hub` also upload, once all is saved.
 
     `training_args.output_dir` then holds the model (with its code, the image processor and the pipeline, if it is an
     ICE model), the arguments of the run, the log (`trainer_state.json`) and the numbers (`all_results.json`).
@@ -63,6 +64,7 @@ def run_training(
         data_args: Which images.
         training_args: How to train.
         callbacks: Told of every step, evaluation and checkpoint.
+        card_writer: Writes the model card into `output_dir`, when all numbers are there.
 
     Returns:
         The numbers of training (`train_*`) and of the final evaluation (`eval_*`) by name.
@@ -75,14 +77,20 @@ def run_training(
     check_launch(training_args)
     checkpoint = choose_checkpoint(training_args)
     trainer = prepare_training(model_args, data_args, training_args, callbacks)
+    trainer.card_writer = card_writer
     with StopRequest().listening() as trainer.stop_request:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
-        trainer.save_model()
+        with trainer.push_deferred():
+            trainer.save_model()
         trainer.save_state()
         trainer.save_metrics("train", result.metrics)
         evaluation = trainer.evaluate()
         trainer.save_metrics("eval", evaluation)
+        if card_writer is not None:
+            trainer.create_model_card()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
     return {**result.metrics, **evaluation}
 
 

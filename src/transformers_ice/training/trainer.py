@@ -21,6 +21,7 @@ from .checkpointed_trainer import CheckpointedTrainer
 from .collator import ImageCollator
 from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from .hub_trainer import HubTrainer
 from .layer_decay import decay_layer_rates
 from .repeated_augmentation import RepeatedAugmentationSampler
 from .streaming_trainer import StreamingTrainer
@@ -62,17 +63,18 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer):
+class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, HubTrainer):
     """Train image classifiers, ICE models above all.
 
     Differences from its parents: the parts of the ICE loss and the images per second are logged; weight decay leaves
     out what it would only harm; evaluation keeps a summary instead of all outputs; files hold the names of
-    `state_dict()`; and what `RecipeArguments` ask for.
+    `state_dict()`; complete folders are pushed, without pickles; and what `RecipeArguments` ask for.
 
     Args:
         *args: Passed to the `Trainer`.
         train_collator: Makes the training batches, if not `data_collator`.
         distillation: Adds what a teacher says to the loss of training batches.
+        card_writer: Writes the model card into `args.output_dir`; called with the trainer.
         **kwargs: Passed to the `Trainer`.
     """
 
@@ -81,10 +83,12 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer):
         *args: Any,
         train_collator: Callable | None = None,
         distillation: Distillation | None = None,
+        card_writer: Callable[[IceTrainer], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.train_collator, self.distillation = train_collator, distillation
+        self.card_writer = card_writer
         self._part_sums: dict[str, Tensor] = {}
         self._num_batches = 0
         self._throughput = ThroughputMeter()
@@ -222,7 +226,7 @@ def build_trainer(
         data_collator: Makes a batch of a list of rows; by default `ImageCollator` with the numbers of
             `image_processor`.
         callbacks: Further callbacks.
-        **kwargs: Passed to the `IceTrainer`, `train_collator` and `distillation` among them.
+        **kwargs: Passed to the `IceTrainer`: `train_collator`, `distillation`, `card_writer` and others.
 
     Raises:
         ValueError: If `args` would make the Trainer take the labels away from the model, or there is neither a

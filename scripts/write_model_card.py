@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Write model cards from recorded results, or measure a model first.
+
+The cards of all sample checkpoints and templates, from model_cards/results.json (nothing is measured):
+
+    python scripts/write_model_card.py --all
+
+After a checkpoint was trained anew: measure it, record the numbers, run its snippet, draw its picture, write its card:
+
+    python scripts/write_model_card.py checkpoints/ice-deit-scenes-pruned --record
+
+A folder that scripts/run_train.py wrote has its own record, model_card.json; `--evaluation` says how it is measured,
+in the words of scripts/run_evaluation.py:
+
+    python scripts/write_model_card.py outputs/photos --record --evaluation "--benchmark classification segmentation \
+        --data_dir photos/masks"
+
+The card of a checkpoint NAME is written twice, as model_cards/NAME.md and as checkpoints/NAME/README.md, with its
+pictures beside it; that of another folder as its README.md. `--record` of a sample checkpoint took six minutes on two
+cores (AMD EPYC) beside other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+from transformers_ice.model_card import (
+    ModelRecord,
+    build_card,
+    check_card,
+    draw_explanations,
+    entries_from_evaluation,
+    facts_of_architecture,
+    first_snippet,
+    read_facts,
+    read_record,
+    read_records,
+    weights_digest,
+    write_example_image,
+    write_record,
+    write_records,
+)
+from transformers_ice.model_card.run_card import MARK, RECORD_FILE, hardware_in_words
+
+
+ROOT = Path(__file__).resolve().parents[1]
+CARDS = ROOT / "model_cards"
+RESULTS = CARDS / "results.json"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the words of the command line by name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="the model; without --all")
+    parser.add_argument("--all", action="store_true", help="every model of model_cards/results.json")
+    parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its picture")
+    parser.add_argument("--evaluation", help="words of scripts/run_evaluation.py; by default those of the record")
+    arguments = parser.parse_args(argv)
+    if arguments.all == (arguments.folder is not None) or (arguments.all and arguments.record):
+        parser.error("give one folder, with or without --record, or --all")
+    return arguments
+
+
+def card_of(record: ModelRecord) -> str:
+    """Return the card of a model of model_cards/results.json."""
+    if record.is_template:
+        return build_card(record, facts_of_architecture(record.architecture))
+    picture = f"images/{record.name}.png"
+    folder = ROOT / record.location
+    return build_card(record, read_facts(folder), picture if (folder / picture).is_file() else None)
+
+
+def write_project_card(record: ModelRecord) -> list[Path]:
+    """Write the card of a model of the project to its two places, with its pictures; return what was written."""
+    folders = [CARDS] if record.is_template else [CARDS, ROOT / record.location]
+    files = [CARDS / f"{record.name}.md", *(folder / "README.md" for folder in folders[1:])]
+    for file in files:
+        file.write_text(_checked(card_of(record), file), encoding="utf-8")
+    picture = ROOT / record.location / "images" / f"{record.name}.png"
+    if picture.is_file():
+        (CARDS / "images").mkdir(exist_ok=True)
+        shutil.copyfile(picture, CARDS / "images" / picture.name)
+    return files
+
+
+def write_own_card(folder: Path, record: ModelRecord) -> list[Path]:
+    """Write the card of a folder that has its own record."""
+    picture = f"images/{record.name}.png"
+    text = build_card(record, read_facts(folder), picture if (folder / picture).is_file() else None)
+    file = folder / "README.md"
+    file.write_text(_checked(f"{text}\n{MARK}\n", file), encoding="utf-8")
+    return [file]
+
+
+def _checked(text: str, file: Path) -> str:
+    problems = check_card(text)
+    if problems:
+        raise ValueError(f"{file} would not be valid: {'; '.join(problems)}.")
+    return text
+
+
+def run_command(words: Sequence[str], folder: Path) -> str:
+    """Run python on this project's code; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    if finished.returncode:
+        raise ValueError(
+            f"`{shlex.join(['python', *words])[:300]}` ended with exit code {finished.returncode}, see above."
+        )
+    return finished.stdout
+
+
+def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
+    """Evaluate a model, run its first snippet and return the record with what came out.
+
+    Args:
+        folder: The model.
+        record: Its record.
+        home: Folder that `record.location` starts from.
+    """
+    if not record.evaluation:
+        raise ValueError(f'{record.name} has no recorded command. Pass --evaluation "--benchmark classification ...".')
+    words = ["--models", f"{record.name}={record.location}", *shlex.split(record.evaluation)]
+    with tempfile.TemporaryDirectory() as output_dir:
+        quiet = ["--num_pictures", "0", "--measure_cost", "false", "--output_dir", output_dir]
+        run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], home)
+        report = json.loads(Path(output_dir, "results.json").read_text(encoding="utf-8"))
+    command = shlex.join(["python", "scripts/run_evaluation.py", *words])
+    where = (command, hardware_in_words(), date.today().isoformat(), record.training.seed)
+    results = entries_from_evaluation(report, record.name, *where)
+    output = ""
+    if (home / record.image).is_file():
+        output = run_command(["-c", first_snippet(record, read_facts(folder))], home).strip()
+    return replace(record, results=results, weights_sha256=weights_digest(folder), output=output)
+
+
+def read_own_record(folder: Path) -> ModelRecord:
+    """Read the record that a run wrote into its folder, which may have been moved since."""
+    record = read_record(folder / RECORD_FILE)
+    image = record.image.replace(f"{record.location}/", f"{folder.as_posix()}/")
+    return replace(record, location=folder.as_posix(), image=image)
+
+
+def draw_pictures(folder: Path, record: ModelRecord) -> None:
+    """Draw the pictures of a model of drawn scenes."""
+    if "scenes" in record.training.datasets:
+        write_example_image(folder / "images" / "scene.png")
+        draw_explanations(folder, folder / "images" / f"{record.name}.png")
+
+
+def write_folder(arguments: argparse.Namespace) -> list[Path]:
+    """Write the card of one folder, measured first if that was asked for."""
+    folder, records = arguments.folder, read_records(RESULTS)
+    locations = {(ROOT / record.location).resolve(): name for name, record in records.items()}
+    name = locations.get(folder.resolve())
+    if name is None and not (folder / RECORD_FILE).is_file():
+        raise ValueError(
+            f"{folder} is not in {RESULTS.relative_to(ROOT)} and has no {RECORD_FILE} of its own. Pass a folder that "
+            "scripts/run_train.py wrote, or one of "
+            f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
+        )
+    record = read_own_record(folder) if name is None else records[name]
+    record = replace(record, evaluation=arguments.evaluation or record.evaluation)
+    if arguments.record:
+        draw_pictures(folder, record)
+        before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()
+        record = measure(folder, record, Path.cwd() if name is None else ROOT)
+        # what the run itself measured at its end stands beside
+        kept = tuple(entry for entry in before if "scripts/run_train.py" in entry.command)
+        record = replace(record, results=(*record.results, *kept))
+    if name is None:
+        write_record(folder / RECORD_FILE, record)
+        return write_own_card(folder, record)
+    record = replace(record, is_template=record.is_template and not record.results)
+    write_records(RESULTS, {**records, name: record})
+    return write_project_card(record)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the cards; return the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        if arguments.all:
+            records = read_records(RESULTS).values()
+            # a model that is not part of this repository keeps the card that was written where it is
+            here = [record for record in records if record.is_template or (ROOT / record.location).is_dir()]
+            files = [file for record in here for file in write_project_card(record)]
+        else:
+            files = write_folder(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    for file in files:
+        print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cards: valid to `huggingface_hub`, up to date with their generator, and true to what was recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import validate_repo_id
+from publishing_folders import SIZES, make_entry, make_record, write_complete_folder
+
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.model_card import (
+    ModelRecord,
+    TrainingRecord,
+    build_card,
+    check_card,
+    check_card_for_publication,
+    entries_from_evaluation,
+    entries_from_training,
+    facts_of_architecture,
+    for_repository,
+    read_facts,
+    read_record,
+    read_records,
+    weights_digest,
+    write_record,
+    write_records,
+)
+from transformers_ice.model_card.run_card import MARK, _base_model, _without_secrets
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = read_records(ROOT / "model_cards" / "results.json")
+CHECKPOINTS = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json"))
+TEMPLATES = ["ice-deit-b", "ice-deit-s", "ice-deit-ti"]
+
+
+@pytest.fixture(scope="module")
+def write_cards():
+    spec = importlib.util.spec_from_file_location("write_model_card", ROOT / "scripts" / "write_model_card.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_complete_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def value_of(name: str, metric: str, method: str) -> float:
+    (entry,) = [e for e in RECORDS[name].results if (e.metric, e.method) == (metric, method)]
+    return entry.value
+
+
+def test_every_checkpoint_and_every_planned_model_has_a_record():
+    assert sorted(RECORDS) == sorted([*CHECKPOINTS, *TEMPLATES])
+    assert [name for name in sorted(RECORDS) if RECORDS[name].is_template] == TEMPLATES
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_cards_are_what_their_generator_writes(name, write_cards):
+    expected = write_cards.card_of(RECORDS[name])
+    assert (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8") == expected, "run `make cards`"
+    if not RECORDS[name].is_template:
+        folder = ROOT / "checkpoints" / name
+        assert (folder / "README.md").read_text(encoding="utf-8") == expected
+        picture = (folder / "images" / f"{name}.png").read_bytes()
+        assert picture == (ROOT / "model_cards" / "images" / f"{name}.png").read_bytes()
+        assert len(picture) < 150_000
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_results_belong_to_the_weights_that_are_there(name):
+    command = f"python scripts/write_model_card.py checkpoints/{name} --record"
+    assert RECORDS[name].weights_sha256 == weights_digest(ROOT / "checkpoints" / name), f"run `{command}`"
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_metadata_are_valid_to_huggingface_hub(name):
+    file = ROOT / "model_cards" / f"{name}.md"
+    assert check_card(file.read_text(encoding="utf-8")) == []
+    data = metadata_load(file)
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "image-classification"
+    assert data["license"] == "apache-2.0"
+    for repo_id in [*data["datasets"], *([data["base_model"]] if "base_model" in data else [])]:
+        validate_repo_id(repo_id)
+    again = ModelCard(str(ModelCard(file.read_text(encoding="utf-8"))))  # a round trip through their own classes
+    assert again.data.to_dict() == data
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_the_model_index_holds_the_recorded_numbers_and_nothing_else(name):
+    data = ModelCard.load(ROOT / "model_cards" / f"{name}.md").data
+    listed = sorted(result.metric_value for result in data.eval_results or [])
+    assert listed == sorted(entry.value for entry in RECORDS[name].results if entry.method != "ceiling")
+    assert bool(listed) != RECORDS[name].is_template
+
+
+def test_every_number_has_its_command_hardware_and_date():
+    for record in RECORDS.values():
+        for entry in record.results:
+            assert entry.command.startswith("python scripts/")
+            assert entry.hardware
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry.date)
+            assert entry.low <= entry.value <= entry.high
+
+
+def test_the_readme_and_the_scenes_page_give_the_recorded_numbers():
+    soft, hard = (value_of("ice-deit-scenes", "mean_iou", method) for method in ("ice", "ice_hard"))
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"the soft map of the sample checkpoint has mean IoU {soft:.3f}" in readme
+    for method in ("raw_attention", "rollout"):
+        iou, accuracy = (value_of("deit-scenes", metric, method) for metric in ("mean_iou", "pixel_accuracy"))
+        top_1 = value_of("deit-scenes", "top_1", "")
+        name = method.replace("_", " ")
+        line = rf"\| {name} of the starting DeiT \| +\| {top_1:.3f} \| {accuracy:.3f} \| {iou:.3f} \|"
+        assert re.search(line, readme)
+    page = (ROOT / "docs" / "evaluation" / "scenes.md").read_text(encoding="utf-8")
+    (ice, ice_hard) = (re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)[0] for name in ("ice", "ice_hard"))
+    assert f"{soft:.3f} ±" in ice
+    assert f"{hard:.3f} ±" in ice_hard
+    assert f"Top-1 {value_of('ice-deit-scenes', 'top_1', ''):.3f} (patches)" in page
+
+
+def test_a_card_without_results_is_valid_but_not_for_publication(folder):
+    card = build_card(make_record(folder, results=()), read_facts(folder))
+    assert check_card(card) == []
+    (problem,) = check_card_for_publication(card)
+    assert "no results" in problem
+    assert "Not measured yet." in card
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_say_so_and_are_refused(name):
+    text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    assert "**Template.**" in text
+    assert check_card_for_publication(text)
+    assert "facebook/deit-" in text
+    assert "\nmodel_name:" not in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("license: apache-2.0\n", "", "`license` is missing"),
+        ("pipeline_tag: image-classification", "pipeline_tag: magic", "`pipeline_tag` must be one of"),
+        ("base_model: start", "base_model: ./outputs/start", "`base_model` must hold ids"),
+        ("value: 0.75", "value: .nan", "must be a finite number"),
+        ("model-index:\n- name: tiny", "model-index:\n- nome: tiny", "cannot be read"),
+        ("---\n", "", "is missing"),
+    ],
+)
+def test_invalid_metadata_are_found(folder, old, new, message):
+    card = build_card(make_record(folder), read_facts(folder))
+    assert old in card
+    assert any(message in problem for problem in check_card(card.replace(old, new)))
+
+
+def test_energy_is_an_estimate_from_time_and_assumed_power_or_not_measured(folder):
+    made = TrainingRecord("train", "images", ("scenes",), power_watts=20.0, power_basis="assumed")
+    facts = replace(read_facts(folder), train_seconds=1800.0)
+    estimated = build_card(make_record(folder, training=made), facts)
+    assert "at 20 W (assumed) that is 10.0 Wh" in estimated  # 0.5 h x 20 W
+    assert "Estimate, not a measurement" in estimated
+    without_power = build_card(make_record(folder, training=replace(made, power_watts=None)), facts)
+    assert "Its energy was not measured." in without_power
+    assert "## Energy\n\nNot measured." in build_card(make_record(folder), read_facts(folder))
+
+
+def test_parameters_are_counted_from_the_file_as_from_the_model(folder):
+    expected = sum(w.numel() for w in IceDeiTForImageClassification(IceDeiTConfig(**SIZES)).parameters())
+    assert read_facts(folder).num_parameters == expected
+    sizes = {name: value for name, value in SIZES.items() if name not in ("id2label", "label2id")}
+    assert facts_of_architecture({**sizes, "num_labels": 3}).num_parameters == expected
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold a model, got no config\.json"):
+        read_facts(tmp_path)
+
+
+def test_records_survive_the_file(tmp_path, folder):
+    record = make_record(folder, limits=("One.",), evaluation="--limit 3")
+    write_record(tmp_path / "one.json", record)
+    assert read_record(tmp_path / "one.json") == record
+    write_records(tmp_path / "all.json", {"tiny": record})
+    assert read_records(tmp_path / "all.json") == {"tiny": record}
+
+
+def test_unknown_and_missing_fields_of_a_record_are_errors(tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"tiny": {"training": {"command": "c", "data": "d"}, "result": []}}))
+    with pytest.raises(ValueError, match=r"results\.json, tiny must hold the fields .* got \['result'\]"):
+        read_records(file)
+    file.write_text(json.dumps({"tiny": {"training": {"command": "c"}}}))
+    with pytest.raises(ValueError, match="tiny, training is not complete"):
+        read_records(file)
+
+
+def test_entries_come_from_a_report_of_the_evaluation():
+    score = {"value": 0.5, "low": 0.4, "high": None, "num_examples": 7}
+    report = {
+        "settings": {"split": None},
+        "dataset": {"name": "scenes"},
+        "results": [
+            {"checkpoint": "tiny", "method": "ice", "scores": {"mean_iou": score, "empty_masks": score}},
+            {"checkpoint": "other", "method": "", "scores": {"top_1": score}},
+        ],
+    }
+    (entry,) = entries_from_evaluation(report, "tiny", "command", "hardware", "2026-01-01")
+    assert (entry.benchmark, entry.metric, entry.method, entry.split) == ("segmentation", "mean_iou", "ice", "test")
+    assert (entry.value, entry.low, entry.high, entry.num_images) == (0.5, 0.4, None, 7)
+    with pytest.raises(ValueError, match="must hold scores of 'absent'"):
+        entries_from_evaluation(report, "absent", "command", "hardware", "2026-01-01")
+
+
+def test_entries_come_from_the_evaluation_that_ends_a_run():
+    numbers = {"eval_top_1": 0.9, "eval_mean_iou": 0.5, "eval_loss": 1.0, "train_loss": 2.0}
+    entries = entries_from_training(numbers, "imagefolder", 8, "command", "hardware", "2026-01-01", 3)
+    assert [(e.metric, e.method, e.value, e.seed) for e in entries] == [
+        ("top_1", "", 0.9, 3),
+        ("mean_iou", "ice_hard", 0.5, 3),
+    ]
+
+
+def test_snippets_of_a_published_card_load_the_repository(folder):
+    image = f"{folder.as_posix()}/images/scene.png"
+    card = build_card(make_record(folder, image=image), read_facts(folder))
+    published = for_repository(card, "me/tiny")
+    assert 'checkpoint = "me/tiny"' in published
+    assert 'image = "https://huggingface.co/me/tiny/resolve/main/images/scene.png"' in published
+    assert folder.as_posix() not in published
+    assert for_repository(published, "you/other") == for_repository(card, "you/other")
+    assert for_repository("no snippet", "me/tiny") == "no snippet"
+
+
+def test_tokens_never_reach_a_card():
+    words = ["a.yaml", "--token", "hf_1", "--hub_token=hf_2", "--lr", "1", "--push_to_hub_token", "hf_3", "--token"]
+    assert _without_secrets([*words, "--use_cpu"]) == ["a.yaml", "--lr", "1", "--use_cpu"]
+
+
+def test_the_base_model_is_an_id_of_the_hub_or_the_name_of_a_folder(tmp_path):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "sta rt").mkdir()
+    assert _base_model(None) is None
+    assert _base_model("facebook/deit-small-patch16-224") == "facebook/deit-small-patch16-224"
+    assert _base_model(str(tmp_path / "start")) == "start"
+    assert _base_model(str(tmp_path / "sta rt")) is None
+
+
+def test_the_script_writes_the_card_of_a_folder_with_its_own_record(write_cards, folder, tmp_path, capsys):
+    write_record(folder / "model_card.json", make_record(folder, name="own"))
+    before = (folder / "README.md").read_text(encoding="utf-8")
+    try:
+        assert write_cards.main([str(folder)]) == 0
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert "# own" in text
+        assert MARK in text
+        assert check_card_for_publication(text) == []
+    finally:
+        (folder / "README.md").write_text(before, encoding="utf-8")
+        (folder / "model_card.json").unlink()
+    assert write_cards.main([str(tmp_path)]) == 1
+    assert "has no model_card.json of its own" in capsys.readouterr().err
+
+
+def test_recording_measures_runs_the_snippet_and_keeps_the_command(write_cards, folder, monkeypatch):
+    ran = []
+
+    def run_command(words, home):
+        ran.append((words, home))
+        if words[0] == "-c":
+            return "disc\n"
+        score = {"value": 0.5, "low": 0.4, "high": 0.6, "num_examples": 7}
+        report = {
+            "settings": {"split": "val"},
+            "dataset": {"name": "photos"},
+            "results": [{"checkpoint": "tiny", "method": "", "scores": {"top_1": score}}],
+        }
+        Path(words[words.index("--output_dir") + 1], "results.json").write_text(json.dumps(report))
+        return ""
+
+    monkeypatch.setattr(write_cards, "run_command", run_command)
+    record = make_record(folder, evaluation="--benchmark classification", image=f"{folder}/images/tiny.png")
+    measured = write_cards.measure(folder, record, ROOT)
+    command = f"python scripts/run_evaluation.py --models tiny={folder} --benchmark classification"
+    assert [(e.value, e.split, e.command) for e in measured.results] == [(0.5, "val", command)]
+    assert measured.output == "disc"
+    assert measured.weights_sha256 == weights_digest(folder)
+    assert [home for _, home in ran] == [ROOT, ROOT]
+    with pytest.raises(ValueError, match=r"has no recorded command\. Pass --evaluation"):
+        write_cards.measure(folder, replace(record, evaluation=""), ROOT)
+
+
+def test_a_record_is_complete_without_numbers():
+    assert ModelRecord("new", TrainingRecord("command", "images")).results == ()
+    assert make_entry(value=1.0).value == 1.0

@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "deit": AS_TRAINED,
     "ice": AS_TRAINED,
     "gate": {**MARGINS, **TOP_K, **UNPRUNED},
-    "gate-unmasked": MARGINS,
+    "gate-unmasked": {**MARGINS, **MORE, **TOP_K, **UNPRUNED},
     "patch": MARGINS,
     "patch-unmasked": {**MARGINS, **MORE, **TOP_K, **UNPRUNED},
     "evit-0.7": AS_TRAINED,

@@ -62,7 +62,7 @@ VARIANTS = {
 # how each is then run: what to change in its configuration
 AS_TRAINED: dict[str, dict[str, Any]] = {"as trained": {}}
 MARGINS = {f"background {margin:+g}": {"background_margin": margin} for margin in (-1.0, 0.0, 1.0, 2.0)}
-MORE = {f"background {margin:+g}": {"background_margin": margin} for margin in (4.0, 8.0, 12.0)}
+MORE = {f"background {margin:+g}": {"background_margin": margin} for margin in (3.0, 4.0, 8.0, 12.0)}
 TOP_K = {f"top_k {rate:g}": {"pruning_strategy": "top_k", "keep_rates": [rate] * 3} for rate in (0.7, 0.5)}
 UNPRUNED = {"unpruned": {"pruning_strategy": None}}
 RUNS: dict[str, dict[str, dict[str, Any]]] = {

@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
 	@bash scripts/install_torch.sh $(BIN)/python constraints.txt
 	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,eval,viz,app,export,dev]"
 	@touch $@
+	@echo "Installed. Next: source $(BIN)/activate"
 
 install: $(STAMP) ## create .venv and install everything into it
 

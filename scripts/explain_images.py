@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, pipeline
 
 from transformers_ice import IceDeiTConfig, PatchExplanationPipeline
+from transformers_ice.command_line import refuse_missing_folder
 from transformers_ice.image_conversion import load_image
 from transformers_ice.visualization import PICTURES, save_result
 
@@ -65,6 +66,7 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
     Raises:
         ValueError: If it holds another kind of model.
     """
+    refuse_missing_folder(model)
     model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
     if model_type != IceDeiTConfig.model_type:
         raise ValueError(
@@ -222,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures = PictureOptions(arguments.picture, arguments.format, arguments.scale)
         options = (arguments.target, arguments.batch_size, stop, pictures)
         explanations = explain_files(explainer, paths, arguments.output_dir, *options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     for record in explanations.records:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from transformers_ice import IceDeiTForImageClassification
-from transformers_ice.command_line import clean_exit
+from transformers_ice.command_line import clean_exit, refuse_missing_folder
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
     DataArguments,
@@ -219,11 +219,18 @@ def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["/gone", "./gone", "checkpoints/deit/gone", "~/gone", "a\\b"])
-def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name):
-    with pytest.raises(ValueError, match=r"must be a folder or a Hub id .* which does not exist"):
+@pytest.mark.parametrize("name", ["/gone", "./gone", "checkpoints/deit/gone", "~/gone", "a\\b", "checkpoints/gone"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=r"must be a folder or a Hub id .* no such folder\. Check the spelling"):
         ModelArguments(model_name_or_path=name)
     assert ModelArguments(model_name_or_path="facebook/deit-small-patch16-224").model_type is None
+
+
+def test_a_misspelt_folder_is_answered_with_the_one_that_was_meant(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=r"Did you mean checkpoints/ice-deit-scenes"):
+        refuse_missing_folder("checkpoints/ice-deit-scene")
 
 
 def test_an_error_of_another_package_keeps_its_traceback():

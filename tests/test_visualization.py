@@ -111,10 +111,27 @@ def test_box_covers_its_corners_and_nothing_outside():
     assert np.all(image == 90)
 
 
-def test_the_largest_classes_get_the_first_colours_and_the_background_none():
-    colors = class_colors([np.array([[2, 2, 2, 7]]), np.array([[0, 0, 9, 9]])], {0: "disc", 2: "star", 7: "ring"})
-    assert list(colors) == [2, 0, 7]  # 9, the background, has no name
+def test_a_class_has_the_same_colour_in_every_picture_and_the_background_none():
+    names = {0: "disc", 2: "star", 7: "ring"}
+    colors = class_colors([np.array([[2, 2, 2, 7]]), np.array([[0, 0, 9, 9]])], names)
+    assert list(colors) == [2, 0, 7]  # by area; 9, the background, has no name
     assert len(set(colors.values())) == 3
+    assert class_colors([np.array([[7, 7, 2]])], names) == {7: colors[7], 2: colors[2]}
+
+
+def test_classes_whose_colour_is_taken_get_the_next_one_while_there_are_some():
+    names = {index: str(index) for index in range(40)}
+    colors = class_colors([np.arange(13) * 3], names)  # 0, 3, ..., 36; there are 13 colours
+    assert len(set(colors.values())) == 13
+    assert len(class_colors([np.arange(40)], names)) == 40
+
+
+def test_a_mask_of_ones_is_drawn_bright_and_another_constant_map_dark():
+    image = np.zeros((4, 6, 3), np.uint8)
+    figure = method_panel([image], {"mask": [np.ones((4, 6))], "constant": [np.full((4, 6), 0.3)]}, [None])
+    mask, constant = (axis.images[0].get_array() for axis in figure.axes[1:3])
+    assert mask.mean() > 150
+    assert constant.mean() < 20
 
 
 # Outlines
@@ -339,7 +356,7 @@ def test_score_bars_shows_a_plot_per_score_and_no_empty_ones(count):
 
 def test_method_panel_has_a_row_per_method_and_a_truth_where_all_are_known():
     images = [np.zeros((4, 6, 3), dtype=np.uint8)] * 3
-    maps = {"one": [np.eye(4, 6)] * 3, "constant": [np.ones((4, 6))] * 3}
+    maps = {"one": [np.eye(4, 6)] * 3, "constant": [np.full((4, 6), 0.3)] * 3}
     for truths, rows in (([np.eye(4, 6, dtype=bool)] * 3, 4), ([None] * 3, 3)):
         figure = method_panel(images, maps, truths)
         assert len(figure.axes) == 3 * rows

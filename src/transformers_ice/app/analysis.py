@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor
 
+from ..command_line import refuse_missing_folder
 from ..configuration_ice_deit import IceDeiTConfig
 from ..modeling_ice_deit import IceDeiTForImageClassification
 
@@ -113,6 +114,7 @@ def load_model(name: str) -> LoadedModel:
         OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
         ValueError: If it holds another kind of model.
     """
+    refuse_missing_folder(name)
     model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     if model_type != IceDeiTConfig.model_type:
         raise ValueError(

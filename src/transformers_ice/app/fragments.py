@@ -69,7 +69,7 @@ def answer_html(explanation: Explanation | None) -> str:
     )
     return (
         f'<div class="ice-answer"><p class="label">{escape(explanation.label)}</p>'
-        f'<p class="how-sure">{100 * explanation.score:.1f} % sure · {_percent(explanation.foreground_ratio)} of the '
+        f'<p class="how-sure">score {100 * explanation.score:.1f} % · {_percent(explanation.foreground_ratio)} of the '
         f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
     )
 

@@ -104,6 +104,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
+        quiet=True,
         theme=build_theme(),
         css_paths=[STYLE_SHEET],
     )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from transformers import TrainingArguments
 
-from ..command_line import parse_dataclasses
+from ..command_line import parse_dataclasses, refuse_missing_folder
 from .recipe_arguments import AugmentationArguments, RecipeArguments
 from .source_arguments import ShardArguments
 
@@ -187,11 +186,8 @@ class ModelArguments:
                 "Give exactly one of `--model_name_or_path` (a checkpoint to start from) and `--model_type` "
                 f"(random weights), got {self.model_name_or_path!r} and {self.model_type!r}."
             )
-        if self.model_name_or_path is not None and _names_a_missing_folder(self.model_name_or_path):
-            raise ValueError(
-                f"`--model_name_or_path` must be a folder or a Hub id (name or owner/name), got "
-                f"{self.model_name_or_path!r}, which does not exist. Check the spelling and the working directory."
-            )
+        if self.model_name_or_path is not None:
+            refuse_missing_folder(self.model_name_or_path)
         if self.initialization != "default" and self.model_type is None:
             raise ValueError(
                 f"`--initialization {self.initialization}` draws random weights and needs `--model_type`, got the "
@@ -330,12 +326,6 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
         # pinned memory is of use to an accelerator only, and warns without one
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
-
-
-def _names_a_missing_folder(name: str) -> bool:
-    """Return whether a name can only be a folder, not a Hub id, and there is none."""
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-    return is_path and not Path(name).is_dir()
 
 
 def parse_arguments(

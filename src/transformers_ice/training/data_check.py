@@ -28,6 +28,9 @@ _AT_ONCE = 1024
 _MAX_ROWS = 50
 
 
+_MEND = "The data must be mended; training can also leave out images it cannot read: `--on_bad_image skip`."
+
+
 @dataclass
 class DataReport:
     """What was found.
@@ -60,7 +63,7 @@ class DataReport:
         if self.faults:
             lines.append(f"{len(self.faults)} rows that cannot be used:")
             lines += [f"  {fault}" for fault in self.faults]
-        lines.append("The data can be trained on." if not self.exit_code else "The data must be mended.")
+        lines.append("The data can be trained on." if not self.exit_code else _MEND)
         return "\n".join(lines)
 
     def _table(self) -> Iterator[str]:

@@ -8,7 +8,6 @@ colour-blind eyes; classes use the palette of Okabe and Ito, and their names are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,8 @@ Array = np.ndarray
 def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[int, str]:
     """Return a colour for every class that occurs in the maps and has a name, the largest areas first.
 
+    A class has the same colour in every picture, unless one with a larger area in this picture has it already.
+
     Args:
         class_maps: Class index of every pixel, int, of any shapes.
         names: Name by class index; a class without a name, such as the background, gets no colour.
@@ -38,7 +39,12 @@ def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[
     """
     found, areas = np.unique(np.concatenate([np.ravel(class_map) for class_map in class_maps]), return_counts=True)
     order = [int(index) for index in found[np.argsort(-areas, kind="stable")] if int(index) in names]
-    return dict(zip(order, cycle((*PALETTE, *_FURTHER_COLORS)), strict=False))
+    palette = (*PALETTE, *_FURTHER_COLORS)
+    colors: dict[int, str] = {}
+    for index in order:
+        turned = [palette[(index + step) % len(palette)] for step in range(len(palette))]
+        colors[index] = next((color for color in turned if color not in colors.values()), turned[0])
+    return colors
 
 
 def matplotlib_module() -> Any:

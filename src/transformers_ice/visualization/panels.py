@@ -98,7 +98,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
     colors = class_colors([row.class_map for row in rows], names)
     columns = _columns(rows, colors)
-    figure, axes = _grid_of_axes(len(rows), len(columns))
+    figure, axes = _grid_of_axes(len(rows), len(columns), [row.image for row in rows])
     for (heading, draw), line in zip(columns.items(), axes.T, strict=True):
         line[0].set_title(heading, fontsize=10, pad=6)
         for row, axis in zip(rows, line, strict=True):
@@ -230,7 +230,7 @@ def method_panel(
     for method, values in maps.items():
         pairs = zip(images, values, strict=True)
         rows[method] = [overlay_heatmap(image, _stretch(relevance), opacity=0.8) for image, relevance in pairs]
-    figure, axes = _grid_of_axes(len(rows), len(images))
+    figure, axes = _grid_of_axes(len(rows), len(images), images)
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             _show(axis, picture)
@@ -261,16 +261,21 @@ def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
 
 
 def _stretch(values: Array) -> Array:
-    """Stretch a map to [0, 1]; a constant one becomes 0."""
+    """Stretch a map to [0, 1]; a mask of zeros and ones stays as it is, another constant map becomes 0."""
     array = np.nan_to_num(np.asarray(values, dtype=np.float32))
+    if np.isin(array, (0, 1)).all():
+        return array
     return (array - array.min()) / max(float(np.ptp(array)), 1e-12)
 
 
-def _grid_of_axes(num_rows: int, num_columns: int) -> tuple[Figure, Array]:
+def _grid_of_axes(num_rows: int, num_columns: int, images: Sequence[Array]) -> tuple[Figure, Array]:
+    """Return a figure and its axes; the cells have the shape of most images."""
     from matplotlib.figure import Figure
 
+    ratio = float(np.clip(np.median([image.shape[0] / image.shape[1] for image in images]), 0.4, 2.5))
+
     # not through pyplot: no window, no backend, and no figure that stays in memory
-    figure = Figure(figsize=(_CELL_INCHES * num_columns + 1.3, _CELL_INCHES * num_rows + 1.1), dpi=150)
+    figure = Figure(figsize=(_CELL_INCHES * num_columns + 1.3, _CELL_INCHES * ratio * num_rows + 1.1), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
     for axis in axes.flat:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
@@ -81,6 +82,20 @@ def test_cards_are_what_their_generator_writes(name, write_cards):
 def test_results_belong_to_the_weights_that_are_there(name):
     command = f"python scripts/write_model_card.py checkpoints/{name} --record"
     assert RECORDS[name].weights_sha256 == weights_digest(ROOT / "checkpoints" / name), f"run `{command}`"
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_recorded_training_is_that_of_the_recipe(name):
+    training = RECORDS[name].training
+    recipe = yaml.safe_load((ROOT / re.search(r"recipes/\S+", training.command)[0]).read_text(encoding="utf-8"))
+    settings = training.settings
+    assert settings["Images a step"] == recipe["per_device_train_batch_size"]
+    assert settings["Weight decay"] == recipe["weight_decay"]
+    assert float(settings["Learning rate"].split(",")[0]) == float(recipe["learning_rate"])
+    assert settings.get("Objective") == recipe.get("objective")
+    if "pruning_head" in recipe:
+        assert recipe["pruning_head"] in training.note
+        assert f"margin of {recipe['background_margin']:g}" in training.note
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

@@ -15,7 +15,14 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TrainerControl,
+    TrainerState,
+    ViTForImageClassification,
+)
 
 from transformers_ice import IceDeiTForImageClassification
 from transformers_ice.command_line import clean_exit, refuse_missing_folder
@@ -28,6 +35,7 @@ from transformers_ice.training import (
     build_image_processor,
     build_model,
     parse_arguments,
+    step_count,
 )
 from transformers_ice.training.checkpoints import mark_complete
 from transformers_ice.training.models import input_size, parse_config_overrides
@@ -231,6 +239,17 @@ def test_a_misspelt_folder_is_answered_with_the_one_that_was_meant(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=r"Did you mean checkpoints/ice-deit-scenes"):
         refuse_missing_folder("checkpoints/ice-deit-scene")
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(12, True), (99, True), (100, False)])
+def test_a_run_of_few_steps_says_so_and_what_makes_them_more(monkeypatch, tmp_path, steps, warns):
+    said = []
+    monkeypatch.setattr(step_count.logger, "warning", said.append)
+    args = IceTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    step_count.StepCountCallback().on_train_begin(args, TrainerState(max_steps=steps), TrainerControl())
+    assert bool(said) == warns
+    if warns:
+        assert f"{steps} steps of 8 images" in said[0]
 
 
 def test_an_error_of_another_package_keeps_its_traceback():

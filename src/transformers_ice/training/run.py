@@ -29,6 +29,7 @@ from .image_streams import load_images
 from .models import build_config, build_image_processor, build_model, input_size
 from .plain_losses import use_soft_label_loss
 from .rand_augment import parse_rand_augment
+from .step_count import StepCountCallback
 from .stopping import StopRequest, writing_to
 from .streamed_images import StreamedImages
 from .trainer import IceTrainer, build_trainer
@@ -141,7 +142,7 @@ def prepare_training(
         image_processor,
         train_collator=train_collator,
         distillation=distillation,
-        callbacks=list(callbacks),
+        callbacks=[StepCountCallback(), *callbacks],
     )
 
 

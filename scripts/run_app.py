@@ -5,7 +5,7 @@
 
 prints the address to open once the model is loaded. `--model` takes any folder or Hub id of an ICE checkpoint;
 `checkpoints/ice-deit-scenes-pruned` has heads for all pruning strategies. Nothing is sent anywhere: no analytics, no
-fonts or scripts of other hosts; pictures of visitors are removed within an hour. docs/app.md has the rest.
+fonts or scripts of other hosts; pictures of visitors are removed within 70 minutes. docs/app.md has the rest.
 """
 
 from __future__ import annotations

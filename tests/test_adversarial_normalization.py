@@ -45,7 +45,7 @@ def loss_by_definition(patch_logits, targets, background_weight, scale, min_rati
         pooled = [value / (count + 1) for value in pooled]
         mean = [value * scale for value in mean]
         log_sum = math.log(sum(math.exp(value) for value in pooled))
-        classification -= sum(t * (s - log_sum) for t, s in zip(targets[image].tolist(), pooled, strict=False))
+        classification -= sum(t * (s - log_sum) for t, s in zip(targets[image].tolist(), pooled[:-1], strict=True))
         background -= mean[-1] - math.log(sum(math.exp(value) for value in mean))
         ratio += count / num_patches
     weight = background_weight if ratio / num_images >= min_ratio else 0.0

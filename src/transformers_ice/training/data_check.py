@@ -28,7 +28,7 @@ _AT_ONCE = 1024
 _MAX_ROWS = 50
 
 
-_MEND = "The data must be mended; training can also leave out images it cannot read: `--on_bad_image skip`."
+_LEAVE_OUT = "Images that cannot be read may also be left out: `--on_bad_image skip` (not with `--streaming`)."
 
 
 @dataclass
@@ -62,8 +62,8 @@ class DataReport:
                 lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {_shorten(missing)}")
         if self.faults:
             lines.append(f"{len(self.faults)} rows that cannot be used:")
-            lines += [f"  {fault}" for fault in self.faults]
-        lines.append("The data can be trained on." if not self.exit_code else _MEND)
+            lines += [*(f"  {fault}" for fault in self.faults), _LEAVE_OUT]
+        lines.append("The data can be trained on." if not self.exit_code else "The data must be mended.")
         return "\n".join(lines)
 
     def _table(self) -> Iterator[str]:

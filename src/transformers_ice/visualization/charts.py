@@ -46,7 +46,7 @@ def score_bars(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], h
     figure = Figure(figsize=(4.2 * columns, rows * (0.9 + 0.19 * num_bars)), dpi=130, layout="constrained")
     # a list: `flat` is an iterator, which would go on where the loop has left it
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, (name, heading) in zip(axes, headings.items(), strict=False):
+    for axis, (name, heading) in zip(axes[: len(headings)], headings.items(), strict=True):
         _draw_bars(axis, scores[name], heading)
     for axis in axes[len(headings) :]:
         axis.set_visible(False)

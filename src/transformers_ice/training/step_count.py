@@ -27,5 +27,5 @@ class StepCountCallback(TrainerCallback):
             batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             logger.warning(
                 f"This run has {state.max_steps} steps of {batch_size} images; a head of random weights needs some "
-                "hundred. More images, more `--num_train_epochs` or a smaller `--per_device_train_batch_size` make them more."
+                "hundred. More images, more `--num_train_epochs` or a smaller `--per_device_train_batch_size` help."
             )

@@ -302,6 +302,19 @@ def test_idle_classifier_stays_as_it_was(tmp_path):
     assert torch.equal(model.classifier.weight, before)
 
 
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_bf16_trains_weights_of_full_precision_to_nearly_the_same_loss(tmp_path, objective):
+    losses = {}
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path / str(bf16), make_model(**OBJECTIVES[objective]), bf16=bf16, max_steps=3)
+        trainer.train()
+        losses[bf16] = losses_of(trainer)
+        assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
+    assert losses[True] != losses[False]
+    # bfloat16 keeps eight bits
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
 # --- images --------------------------------------------------------------------------------------------------------
 
 

@@ -4,10 +4,11 @@ r"""Time training: a step of ICE over one of plain DeiT, augmentation on one cor
     python scripts/run_training_benchmark.py --output_dir outputs/training-benchmark
 
 Prints a table of medians and quartiles: milliseconds of a step (forward, backward, AdamW) of DeiT-S of transformers
-and of ICE-DeiT-S in turns, images a second from JPEG files of 500 x 375 pixels to a normalised batch on one core under
-three `--augmentation`s (decoding included), and the share of a step of the Trainer in which it waits for its batch
-while `--dataloader_num_workers` processes make batches of `--augmentation deit`. OUTPUT_DIR/results.json holds every
-single number, with settings and machine. Some minutes on two cores; `docs/training/recipe.md` shows what it printed.
+and of ICE-DeiT-S in turns (`--hidden_size 192`: of DeiT-Ti), images a second from JPEG files of 500 x 375 pixels to a
+normalised batch on one core under three `--augmentation`s (decoding included), and the share of a step of the Trainer
+in which it waits for its batch while `--dataloader_num_workers` processes make batches of `--augmentation deit`.
+OUTPUT_DIR/results.json holds every single number, with settings and machine. Some minutes on two cores;
+`docs/training/recipe.md` shows what it printed.
 """
 
 from __future__ import annotations

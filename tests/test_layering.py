@@ -33,6 +33,7 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 TRAVELLING_ROOMS = (
     "adversarial_normalization",
     "local_windows",
+    "patch_smoothing",
     "token_pruning",
     "patch_maps",
     "image_conversion",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local windows: cut and joined, blurred, blind to what lies outside, and what the model learns from them."""
+"""Local windows: cut and joined, blind to what lies outside, and what the model learns from them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.local_windows import (
-    blur_grid,
     every_nth,
     join_windows,
     local_distillation_loss,
     split_windows,
 )
+from transformers_ice.patch_smoothing import patch_appearance, smoothing_weights
 from transformers_ice.training.objectives import OBJECTIVES
 
 
@@ -53,32 +53,16 @@ def test_uneven_windows_are_refused():
         split_windows(torch.zeros(1, 12, 1), (3, 4), 2)
 
 
-def test_blur_is_that_of_a_loop():
-    values = torch.rand(2, 12, 5, dtype=torch.float64)
-    grid = values.view(2, 3, 4, 5)
-    expected = torch.zeros_like(grid)
-    for row in range(3):
-        for column in range(4):
-            for down, weight in ((-1, 1), (0, 2), (1, 1)):
-                for right, other in ((-1, 1), (0, 2), (1, 1)):
-                    near = grid[:, min(max(row + down, 0), 2), min(max(column + right, 0), 3)]
-                    expected[:, row, column] += weight * other / 16 * near
-    torch.testing.assert_close(blur_grid(values, (3, 4)), expected.flatten(1, 2))
-
-
-def test_blurred_probabilities_are_probabilities():
-    blurred = blur_grid(torch.randn(2, 9, 4).softmax(-1), (3, 3))
-    torch.testing.assert_close(blurred.sum(-1), torch.ones(2, 9))
-
-
-def test_distillation_is_least_where_the_learner_says_the_blurred_truth_and_teaches_only_it():
+def test_distillation_is_least_where_the_learner_says_the_smoothed_truth_and_teaches_only_it():
     teacher = torch.randn(2, 9, 4, requires_grad=True)
-    target = blur_grid(teacher.detach().softmax(-1), (3, 3))
+    smoothing = torch.rand(2, 9, 9)
+    smoothing = smoothing / smoothing.sum(-1, keepdim=True)
+    target = torch.einsum("bij,bjc->bic", smoothing, teacher.detach().softmax(-1))
     learner = torch.randn(2, 9, 4, requires_grad=True)
-    loss = local_distillation_loss(learner, teacher, (3, 3))
-    assert loss > local_distillation_loss(target.log(), teacher, (3, 3))
+    loss = local_distillation_loss(learner, teacher, smoothing)
+    assert loss > local_distillation_loss(target.log(), teacher, smoothing)
     torch.testing.assert_close(
-        local_distillation_loss(target.log(), teacher, (3, 3)), -(target * target.log()).sum(-1).mean()
+        local_distillation_loss(target.log(), teacher, smoothing), -(target * target.log()).sum(-1).mean()
     )
     loss.backward()
     assert teacher.grad is None
@@ -110,7 +94,15 @@ def test_one_window_is_the_whole_image():
         torch.testing.assert_close(model.deit.encode_windows(images), model(images).patch_logits)
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_distillation_token": True}, {"local_image_share": 1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"use_distillation_token": True},
+        {"local_image_share": 1.0},
+        {"local_appearance_weight": 0.0, "local_smoothing_steps": 1},
+    ],
+)
 def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     model = build(**fields).train()
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
@@ -119,7 +111,11 @@ def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     local = model.deit.encode_windows(images[::step])
     targets = torch.eye(3)[labels[::step]]
     expected = model.ice_loss(local, model.pool(local), targets).total
-    expected = expected + local_distillation_loss(outputs.patch_logits[::step], local, (4, 4))
+    appearance = patch_appearance(images[::step], (8, 8))
+    smoothing = smoothing_weights(
+        appearance, (4, 4), model.config.local_appearance_weight, model.config.local_smoothing_steps
+    )
+    expected = expected + local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
     torch.testing.assert_close(outputs.local_loss, expected)
     config = model.config
     whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total

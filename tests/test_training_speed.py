@@ -70,6 +70,14 @@ def test_models_have_as_many_tokens_and_almost_as_many_weights():
     assert sizes["ICE"] - sizes["DeiT"] == 384 * 1001
 
 
+def test_width_is_that_of_deit():
+    arguments = TrainingBenchmarkArguments(image_size=32, num_layers=1, hidden_size=192)
+    config = build_step_models(arguments, torch.device("cpu"))["ICE"].config
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (192, 3, 768)
+    with pytest.raises(ValueError, match=r"multiple of 64, got 100"):
+        TrainingBenchmarkArguments(hidden_size=100)
+
+
 def test_photographs_are_jpeg_files_of_the_size():
     table = draw_photographs(2, (40, 60))
     cell = table.cast_column("image", ImageFeature(decode=False))[1]["image"]

@@ -30,6 +30,8 @@ _ICE_FIELDS = (
     "num_local_windows",
     "local_loss_weight",
     "local_image_share",
+    "local_appearance_weight",
+    "local_smoothing_steps",
     "classification_loss_type",
     "logits_source",
     "patch_head_hidden_size",
@@ -89,6 +91,10 @@ class IceDeiTConfig(DeiTConfig):
         local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
             which see everything say the same.
         local_image_share: Share of the images, in (0, 1], that are run in windows.
+        local_appearance_weight: What patches say in windows is averaged with what their neighbours say before it is
+            learnt. A neighbour counts by its distance times exp(-weight * d^2), where d is the difference in the mean
+            and deviation of the normalised pixels; >= 0.
+        local_smoothing_steps: How often it is averaged, at least 1.
         classification_loss_type: How foreground and [CLS] logits are compared with the labels: "cross_entropy"
             (published) or "bce" (binary, the mean over classes; background is one more class with target 0).
         logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
@@ -155,6 +161,8 @@ class IceDeiTConfig(DeiTConfig):
     num_local_windows: int = 0
     local_loss_weight: float | int = 1.0
     local_image_share: float | int = 0.5
+    local_appearance_weight: float | int = 0.0
+    local_smoothing_steps: int = 1
     classification_loss_type: str = "cross_entropy"
     logits_source: str = "patch"
     patch_head_hidden_size: int | None = None
@@ -297,6 +305,9 @@ class IceDeiTConfig(DeiTConfig):
             raise ValueError(f"`num_local_windows` must be at least 0, got {self.num_local_windows}.")
         if not 0.0 < self.local_image_share <= 1.0:
             raise ValueError(f"`local_image_share` must be in (0, 1], got {self.local_image_share}.")
+        _check_range("local_appearance_weight", self.local_appearance_weight, 0.0, float("inf"))
+        if self.local_smoothing_steps < 1:
+            raise ValueError(f"`local_smoothing_steps` must be at least 1, got {self.local_smoothing_steps}.")
         _check_range("background_logit_scale", self.background_logit_scale, 0.0, float("inf"))
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")

@@ -27,11 +27,12 @@ from .adversarial_normalization import (
     pool_softly,
     soft_targets,
 )
-from .configuration_ice_deit import IceDeiTConfig
+from .configuration_ice_deit import IceDeiTConfig, as_pair
 from .input_checks import check_labels, check_pixel_values
 from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head, build_pruning_head
 from .local_windows import every_nth, join_windows, local_distillation_loss, split_windows
 from .outputs_ice_deit import IceDeiTImageClassifierOutput, IceDeiTModelOutput
+from .patch_smoothing import patch_appearance, smoothing_weights
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .pruned_encoding import encode_pruned
 from .token_pruning import gate_loss, keep_foreground
@@ -315,13 +316,22 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
 
     def compute_local_loss(self, pixel_values: Tensor, encoded: Any, targets: Tensor) -> Tensor:
         """Return the loss of the local windows, 0-dim: the ICE loss in them, and of saying elsewhere what they say."""
-        share = self.config.local_image_share
-        local_logits = self.deit.encode_windows(every_nth(pixel_values, share))
-        local_loss = self.ice_loss(local_logits, self.pool(local_logits), every_nth(targets, share))
+        config = self.config
+        images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, targets))
+        local_logits = self.deit.encode_windows(images)
+        local_loss = self.ice_loss(local_logits, self.pool(local_logits), targets)
         # a patch that left in training is no learner: what counts is what the last head says of it
         whole = encoded.patch_logits if encoded.last_patch_logits is None else encoded.last_patch_logits
-        grid_size = self.deit.embeddings.grid_size_of(pixel_values)
-        return local_loss.total + local_distillation_loss(every_nth(whole, share), local_logits, grid_size)
+        # in half precision the targets would not sum to 1
+        with torch.autocast(images.device.type, enabled=False):
+            smoothing = smoothing_weights(
+                patch_appearance(images, as_pair(config.patch_size)),
+                self.deit.embeddings.grid_size_of(images),
+                config.local_appearance_weight,
+                config.local_smoothing_steps,
+            )
+            learners = every_nth(whole, config.local_image_share)
+            return local_loss.total + local_distillation_loss(learners, local_logits, smoothing)
 
     def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:
         """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers, of an `IceDeiTModelOutput`.

@@ -21,6 +21,7 @@ REMOTE_CODE_FILES = (
     "input_checks.py",
     "layers_ice_deit.py",
     "local_windows.py",
+    "patch_smoothing.py",
     "modeling_ice_deit.py",
     "outputs_ice_deit.py",
     "packed_attention.py",

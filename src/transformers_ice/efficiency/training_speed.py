@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _CLASSES = [str(index) for index in range(1000)]
-_SHAPE_OF_DEIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+_WIDTH_OF_A_HEAD = 64  # in all DeiT
 _JPEG_QUALITY = 90
 
 
@@ -52,7 +52,8 @@ class TrainingBenchmarkArguments:
     photograph_size: list[int] = field(
         default_factory=lambda: [375, 500], metadata={"help": "Height and width of the JPEG files that are decoded."}
     )
-    num_layers: int = field(default=12, metadata={"help": "Layers of the models, which are DeiT-S otherwise."})
+    hidden_size: int = field(default=384, metadata={"help": "Width: 192 is DeiT-Ti, 384 DeiT-S, 768 DeiT-B."})
+    num_layers: int = field(default=12, metadata={"help": "Layers of the models."})
     batch_size: int = field(default=16, metadata={"help": "Images of a step."})
     num_images: int = field(default=64, metadata={"help": "Different JPEG files."})
     num_repeats: int = field(default=10, metadata={"help": "Repeats that count."})
@@ -72,6 +73,8 @@ class TrainingBenchmarkArguments:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size < 1 or self.hidden_size % _WIDTH_OF_A_HEAD:
+            raise ValueError(f"`hidden_size` must be a multiple of {_WIDTH_OF_A_HEAD}, got {self.hidden_size}.")
         for name in ("num_warmups", "waiting_warmups", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
@@ -101,7 +104,9 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
     it, as published, beside.
     """
     shape: dict[str, Any] = {
-        **_SHAPE_OF_DEIT_S,
+        "hidden_size": arguments.hidden_size,
+        "intermediate_size": 4 * arguments.hidden_size,
+        "num_attention_heads": arguments.hidden_size // _WIDTH_OF_A_HEAD,
         "num_hidden_layers": arguments.num_layers,
         "image_size": arguments.image_size,
         "id2label": dict(enumerate(_CLASSES)),

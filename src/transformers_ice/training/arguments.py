@@ -50,6 +50,8 @@ class ModelArguments:
         num_local_windows: See `IceDeiTConfig`.
         local_loss_weight: See `IceDeiTConfig`.
         local_image_share: See `IceDeiTConfig`, in (0, 1].
+        local_appearance_weight: See `IceDeiTConfig`.
+        local_smoothing_steps: See `IceDeiTConfig`, >= 1.
         logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
         loss_type: `classification_loss_type` of `IceDeiTConfig`, and the loss of a plain classifier.
         drop_path_rate: See `IceDeiTConfig`, in [0, 1).
@@ -139,6 +141,13 @@ class ModelArguments:
     local_loss_weight: float | None = field(default=None, metadata={"help": "Weight of what is learnt from them."})
     local_image_share: float | None = field(
         default=None, metadata={"help": "Share of the images that are run in windows, too."}
+    )
+    local_appearance_weight: float | None = field(
+        default=None,
+        metadata={"help": "How much less neighbours of other looks count when that is averaged; 0: no less."},
+    )
+    local_smoothing_steps: int | None = field(
+        default=None, metadata={"help": "How often what is said in windows is averaged with the neighbours."}
     )
     logits_source: Literal["patch", "cls"] | None = field(
         default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}

@@ -46,6 +46,8 @@ _ICE_FIELDS = (
     "num_local_windows",
     "local_loss_weight",
     "local_image_share",
+    "local_appearance_weight",
+    "local_smoothing_steps",
     "logits_source",
     "drop_path_rate",
     "patch_head_hidden_size",

@@ -100,7 +100,7 @@ def test_one_window_is_the_whole_image():
         {},
         {"use_distillation_token": True},
         {"local_image_share": 1.0},
-        {"local_appearance_weight": 0.0, "local_smoothing_steps": 1},
+        {"local_appearance_weight": 0.0, "local_smoothing_steps": 1, "local_distillation_weight": 1.0},
     ],
 )
 def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
@@ -115,7 +115,8 @@ def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     smoothing = smoothing_weights(
         appearance, (4, 4), model.config.local_appearance_weight, model.config.local_smoothing_steps
     )
-    expected = expected + local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
+    distillation = local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
+    expected = expected + model.config.local_distillation_weight * distillation
     torch.testing.assert_close(outputs.local_loss, expected)
     config = model.config
     whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total

@@ -61,6 +61,7 @@ def test_an_ice_model_keeps_its_objective_unless_told_otherwise(tmp_path):
         ("foreground_pooling", "mean"),
         ("num_local_windows", -1),
         ("local_image_share", 0.0),
+        ("local_distillation_weight", -1.0),
         ("local_appearance_weight", -1.0),
         ("local_smoothing_steps", 0),
         ("max_foreground_ratio", 1.5),

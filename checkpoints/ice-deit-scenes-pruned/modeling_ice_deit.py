@@ -331,7 +331,8 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
                 config.local_smoothing_steps,
             )
             learners = every_nth(whole, config.local_image_share)
-            return local_loss.total + local_distillation_loss(learners, local_logits, smoothing)
+            distillation = local_distillation_loss(learners, local_logits, smoothing)
+        return local_loss.total + config.local_distillation_weight * distillation
 
     def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:
         """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers, of an `IceDeiTModelOutput`.

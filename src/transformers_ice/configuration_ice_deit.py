@@ -29,6 +29,7 @@ _ICE_FIELDS = (
     "candidate_label_loss_weight",
     "num_local_windows",
     "local_loss_weight",
+    "local_distillation_weight",
     "local_image_share",
     "local_appearance_weight",
     "local_smoothing_steps",
@@ -52,6 +53,7 @@ _LOSS_WEIGHTS = (
     "classification_loss_weight",
     "candidate_label_loss_weight",
     "local_loss_weight",
+    "local_distillation_weight",
 )
 
 # Keys of old Hub configurations that only look like one of those.
@@ -90,6 +92,7 @@ class IceDeiTConfig(DeiTConfig):
             and patches learn from what they say there (published: none, 0).
         local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
             which see everything say the same.
+        local_distillation_weight: Weight, >= 0, of the latter in their sum.
         local_image_share: Share of the images, in (0, 1], that are run in windows.
         local_appearance_weight: What patches say in windows is averaged with what their neighbours say before it is
             learnt. A neighbour counts by its distance times exp(-weight * d^2), where d is the difference in the mean
@@ -160,6 +163,7 @@ class IceDeiTConfig(DeiTConfig):
     candidate_label_loss_weight: float | int = 0.0
     num_local_windows: int = 0
     local_loss_weight: float | int = 1.0
+    local_distillation_weight: float | int = 1.0
     local_image_share: float | int = 0.5
     local_appearance_weight: float | int = 0.0
     local_smoothing_steps: int = 1

@@ -49,6 +49,7 @@ class ModelArguments:
         candidate_label_loss_weight: See `IceDeiTConfig`.
         num_local_windows: See `IceDeiTConfig`.
         local_loss_weight: See `IceDeiTConfig`.
+        local_distillation_weight: See `IceDeiTConfig`.
         local_image_share: See `IceDeiTConfig`, in (0, 1].
         local_appearance_weight: See `IceDeiTConfig`.
         local_smoothing_steps: See `IceDeiTConfig`, >= 1.
@@ -139,6 +140,9 @@ class ModelArguments:
         metadata={"help": "Also train on windows, so many along each side of the patch grid; 0: do not."},
     )
     local_loss_weight: float | None = field(default=None, metadata={"help": "Weight of what is learnt from them."})
+    local_distillation_weight: float | None = field(
+        default=None, metadata={"help": "Weight, in it, of saying elsewhere what is said in windows."}
+    )
     local_image_share: float | None = field(
         default=None, metadata={"help": "Share of the images that are run in windows, too."}
     )

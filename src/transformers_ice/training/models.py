@@ -45,6 +45,7 @@ _ICE_FIELDS = (
     "candidate_label_loss_weight",
     "num_local_windows",
     "local_loss_weight",
+    "local_distillation_weight",
     "local_image_share",
     "local_appearance_weight",
     "local_smoothing_steps",

@@ -33,6 +33,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "candidate_label_loss_weight": 0.05,
         "num_local_windows": 2,
         "local_loss_weight": 1.0,
+        "local_distillation_weight": 3.0,
         "local_image_share": 0.5,
+        "local_appearance_weight": 2.0,
+        "local_smoothing_steps": 4,
     },
 }

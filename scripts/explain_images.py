@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoConfig, pipeline
+from transformers import pipeline
 
-from transformers_ice import IceDeiTConfig, PatchExplanationPipeline
-from transformers_ice.command_line import refuse_missing_folder
+from transformers_ice import PatchExplanationPipeline
 from transformers_ice.image_conversion import load_image
+from transformers_ice.model_names import refuse_other_models
 from transformers_ice.visualization import PICTURES, save_result
 
 
@@ -66,13 +66,7 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
     Raises:
         ValueError: If it holds another kind of model.
     """
-    refuse_missing_folder(model)
-    model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
-    if model_type != IceDeiTConfig.model_type:
-        raise ValueError(
-            f"{model} must hold an ICE model ({IceDeiTConfig.model_type}), got {model_type}. Train one from it with "
-            f"`python scripts/run_train.py --model_name_or_path {model} ...`."
-        )
+    refuse_other_models(model)
     return pipeline("patch-explanation", model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
 
 

@@ -50,7 +50,17 @@ TRAVELLING_ROOMS = (
     "image_processing_ice_deit",
     "pipeline_patch_explanation",
 )
-WORKBENCH_ROOMS = ("command_line", "hub_folder", "conversion", "metrics", "data", "explainers", "training", "export")
+WORKBENCH_ROOMS = (
+    "command_line",
+    "model_names",
+    "hub_folder",
+    "conversion",
+    "metrics",
+    "data",
+    "explainers",
+    "training",
+    "export",
+)
 REPORT_ROOMS = (
     "efficiency",
     "evaluation",

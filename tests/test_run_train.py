@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from transformers_ice import IceDeiTForImageClassification
-from transformers_ice.command_line import clean_exit, refuse_missing_folder
+from transformers_ice.command_line import clean_exit
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.model_names import refuse_missing_folder
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,

@@ -17,7 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 
 
-__all__ = ["clean_exit", "parse_dataclasses", "refuse_missing_folder"]
+__all__ = ["clean_exit", "parse_dataclasses"]
 
 
 @contextmanager
@@ -35,25 +35,6 @@ def clean_exit() -> Iterator[None]:
         if raised_in != ("transformers" if isinstance(error, OSError) else __name__.partition(".")[0]):
             raise
         sys.exit(f"Error: {error}")
-
-
-def refuse_missing_folder(name: str) -> None:
-    """Refuse the name of a model that can only be a folder, where there is none: the Hub would be asked for it.
-
-    Args:
-        name: Folder or Hub id (name or owner/name).
-
-    Raises:
-        ValueError: If it is written like a path, or its parent is a folder here; says which folders are like it.
-    """
-    path = Path(name).expanduser()
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-    if path.is_dir() or not (is_path or ("/" in name and path.parent.is_dir())):
-        return
-    beside = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(str(path), beside, n=3, cutoff=0.8)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "Check the spelling and the working directory."
-    raise ValueError(f"A model must be a folder or a Hub id (owner/name), got {name!r}: no such folder. {hint}")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

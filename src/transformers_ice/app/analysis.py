@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 
-from ..command_line import refuse_missing_folder
-from ..configuration_ice_deit import IceDeiTConfig
+from ..model_names import refuse_other_models
 from ..modeling_ice_deit import IceDeiTForImageClassification
 
 
@@ -114,13 +113,7 @@ def load_model(name: str) -> LoadedModel:
         OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
         ValueError: If it holds another kind of model.
     """
-    refuse_missing_folder(name)
-    model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-    if model_type != IceDeiTConfig.model_type:
-        raise ValueError(
-            f"{name} must hold an ICE model ({IceDeiTConfig.model_type}), got {model_type}. Train one from it with "
-            f"`python scripts/run_train.py --model_name_or_path {name} ...`."
-        )
+    refuse_other_models(name)
     model = IceDeiTForImageClassification.from_pretrained(name).eval()
     return LoadedModel(name, model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
 

@@ -14,6 +14,7 @@ from ..configuration_ice_deit import IceDeiTConfig, as_pair
 from ..data.scenes import draw_scene
 from ..image_conversion import load_image
 from ..image_processing_ice_deit import IceDeiTImageProcessor
+from ..model_names import refuse_missing_folder
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import BenchmarkArguments
 from .keep_counts import counts_from_shares, draw_keep_shares, read_keep_shares
@@ -46,6 +47,7 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         raise ValueError(f"An ICE model has no configuration field {', '.join(sorted(unknown))}.")
     torch.manual_seed(arguments.seed)
     if arguments.model_name_or_path is not None:
+        refuse_missing_folder(arguments.model_name_or_path)
         model = IceDeiTForImageClassification.from_pretrained(
             arguments.model_name_or_path,
             initialize_pruning_heads=arguments.is_prescribed,

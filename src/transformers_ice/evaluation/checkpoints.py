@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..configuration_ice_deit import as_pair
 from ..explainers import evaluation_mode
 from ..explainers.inspection import num_prefix_tokens
+from ..model_names import refuse_missing_folder
 from .protocol import Protocol
 
 
@@ -60,9 +61,11 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
         device: Where the model goes.
 
     Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If it cannot be read, is of another family, or lacks weights, such as those of a classifier.
+        OSError: If the Hub has no such checkpoint, or cannot be reached.
+        ValueError: If there is no such folder, or it cannot be read, is of another family, or lacks weights, such as
+            those of a classifier.
     """
+    refuse_missing_folder(path)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     try:
         loaded = AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)

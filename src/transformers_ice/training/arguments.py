@@ -14,7 +14,8 @@ from typing import Literal, cast
 import torch
 from transformers import TrainingArguments
 
-from ..command_line import parse_dataclasses, refuse_missing_folder
+from ..command_line import parse_dataclasses
+from ..model_names import refuse_missing_folder
 from .recipe_arguments import AugmentationArguments, RecipeArguments
 from .source_arguments import ShardArguments
 

@@ -27,7 +27,6 @@ from transformers import (
 from transformers_ice import IceDeiTForImageClassification
 from transformers_ice.command_line import clean_exit
 from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
-from transformers_ice.model_names import refuse_missing_folder
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -226,20 +225,6 @@ def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
     assert "Traceback" not in finished.stderr
     assert f"Error: The folder {tmp_path} holds no image files" in finished.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["/gone", "./gone", "checkpoints/deit/gone", "~/gone", "a\\b", "checkpoints/gone"])
-def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(monkeypatch, name):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match=r"must be a folder or a Hub id .* no such folder\. Check the spelling"):
-        ModelArguments(model_name_or_path=name)
-    assert ModelArguments(model_name_or_path="facebook/deit-small-patch16-224").model_type is None
-
-
-def test_a_misspelt_folder_is_answered_with_the_one_that_was_meant(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match=r"Did you mean checkpoints/ice-deit-scenes"):
-        refuse_missing_folder("checkpoints/ice-deit-scene")
 
 
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (99, True), (100, False)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes in the names of models are told before anything is loaded, or asked of the Hub, wherever a name is given."""
+"""Mistakes in the names of models are told before anything is loaded or asked of the Hub, wherever one is given."""
 
 from __future__ import annotations
 

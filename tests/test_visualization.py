@@ -26,6 +26,7 @@ from transformers_ice.visualization import (
     save_figure,
     score_bars,
 )
+from transformers_ice.visualization.colors import LEAVING_COLOR
 
 
 GREY = np.full((6, 8, 3), 120, dtype=np.uint8)
@@ -203,9 +204,14 @@ def test_patches_that_stay_keep_their_colours_those_that_leave_turn_blue_and_ear
     image[..., 0] = 100
     result = kept_patches(image, np.array([[6, 3, 2]]), layer=3)[0].astype(int)
     assert result[0].tolist() == [100, 200, 200]
-    assert result[1][2] > result[1][0] + 20  # blue
+    assert result[1][2] > result[1][1] + 20  # violet
     assert result[2].max() < 60
     assert np.array_equal(kept_patches(image, np.array([[6, 3, 2]]), layer=1), image)
+
+
+def test_no_class_has_the_colour_of_patches_that_leave():
+    names = {index: str(index) for index in range(13)}
+    assert LEAVING_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
 
 
 def test_a_panel_shows_the_layers_before_which_patches_left():

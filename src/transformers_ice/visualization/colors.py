@@ -20,7 +20,7 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 _FURTHER_COLORS = ("#882255", "#999933", "#332288", "#DDCC77", "#117733", "#88CCEE")
 HEAT_COLORS = "inferno"
 OUTLINE_COLOR = "#00E5FF"  # not on the way from dark violet to pale yellow that a heat map takes
-LEAVING_COLOR = "#56B4E9"
+LEAVING_COLOR = "#B39DDB"  # none of the classes' colours
 
 Array = np.ndarray
 

@@ -66,6 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
     parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
+    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them that are left out")
     parser.add_argument("--report_only", action="store_true", help="train nothing, make the table of what is there")
     return parser.parse_args(argv)
 

@@ -94,6 +94,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
     parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
+    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them that are left out")
     return parser.parse_args(argv)
 
 
@@ -113,7 +114,8 @@ def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, option
 def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     """Return pixel values, labels and the object's pixels in every patch of the held-out scenes."""
     processor = AutoImageProcessor.from_pretrained(arguments.start)
-    scenes = load_scenes("test", arguments.num_eval, image_size=IMAGE_SIZE)
+    first, last = arguments.skip_eval, arguments.skip_eval + arguments.num_eval
+    scenes = load_scenes("test", last, image_size=IMAGE_SIZE).select(range(first, last))
     pixel_values, areas = [], []
     for batch in scenes.iter(500):
         pixel_values.append(processor(batch["image"], return_tensors="pt")["pixel_values"])

@@ -30,7 +30,7 @@ from transformers import pipeline
 
 from transformers_ice import PatchExplanationPipeline
 from transformers_ice.image_conversion import load_image
-from transformers_ice.model_names import refuse_other_models
+from transformers_ice.model_names import resolve_ice_model_name
 from transformers_ice.visualization import PICTURES, save_result
 
 
@@ -66,7 +66,7 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
     Raises:
         ValueError: If it holds another kind of model.
     """
-    refuse_other_models(model)
+    model = resolve_ice_model_name(model)
     return pipeline("patch-explanation", model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
 
 

@@ -40,6 +40,7 @@ from transformers_ice.command_line import parse_dataclasses
 from transformers_ice.data.benchmarks import load_evaluation_set
 from transformers_ice.evaluation.checkpoints import labels_by_name
 from transformers_ice.export import compare_with_onnx, export_onnx, quantize_int8, score_exports
+from transformers_ice.model_names import resolve_model_name
 
 
 @dataclass
@@ -75,12 +76,13 @@ def load(arguments: ExportArguments) -> tuple[Any, Any]:
     """Return model and image processor with the changes that were asked for."""
     names = ("pruning_strategy", "pruning_layers", "keep_rates", "fuse_pruned_tokens")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    model = AutoModelForImageClassification.from_pretrained(arguments.model, dtype=torch.float32, **changes)
+    folder = resolve_model_name(arguments.model)
+    model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **changes)
     preprocessing = {}
     if arguments.image_size:
         height, width = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size * 2
         preprocessing = {"size": {"height": height, "width": width}, "do_center_crop": False}
-    return model, AutoImageProcessor.from_pretrained(arguments.model, **preprocessing)
+    return model, AutoImageProcessor.from_pretrained(folder, **preprocessing)
 
 
 def example_images(arguments: ExportArguments, model: Any, image_processor: Any, examples: Any) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What ICE is trained by: the published objective and ours, at several weights and with parts left out.
+r"""What ICE is trained by: the published objective and ours, at several weights, with parts left out or changed.
 
     python scripts/run_objective_study.py --output_dir outputs/objective-study --seeds 0 1 2
 
@@ -48,7 +48,7 @@ VARIANTS = {
     "balanced, without candidate labels": "--objective balanced --candidate_label_loss_weight 0",
     "balanced, hard pooling": "--objective balanced --foreground_pooling hard",
     "balanced, without [CLS] loss": "--objective balanced --cls_loss_weight 0",
-    "balanced, without appearance": "--objective balanced --local_appearance_weight 0 --local_smoothing_steps 1",
+    "balanced, by distance once": "--objective balanced --local_appearance_weight 0 --local_smoothing_steps 1",
     "balanced, distillation x 1": "--objective balanced --local_distillation_weight 1",
     "balanced, MLP head": "--objective balanced --patch_head_hidden_size 256",
     "balanced, layer decay 0.7": "--objective balanced --layer_decay 0.7",

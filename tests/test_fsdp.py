@@ -7,6 +7,7 @@ that two processes on the CPU are two GPUs, and so runs what accelerate, transfo
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,7 +58,7 @@ def fsdp_variables() -> dict[str, str]:
     }
 
 
-def launch(folder: Path, output_dir: Path, *words: str, fsdp: bool = True) -> None:
+def launch(folder: Path, output_dir: Path, *words: str, fsdp: bool = True) -> str:
     launcher = folder / "launcher.py"
     launcher.write_text(LAUNCHER.format(scripts=str(ROOT / "scripts")))
     program = str(launcher) if fsdp else str(ROOT / "scripts" / "run_train.py")
@@ -67,6 +68,7 @@ def launch(folder: Path, output_dir: Path, *words: str, fsdp: bool = True) -> No
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
     assert result.returncode == 0, result.stderr[-3000:]
     assert ("ran as FSDP" in result.stdout) == fsdp
+    return result.stderr
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,19 +105,23 @@ def test_trains_as_whole_copies_do(runs):
 @pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one(runs):
     shutil.copytree(runs / "fsdp" / "checkpoint-4", runs / "resumed" / "checkpoint-4")
-    launch(runs, runs / "resumed", "--resume_from_checkpoint", "auto")
+    messages = launch(runs, runs / "resumed", "--resume_from_checkpoint", "auto")
+    assert f"Resuming from {runs / 'resumed' / 'checkpoint-4'}" in messages
     resumed, whole = weights_of(runs / "resumed"), weights_of(runs / "fsdp")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_loaded_and_bf16_runs(runs):
-    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
-    launch(runs, runs / "best", *best, "--bf16", "true", "--save_total_limit", "2")
-    losses = [weights_of(runs / "best" / f"checkpoint-{step}") for step in (4, 8)]
+    # the batches grow more foreground, so the first of the two evaluations has the least
+    best = ["--metric_for_best_model", "foreground_ratio", "--greater_is_better", "false", "--save_total_limit", "2"]
+    launch(runs, runs / "best", *best, "--load_best_model_at_end", "true", "--bf16", "true")
+    state = json.loads((runs / "best" / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("checkpoint-4")
     final = weights_of(runs / "best")
-    equal = [all(torch.equal(final[name], weights[name]) for name in final) for weights in losses]
-    assert sum(equal) == 1
+    for step, is_equal in ((4, True), (8, False)):
+        weights = weights_of(runs / "best" / f"checkpoint-{step}")
+        assert all(torch.equal(final[name], weights[name]) for name in final) == is_equal
     assert {tensor.dtype for tensor in final.values()} == {torch.float32}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.configuration_ice_deit import as_pair
 from transformers_ice.local_windows import (
     every_nth,
     join_windows,
@@ -23,7 +24,8 @@ GRIDS = [((4, 4), 2), ((4, 6), 2), ((6, 3), 3), ((4, 4), 1), ((2, 2), 2)]
 def build(**fields) -> IceDeiTForImageClassification:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = IceDeiTConfig(**shape, image_size=32, patch_size=8, num_labels=3, **{**OBJECTIVES["balanced"], **fields})
+    fields = {"image_size": 32, "patch_size": 8, **OBJECTIVES["balanced"], **fields}
+    config = IceDeiTConfig(**shape, num_labels=3, **fields)
     model = IceDeiTForImageClassification(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -94,6 +96,19 @@ def test_one_window_is_the_whole_image():
         torch.testing.assert_close(model.deit.encode_windows(images), model(images).patch_logits)
 
 
+def expected_local_loss(model, outputs, images, labels, step):
+    """The ICE loss in the windows and the distillation, from their definitions, for evenly spaced images."""
+    config = model.config
+    rows, columns = model.deit.embeddings.grid_size_of(images)
+    local = model.deit.encode_windows(images[::step])
+    ice_loss = model.ice_loss(local, model.pool(local), torch.eye(3)[labels[::step]]).total
+    appearance = patch_appearance(images[::step], as_pair(config.patch_size))
+    weights = (config.local_appearance_weight, config.local_smoothing_steps)
+    smoothing = smoothing_weights(appearance, (rows, columns), *weights)
+    distillation = local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
+    return ice_loss + config.local_distillation_weight * distillation
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -101,27 +116,45 @@ def test_one_window_is_the_whole_image():
         {"use_distillation_token": True},
         {"local_image_share": 1.0},
         {"local_appearance_weight": 0.0, "local_smoothing_steps": 1, "local_distillation_weight": 1.0},
+        {"local_distillation_weight": 0.0},
+        {"image_size": [32, 48], "patch_size": [8, 6]},
     ],
 )
 def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     model = build(**fields).train()
-    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    height, width = as_pair(model.config.image_size)
+    images, labels = torch.randn(4, 3, height, width), torch.tensor([0, 1, 2, 0])
     outputs = model(images, labels=labels)
-    step = 1 if fields.get("local_image_share") else 2
-    local = model.deit.encode_windows(images[::step])
-    targets = torch.eye(3)[labels[::step]]
-    expected = model.ice_loss(local, model.pool(local), targets).total
-    appearance = patch_appearance(images[::step], (8, 8))
-    smoothing = smoothing_weights(
-        appearance, (4, 4), model.config.local_appearance_weight, model.config.local_smoothing_steps
-    )
-    distillation = local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
-    expected = expected + model.config.local_distillation_weight * distillation
+    expected = expected_local_loss(model, outputs, images, labels, 1 if fields.get("local_image_share") else 2)
     torch.testing.assert_close(outputs.local_loss, expected)
     config = model.config
     whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total
     total = whole + config.cls_loss_weight * outputs.cls_loss + config.local_loss_weight * expected
     torch.testing.assert_close(outputs.loss, total)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision_take_images_of_full_precision(dtype):
+    model = build().to(dtype).train()
+    outputs = model(torch.randn(4, 3, 32, 32), labels=torch.tensor([0, 1, 2, 0]))
+    outputs.loss.backward()
+    assert outputs.local_loss.isfinite()
+    assert model.deit.patch_head.weight.grad.dtype == dtype
+
+
+def test_targets_sum_to_1_under_autocast():
+    appearance, teachers = torch.randn(2, 16, 6), torch.randn(2, 16, 4)
+    smoothing = smoothing_weights(appearance, (4, 4), 2.0, 4)
+    learners = torch.zeros(2, 16, 4)  # whose cross-entropy is log(4) times the sum of the targets
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(smoothing_weights(appearance, (4, 4), 2.0, 4), smoothing)
+        loss = local_distillation_loss(learners, teachers, smoothing)
+    torch.testing.assert_close(loss, torch.tensor(4.0).log(), rtol=1e-6, atol=1e-6)
+
+
+def test_no_gradient_flows_through_the_smoothing():
+    pixels = torch.randn(1, 3, 32, 32, requires_grad=True)
+    assert not smoothing_weights(patch_appearance(pixels, (8, 8)), (4, 4), 2.0, 4).requires_grad
 
 
 def test_windows_are_for_training_only():

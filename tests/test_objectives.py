@@ -63,6 +63,7 @@ def test_an_ice_model_keeps_its_objective_unless_told_otherwise(tmp_path):
         ("local_image_share", 0.0),
         ("local_distillation_weight", -1.0),
         ("local_appearance_weight", -1.0),
+        ("local_appearance_weight", float("inf")),
         ("local_smoothing_steps", 0),
         ("max_foreground_ratio", 1.5),
         ("candidate_label_loss_weight", -0.1),

@@ -199,7 +199,7 @@ def test_a_line_around_a_box_lies_on_its_edge_in_a_drawn_figure(tmp_path):
 # Patches that leave
 
 
-def test_patches_that_stay_keep_their_colours_those_that_leave_turn_blue_and_earlier_ones_dark():
+def test_patches_that_stay_keep_their_colours_those_that_leave_turn_violet_and_earlier_ones_dark():
     image = np.full((1, 3, 3), 200, np.uint8)
     image[..., 0] = 100
     result = kept_patches(image, np.array([[6, 3, 2]]), layer=3)[0].astype(int)

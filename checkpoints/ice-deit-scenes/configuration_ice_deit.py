@@ -2,6 +2,7 @@
 """Configuration of ICE-DeiT: every number of the paper stands here once, with its source, and is checked."""
 
 import difflib
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -92,11 +93,11 @@ class IceDeiTConfig(DeiTConfig):
             and patches learn from what they say there (published: none, 0).
         local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
             which see everything say the same.
-        local_distillation_weight: Weight, >= 0, of the latter in their sum.
+        local_distillation_weight: Weight, >= 0, of the cross-entropy with what is said in windows, inside that loss.
         local_image_share: Share of the images, in (0, 1], that are run in windows.
         local_appearance_weight: What patches say in windows is averaged with what their neighbours say before it is
-            learnt. A neighbour counts by its distance times exp(-weight * d^2), where d is the difference in the mean
-            and deviation of the normalised pixels; >= 0.
+            learnt. A neighbour counts by 4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), >= 0, d the
+            distance in mean and deviation of the normalised pixels of both, over all channels.
         local_smoothing_steps: How often it is averaged, at least 1.
         classification_loss_type: How foreground and [CLS] logits are compared with the labels: "cross_entropy"
             (published) or "bce" (binary, the mean over classes; background is one more class with target 0).
@@ -406,6 +407,8 @@ def refuse_near_misses(names: Any) -> None:
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"`{name}` must be in [{low:g}, {high:g}], got {value}.")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
 
 
 def _adopt_source_config(config_dict: dict) -> dict:

@@ -5,6 +5,7 @@ In a transformer every patch sees the whole image, so a patch of anything soon n
 takes it for foreground. A patch whose window does not hold the object cannot. Pure functions of tensors.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -53,7 +54,9 @@ def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothin
     Returns:
         The cross-entropy in float32, mean over patches and images. Its least value is the targets' entropy, not 0.
     """
-    targets = smoothing @ local_logits.detach().float().softmax(dim=-1)
+    # autocast would multiply in half precision, and the targets would not sum to 1
+    with torch.autocast(smoothing.device.type, enabled=False):
+        targets = smoothing @ local_logits.detach().float().softmax(dim=-1)
     return -(targets * patch_logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 

@@ -56,7 +56,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
         cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
         pruning_loss: 0-dim, unweighted loss of the pruning heads; only while the model trains and has some.
         candidate_label_loss: 0-dim, unweighted `candidate_label_loss`; only where it has a weight.
-        local_loss: 0-dim, unweighted loss of the local windows; only while the model trains with some.
+        local_loss: 0-dim, loss of the local windows, not weighted as a whole; only while the model trains with some.
         hidden_states: Per layer, with `output_hidden_states=True`.
         attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
     """

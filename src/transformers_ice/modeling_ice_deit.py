@@ -134,7 +134,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)
-        hidden_states = self.embeddings(pixel_values)
+        hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype))
         windows = split_windows(hidden_states[:, num_prefix:], grid_size, num_windows)
         prefix = hidden_states[:, :num_prefix].repeat_interleave(num_windows**2, dim=0)
         tokens = torch.cat((prefix, windows), dim=1)
@@ -320,18 +320,18 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, targets))
         local_logits = self.deit.encode_windows(images)
         local_loss = self.ice_loss(local_logits, self.pool(local_logits), targets)
+        if not config.local_distillation_weight:
+            return local_loss.total
+        smoothing = smoothing_weights(
+            patch_appearance(images, as_pair(config.patch_size)),
+            self.deit.embeddings.grid_size_of(images),
+            config.local_appearance_weight,
+            config.local_smoothing_steps,
+        )
         # a patch that left in training is no learner: what counts is what the last head says of it
         whole = encoded.patch_logits if encoded.last_patch_logits is None else encoded.last_patch_logits
-        # in half precision the targets would not sum to 1
-        with torch.autocast(images.device.type, enabled=False):
-            smoothing = smoothing_weights(
-                patch_appearance(images, as_pair(config.patch_size)),
-                self.deit.embeddings.grid_size_of(images),
-                config.local_appearance_weight,
-                config.local_smoothing_steps,
-            )
-            learners = every_nth(whole, config.local_image_share)
-            distillation = local_distillation_loss(learners, local_logits, smoothing)
+        learners = every_nth(whole, config.local_image_share)
+        distillation = local_distillation_loss(learners, local_logits, smoothing)
         return local_loss.total + config.local_distillation_weight * distillation
 
     def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:

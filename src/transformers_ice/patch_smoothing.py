@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-# binomial, the smallest kernel that blurs
-_NEAR = {0: 2.0, 1: 1.0}
+# binomial, the smallest kernel that blurs: the share of each step along a side
+_SHARES = {-1: 0.25, 0: 0.5, 1: 0.25}
 
 
 def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -45,8 +45,8 @@ def neighbor_weights(grid_size: tuple[int, int], device: torch.device | None = N
     for length in grid_size:
         line = torch.zeros(length, length, device=device)
         index = torch.arange(length, device=device)
-        for step in (-1, 0, 1):
-            line[index, (index + step).clamp(0, length - 1)] += _NEAR[abs(step)] / 4
+        for step, share in _SHARES.items():
+            line[index, (index + step).clamp(0, length - 1)] += share
         lines.append(line)
     return torch.kron(*lines)
 
@@ -57,20 +57,27 @@ def smoothing_weights(appearance: Tensor, grid_size: tuple[int, int], appearance
     Args:
         appearance: `(batch_size, num_patches, n)`, from `patch_appearance`.
         grid_size: Rows and columns.
-        appearance_weight: A neighbour counts by its distance times exp(-appearance_weight * d^2), where d is the
-            difference of appearance, >= 0.
+        appearance_weight: A neighbour counts by 4 : 2 : 1 times exp(-appearance_weight * d^2), where d is the
+            Euclidean distance of appearance, >= 0. d^2 is a sum over channels, in squared units of the pixel values: a
+            fair weight belongs to one normalisation and number of channels.
         steps: How often it is done, >= 1: so many patches far the average reaches.
 
     Returns:
         `(batch_size, num_patches, num_patches)`, float32, rows sum to 1, so probabilities stay probabilities.
 
+    Dense, so meant for grids of some hundred patches: time grows with the cube of their number. No gradient flows.
+
     Source: the bilateral filter (Tomasi, Manduchi, ICCV 1998), over patches. Araslanov, Roth, "Single-Stage Semantic
-    Segmentation from Image Labels" (CVPR 2020), refine masks alike, pixel by pixel.
+    Segmentation from Image Labels" (CVPR 2020), refine masks by the likeness of neighbours too, of pixels, scaled
+    locally.
     """
-    # by differences and not by products, which lose small distances to rounding
-    distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist")
-    weights = neighbor_weights(grid_size, appearance.device) * torch.exp(-appearance_weight * distances.square())
-    return torch.matrix_power(weights / weights.sum(dim=-1, keepdim=True), steps)
+    near = neighbor_weights(grid_size, appearance.device)
+    # autocast would multiply in half precision
+    with torch.no_grad(), torch.autocast(appearance.device.type, enabled=False):
+        # by differences and not by products, which lose small distances to rounding
+        distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist")
+        weights = near * torch.exp(-appearance_weight * distances.square())
+        return torch.matrix_power(weights / weights.sum(dim=-1, keepdim=True), steps)
 
 
 __all__ = ["neighbor_weights", "patch_appearance", "smoothing_weights"]

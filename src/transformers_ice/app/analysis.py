@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from ..model_names import refuse_other_models
+from ..model_names import resolve_ice_model_name
 from ..modeling_ice_deit import IceDeiTForImageClassification
 
 
@@ -110,12 +110,12 @@ def load_model(name: str) -> LoadedModel:
         name: Folder or Hub id.
 
     Raises:
-        OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
-        ValueError: If it holds another kind of model.
+        OSError: If the Hub has no such model, or cannot be reached.
+        ValueError: If there is no such folder, or it holds another kind of model.
     """
-    refuse_other_models(name)
-    model = IceDeiTForImageClassification.from_pretrained(name).eval()
-    return LoadedModel(name, model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
+    folder = resolve_ice_model_name(name)
+    model = IceDeiTForImageClassification.from_pretrained(folder).eval()
+    return LoadedModel(name, model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False))
 
 
 def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:

@@ -115,7 +115,7 @@ def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> P
 
 
 def draw_kept_patches(image: PreparedImage, result: PruningResult) -> list[Picture]:
-    """Draw which patches are left after each cut; those that leave at it turn blue, earlier ones are dim."""
+    """Draw which patches are left after each cut; those that leave at it turn violet, earlier ones are dim."""
     exits = result.exit_layers
     pictures = []
     for layer in result.cuts or [result.num_layers - 1]:

@@ -14,7 +14,7 @@ from ..configuration_ice_deit import IceDeiTConfig, as_pair
 from ..data.scenes import draw_scene
 from ..image_conversion import load_image
 from ..image_processing_ice_deit import IceDeiTImageProcessor
-from ..model_names import refuse_missing_folder
+from ..model_names import resolve_model_name
 from ..modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import BenchmarkArguments
 from .keep_counts import counts_from_shares, draw_keep_shares, read_keep_shares
@@ -35,8 +35,9 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         device: Where to put it.
 
     Raises:
-        ValueError: If the images are to decide how many patches stay, and the model has not been trained to.
-        OSError: If there is no such model.
+        ValueError: If there is no such folder, or the images are to decide how many patches stay and the model has not
+            been trained to.
+        OSError: If the Hub has no such model, or cannot be reached.
     """
     # not above: it loads datasets and evaluate, which timing does without
     from ..training.models import parse_config_overrides
@@ -47,9 +48,8 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         raise ValueError(f"An ICE model has no configuration field {', '.join(sorted(unknown))}.")
     torch.manual_seed(arguments.seed)
     if arguments.model_name_or_path is not None:
-        refuse_missing_folder(arguments.model_name_or_path)
         model = IceDeiTForImageClassification.from_pretrained(
-            arguments.model_name_or_path,
+            resolve_model_name(arguments.model_name_or_path),
             initialize_pruning_heads=arguments.is_prescribed,
             **{"fuse_pruned_tokens": False, **fields},
         )

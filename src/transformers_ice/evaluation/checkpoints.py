@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from transformers.utils import logging
 from ..configuration_ice_deit import as_pair
 from ..explainers import evaluation_mode
 from ..explainers.inspection import num_prefix_tokens
-from ..model_names import refuse_missing_folder
+from ..model_names import resolve_model_name
 from .protocol import Protocol
 
 
@@ -65,8 +64,7 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
         ValueError: If there is no such folder, or it cannot be read, is of another family, or lacks weights, such as
             those of a classifier.
     """
-    refuse_missing_folder(path)
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = resolve_model_name(path)
     try:
         loaded = AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)
     except SafetensorError as error:

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..command_line import parse_dataclasses
-from ..model_names import refuse_missing_folder
+from ..model_names import resolve_model_name
 from .recipe_arguments import AugmentationArguments, RecipeArguments
 from .source_arguments import ShardArguments
 
@@ -201,7 +201,7 @@ class ModelArguments:
                 f"(random weights), got {self.model_name_or_path!r} and {self.model_type!r}."
             )
         if self.model_name_or_path is not None:
-            refuse_missing_folder(self.model_name_or_path)
+            self.model_name_or_path = resolve_model_name(self.model_name_or_path)
         if self.initialization != "default" and self.model_type is None:
             raise ValueError(
                 f"`--initialization {self.initialization}` draws random weights and needs `--model_type`, got the "

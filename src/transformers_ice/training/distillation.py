@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from ..model_names import resolve_model_name
 from .models import input_size
 
 
@@ -101,8 +102,9 @@ def load_teacher(name_or_path: str, class_names: Sequence[str], student_processo
         **hub_options: Options of `from_pretrained`.
 
     Raises:
-        ValueError: If the teacher knows other classes.
+        ValueError: If there is no such folder, or the teacher knows other classes.
     """
+    name_or_path = resolve_model_name(name_or_path)
     model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **hub_options)
     image_processor = AutoImageProcessor.from_pretrained(name_or_path, **hub_options)
     return Teacher(model, image_processor, student_processor, _class_order(model, class_names, name_or_path))

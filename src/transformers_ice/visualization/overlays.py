@@ -139,7 +139,7 @@ def _crop(padded: Image.Image, border: int) -> Array:
 
 
 def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
-    """Show which patches are left at a layer: those that leave right before it turn blue, earlier ones are dim.
+    """Show which patches are left at a layer: those that leave right before it turn violet, earlier ones are dim.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.

@@ -78,7 +78,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     """Draw one panel: a row per image, in columns image, class map, heat map, mask and, where known, truth.
 
     Where patches left on the way, a column follows for each layer before which they did: those that leave there are
-    blue, those that left earlier dark.
+    violet, those that left earlier dark.
 
     Args:
         rows: What to draw; the truth column is there if any row has a truth.

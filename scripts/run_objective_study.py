@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from run_pruning_study import PATCH_SIZE, ROOT, load_images, measure_rows, train_variant
+from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
 
 from transformers_ice.evaluation.objective_scores import ceiling_rows, objective_table, summarize_objectives
 from transformers_ice.evaluation.pruning_scores import PruningRows
@@ -112,6 +112,7 @@ def report(arguments: argparse.Namespace, images: tuple) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and measure what is missing, then report."""
     arguments = parse_arguments(argv)
+    check_settings(arguments)
     images = load_images(arguments)
     if not arguments.report_only:
         for seed in arguments.seeds:

@@ -98,6 +98,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_settings(arguments: argparse.Namespace) -> None:
+    """Write what all models and rows of OUTPUT_DIR have in common; refuse a folder where it was something else."""
+    shared = ("objective", "start", "max_steps", "num_train", "num_eval", "skip_eval")
+    settings = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
+    file = arguments.output_dir / "settings.json"
+    if file.is_file() and (found := json.loads(file.read_text())) != settings:
+        sys.exit(f"Error: {file} holds {found}, got {settings}. Choose another `--output_dir`, or the same settings.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+
+
 def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, options: str) -> None:
     """Train one model by the recipe and further options of `run_train.py`, unless it lies there."""
     if (folder / "all_results.json").is_file():
@@ -186,6 +197,7 @@ def report(arguments: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and measure what is missing, then report."""
     arguments = parse_arguments(argv)
+    check_settings(arguments)
     images = load_images(arguments)
     for seed in arguments.seeds:
         for variant in arguments.variants:

@@ -114,3 +114,5 @@ def test_study_trains_measures_replays_and_goes_on(tmp_path, monkeypatch, capsys
     assert lines["deit, as trained"]["ideal_speed_up"] == 1
     shares = json.loads((tmp_path / "counts/patch-unmasked, background +0.json").read_text())
     assert np.shape(shares) == (20, 3)
+    with pytest.raises(SystemExit, match=r"holds .*'skip_eval': 0.*, got .*'skip_eval': 5.*another `--output_dir`"):
+        run_pruning_study.main([*words, "--skip_eval", "5"])

@@ -46,7 +46,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     """
 
     config: IceDeiTConfig
-    # not the embeddings, as DeiT: accelerate shards the patch embeddings inside them (FSDP 2), and twice is an error
+    # not the embeddings, as DeiT: accelerate shards the patch embeddings inside them (FSDP 2), and twice is an error.
+    # `device_map` could now split them between devices; they come first and are small, so it has no reason to
     _no_split_modules = ["IceDeiTLayer"]
     # the Trainer may not assume that the loss was divided by `num_items_in_batch`: it is a mean over the batch
     accepts_loss_kwargs = False

@@ -117,6 +117,7 @@ def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, option
         f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed} "
         f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 "
         "--eval_strategy no --save_strategy no --load_best_model_at_end false --disable_tqdm true "
+        "--resume_from_checkpoint auto "  # a run that was told to stop has left one
         f"{options}"
     )
     run_training(*parse_training_arguments([str(RECIPE), *words.split()]))

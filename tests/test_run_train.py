@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    DeiTForImageClassification,
     TrainerControl,
     TrainerState,
     ViTForImageClassification,
@@ -280,6 +281,15 @@ def test_plain_classifier_from_scratch():
     processor = build_image_processor(args, config)
     assert (input_size(processor), processor.do_convert_rgb, processor.do_center_crop) == ((32, 32), True, False)
     assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+
+
+def test_a_family_of_several_classes_gives_its_first():
+    arguments = ModelArguments(
+        model_type="deit", config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
+    )
+    model = build_model(arguments, build_config(arguments), ["a", "b"])
+    assert type(model) is DeiTForImageClassification
+    assert model.config.id2label == {0: "a", 1: "b"}
 
 
 def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):

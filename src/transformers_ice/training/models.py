@@ -177,6 +177,8 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
     config.label2id = {name: index for index, name in enumerate(class_names)}
     if model_args.model_name_or_path is None:
         config.problem_type = "single_label_classification"
+        # transformers chooses the first of a family's several classes (DeiT), but stumbles over a `None` here
+        config.architectures = config.architectures or []
         model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
         if model_args.initialization == "mimetic":
             initialize_mimetically(model)

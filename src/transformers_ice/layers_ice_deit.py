@@ -69,8 +69,11 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return torch.cat((prefix, patches.to(prefix.dtype).flatten(2).transpose(1, 2)), dim=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
-        """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`."""
-        patches = self.patch_embeddings(pixel_values)
+        """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
+
+        Pixels of any floating type: they are cast to that of the weights.
+        """
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
         grid_size = self.grid_size_of(pixel_values)

@@ -27,7 +27,7 @@ from .adversarial_normalization import (
     pool_softly,
     soft_targets,
 )
-from .configuration_ice_deit import IceDeiTConfig, as_pair
+from .configuration_ice_deit import IceDeiTConfig
 from .input_checks import check_labels, check_pixel_values
 from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head, build_pruning_head
 from .local_windows import every_nth, join_windows, local_distillation_loss, split_windows
@@ -85,7 +85,6 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             >>> outputs.patch_logits.argmax(-1)  # (1, num_patches): a class of each patch, `num_labels` is background
         """
         pixel_values = check_pixel_values(pixel_values, self.config)
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         outputs = self.encode(self.embeddings(pixel_values), **kwargs)
         grid_size = torch.tensor(self.embeddings.grid_size_of(pixel_values), device=pixel_values.device)
         outputs.grid_size = grid_size.expand(pixel_values.shape[0], 2)
@@ -134,7 +133,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)
-        hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype))
+        hidden_states = self.embeddings(pixel_values)
         windows = split_windows(hidden_states[:, num_prefix:], grid_size, num_windows)
         prefix = hidden_states[:, :num_prefix].repeat_interleave(num_windows**2, dim=0)
         tokens = torch.cat((prefix, windows), dim=1)
@@ -322,9 +321,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         local_loss = self.ice_loss(local_logits, self.pool(local_logits), targets)
         if not config.local_distillation_weight:
             return local_loss.total
+        embeddings = self.deit.embeddings
         smoothing = smoothing_weights(
-            patch_appearance(images, as_pair(config.patch_size)),
-            self.deit.embeddings.grid_size_of(images),
+            patch_appearance(images, embeddings.patch_size),
+            embeddings.grid_size_of(images),
             config.local_appearance_weight,
             config.local_smoothing_steps,
         )

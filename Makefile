@@ -59,7 +59,7 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 		-o addopts= -W ignore::UserWarning tests/upstream
 
 checkpoint-code: $(STAMP) ## copy the code that travels into the sample checkpoints, after a change to it
-	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.remote_code import copy_remote_code; \
+	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.ice_deit.remote_code import copy_remote_code; \
 		[copy_remote_code(pathlib.Path(folder), None) for folder in sys.argv[1:]]" $(wildcard checkpoints/ice-*)
 
 cards: $(STAMP) ## write the model cards from model_cards/results.json

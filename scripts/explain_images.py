@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from transformers_ice import PatchExplanationPipeline
-from transformers_ice.image_conversion import load_image
+from transformers_ice.ice_deit.image_conversion import load_image
 from transformers_ice.model_names import resolve_ice_model_name
 from transformers_ice.visualization import PICTURES, save_result
 

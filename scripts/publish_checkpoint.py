@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers_ice.publishing import Publication, prepare_publication, upload_publication
+from transformers_ice.hub import Publication, prepare_publication, upload_publication
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

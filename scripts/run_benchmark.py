@@ -10,7 +10,7 @@ The images of a trained checkpoint, which decides by itself:
     python scripts/run_benchmark.py --model_name_or_path my-pruned-model --data_dir my-photos
 
 The numbers of patches that another model kept, on a larger one (a list of shares for every image, one share for each
-pruning layer, as `scripts/run_pruning_study.py` writes them), several side by side:
+pruning layer, as `benchmarks/run_pruning_study.py` writes them), several side by side:
 
     python scripts/run_benchmark.py --keep_counts outputs/pruning-study/counts/patch-unmasked*.json
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from transformers_ice.efficiency import (
+from transformers_ice.speed import (
     BenchmarkArguments,
     SpeedRow,
     TimingPlan,

@@ -35,7 +35,7 @@ import transformers
 from accelerate import PartialState
 
 from transformers_ice.data.benchmarks import load_evaluation_set
-from transformers_ice.data.examples import EvaluationSet
+from transformers_ice.data.benchmarks.examples import EvaluationSet
 from transformers_ice.evaluation import (
     BENCHMARKS,
     CEILING,
@@ -60,7 +60,7 @@ from transformers_ice.evaluation import (
 )
 from transformers_ice.evaluation.arguments import EvaluationArguments
 from transformers_ice.explainers import EXPLAINERS
-from transformers_ice.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
+from transformers_ice.ice_deit.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
 from transformers_ice.visualization import method_panel, score_bars
 
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import sys
 
 from transformers_ice.command_line import clean_exit
-from transformers_ice.model_card import RunCard
+from transformers_ice.hub import RunCard
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -40,7 +40,7 @@ from transformers_ice.training import (
     resume_command,
     run_training,
 )
-from transformers_ice.training_panels import PanelCallback
+from transformers_ice.training.panels import PanelCallback
 
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:

@@ -35,7 +35,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from transformers_ice.model_card import (
+from transformers_ice.hub import (
     ModelRecord,
     build_card,
     check_card,
@@ -51,7 +51,7 @@ from transformers_ice.model_card import (
     write_record,
     write_records,
 )
-from transformers_ice.model_card.run_card import MARK, RECORD_FILE, hardware_in_words
+from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,9 +12,9 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.data.examples import EvaluationSet, Example
+from transformers_ice.data.benchmarks.examples import EvaluationSet, Example
 from transformers_ice.evaluation import Checkpoint
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 
 
 SIZES = {

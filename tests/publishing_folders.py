@@ -10,7 +10,7 @@ from conftest import randomize
 from PIL import Image
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageProcessor
-from transformers_ice.model_card import ModelRecord, ResultEntry, TrainingRecord, build_card, read_facts
+from transformers_ice.hub import ModelRecord, ResultEntry, TrainingRecord, build_card, read_facts
 
 
 SIZES = {

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from transformers_ice.adversarial_normalization import (
+from transformers_ice.ice_deit.adversarial_normalization import (
     adversarial_normalization_loss,
     batch_foreground_ratio,
     candidate_label_loss,

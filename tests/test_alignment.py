@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import overlay_class_map, overlay_heatmap
 
 

@@ -11,17 +11,17 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PilImage
 from PIL import ImageEnhance, ImageOps
 
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
-from transformers_ice.training import DataArguments, LabelledImages, TrainingAugmentation
-from transformers_ice.training.augmentation import jitter_colors
-from transformers_ice.training.rand_augment import (
+from transformers_ice.data.augmentation import build_augmentation
+from transformers_ice.data.augmentation.image_augmentation import jitter_colors
+from transformers_ice.data.augmentation.rand_augment import (
     DEIT_POLICY,
     OPERATIONS,
     RandAugment,
     apply_operation,
     parse_rand_augment,
 )
-from transformers_ice.training.run import build_augmentation
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.training import DataArguments, LabelledImages, TrainingAugmentation
 
 
 FILL = (10, 20, 30)

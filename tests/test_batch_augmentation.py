@@ -14,8 +14,7 @@ from test_training import SHAPE, SIZE, losses_of, make_args, make_model, make_pr
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import ViTConfig, ViTForImageClassification, set_seed
 
-from transformers_ice.training import ImageCollator, LabelledImages, TrainingAugmentation, build_trainer
-from transformers_ice.training.batch_augmentation import (
+from transformers_ice.data.augmentation.batch_augmentation import (
     AUGMENTATION_SEED,
     AugmentingCollator,
     BatchMixing,
@@ -23,9 +22,10 @@ from transformers_ice.training.batch_augmentation import (
     draw_cut_box,
     smooth_labels,
 )
+from transformers_ice.data.augmentation.rand_augment import RandAugment
+from transformers_ice.data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
+from transformers_ice.training import ImageCollator, LabelledImages, TrainingAugmentation, build_trainer
 from transformers_ice.training.plain_losses import use_soft_label_loss
-from transformers_ice.training.rand_augment import RandAugment
-from transformers_ice.training.repeated_augmentation import RepeatedAugmentationSampler
 
 
 DEIT_MIXING = BatchMixing(0.8, 1.0)

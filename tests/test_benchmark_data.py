@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_ice.data.cub import Cub
-from transformers_ice.data.examples import Example
-from transformers_ice.data.imagenet_segmentation import ImageNetSegmentation
-from transformers_ice.data.pascal_voc import VocDetection, VocSegmentation
+from transformers_ice.data.benchmarks.cub import Cub
+from transformers_ice.data.benchmarks.examples import Example
+from transformers_ice.data.benchmarks.imagenet_segmentation import ImageNetSegmentation
+from transformers_ice.data.benchmarks.pascal_voc import VocDetection, VocSegmentation
 
 
 def write_image(path: Path, size: tuple[int, int] = (12, 8), color: tuple[int, int, int] = (10, 20, 30)) -> Path:

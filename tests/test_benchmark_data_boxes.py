@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_benchmark_data import check_types, write_image, write_lines
 
-from transformers_ice.data.coco import Coco20k
-from transformers_ice.data.imagenet_boxes import ImageNetBoxes
+from transformers_ice.data.benchmarks.coco import Coco20k
+from transformers_ice.data.benchmarks.imagenet_boxes import ImageNetBoxes
 
 
 # --- lists of boxes ------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from test_benchmark_data_boxes import write_box_lists, write_coco
 from torch.utils.data import DataLoader
 
 from transformers_ice.data import EVALUATION_SETS, SCENE_CLASSES, load_evaluation_set, load_scenes
-from transformers_ice.data.annotated_folder import AnnotatedFolder
-from transformers_ice.data.table_evaluation import TableEvaluation
+from transformers_ice.data.benchmarks.annotated_folder import AnnotatedFolder
+from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.data.examples import Example
+from transformers_ice.data.benchmarks.examples import Example
 from transformers_ice.evaluation import (
     BENCHMARKS,
     CEILING,

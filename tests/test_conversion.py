@@ -31,7 +31,7 @@ from transformers_ice.conversion import (
     read_id2label,
     revert_state_dict,
 )
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 
 
 ROOT = Path(__file__).parents[1]

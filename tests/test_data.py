@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers_ice.data.image_folders` and the tables a run is made of: files, columns and classes."""
+"""`transformers_ice.data.images.folders` and the tables a run is made of: files, columns and classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PilImage
 
-from transformers_ice.data.image_folders import (
+from transformers_ice.data.images.folders import (
     BadImage,
     check_columns,
     encode_classes,

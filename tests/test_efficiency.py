@@ -17,7 +17,8 @@ from pruning_models import hide_lengths
 from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.efficiency import (
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.speed import (
     BACKGROUND,
     REFERENCE,
     TimingPlan,
@@ -41,7 +42,6 @@ from transformers_ice.efficiency import (
     summarize_spread,
     write_results,
 )
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import speed_plot
 
 
@@ -416,7 +416,7 @@ def test_freed_memory_is_kept_where_the_c_library_lets_it():
     # in a process of its own: it cannot be undone
     code = """
 import resource, sys, torch
-from transformers_ice.efficiency import keep_freed_memory
+from transformers_ice.speed import keep_freed_memory
 
 is_kept = keep_freed_memory()
 def faults():

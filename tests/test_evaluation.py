@@ -23,8 +23,8 @@ from transformers_ice.evaluation import (
     majority_grid,
 )
 from transformers_ice.explainers import explain
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
-from transformers_ice.patch_maps import ImageGeometry
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.patch_maps import ImageGeometry
 
 
 SIZES = {

@@ -17,8 +17,8 @@ import torch
 from conftest import randomize
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation
+from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
 from transformers_ice.data.scenes import SCENE_CLASSES, load_scenes
-from transformers_ice.data.table_evaluation import TableEvaluation
 from transformers_ice.export import (
     OUTPUT_NAMES,
     OnnxDifferences,
@@ -28,7 +28,7 @@ from transformers_ice.export import (
     quantize_int8,
     score_exports,
 )
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))

@@ -18,9 +18,9 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 import transformers_ice  # noqa: F401 - registers the processor
-from transformers_ice.image_conversion import convert_to_rgb, load_image
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
-from transformers_ice.patch_maps import nearest_to_image
+from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.patch_maps import nearest_to_image
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of the rooms: imports go down only, and what travels with a checkpoint imports nothing that stays behind.
+"""The layers of the package: imports go down only, and the code of a checkpoint imports nothing else of the package.
 
 The sources are read, not run, except for the import of the whole package in a fresh process.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_ice.remote_code import REMOTE_CODE_FILES
+from transformers_ice.ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
 
 
 if sys.version_info >= (3, 11):
@@ -29,63 +29,26 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "transformers_ice"
 
-# From the ground up: a room may import the rooms before it. Those of the first group travel with a checkpoint.
-TRAVELLING_ROOMS = (
-    "adversarial_normalization",
-    "local_windows",
-    "patch_smoothing",
-    "token_pruning",
-    "patch_maps",
-    "image_conversion",
-    "remote_code",
-    "configuration_ice_deit",
-    "input_checks",
-    "packed_attention",
-    "layers_ice_deit",
-    "outputs_ice_deit",
-    "token_layouts",
-    "pruned_encoding",
-    "pretrained_ice_deit",
-    "modeling_ice_deit",
-    "image_processing_ice_deit",
-    "pipeline_patch_explanation",
+# The layers of the package, from the ground up: a package or module may import those of the layers below it only.
+LAYERS = (
+    ("ice_deit", "command_line", "visualization"),
+    ("__init__", "model_names", "conversion", "data", "explainers"),
+    ("speed", "evaluation", "hub"),
+    ("export", "app", "training"),
+    ("cli",),
 )
-WORKBENCH_ROOMS = (
-    "command_line",
-    "model_names",
-    "hub_folder",
-    "conversion",
-    "metrics",
-    "data",
-    "explainers",
-    "training",
-    "export",
-)
-REPORT_ROOMS = (
-    "efficiency",
-    "evaluation",
-    "visualization",
-    "training_panels",
-    "model_card",
-    "publishing",
-    "app",
-    "demo",
-)
-ROOMS = (*TRAVELLING_ROOMS, *WORKBENCH_ROOMS, *REPORT_ROOMS, "__init__")
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+MODEL = PACKAGE / "ice_deit"  # what travels with a checkpoint
 
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
 NEVER_IMPORTED = {"torchvision", "timm"}
 DISTRIBUTIONS = packages_distributions()  # which package on PyPI an imported name belongs to
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str, int]]:
@@ -99,15 +62,28 @@ def imports_of(path: Path) -> Iterator[tuple[int, str, int]]:
             yield from ((node.level, alias.name, node.lineno) for alias in node.names)
 
 
-def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield (room, line) of every import of another room of the package."""
-    depth = len(path.relative_to(PACKAGE).parts)  # so many dots lead to the package itself
+def package_of(path: Path) -> str:
+    """Return the package or module of the top level that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield (dotted name inside transformers_ice, line) of every import of the package's own code."""
+    folders = path.relative_to(PACKAGE).parts[:-1]
     for dots, name, line in imports_of(path):
-        parts = name.split(".")
-        if dots == 0 and parts[0] == PACKAGE.name:
-            parts, dots = parts[1:], depth
-        if dots == depth:
-            yield parts[0] if parts and parts[0] in ROOMS else "__init__", line
+        if dots:
+            yield ".".join([*folders[: len(folders) - dots + 1], name]), line
+        elif name.split(".")[0] == PACKAGE.name:
+            yield name.partition(".")[2], line
+
+
+def imported_packages(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield (name, line) of every import of another package or module of the top level."""
+    for name, line in imported_modules(path):
+        top = name.partition(".")[0]
+        top = top if top in LAYER_OF else "__init__"
+        if top != package_of(path):
+            yield top, line
 
 
 def third_party_roots(path: Path) -> set[str]:
@@ -122,41 +98,70 @@ def declared_libraries() -> set[str]:
     return names | {"huggingface-hub"}  # comes with transformers, whose configurations are its dataclasses
 
 
-def test_every_room_has_its_place():
-    unknown = {room_of(path) for path in SOURCES} - set(ROOMS)
-    assert not unknown, "give the new room its place in ROOMS, above everything it imports"
+def test_every_package_has_its_layer():
+    assert {package_of(path) for path in SOURCES} <= set(LAYER_OF), "give the new package its layer"
+    assert len(LAYER_OF) <= 17
+    assert len(LAYERS) <= 6
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_go_down_only(path: Path):
-    height = ROOMS.index(room_of(path))
-    upward = [f"line {line}: {room}" for room, line in imported_rooms(path) if ROOMS.index(room) >= height]
+    layer = LAYER_OF[package_of(path)]
+    upward = [f"line {line}: {name}" for name, line in imported_packages(path) if LAYER_OF[name] >= layer]
     assert not upward
 
 
-@pytest.mark.parametrize("path", [PACKAGE / f"{room}.py" for room in TRAVELLING_ROOMS], ids=name_of)
-def test_remote_code_imports_only_what_every_user_has(path: Path):
+def test_modules_of_a_package_import_each_other_in_one_direction():
+    """No circle of imports between files."""
+    files = {name_of_module(path): path for path in SOURCES}
+    graph = {
+        module: {target for name, _ in imported_modules(path) for target in resolve_module(name, files)} - {module}
+        for module, path in files.items()
+    }
+    while graph:
+        leaves = [module for module, targets in graph.items() if not targets & set(graph)]
+        assert leaves, f"a circle among {sorted(graph)}"
+        for module in leaves:
+            del graph[module]
+
+
+def name_of_module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def resolve_module(name: str, files: dict[str, Path]) -> Iterator[str]:
+    """Yield the module that a dotted name is, or is a part of."""
+    if name in files:
+        yield name
+    elif name.rpartition(".")[0] in files:
+        yield name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent == MODEL], ids=name_of)
+def test_code_of_a_checkpoint_imports_only_what_every_user_has(path: Path):
     allowed = REMOTE_CODE_MAY_IMPORT | set(sys.stdlib_module_names)
+    for node in ast.walk(ast.parse(path.read_text())):
+        bare = isinstance(node, ast.ImportFrom) and node.module is None
+        assert not bare, f"line {node.lineno}: `from . import module` is copied but cannot be loaded"
     for dots, name, line in imports_of(path):
         if dots == 0:
             assert name.split(".")[0] in allowed, f"line {line}: {name}"
         else:
             # the copying code of transformers follows this form alone
-            assert dots == 1, f"line {line}: only `from .room import name` travels"
-            assert name in TRAVELLING_ROOMS, f"line {line}: {name} does not travel"
+            assert dots == 1, f"line {line}: only `from .module import name` travels"
+            assert (MODEL / f"{name}.py").is_file(), f"line {line}: {name} is not in {MODEL.name}"
 
 
-def test_remote_code_names_the_room_it_imports_from():
-    for room in TRAVELLING_ROOMS:
-        path = PACKAGE / f"{room}.py"
-        nodes = ast.walk(ast.parse(path.read_text())) if path.exists() else ()
-        bare = [node.lineno for node in nodes if isinstance(node, ast.ImportFrom) and node.module is None]
-        assert not bare, f"{room}, lines {bare}: `from . import room` is copied but cannot be loaded"
-
-
-def test_a_saved_folder_takes_along_every_room_that_travels():
-    present = {path.name for path in SOURCES if path.stem in TRAVELLING_ROOMS and path.parent == PACKAGE}
-    assert set(REMOTE_CODE_FILES) == present
+def test_entry_points_of_a_checkpoint_reach_all_of_its_code():
+    """Remote code that is saved again fetches its entry points and what they import, so nothing else may be needed."""
+    reached, waiting = set(), {entry.partition(".")[0] for entry in AUTO_MAP.values()}
+    waiting |= {task["impl"].partition(".")[0] for task in CUSTOM_PIPELINES.values()}
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting |= {name for dots, name, _ in imports_of(MODEL / f"{module}.py") if dots} - reached
+    assert {f"{module}.py" for module in reached} == set(remote_code_files())
 
 
 @pytest.mark.parametrize("path", SOURCES + SCRIPTS, ids=name_of)

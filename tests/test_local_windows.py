@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.configuration_ice_deit import as_pair
-from transformers_ice.local_windows import (
+from transformers_ice.ice_deit.configuration_ice_deit import as_pair
+from transformers_ice.ice_deit.local_windows import (
     every_nth,
     join_windows,
     local_distillation_loss,
     split_windows,
 )
-from transformers_ice.patch_smoothing import patch_appearance, smoothing_weights
+from transformers_ice.ice_deit.patch_smoothing import patch_appearance, smoothing_weights
 from transformers_ice.training.objectives import OBJECTIVES
 
 

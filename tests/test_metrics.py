@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, jaccard_score, top_k_accuracy_score
 
-from transformers_ice.metrics import (
+from transformers_ice.evaluation.metrics import (
     ForegroundAveragePrecision,
     ForegroundF1,
     ForegroundSegmentation,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from transformers_ice.metrics import (
+from transformers_ice.evaluation.metrics import (
     box_iou,
     contour_boxes,
     largest_component_box,

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from transformers_ice.metrics import CorLoc, PointingGame
+from transformers_ice.evaluation.metrics import CorLoc, PointingGame
 
 
 def corloc(predictions, references):

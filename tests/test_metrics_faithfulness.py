@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from transformers_ice.metrics import InsertionDeletionAuc, PerturbationAuc
+from transformers_ice.evaluation.metrics import InsertionDeletionAuc, PerturbationAuc
 
 
 TENTHS = np.arange(10) / 10

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from transformers_ice.metrics import (
+from transformers_ice.evaluation.metrics import (
     LOCALIZATION_PROTOCOLS,
     LocalizationAccuracy,
     MaxBoxAccuracy,

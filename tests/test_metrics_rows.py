@@ -15,8 +15,8 @@ import time
 import numpy as np
 import pytest
 
-import transformers_ice.metrics as metrics_room
-from transformers_ice.metrics import (
+import transformers_ice.evaluation.metrics as metrics_room
+from transformers_ice.evaluation.metrics import (
     CorLoc,
     ForegroundAveragePrecision,
     ForegroundF1,
@@ -31,7 +31,7 @@ from transformers_ice.metrics import (
     TopKAccuracy,
     normalize_score_map,
 )
-from transformers_ice.metrics.rows import exact_mean
+from transformers_ice.evaluation.metrics.rows import exact_mean
 
 
 NUM_EXAMPLES = 11
@@ -247,7 +247,7 @@ def test_a_process_without_examples_does_not_stop_the_others(tmp_path):
 ONE_OF_TWO_PROCESSES = """
 import sys
 import numpy as np
-from transformers_ice.metrics import MaxBoxAccuracy, normalize_score_map
+from transformers_ice.evaluation.metrics import MaxBoxAccuracy, normalize_score_map
 
 number, cache_dir = int(sys.argv[1]), sys.argv[2]
 rng = np.random.default_rng(0)

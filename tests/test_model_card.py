@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from publishing_folders import SIZES, make_entry, make_record, write_complete_folder
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.model_card import (
+from transformers_ice.hub import (
     ModelRecord,
     TrainingRecord,
     build_card,
@@ -34,7 +34,7 @@ from transformers_ice.model_card import (
     write_record,
     write_records,
 )
-from transformers_ice.model_card.run_card import MARK, _base_model, _without_secrets
+from transformers_ice.training.run_card import MARK, _base_model, _without_secrets
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from transformers_ice.app.analysis import load_model as load_for_app
-from transformers_ice.efficiency.arguments import BenchmarkArguments
-from transformers_ice.efficiency.inputs import load_model as load_for_benchmark
 from transformers_ice.evaluation.checkpoints import load_checkpoint
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.model_names import resolve_ice_model_name, resolve_model_name
+from transformers_ice.speed.arguments import BenchmarkArguments
+from transformers_ice.speed.inputs import load_model as load_for_benchmark
 from transformers_ice.training import ModelArguments
 from transformers_ice.training.distillation import load_teacher
 

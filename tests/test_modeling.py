@@ -26,11 +26,11 @@ from transformers_ice import (
     IceDeiTForSemanticSegmentation,
     IceDeiTModel,
 )
-from transformers_ice.layers_ice_deit import IceDeiTDropPath
-from transformers_ice.remote_code import AUTO_MAP, REMOTE_CODE_FILES
+from transformers_ice.ice_deit.layers_ice_deit import IceDeiTDropPath
+from transformers_ice.ice_deit.remote_code import AUTO_MAP, remote_code_files
 
 
-SOURCES = Path(__file__).parents[1] / "src" / "transformers_ice"
+SOURCES = Path(__file__).parents[1] / "src" / "transformers_ice" / "ice_deit"
 MODEL_CLASSES = (IceDeiTModel, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation)
 OWNERS = {
     "vit": ViTForImageClassification,
@@ -236,7 +236,7 @@ def test_auto_classes_load_what_was_saved(config, pixel_values, tmp_path):
 def test_a_saved_folder_holds_the_code_and_all_auto_map_entries(tiny_config, tmp_path):
     model = make(IceDeiTForSemanticSegmentation, tiny_config)
     model.save_pretrained(tmp_path)
-    for name in REMOTE_CODE_FILES:
+    for name in remote_code_files():
         assert (tmp_path / name).read_text() == (SOURCES / name).read_text()
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["auto_map"] == AUTO_MAP
@@ -439,6 +439,6 @@ def test_segmentation_refuses_labels(tiny_config, pixel_values):
 
 @pytest.mark.parametrize("name", ["ice-deit-scenes", "ice-deit-scenes-pruned"])
 def test_the_sample_checkpoints_carry_the_code_of_this_package(name):
-    folder = SOURCES.parents[1] / "checkpoints" / name
-    stale = [name for name in REMOTE_CODE_FILES if (folder / name).read_text() != (SOURCES / name).read_text()]
+    folder = SOURCES.parents[2] / "checkpoints" / name
+    stale = [name for name in remote_code_files() if (folder / name).read_text() != (SOURCES / name).read_text()]
     assert not stale, "run `make checkpoint-code`"

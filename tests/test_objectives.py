@@ -4,24 +4,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run_objective_study
 import torch
+from objective_scores import ceiling_rows, objective_table, summarize_objectives
+from pruning_scores import PruningRows
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.evaluation.objective_scores import ceiling_rows, objective_table, summarize_objectives
-from transformers_ice.evaluation.pruning_scores import PruningRows
 from transformers_ice.training import ModelArguments
 from transformers_ice.training.models import build_config
 from transformers_ice.training.objectives import OBJECTIVES
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_objective_study
 
 
 START = run_objective_study.ROOT / "checkpoints/deit-scenes"

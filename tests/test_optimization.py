@@ -12,7 +12,7 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
 
 from transformers_ice import IceDeiTConfig
-from transformers_ice.adversarial_normalization import soft_binary_cross_entropy
+from transformers_ice.ice_deit.adversarial_normalization import soft_binary_cross_entropy
 from transformers_ice.training import IceTrainingArguments, ModelArguments, build_config, parse_arguments
 from transformers_ice.training.layer_decay import decay_layer_rates
 from transformers_ice.training.plain_losses import use_soft_label_loss

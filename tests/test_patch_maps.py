@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
-from transformers_ice.patch_maps import (
+from transformers_ice.ice_deit.patch_maps import (
     ImageGeometry,
     bilinear_to_image,
     box_to_image,

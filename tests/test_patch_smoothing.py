@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from transformers_ice.patch_smoothing import neighbor_weights, patch_appearance, smoothing_weights
+from transformers_ice.ice_deit.patch_smoothing import neighbor_weights, patch_appearance, smoothing_weights
 
 
 def test_neighbors_count_as_in_a_loop():

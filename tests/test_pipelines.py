@@ -21,7 +21,7 @@ from transformers_ice import (
     IceDeiTImageProcessor,
     PatchExplanationPipeline,
 )
-from transformers_ice.pipeline_patch_explanation import register_patch_explanation_pipeline
+from transformers_ice.ice_deit.pipeline_patch_explanation import register_patch_explanation_pipeline
 
 
 ORIENTATION = 0x0112

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.conversion import convert_checkpoint
 from transformers_ice.explainers import EXPLAINERS, explain
-from transformers_ice.token_pruning import (
+from transformers_ice.ice_deit.token_pruning import (
     keep_foreground,
 )
 

@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run_pruning_study
 import torch
-
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.efficiency import count_tokens, ideal_macs
-from transformers_ice.evaluation.pruning_scores import (
+from pruning_scores import (
     PruningRows,
     cell_areas,
     pruning_rows,
@@ -21,10 +17,8 @@ from transformers_ice.evaluation.pruning_scores import (
     summarize_pruning,
 )
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_pruning_study
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.speed import count_tokens, ideal_macs
 
 
 def build(**fields) -> IceDeiTForImageClassification:

@@ -20,16 +20,17 @@ from publishing_folders import make_record, write_complete_folder
 from safetensors.torch import load_file, save_file
 
 from transformers_ice import IceDeiTImageProcessor
-from transformers_ice.hub_folder import PUBLISHED_PATTERNS, sort_files
-from transformers_ice.model_card import build_card, read_facts
-from transformers_ice.publishing import (
+from transformers_ice.hub import (
+    build_card,
     check_folder,
     compare_without_package,
     prepare_publication,
+    read_facts,
     upload_publication,
 )
-from transformers_ice.publishing.fresh_process import TOLERANCE, _is_same
-from transformers_ice.remote_code import REMOTE_CODE_FILES
+from transformers_ice.hub.fresh_process import TOLERANCE, _is_same
+from transformers_ice.hub.published_files import PUBLISHED_PATTERNS, sort_files
+from transformers_ice.ice_deit.remote_code import remote_code_files
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,7 +227,7 @@ def test_what_training_leaves_behind_stays_at_home(folder):
     assert contents.refused == {}
     assert {"training_args.bin", "checkpoint-5/optimizer.pt", "notes.txt", ".env"} <= set(contents.left_out)
     assert not any(name.startswith("checkpoint-5") for name in contents.published)
-    assert {"README.md", "config.json", "images/tiny.png", *REMOTE_CODE_FILES} <= set(contents.published)
+    assert {"README.md", "config.json", "images/tiny.png", *remote_code_files()} <= set(contents.published)
 
 
 def test_a_plain_classifier_needs_no_code(hub_folder, tmp_path):
@@ -341,7 +342,7 @@ def test_without_a_network_the_upload_ends_with_a_message(publication):
 def test_a_hub_that_cannot_be_reached_ends_with_a_message(publication):
     script = (
         "import pathlib, sys\n"
-        "from transformers_ice.publishing import Publication, upload_publication\n"
+        "from transformers_ice.hub import Publication, upload_publication\n"
         "upload_publication(Publication(pathlib.Path(sys.argv[1]), 'me/tiny', {}, ()))\n"
     )
     # nobody listens on port 9
@@ -387,7 +388,7 @@ def test_the_script_says_where_the_upload_went(complete, publish, capsys, monkey
 
 
 def test_the_allowed_files_cover_the_code_that_travels():
-    assert set(REMOTE_CODE_FILES) <= set(PUBLISHED_PATTERNS)
+    assert set(remote_code_files()) <= set(PUBLISHED_PATTERNS)
 
 
 def test_the_processor_of_the_tests_is_the_one_that_is_published(complete):

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from transformers_ice import IceDeiTConfig
+from transformers_ice.data.augmentation import build_augmentation, build_train_collator
+from transformers_ice.data.augmentation.batch_augmentation import BatchMixing
+from transformers_ice.data.augmentation.rand_augment import DEIT_POLICY, parse_rand_augment
+from transformers_ice.data.images.pixels import input_size
 from transformers_ice.training import build_config, build_image_processor, parse_arguments
-from transformers_ice.training.batch_augmentation import BatchMixing
-from transformers_ice.training.models import input_size
 from transformers_ice.training.objectives import OBJECTIVES
-from transformers_ice.training.rand_augment import DEIT_POLICY, parse_rand_augment
-from transformers_ice.training.run import build_augmentation, build_train_collator
 
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

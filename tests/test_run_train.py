@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from transformers_ice import IceDeiTForImageClassification
-from transformers_ice.command_line import clean_exit
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.command_line import clean_exit, parse_config_overrides
+from transformers_ice.data.images.pixels import input_size
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -39,7 +40,6 @@ from transformers_ice.training import (
     step_count,
 )
 from transformers_ice.training.checkpoints import mark_complete
-from transformers_ice.training.models import input_size, parse_config_overrides
 from transformers_ice.training.run import choose_checkpoint
 
 

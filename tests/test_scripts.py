@@ -16,7 +16,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.data.scenes import SCENE_CLASSES
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import PICTURES
 
 

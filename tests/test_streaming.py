@@ -21,7 +21,8 @@ from streaming_shards import NAMES, png_of, row_of, write_parquet, write_tars
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from transformers_ice.data.shard_order import (
+from transformers_ice.data.images.image_streams import load_images
+from transformers_ice.data.images.shard_order import (
     ShardSpan,
     buffer_order,
     piece_of_reader,
@@ -29,11 +30,10 @@ from transformers_ice.data.shard_order import (
     shard_order,
     spans_of,
 )
-from transformers_ice.data.shards import count_rows, find_shards
-from transformers_ice.data.streams import ShardedRows, open_shards
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.data.images.shards import count_rows, find_shards
+from transformers_ice.data.images.streams import ShardedRows, open_shards
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import DataArguments, LabelledImages, StreamedImages, TrainingAugmentation
-from transformers_ice.training.image_streams import load_images
 
 
 ROOT = Path(__file__).parents[1]

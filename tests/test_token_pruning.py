@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from transformers_ice.token_pruning import (
+from transformers_ice.ice_deit.token_pruning import (
     Packing,
     background_margin,
     gate_loss,

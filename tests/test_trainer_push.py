@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from transformers_ice.hub_folder import sort_files
-from transformers_ice.model_card.run_card import MARK, RECORD_FILE
-from transformers_ice.publishing import check_folder
-from transformers_ice.remote_code import REMOTE_CODE_FILES
+from transformers_ice.hub import check_folder
+from transformers_ice.hub.published_files import sort_files
+from transformers_ice.ice_deit.remote_code import remote_code_files
+from transformers_ice.training.run_card import MARK, RECORD_FILE
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def test_every_push_is_a_complete_folder_without_pickles(pushed, tmp_path):
     for number, upload in enumerate(pushed.uploads):
         assert upload.options["repo_id"] == "me/tiny-ice"
         assert {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} <= upload.files.keys()
-        assert set(REMOTE_CODE_FILES) <= upload.files.keys()
+        assert set(remote_code_files()) <= upload.files.keys()
         copy = tmp_path / str(number)
         for name, content in upload.files.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def test_the_card_has_the_numbers_of_the_run_and_no_token(pushed):
 
 
 def test_a_card_that_somebody_wrote_stays(pushed, tmp_path):
-    from transformers_ice.model_card import RunCard
+    from transformers_ice.hub import RunCard
 
     folder = Path(shutil.copytree(pushed.folder, tmp_path / "own"))
     assert MARK in (folder / "README.md").read_text()

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification, set_seed
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.data.augmentation.image_augmentation import random_crop_box
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
     IceTrainingArguments,
     ImageCollator,
@@ -25,7 +26,6 @@ from transformers_ice.training import (
     TrainingAugmentation,
     build_trainer,
 )
-from transformers_ice.training.augmentation import random_crop_box
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from transformers_ice.training.objectives import OBJECTIVES
 from transformers_ice.training.trainer import LOSS_PARTS, EpochCallback

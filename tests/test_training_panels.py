@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers_ice.training_panels`: which images a run draws, where, and that it changes nothing else."""
+"""`transformers_ice.training.panels`: which images a run draws, where, and that it changes nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
-import transformers_ice.training_panels as panels
+import transformers_ice.training.panels as panels
 from transformers_ice import IceDeiTForImageClassification
-from transformers_ice.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import IceTrainingArguments, LabelledImages, build_trainer
-from transformers_ice.training_panels import PanelCallback, panel_rows, spread_indices
+from transformers_ice.training.panels import PanelCallback, panel_rows, spread_indices
 
 
 NAMES = ["disc", "square", "star"]

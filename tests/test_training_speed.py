@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`efficiency.training_speed` and `scripts/run_training_benchmark.py`: small runs of all measurements."""
+"""`training_speed` and `benchmarks/run_training_benchmark.py`: small runs of all measurements."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 import torch
 from datasets import Image as ImageFeature
 from PIL import Image
-
-from transformers_ice.efficiency.training_speed import (
+from training_speed import (
     TrainingBenchmarkArguments,
     build_step_models,
     draw_photographs,
@@ -28,7 +27,7 @@ SMALL += ["--waiting_warmups", "1", "--dataloader_num_workers", "0", "--use_cpu"
 
 @pytest.fixture(scope="module")
 def run_benchmark():
-    file = Path(__file__).parents[1] / "scripts" / "run_training_benchmark.py"
+    file = Path(__file__).parents[1] / "benchmarks" / "run_training_benchmark.py"
     spec = importlib.util.spec_from_file_location("run_training_benchmark", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

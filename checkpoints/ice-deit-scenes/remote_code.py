@@ -13,26 +13,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-REMOTE_CODE_FILES = (
-    "adversarial_normalization.py",
-    "configuration_ice_deit.py",
-    "image_conversion.py",
-    "image_processing_ice_deit.py",
-    "input_checks.py",
-    "layers_ice_deit.py",
-    "local_windows.py",
-    "modeling_ice_deit.py",
-    "outputs_ice_deit.py",
-    "packed_attention.py",
-    "patch_maps.py",
-    "patch_smoothing.py",
-    "pipeline_patch_explanation.py",
-    "pretrained_ice_deit.py",
-    "pruned_encoding.py",
-    "remote_code.py",
-    "token_layouts.py",
-    "token_pruning.py",
-)
 AUTO_MAP = {
     "AutoConfig": "configuration_ice_deit.IceDeiTConfig",
     "AutoModel": "modeling_ice_deit.IceDeiTModel",
@@ -65,25 +45,37 @@ def remote_code_entries(config: PreTrainedConfig) -> Iterator[None]:
         del config.auto_map, config.custom_pipelines
 
 
+def remote_code_files() -> tuple[str, ...]:
+    """Return the names of the files that a checkpoint carries: all modules of this folder."""
+    folder = Path(__file__).resolve().parent
+    return tuple(sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py"))
+
+
 def copy_remote_code(folder: Path, source: str | None) -> None:
     """Copy the code that a checkpoint needs where this package is not installed.
 
     Args:
         folder: Where to copy to; made if missing.
-        source: Folder or Hub id that the model came from. When this very file runs as remote code, neighbours it
-            does not import lie only there.
+        source: Folder or Hub id that the model came from. Where this very file runs as remote code, transformers has
+            brought only the files that were imported; the others are fetched from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in REMOTE_CODE_FILES:
-        file = Path(__file__).resolve().with_name(name)
-        if not file.is_file():
-            try:
-                file = Path(HF_MODULES_CACHE) / get_cached_module_file(source or "", name)
-            except (OSError, ValueError):  # no such folder, or no such name on the Hub
-                logger.warning(f"{name} is neither beside this code nor in {source!r}: {folder} will lack it.")
-                continue
-        if file != folder.resolve() / name:
-            shutil.copyfile(file, folder / name)
+    code = Path(__file__).resolve().parent
+    if code.is_relative_to(Path(HF_MODULES_CACHE).resolve()):
+        _complete_remote_code(source)
+    for name in remote_code_files():
+        if code / name != folder.resolve() / name:
+            shutil.copyfile(code / name, folder / name)
 
 
-__all__ = ["AUTO_MAP", "CUSTOM_PIPELINES", "REMOTE_CODE_FILES", "copy_remote_code", "remote_code_entries"]
+def _complete_remote_code(source: str | None) -> None:
+    """Bring every entry point of a checkpoint, and what it imports, into the folder of this file."""
+    entries = [*AUTO_MAP.values(), *(task["impl"] for task in CUSTOM_PIPELINES.values())]
+    for name in sorted({str(entry).partition(".")[0] for entry in entries}):
+        try:
+            get_cached_module_file(source or "", f"{name}.py")  # copies its relative imports too
+        except (OSError, ValueError):  # no such folder, or no such name on the Hub
+            logger.warning(f"{name}.py is not in {source!r}: the saved folder lacks it.")
+
+
+__all__ = ["AUTO_MAP", "CUSTOM_PIPELINES", "copy_remote_code", "remote_code_entries", "remote_code_files"]

@@ -12,17 +12,18 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from .configuration_ice_deit import IceDeiTConfig
-from .image_processing_ice_deit import IceDeiTImageProcessor
-from .modeling_ice_deit import (
+from .ice_deit import (
+    IceDeiTConfig,
     IceDeiTForImageClassification,
     IceDeiTForSemanticSegmentation,
     IceDeiTImageClassifierOutput,
+    IceDeiTImageProcessor,
     IceDeiTModel,
     IceDeiTModelOutput,
     IceDeiTPreTrainedModel,
+    PatchExplanationPipeline,
+    register_patch_explanation_pipeline,
 )
-from .pipeline_patch_explanation import PatchExplanationPipeline, register_patch_explanation_pipeline
 
 
 __version__ = "0.1.0.dev0"

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 
-__all__ = ["clean_exit", "parse_dataclasses"]
+__all__ = ["check_number", "check_range", "clean_exit", "parse_config_overrides", "parse_dataclasses"]
 
 
 @contextmanager
@@ -110,3 +112,51 @@ def _value_to_words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [str(item) for item in value]
     return [json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """Return configuration fields from text.
+
+    Args:
+        text: `name=value,name=value`, where values are JSON or Python literals or else plain words; or a JSON object.
+
+    Returns:
+        Value by name, empty for `None`.
+
+    Raises:
+        ValueError: If a part is no `name=value`.
+    """
+    if text is None or not text.strip():
+        return {}
+    if text.lstrip().startswith("{"):
+        return json.loads(text)
+    overrides = {}
+    # commas inside a list are not followed by a name and an equals sign
+    for item in re.split(r",(?=\s*\w+\s*=)", text):
+        name, separator, value = item.partition("=")
+        if not separator or not name.strip().isidentifier():
+            raise ValueError(f"`config_overrides` must be name=value,name=value, got {item!r} in {text!r}.")
+        overrides[name.strip()] = _parse_value(value.strip())
+    return overrides
+
+
+def _parse_value(text: str) -> Any:
+    """Return a JSON or Python literal, or the text itself."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def check_number(name: str, value: float, expected: str, is_right: bool) -> None:
+    """Raise unless `is_right`, which is False for nan."""
+    if not is_right:
+        raise ValueError(f"`{name}` must be {expected}, got {value}.")
+
+
+def check_range(name: str, values: list[float] | None, highest: float) -> None:
+    """Raise unless `values` are two numbers with 0 < first <= second <= highest."""
+    if values is None or len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
+        raise ValueError(f"`{name}` must be two numbers with 0 < first <= second <= {highest}, got {values}.")

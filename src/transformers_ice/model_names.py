@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from .configuration_ice_deit import IceDeiTConfig
+from .ice_deit.configuration_ice_deit import IceDeiTConfig
 
 
 __all__ = ["resolve_ice_model_name", "resolve_model_name"]

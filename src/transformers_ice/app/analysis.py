@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..model_names import resolve_ice_model_name
-from ..modeling_ice_deit import IceDeiTForImageClassification
 
 
 __all__ = ["Explanation", "LoadedModel", "PreparedImage", "explain_image", "load_model", "prepare_image"]

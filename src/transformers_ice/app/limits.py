@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ..image_conversion import load_image
+from ..ice_deit.image_conversion import load_image
 
 
 __all__ = ["Deadline", "Limits", "RequestError", "Worker", "read_upload"]

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from ..explainers import EXPLAINERS, explain
-from ..patch_maps import bilinear_to_image
+from ..ice_deit.patch_maps import bilinear_to_image
 from .analysis import LoadedModel, PreparedImage
 from .limits import Deadline
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..efficiency import Spread, count_tokens, ideal_macs, interleave, share_weights, summarize_spread, time_call
+from ..speed import Spread, count_tokens, ideal_macs, interleave, share_weights, summarize_spread, time_call
 from .analysis import LoadedModel, PreparedImage
 from .limits import Deadline, RequestError
 

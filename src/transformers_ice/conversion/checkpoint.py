@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.image_utils import PILImageResampling
 
-from ..configuration_ice_deit import IceDeiTConfig, as_pair
-from ..image_processing_ice_deit import IceDeiTImageProcessor
-from ..modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .files import read_checkpoint, read_json
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 
 
 __all__ = ["config_from_state_dict", "read_sizes"]

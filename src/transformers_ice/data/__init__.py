@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets with labels, masks and boxes."""
 
-from .benchmarks import EVALUATION_SETS, load_evaluation_set
-from .examples import EvaluationSet, Example
+from .benchmarks import EVALUATION_SETS, EvaluationSet, Example, load_evaluation_set
 from .scenes import SCENE_CLASSES, SPLIT_SIZES, Scene, draw_scene, load_scenes
 
 

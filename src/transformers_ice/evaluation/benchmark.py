@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import RowMetric
 from .inputs import ExplainedBatch
+from .metrics import RowMetric
 from .protocol import Protocol
 
 

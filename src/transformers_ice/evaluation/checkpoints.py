@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_ice_deit import as_pair
 from ..explainers import evaluation_mode
 from ..explainers.inspection import num_prefix_tokens
+from ..ice_deit.configuration_ice_deit import as_pair
 from ..model_names import resolve_model_name
 from .protocol import Protocol
 

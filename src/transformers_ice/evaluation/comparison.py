@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..explainers import EXPLAINERS, evaluation_mode, explain
-from ..metrics import ForegroundSegmentation, TopKAccuracy
-from ..patch_maps import nearest_to_image
+from ..ice_deit.patch_maps import nearest_to_image
 from .maps import CEILING, binary_maps, image_geometry, majority_grid, model_grid_size, preprocess
+from .metrics import ForegroundSegmentation, TopKAccuracy
 
 
 if TYPE_CHECKING:

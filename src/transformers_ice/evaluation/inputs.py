@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.examples import Example
+from ..data.benchmarks.examples import Example
 from ..explainers import EXPLAINERS, evaluation_mode, explain
 from ..explainers.class_scores import explained_logits
-from ..patch_maps import ImageGeometry
+from ..ice_deit.patch_maps import ImageGeometry
 from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_processor
 from .maps import (
     CEILING,

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..configuration_ice_deit import as_pair
 from ..explainers import EXPLAINERS
-from ..image_conversion import convert_to_rgb
-from ..patch_maps import ImageGeometry, nearest_to_image
+from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.image_conversion import convert_to_rgb
+from ..ice_deit.patch_maps import ImageGeometry, nearest_to_image
 
 
 __all__ = [

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
 from .benchmark import Benchmark, Observation
 from .checkpoints import class_logits, has_answer
 from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
+from .metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
 
 
 __all__ = ["Classification", "Faithfulness"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..metrics import LOCALIZATION_PROTOCOLS
+from .metrics import LOCALIZATION_PROTOCOLS
 
 
 __all__ = ["Protocol"]

@@ -9,23 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.examples import Example
+from ..data.benchmarks.examples import Example
 from ..explainers.inspection import attention_maps, num_prefix_tokens
-from ..metrics import (
-    CorLoc,
-    ForegroundAveragePrecision,
-    ForegroundF1,
-    ForegroundSegmentation,
-    LocalizationAccuracy,
-    MaxBoxAccuracy,
-    MeanOf,
-    ObjectJaccard,
-    PointingGame,
-    RowMetric,
-    normalize_score_map,
-    resize_boxes,
-)
-from ..patch_maps import component_box, largest_component
+from ..ice_deit.patch_maps import component_box, largest_component
 from .benchmark import Benchmark, Observation
 from .checkpoints import has_answer
 from .inputs import ExplainedBatch
@@ -39,6 +25,20 @@ from .maps import (
     score_maps,
     to_unit_range,
     varies,
+)
+from .metrics import (
+    CorLoc,
+    ForegroundAveragePrecision,
+    ForegroundF1,
+    ForegroundSegmentation,
+    LocalizationAccuracy,
+    MaxBoxAccuracy,
+    MeanOf,
+    ObjectJaccard,
+    PointingGame,
+    RowMetric,
+    normalize_score_map,
+    resize_boxes,
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.examples import EvaluationSet, Example
+from ..data.benchmarks.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
 from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from transformers import PreTrainedModel
 
-from ..configuration_ice_deit import as_pair
+from ..ice_deit.configuration_ice_deit import as_pair
 from .class_scores import explained_logits, gradient_pass, target_or_predicted
 from .inspection import grid_size
 from .libraries import import_library

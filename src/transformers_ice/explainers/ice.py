@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..patch_maps import class_map, foreground_probability
+from ..ice_deit.patch_maps import class_map, foreground_probability
 from .inspection import evaluation_mode, grid_size
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..configuration_ice_deit import as_pair
+from ..ice_deit.configuration_ice_deit import as_pair
 
 
 __all__ = [

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adversarial_normalization import foreground_mask
-from ..configuration_ice_deit import as_pair
 from ..explainers import evaluation_mode
-from ..patch_maps import nearest_to_image
+from ..ice_deit.adversarial_normalization import foreground_mask
+from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.patch_maps import nearest_to_image
 from .onnx_file import OUTPUT_NAMES, require
 
 
 if TYPE_CHECKING:
-    from ..data.examples import EvaluationSet, Example
+    from ..data.benchmarks.examples import EvaluationSet, Example
 
 __all__ = ["ExportScores", "OnnxDifferences", "OnnxModel", "compare_with_onnx", "score_exports"]
 
@@ -170,7 +170,7 @@ def score_exports(
     Raises:
         ValueError: If onnxruntime is not installed, or an image comes in another size than a file takes.
     """
-    from ..metrics import ForegroundSegmentation, TopKAccuracy  # they need the extra `train`
+    from ..evaluation.metrics import ForegroundSegmentation, TopKAccuracy  # they need the extra `train`
 
     runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: OnnxModel(file) for name, file in files.items()}}
     metrics: dict[str, tuple[Any, Any]] = {name: (TopKAccuracy(top_k=(1,)), ForegroundSegmentation()) for name in runs}

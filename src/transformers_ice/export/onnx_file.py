@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..configuration_ice_deit import IceDeiTConfig, as_pair
 from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 
 
 __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]

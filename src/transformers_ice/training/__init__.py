@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: arguments, images, augmentation, collator, trainer, and one whole run."""
 
+from ..data.augmentation.batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
+from ..data.augmentation.collator import ImageCollator
+from ..data.augmentation.image_augmentation import TrainingAugmentation
+from ..data.augmentation.rand_augment import RandAugment, parse_rand_augment
+from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
+from ..data.images.check import DataReport, check_data
+from ..data.images.streamed_images import StreamedImages
+from ..data.images.tables import ImageTables, LabelledImages, load_image_tables
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments, parse_arguments
-from .augmentation import TrainingAugmentation
-from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
-from .collator import ImageCollator
-from .data_check import DataReport, check_data
 from .distillation import Distillation, Teacher, distillation_loss, load_teacher
-from .image_sets import ImageTables, LabelledImages, load_image_tables
 from .initialization import initialize_mimetically
 from .layer_decay import decay_layer_rates
 from .models import build_config, build_image_processor, build_model
-from .rand_augment import RandAugment, parse_rand_augment
-from .repeated_augmentation import RepeatedAugmentationSampler
 from .run import prepare_training, run_training
 from .stopping import TrainingStoppedError, resume_command
-from .streamed_images import StreamedImages
 from .trainer import IceTrainer, build_trainer
 from .weight_averaging import WeightAverage
 

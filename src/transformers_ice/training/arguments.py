@@ -15,9 +15,9 @@ import torch
 from transformers import TrainingArguments
 
 from ..command_line import parse_dataclasses
+from ..data.images.arguments import DataArguments
 from ..model_names import resolve_model_name
-from .recipe_arguments import AugmentationArguments, RecipeArguments
-from .source_arguments import ShardArguments
+from .recipe_arguments import RecipeArguments
 
 
 __all__ = ["DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
@@ -207,89 +207,6 @@ class ModelArguments:
                 f"`--initialization {self.initialization}` draws random weights and needs `--model_type`, got the "
                 f"checkpoint {self.model_name_or_path!r}."
             )
-
-
-@dataclass
-class DataArguments(ShardArguments, AugmentationArguments):
-    """Which images to train and evaluate on, and how training images are varied.
-
-    Args:
-        dataset_name: "scenes" (drawn by this package) or a data set id of the Hub.
-        dataset_config_name: Configuration of the Hub data set.
-        train_dir: Folder with one subfolder of images per class.
-        validation_dir: The same for evaluation, with the same class names.
-        train_val_split: Share of the training images held out where there is no validation set, in (0, 1).
-        max_train_samples: Number of training images to use.
-        max_eval_samples: Number of evaluation images to use.
-        image_column_name: Column that holds the images.
-        label_column_name: Column that holds the classes.
-        mask_column_name: Column that holds foreground masks; used in evaluation only.
-        image_size: Side of the (square) model input in pixels.
-        on_bad_image: What to do about files that cannot be read.
-        check_images: Whether every image is decoded once before training.
-        num_proc: Processes that draw scenes, threads that check images.
-        **kwargs: See `ShardArguments` and `AugmentationArguments`.
-
-    Raises:
-        ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
-    """
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "scenes (drawn by this package, no download) or a data set id of the Hub."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images: one subfolder per class, named like the class."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of evaluation images, with the same subfolders as train_dir."}
-    )
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images held out if there is no validation set."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training images only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation images only."})
-    image_column_name: str = field(default="image", metadata={"help": "Column that holds the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column that holds the classes."})
-    mask_column_name: str = field(
-        default="mask", metadata={"help": "Column of foreground masks, if there is one; used in evaluation only."}
-    )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the model input in pixels; by default the model's own."}
-    )
-    on_bad_image: Literal["stop", "skip"] = field(
-        default="stop",
-        metadata={"help": "Unreadable images: stop before training and list them, or skip them with a warning."},
-    )
-    check_images: bool = field(
-        default=True, metadata={"help": "Decode every image once before training, to find unreadable ones."}
-    )
-    num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that draw scenes, or threads that check images."}
-    )
-
-    def __post_init__(self) -> None:
-        """Check the values against each other."""
-        sources = (self.dataset_name, self.train_dir, self.train_files)
-        if sum(source is not None for source in sources) != 1:
-            raise ValueError(
-                "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders) or "
-                f"`--train_files` (.parquet or .tar), got {', '.join(map(repr, sources))}."
-            )
-        if self.validation_dir is not None and self.train_dir is None:
-            raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
-        self.check_shards(self.dataset_name, self.max_train_samples, self.on_bad_image)
-        self.fill_in_augmentation()
-        _check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)
-        _check_range("random_resized_crop_ratio", self.random_resized_crop_ratio, highest=float("inf"))
-        if not 0 < self.train_val_split < 1:
-            raise ValueError(f"`train_val_split` must lie between 0 and 1, got {self.train_val_split}.")
-
-
-def _check_range(name: str, values: list[float] | None, highest: float) -> None:
-    """Raise unless `values` are two numbers with 0 < first <= second <= highest."""
-    if values is None or len(values) != 2 or not 0 < values[0] <= values[1] <= highest:
-        raise ValueError(f"`{name}` must be two numbers with 0 < first <= second <= {highest}, got {values}.")
 
 
 @dataclass

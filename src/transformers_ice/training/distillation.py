@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
+from ..data.images.pixels import input_size
 from ..model_names import resolve_model_name
-from .models import input_size
 
 
 __all__ = ["Distillation", "Teacher", "distillation_loss", "load_teacher"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from ..metrics import ForegroundSegmentation, TopKAccuracy
-from ..patch_maps import class_map, nearest_to_image, to_grid
-from .image_sets import LabelledImages
+from ..data.images.tables import LabelledImages
+from ..evaluation.metrics import ForegroundSegmentation, TopKAccuracy
+from ..ice_deit.patch_maps import class_map, nearest_to_image, to_grid
 
 
 __all__ = ["KEPT_OUTPUTS", "EvaluationMetrics", "summarize_outputs"]

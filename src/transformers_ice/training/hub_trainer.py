@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..hub_folder import PUBLISHED_PATTERNS, sort_files
+from ..hub.published_files import PUBLISHED_PATTERNS, sort_files
 
 
 __all__ = ["HubTrainer"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..configuration_ice_deit import as_pair
+from ..ice_deit.configuration_ice_deit import as_pair
 
 
 __all__ = ["initialize_mimetically", "sinusoidal_positions"]

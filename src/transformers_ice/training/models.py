@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,15 +19,16 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.utils import logging
 
-from ..configuration_ice_deit import IceDeiTConfig, as_pair
-from ..image_processing_ice_deit import IceDeiTImageProcessor
-from ..modeling_ice_deit import IceDeiTForImageClassification
+from ..command_line import parse_config_overrides
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ModelArguments
 from .initialization import initialize_mimetically
 from .objectives import OBJECTIVES
 
 
-__all__ = ["build_config", "build_image_processor", "build_model", "input_size", "parse_config_overrides"]
+__all__ = ["build_config", "build_image_processor", "build_model"]
 
 logger = logging.get_logger(__name__)
 
@@ -61,42 +59,6 @@ _ICE_FIELDS = (
     "pruning_loss_weight",
     "prune_in_training",
 )
-
-
-def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """Return configuration fields from text.
-
-    Args:
-        text: `name=value,name=value`, where values are JSON or Python literals or else plain words; or a JSON object.
-
-    Returns:
-        Value by name, empty for `None`.
-
-    Raises:
-        ValueError: If a part is no `name=value`.
-    """
-    if text is None or not text.strip():
-        return {}
-    if text.lstrip().startswith("{"):
-        return json.loads(text)
-    overrides = {}
-    # commas inside a list are not followed by a name and an equals sign
-    for item in re.split(r",(?=\s*\w+\s*=)", text):
-        name, separator, value = item.partition("=")
-        if not separator or not name.strip().isidentifier():
-            raise ValueError(f"`config_overrides` must be name=value,name=value, got {item!r} in {text!r}.")
-        overrides[name.strip()] = _parse_value(value.strip())
-    return overrides
-
-
-def _parse_value(text: str) -> Any:
-    """Return a JSON or Python literal, or the text itself."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
 
 
 def build_config(model_args: ModelArguments, image_size: int | None = None) -> PreTrainedConfig:
@@ -238,17 +200,3 @@ def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, 
             f"{name} holds no image processor (preprocessor_config.json): {error} The pixels must be normalised as in "
             "its training; name a fitting processor with `--image_processor_name`."
         ) from error
-
-
-def input_size(image_processor: Any) -> tuple[int, int]:
-    """Return height and width of the pixels that an image processor makes.
-
-    Raises:
-        ValueError: If the processor keeps the proportions of each image, so that a batch cannot be stacked.
-    """
-    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-    if not size["height"] or not size["width"]:
-        raise ValueError(
-            f"The image processor must give all images one size, got {size} without a crop. Pass `--image_size`."
-        )
-    return size["height"], size["width"]

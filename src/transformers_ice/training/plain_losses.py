@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adversarial_normalization import CLASSIFICATION_LOSSES, soft_targets
+from ..ice_deit.adversarial_normalization import CLASSIFICATION_LOSSES, soft_targets
 
 
 __all__ = ["use_soft_label_loss"]

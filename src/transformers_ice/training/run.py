@@ -10,11 +10,15 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from ..data.streams import ShardedRows
-from ..modeling_ice_deit import IceDeiTForImageClassification
+from ..data.augmentation.arguments import build_augmentation, build_train_collator
+from ..data.augmentation.image_augmentation import TrainingAugmentation
+from ..data.images.image_streams import load_images
+from ..data.images.pixels import input_size
+from ..data.images.streamed_images import StreamedImages
+from ..data.images.streams import ShardedRows
+from ..data.images.tables import ImageTables, LabelledImages
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
-from .augmentation import TrainingAugmentation
-from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
 from .checkpoints import (
     COMPLETION_MARKER,
     is_complete,
@@ -22,16 +26,11 @@ from .checkpoints import (
     list_checkpoints,
     missing_files,
 )
-from .collator import ImageCollator
 from .distillation import Distillation, load_teacher
-from .image_sets import ImageTables, LabelledImages
-from .image_streams import load_images
-from .models import build_config, build_image_processor, build_model, input_size
+from .models import build_config, build_image_processor, build_model
 from .plain_losses import use_soft_label_loss
-from .rand_augment import parse_rand_augment
 from .step_count import StepCountCallback
 from .stopping import StopRequest, writing_to
-from .streamed_images import StreamedImages
 from .trainer import IceTrainer, build_trainer
 
 
@@ -177,57 +176,6 @@ def build_train_images(
         shuffle_buffer_size=data_args.shuffle_buffer_size,
         names_are_given=data_args.class_names_file is not None,
     )
-
-
-def build_augmentation(
-    data_args: DataArguments, size: tuple[int, int], image_mean: Sequence[float]
-) -> TrainingAugmentation | None:
-    """Return what varies single training images.
-
-    Args:
-        data_args: How.
-        size: Height and width of the model's input.
-        image_mean: Mean of each channel, of pixels in [0, 1], as fill colour.
-    """
-    policy, jitter = data_args.rand_augment, data_args.color_jitter or 0.0
-    has_policy = policy not in (None, "none")
-    if data_args.augmentation == "none" and not has_policy and not jitter:
-        return None
-    smallest, largest = data_args.random_resized_crop_scale or (0.08, 1.0)
-    narrowest, widest = data_args.random_resized_crop_ratio
-    return TrainingAugmentation(
-        size,
-        crop=data_args.augmentation in ("crop_flip", "deit"),
-        flip_probability=0.0 if data_args.augmentation == "none" else 0.5,
-        scale=(smallest, largest),
-        ratio=(narrowest, widest),
-        rand_augment=parse_rand_augment(str(policy), image_mean) if has_policy else None,
-        color_jitter=jitter,
-    )
-
-
-def build_train_collator(data_args: DataArguments, image_processor: Any, num_labels: int) -> AugmentingCollator | None:
-    """Return what makes and varies the training batches, `None` where they are made as in evaluation.
-
-    Args:
-        data_args: How they are varied.
-        image_processor: How pixels are normalised.
-        num_labels: Number of classes.
-    """
-    mixing = BatchMixing(
-        data_args.mixup_alpha or 0.0,
-        data_args.cutmix_alpha or 0.0,
-        data_args.mixup_switch_prob,
-        data_args.mixup_prob,
-    )
-    collator = AugmentingCollator(
-        ImageCollator.from_image_processor(image_processor),
-        num_labels,
-        RandomErasing(data_args.random_erasing_prob or 0.0),
-        mixing,
-        data_args.label_smoothing or 0.0,
-    )
-    return collator if collator.makes_soft_labels or collator.erasing.probability else None
 
 
 def _build_distillation(

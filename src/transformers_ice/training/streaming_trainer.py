@@ -10,7 +10,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from .streamed_images import StreamedImages, leave_out_skipped
+from ..data.images.streamed_images import StreamedImages, leave_out_skipped
 
 
 __all__ = ["StreamingTrainer"]

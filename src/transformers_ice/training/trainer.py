@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from ..configuration_ice_deit import as_pair
+from ..data.augmentation.collator import ImageCollator
+from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
+from ..ice_deit.configuration_ice_deit import as_pair
 from .checkpointed_trainer import CheckpointedTrainer
-from .collator import ImageCollator
 from .distillation import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .hub_trainer import HubTrainer
 from .layer_decay import decay_layer_rates
-from .repeated_augmentation import RepeatedAugmentationSampler
 from .streaming_trainer import StreamingTrainer
 from .throughput import ThroughputMeter
 from .weight_averaging import WeightAveragingTrainer

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the readers of published sets share: files that must be there, lines, numbers, boxes and masks.
+
+Every error names the file, and the line where there is one, so that an incomplete download can be completed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...ice_deit.image_conversion import convert_to_rgb, load_image
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "as_boxes",
+    "binary_mask",
+    "check_present",
+    "enumerate_lines",
+    "find_files",
+    "order_classes",
+    "parse_numbers",
+    "read_lines",
+    "read_mask_image",
+    "read_rgb",
+    "require_directory",
+    "require_file",
+]
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+_MAX_LISTED = 10
+
+
+def require_file(path: str | os.PathLike, content: str) -> Path:
+    """Return the path of a file, or say what is missing.
+
+    Args:
+        path: Where the file is expected.
+        content: What it holds and where it comes from, for the error.
+
+    Raises:
+        ValueError: If it is no file; names the path, its content, and what is there instead.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"The file {file} is missing: {content}. {_describe_nearest(file)}")
+    return file
+
+
+def require_directory(path: str | os.PathLike, content: str) -> Path:
+    """Return the path of a folder, or say what is missing, as `require_file` does."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"The folder {folder} is missing: {content}. {_describe_nearest(folder)}")
+    return folder
+
+
+def _describe_nearest(path: Path) -> str:
+    """Say what the nearest folder above a missing path holds."""
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path(path.anchor))
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    rest = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{folder} holds {', '.join(names[:_MAX_LISTED]) or 'nothing'}{rest}."
+
+
+def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Return the files below a folder, sorted, as paths relative to it with forward slashes; none are opened.
+
+    Args:
+        folder: An existing folder.
+        suffixes: Lower-case endings with their dot. Hidden files and folders are left out.
+    """
+    found = []
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(directory).relative_to(folder).as_posix()
+        kept = [name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")]
+        found += kept if prefix == "." else [f"{prefix}/{name}" for name in kept]
+    return sorted(found)
+
+
+def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, content: str) -> None:
+    """Raise if files are missing in a folder.
+
+    Args:
+        wanted: Names, relative to the folder.
+        found: Names of the files there are.
+        folder: Where they are expected.
+        content: What they are, in the plural.
+
+    Raises:
+        ValueError: With the number of those missing, the first of them and what to do.
+    """
+    existing = set(found)
+    missing = [name for name in wanted if name not in existing]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} {content} are missing in {folder}, which holds {len(existing)} of such "
+            f"files. The first missing one is {missing[0]}. Download or unpack the set again, or correct the folder."
+        )
+
+
+def enumerate_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (place for errors, stripped line) of the lines of a text file, without empty ones.
+
+    Raises:
+        ValueError: If it is no UTF-8 text, or empty.
+    """
+    try:
+        # with the mark that spreadsheet programs put in front of UTF-8, or without
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read {path} as UTF-8 text: {error}. Download it again.") from error
+    if not any(map(str.strip, lines)):
+        raise ValueError(f"The file {path} is empty. Download it again.")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path}, line {number},", line.strip()
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, stripped, without empty ones; raises like `enumerate_lines`."""
+    return [line for _, line in enumerate_lines(path)]
+
+
+def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
+    """Return fields of a text file as finite numbers.
+
+    Args:
+        fields: The fields.
+        count: How many there must be.
+        where: The place they are from, for the error.
+
+    Raises:
+        ValueError: If they are more, fewer or no numbers.
+    """
+    try:
+        numbers = [float(field) for field in fields]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{where} must hold {count} {'number' if count == 1 else 'numbers'} here, got {fields!r}.")
+    return numbers
+
+
+def as_boxes(boxes: Sequence[Sequence[float]], where: str) -> np.ndarray:
+    """Return boxes as `(num_boxes, 4)`, float64, xyxy.
+
+    Raises:
+        ValueError: If a box ends before it begins.
+    """
+    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    for box in array:
+        if not (box[2] >= box[0] and box[3] >= box[1]):
+            raise ValueError(f"{where} holds a box that ends before it begins: {box.tolist()} as xyxy.")
+    return array
+
+
+def order_classes(values: Iterable[str]) -> list[str]:
+    """Return class names without repetition: numbers in their own order (10 after 9), other names alphabetically."""
+    names = set(values)
+    numeric = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if numeric else (0, name))
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Return an image file as upright RGB.
+
+    Raises:
+        ValueError: If it is missing or cannot be read; names the path.
+    """
+    try:
+        return convert_to_rgb(load_image(path))
+    except ValueError as error:
+        raise _with_path(error, path) from error
+
+
+def read_mask_image(path: Path) -> Image.Image:
+    """Return a mask file upright and otherwise as it is: palette indices stay indices.
+
+    Raises:
+        ValueError: If it is missing or cannot be read; names the path.
+    """
+    try:
+        return load_image(path)
+    except ValueError as error:
+        raise _with_path(error, path) from error
+
+
+def _with_path(error: ValueError, path: Path) -> ValueError:
+    return error if str(path) in str(error) else ValueError(f"{path}: {error}")
+
+
+def binary_mask(image: Image.Image, where: str, ignore_value: int | None = None) -> np.ndarray:
+    """Return a mask image as 1 where it is not 0, and 0 elsewhere.
+
+    Args:
+        image: Mode 1, grey of any depth, palette (its indices count), or colours (black is background).
+        where: The file, for the error.
+        ignore_value: Value of pixels that become -1; not for colours.
+
+    Returns:
+        `(height, width)`, int8.
+
+    Raises:
+        ValueError: If `ignore_value` is given for a mask in colours.
+    """
+    # transparency is no annotation: editors add an opaque alpha channel by themselves
+    mode = image.mode if len(image.getbands()) == 1 else "L" if image.mode == "LA" else "RGB"
+    values = np.asarray(image.convert(mode))
+    if values.ndim == 3:
+        if ignore_value is not None:
+            raise ValueError(f"The mask {where} has mode {image.mode}; `ignore_value` needs a grey or palette image.")
+        return np.asarray(values.any(axis=-1), dtype=np.int8)
+    mask = np.zeros(values.shape, dtype=np.int8)
+    mask[values != 0] = 1
+    if ignore_value is not None:
+        mask[values == ignore_value] = -1
+    return mask

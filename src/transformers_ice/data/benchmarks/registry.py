@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation sets by name: what each is, where it comes from and what may be chosen.
+
+Only the scenes come with this package. Nothing is downloaded: the terms of every other set are its providers', so each
+is fetched by hand and `data_dir` says where it lies.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ..scenes import SPLIT_SIZES, load_scenes
+from .annotated_folder import AnnotatedFolder
+from .coco import Coco20k
+from .cub import Cub
+from .examples import ANNOTATIONS, EvaluationSet
+from .imagenet_boxes import ImageNetBoxes
+from .imagenet_segmentation import ImageNetSegmentation
+from .pascal_voc import VocDetection, VocSegmentation
+from .table_evaluation import TableEvaluation
+
+
+__all__ = ["EVALUATION_SETS", "EvaluationSource", "load_evaluation_set"]
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationSource:
+    """An entry of `EVALUATION_SETS`.
+
+    Attributes:
+        build: Makes the set from `data_dir`, `split` and options, as far as it takes them.
+        content: What `data_dir` holds, as a noun; empty where there is none.
+        source: Where it comes from, and its terms as far as they are known.
+    """
+
+    build: Callable[..., EvaluationSet]
+    content: str
+    source: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What `build` can be given."""
+        return tuple(inspect.signature(self.build).parameters)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What can be chosen beyond `data_dir`, `split` and `limit`."""
+        return tuple(name for name in self.parameters if name not in ("data_dir", "split", "limit"))
+
+
+def _build_scenes(
+    split: str = "test",
+    limit: int | None = None,
+    image_size: int | tuple[int, int] = 96,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+) -> EvaluationSet:
+    # a prefix, so that no more is drawn than is needed; it holds all classes equally often
+    limit = None if limit is None else min(limit, SPLIT_SIZES.get(split, limit))
+    return TableEvaluation(load_scenes(split, limit, image_size, seed, cache_dir, num_proc), "scenes")
+
+
+def _build_imagenet_segmentation(data_dir: str | os.PathLike) -> EvaluationSet:
+    return ImageNetSegmentation(data_dir)
+
+
+def _build_voc(
+    data_dir: str | os.PathLike,
+    split: str | None = None,
+    year: str | int | None = None,
+    task: str = "segmentation",
+    keep_hard: bool = True,
+) -> EvaluationSet:
+    if task == "segmentation":
+        return VocSegmentation(data_dir, year or "2012", split or "val")
+    if task == "detection":
+        return VocDetection(data_dir, year or "2007", split or "trainval", keep_hard)
+    raise ValueError(f"`task` must be segmentation or detection, got {task!r}.")
+
+
+def _voc_detection(year: str) -> Callable[..., EvaluationSet]:
+    def build(data_dir: str | os.PathLike, split: str = "trainval", keep_hard: bool = True) -> EvaluationSet:
+        return VocDetection(data_dir, year, split, keep_hard)
+
+    return build
+
+
+def _voc_segmentation(year: str) -> Callable[..., EvaluationSet]:
+    def build(data_dir: str | os.PathLike, split: str = "val") -> EvaluationSet:
+        return VocSegmentation(data_dir, year, split)
+
+    return build
+
+
+def _build_cub(
+    data_dir: str | os.PathLike, split: str = "test", segmentations: str | os.PathLike | None = None
+) -> EvaluationSet:
+    return Cub(data_dir, split, segmentations)
+
+
+def _build_imagenet_boxes(
+    data_dir: str | os.PathLike,
+    localization_file: str | os.PathLike | None = None,
+    class_labels_file: str | os.PathLike | None = None,
+    image_sizes_file: str | os.PathLike | None = None,
+) -> EvaluationSet:
+    folder = Path(data_dir).expanduser()
+    image_dir = folder / "val" if (folder / "val").is_dir() else folder
+    boxes = localization_file or _first_file(folder, "localization.txt", "val_folder_new.txt")
+    labels = class_labels_file or _optional_file(folder / "class_labels.txt")
+    sizes = image_sizes_file or _optional_file(folder / "image_sizes.txt")
+    examples = ImageNetBoxes(image_dir, boxes or folder / "localization.txt", labels, sizes)
+    examples.published_size = None if localization_file else 50000
+    return examples
+
+
+def _build_coco20k(
+    data_dir: str | os.PathLike,
+    annotation_file: str | os.PathLike | None = None,
+    image_list: str | os.PathLike | None = None,
+) -> EvaluationSet:
+    folder = Path(data_dir).expanduser()
+    annotations = annotation_file or folder / "annotations" / "instances_train2014.json"
+    return Coco20k(folder, annotations, image_list or folder / "coco_20k_filenames.txt")
+
+
+def _build_folder(data_dir: str | os.PathLike, ignore_value: int | None = None) -> EvaluationSet:
+    return AnnotatedFolder(data_dir, ignore_value)
+
+
+def _first_file(folder: Path, *names: str) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _optional_file(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+_VOC_CONTENT = "the folder of `VOCdevkit`, or `VOC<year>` itself"
+_VOC_SOURCE = (
+    "PASCAL VOC devkit (archives voc<year>): JPEGImages, ImageSets, SegmentationClass or Annotations. Photographs of "
+    "third parties: see the terms of the challenge."
+)
+
+EVALUATION_SETS: dict[str, EvaluationSource] = {
+    "scenes": EvaluationSource(
+        _build_scenes, "", "Drawn by this package, of the same licence as it; labels, masks and boxes are exact."
+    ),
+    "imagenet-segmentation": EvaluationSource(
+        _build_imagenet_segmentation,
+        "`gtsegs_ijcv.mat`",
+        "Guillaumin et al. 2014: 4,276 images of ImageNet with masks, the file that hila-chefer/"
+        "Transformer-Explainability evaluates on. The terms of ImageNet hold for its images.",
+    ),
+    "voc": EvaluationSource(_build_voc, _VOC_CONTENT, _VOC_SOURCE),
+    "voc2007-detection": EvaluationSource(_voc_detection("2007"), _VOC_CONTENT, _VOC_SOURCE),
+    "voc2012-detection": EvaluationSource(_voc_detection("2012"), _VOC_CONTENT, _VOC_SOURCE),
+    "voc2007-segmentation": EvaluationSource(_voc_segmentation("2007"), _VOC_CONTENT, _VOC_SOURCE),
+    "voc2012-segmentation": EvaluationSource(_voc_segmentation("2012"), _VOC_CONTENT, _VOC_SOURCE),
+    "cub": EvaluationSource(
+        _build_cub,
+        "`CUB_200_2011`",
+        "Caltech-UCSD Birds 200 (2011), data.caltech.edu: images and lists in record 65de6-vp158, segmentations (an "
+        "archive of their own) in w9d68-gec53. Its terms stand there.",
+    ),
+    "imagenet-boxes": EvaluationSource(
+        _build_imagenet_boxes,
+        "the validation images of ImageNet (`val/`, or directly), `localization.txt`, and `class_labels.txt` and "
+        "`image_sizes.txt` if there are labels and sizes",
+        "Images: ImageNet (ILSVRC2012), whose terms have to be accepted. Lists: metadata/ILSVRC/test of "
+        "clovaai/wsolevaluation (MIT), or `val_folder_new.txt` of TS-CAM.",
+    ),
+    "coco20k": EvaluationSource(
+        _build_coco20k,
+        "`train2014/`, `annotations/instances_train2014.json` and `coco_20k_filenames.txt`",
+        "COCO train2014 with its instances, and the list of 19,817 names from valeoai/LOST "
+        "(datasets/coco_20k_filenames.txt). Photographs of third parties: see the terms of COCO.",
+    ),
+    "folder": EvaluationSource(
+        _build_folder, "images of your own with masks, boxes or classes", "Your own: see `AnnotatedFolder`."
+    ),
+}
+
+
+_INTEGER_OPTIONS = {"ignore_value", "image_size", "num_proc", "seed"}
+
+
+def load_evaluation_set(
+    name: str | None = None,
+    data_dir: str | os.PathLike | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    needs: Iterable[str] = (),
+    **options: Any,
+) -> EvaluationSet:
+    """Return an evaluation set by name.
+
+    Args:
+        name: A key of `EVALUATION_SETS`. `None` means "folder" where there is a `data_dir`.
+        data_dir: Where the set was unpacked; the entry says what has to be there.
+        split: Part of the set, for those that have several; `None` takes the one that is evaluated on.
+        limit: Use at most so many images, at equal distances, because some sets are sorted by class; of the scenes
+            the first ones. For a quick look: such scores are not comparable with others.
+        needs: Which of `ANNOTATIONS` are needed. For "voc" boxes choose `task="detection"`.
+        **options: What else the set lets choose: `EVALUATION_SETS[name].options`.
+
+    Returns:
+        The set. It logs a warning where it does not have as many images as the published one.
+
+    Raises:
+        ImportError: If a library that reads the set is not installed.
+        ValueError: If a name, an option or an annotation is unknown or files are missing; lists what there is.
+    """
+    name = name or ("folder" if data_dir is not None else None)
+    if name not in EVALUATION_SETS:
+        raise ValueError(
+            f"The evaluation set must be one of {', '.join(EVALUATION_SETS)}, got {name!r}. For images of your own "
+            "pass `data_dir` without a name."
+        )
+    needs = _check_needs(needs)
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    if name == "voc" and "boxes" in needs:
+        options.setdefault("task", "detection")
+    source = EVALUATION_SETS[name]
+    examples = source.build(**_check_arguments(name, source, data_dir, split, limit, options))
+    missing = [annotation for annotation in needs if annotation not in examples.provides]
+    if missing:
+        raise ValueError(
+            f"The evaluation set {name!r} was asked for {', '.join(missing)}, but provides only "
+            f"{', '.join(sorted(examples.provides))} here. {source.source}"
+        )
+    if examples.published_size not in (None, len(examples)):
+        logger.warning(
+            f"{name} has {len(examples)} images here, the published set {examples.published_size}: scores cannot be "
+            "compared with published ones."
+        )
+    return examples if limit is None else examples.spread(limit)
+
+
+def _check_needs(needs: Iterable[str]) -> list[str]:
+    needs = [needs] if isinstance(needs, str) else list(needs)
+    unknown = [annotation for annotation in needs if annotation not in ANNOTATIONS]
+    if unknown:
+        raise ValueError(f"`needs` must be among {', '.join(ANNOTATIONS)}, got {unknown[0]!r}.")
+    return needs
+
+
+def _check_arguments(
+    name: str,
+    source: EvaluationSource,
+    data_dir: str | os.PathLike | None,
+    split: str | None,
+    limit: int | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the arguments of `source.build`, or raise about those that it does not know or lacks."""
+    unknown = [option for option in options if option not in source.options]
+    if unknown:
+        raise ValueError(
+            f"The evaluation set {name!r} has no option {unknown[0]!r}, only {', '.join(source.options) or 'none'}."
+        )
+    for option in _INTEGER_OPTIONS & options.keys():
+        value = options[option]
+        is_pair = option == "image_size" and isinstance(value, tuple)
+        if value is not None and not is_pair and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"`{option}` of {name!r} must be a whole number, got {value!r}.")
+    if data_dir is None and source.content:
+        raise ValueError(
+            f"The evaluation set {name!r} needs `data_dir`: {source.content}. Nothing is downloaded; it comes from: "
+            f"{source.source}"
+        )
+    given: dict[str, Any] = {"data_dir": data_dir, "split": split}
+    given = {key: value for key, value in given.items() if value is not None}
+    for argument in given:
+        if argument not in source.parameters:
+            raise ValueError(f"The evaluation set {name!r} takes no `{argument}`, got {given[argument]!r}.")
+    if "limit" in source.parameters:
+        given["limit"] = limit
+    return {**given, **options}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `datasets` table, such as the scenes drawn here or a set of the Hub, as an evaluation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as PilImage
+
+from ...ice_deit.image_conversion import convert_to_rgb, load_image
+from .annotation_files import as_boxes, binary_mask
+from .examples import EvaluationSet, Example
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["TableEvaluation"]
+
+
+class TableEvaluation(EvaluationSet):
+    """Rows of a table; provides whichever of `label`, `mask` and `boxes` it has columns for.
+
+    Args:
+        table: A table with an image column. Its rows stay where they are: in memory-mapped files.
+        name: Name of the set.
+        image_column: Column of the images.
+        label_column: Column of class indices; the names of a `ClassLabel` become `class_names`.
+        mask_column: Column of masks: images, foreground where not 0, or arrays of 1, 0 and -1 (ignored).
+        boxes_column: Column with a box or a list of boxes, xyxy in half-open pixels. `None` takes "boxes" or "box".
+        id_column: Column of names. Otherwise an image is called by its row.
+
+    Raises:
+        ValueError: If the image column is missing or holds no images, or there is no annotation.
+    """
+
+    def __init__(
+        self,
+        table: Dataset,
+        name: str = "table",
+        image_column: str = "image",
+        label_column: str = "label",
+        mask_column: str = "mask",
+        boxes_column: str | None = None,
+        id_column: str = "image_id",
+    ) -> None:
+        from datasets import Image
+
+        if image_column not in table.column_names or not isinstance(table.features[image_column], Image):
+            raise ValueError(
+                f"The table must have a column {image_column!r} of images, got {dict(table.features)}. Pass "
+                "`image_column`, or cast it with `table.cast_column(name, datasets.Image())`."
+            )
+        boxes_column = boxes_column or ("boxes" if "boxes" in table.column_names else "box")
+        wanted = {"label": label_column, "mask": mask_column, "boxes": boxes_column}
+        for key, column in wanted.items():
+            if column not in (key, "box", *table.column_names):
+                raise ValueError(f"The table has no column {column!r} of {key}, only {', '.join(table.column_names)}.")
+        self._columns = {key: column for key, column in wanted.items() if column in table.column_names}
+        if not self._columns:
+            raise ValueError(
+                f"The table must have one of the columns {', '.join(wanted.values())} to evaluate against, got "
+                f"{', '.join(table.column_names)}."
+            )
+        names = getattr(table.features[label_column], "names", None) if "label" in self._columns else None
+        super().__init__(name, self._columns, names)
+        self._image, self._id = image_column, id_column
+        kept = {image_column, *self._columns.values(), *({id_column} & set(table.column_names))}
+        columns = sorted(kept)  # always in the same order, on which the table's fingerprint depends
+        self.table = table.select_columns(columns)
+        for column in columns:
+            # as they are in the file: decoding by `datasets` neither names a damaged image nor keeps its bit depth
+            if isinstance(table.features[column], Image):
+                self.table = self.table.cast_column(column, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _identity(self) -> Iterable[object]:
+        # the digest by which `datasets` caches what is computed from a table
+        return self.table._fingerprint, self._columns
+
+    def _read(self, index: int) -> Example:
+        row = self.table[index]
+        where = f"row {index} of {self.name!r}"
+        cells = {key: row[column] for key, column in self._columns.items()}
+        empty = [key for key in cells if cells[key] is None]
+        if empty or row[self._image] is None:
+            raise ValueError(
+                f"The {empty[0] if empty else 'image'} of {where} is missing. Drop the row or fill it in."
+            )
+        try:
+            image = convert_to_rgb(load_image(row[self._image]))
+            mask = _read_mask(cells["mask"], where) if "mask" in cells else None
+        except ValueError as error:
+            raise ValueError(f"In {where}: {error}") from error
+        boxes = as_boxes(cells["boxes"], where) if "boxes" in cells else None
+        return Example(str(row.get(self._id, index)), image, cells.get("label"), mask, boxes=boxes)
+
+
+def _read_mask(cell: Any, where: str) -> np.ndarray:
+    """Return a mask as `(height, width)`, int8."""
+    if isinstance(cell, dict | PilImage.Image):
+        return binary_mask(load_image(cell), where)
+    mask = np.asarray(cell)
+    if mask.ndim != 2 or not np.isin(mask, (-1, 0, 1)).all():
+        raise ValueError(f"a mask that is no image must hold 1, 0 and -1 on two axes, got shape {mask.shape}.")
+    return mask.astype(np.int8)

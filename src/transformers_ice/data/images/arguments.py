@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that name the images to train and evaluate on: image folders, a Hub data set, or shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...command_line import check_range
+from ..augmentation.arguments import AugmentationArguments
+
+
+__all__ = ["DataArguments", "ShardArguments"]
+
+
+@dataclass(kw_only=True)
+class ShardArguments:
+    """Which Parquet files or WebDataset tars to read, and how.
+
+    Args:
+        train_files: Pattern of training files, all `.parquet` or all `.tar`.
+        validation_files: The same for evaluation.
+        class_names_file: Text file with the name of class 0, of class 1, ... one a line.
+        streaming: Whether training images are read from front to back rather than from a table on the disk.
+        shuffle_buffer_size: Undecoded rows that each reader of a stream shuffles.
+        check_only: Whether the data are checked and nothing is trained.
+    """
+
+    train_files: str | None = field(
+        default=None, metadata={"help": 'Training files, .parquet or .tar (WebDataset): "shards/train-*.parquet".'}
+    )
+    validation_files: str | None = field(default=None, metadata={"help": "Evaluation files, .parquet or .tar."})
+    class_names_file: str | None = field(
+        default=None, metadata={"help": "Text file with the name of class 0, of class 1, ... one a line."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read training files from front to back, without a copy as a table."}
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Undecoded rows that each reader of a stream shuffles; 1: none, in order."}
+    )
+    check_only: bool = field(
+        default=False, metadata={"help": "Check the data, print counts and faults, and end without training."}
+    )
+
+    def check_shards(self, dataset_name: str | None, max_train_samples: int | None, on_bad_image: str) -> None:
+        """Check the values against each other and against what else names or limits the data.
+
+        Raises:
+            ValueError: Saying what does not go together.
+        """
+        if self.validation_files is not None and self.train_files is None:
+            raise ValueError(f"`--validation_files {self.validation_files}` needs `--train_files` beside it.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
+        if not self.streaming:
+            return
+        if self.train_files is None and dataset_name in (None, "scenes"):
+            raise ValueError(
+                "`--streaming true` needs `--train_files` (.parquet or .tar) or a `--dataset_name` of the Hub; scenes "
+                "and image folders are read as tables."
+            )
+        if self.train_files is not None and self.validation_files is None:
+            raise ValueError(
+                "`--streaming true` needs `--validation_files` beside `--train_files`: nothing can be held out of a "
+                "stream. Name some of the shards there, and not in `--train_files`."
+            )
+        if max_train_samples is not None:
+            raise ValueError("`--max_train_samples` cannot be had with `--streaming true`: name fewer files.")
+        if on_bad_image == "skip":
+            raise ValueError(
+                "`--on_bad_image skip` cannot be had with `--streaming true`: the length would not be known. "
+                "`--check_only true` lists the images that cannot be read."
+            )
+
+
+@dataclass
+class DataArguments(ShardArguments, AugmentationArguments):
+    """Which images to train and evaluate on, and how training images are varied.
+
+    Args:
+        dataset_name: "scenes" (drawn by this package) or a data set id of the Hub.
+        dataset_config_name: Configuration of the Hub data set.
+        train_dir: Folder with one subfolder of images per class.
+        validation_dir: The same for evaluation, with the same class names.
+        train_val_split: Share of the training images held out where there is no validation set, in (0, 1).
+        max_train_samples: Number of training images to use.
+        max_eval_samples: Number of evaluation images to use.
+        image_column_name: Column that holds the images.
+        label_column_name: Column that holds the classes.
+        mask_column_name: Column that holds foreground masks; used in evaluation only.
+        image_size: Side of the (square) model input in pixels.
+        on_bad_image: What to do about files that cannot be read.
+        check_images: Whether every image is decoded once before training.
+        num_proc: Processes that draw scenes, threads that check images.
+        **kwargs: See `ShardArguments` and `AugmentationArguments`.
+
+    Raises:
+        ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "scenes (drawn by this package, no download) or a data set id of the Hub."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images: one subfolder per class, named like the class."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of evaluation images, with the same subfolders as train_dir."}
+    )
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images held out if there is no validation set."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation images only."})
+    image_column_name: str = field(default="image", metadata={"help": "Column that holds the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column that holds the classes."})
+    mask_column_name: str = field(
+        default="mask", metadata={"help": "Column of foreground masks, if there is one; used in evaluation only."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the model input in pixels; by default the model's own."}
+    )
+    on_bad_image: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "Unreadable images: stop before training and list them, or skip them with a warning."},
+    )
+    check_images: bool = field(
+        default=True, metadata={"help": "Decode every image once before training, to find unreadable ones."}
+    )
+    num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that draw scenes, or threads that check images."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values against each other."""
+        sources = (self.dataset_name, self.train_dir, self.train_files)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders) or "
+                f"`--train_files` (.parquet or .tar), got {', '.join(map(repr, sources))}."
+            )
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
+        self.check_shards(self.dataset_name, self.max_train_samples, self.on_bad_image)
+        self.fill_in_augmentation()
+        check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)
+        check_range("random_resized_crop_ratio", self.random_resized_crop_ratio, highest=float("inf"))
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"`train_val_split` must lie between 0 and 1, got {self.train_val_split}.")

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A look at all images before training: how many of each class, which cannot be read, which classes are missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from tqdm.auto import tqdm
+
+from .arguments import DataArguments
+from .class_columns import label_index
+from .folders import read_error
+from .image_streams import load_images
+from .shard_order import ShardSpan
+from .streams import ShardedRows, label_names
+
+
+__all__ = ["DataReport", "check_data"]
+
+_AT_ONCE = 1024
+_MAX_ROWS = 50
+
+
+_LEAVE_OUT = "Images that cannot be read may also be left out: `--on_bad_image skip` (not with `--streaming`)."
+
+
+@dataclass
+class DataReport:
+    """What was found.
+
+    Args:
+        class_names: Names of the classes.
+        counts: Readable and unreadable images of each class, by the name of the split.
+        faults: File or row, and what is wrong with it.
+    """
+
+    class_names: list[str]
+    counts: dict[str, Counter[int]]
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if a run could train on the data, 1 if not."""
+        return int(bool(self.faults or self.missing("train")))
+
+    def missing(self, split: str) -> list[str]:
+        """Return the classes without an image."""
+        return [name for number, name in enumerate(self.class_names) if not self.counts[split][number]]
+
+    def __str__(self) -> str:
+        lines = [*self._table(), ""]
+        for split, meaning in (("train", "a fault"), ("evaluation", "these are not scored")):
+            missing = self.missing(split)
+            if missing:
+                lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {_shorten(missing)}")
+        if self.faults:
+            lines.append(f"{len(self.faults)} rows that cannot be used:")
+            lines += [*(f"  {fault}" for fault in self.faults), _LEAVE_OUT]
+        lines.append("The data can be trained on." if not self.exit_code else "The data must be mended.")
+        return "\n".join(lines)
+
+    def _table(self) -> Iterator[str]:
+        """Yield the counts; of very many classes those with the fewest and the most training images."""
+        numbers = list(range(len(self.class_names)))
+        if len(numbers) > _MAX_ROWS:
+            by_count = sorted(numbers, key=lambda number: self.counts["train"][number])
+            numbers = by_count[: _MAX_ROWS // 2] + by_count[-_MAX_ROWS // 2 :]
+        total = f"{len(self.class_names)} classes"
+        width = max(len(total), *(len(self.class_names[number]) for number in numbers))
+        yield f"{'class':<{width}} {'train':>10} {'evaluation':>10}"
+        for number in numbers:
+            train, evaluation = (self.counts[split][number] for split in ("train", "evaluation"))
+            yield f"{self.class_names[number]:<{width}} {train:10d} {evaluation:10d}"
+        train, evaluation = (sum(self.counts[split].values()) for split in ("train", "evaluation"))
+        yield f"{total:<{width}} {train:10d} {evaluation:10d}"
+
+
+def check_data(
+    data_args: DataArguments,
+    image_size: tuple[int, int] = (224, 224),
+    seed: int = 0,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    show_progress: bool = True,
+) -> DataReport:
+    """Decode every image once, and count the classes.
+
+    Args:
+        data_args: Where the images are.
+        image_size: Height and width that `scenes` are drawn in.
+        seed: Decides which images are held out.
+        cache_dir: Folder that keeps downloads.
+        token: Hub token.
+        show_progress: Whether a bar is drawn.
+
+    Raises:
+        ValueError: If there is nothing to count: files, columns or classes are not as they should be.
+    """
+    images = load_images(replace(data_args, check_images=False), image_size, seed, cache_dir, token)
+    report = DataReport(images.class_names, {"train": Counter(), "evaluation": Counter()})
+    for split, rows in (("train", images.train), ("evaluation", images.evaluation)):
+        cells, total = _cells(rows, data_args)
+        bar = tqdm(cells, desc=split, total=total, unit=" images", disable=not show_progress)
+        from_zero = data_args.class_names_file is not None or _declares_names(rows, data_args.label_column_name)
+        _look_at(bar, split, report, from_zero, data_args.num_proc)
+    return report
+
+
+def _declares_names(rows: Dataset | ShardedRows, column: str) -> bool:
+    return label_names(rows, column) is not None if isinstance(rows, ShardedRows) else True
+
+
+def _cells(rows: Dataset | ShardedRows, data_args: DataArguments) -> tuple[Iterator[tuple[str, Any, Any]], int]:
+    """Return an iterator of (place, undecoded image, class), and its length."""
+    image, label = data_args.image_column_name, data_args.label_column_name
+    if isinstance(rows, ShardedRows):
+        spans = [ShardSpan(shard, 0, count) for shard, count in enumerate(rows.counts)]
+        return ((rows.place_of(index), row[image], row[label]) for index, row in rows.read(spans)), len(rows)
+    table = rows.select_columns([image, label]).cast_column(image, ImageFeature(decode=False))
+    return ((f"row {index}", row[image], row[label]) for index, row in enumerate(table)), len(table)
+
+
+def _look_at(
+    cells: Iterator[tuple[str, Any, Any]], split: str, report: DataReport, from_zero: bool, num_threads: int | None
+) -> None:
+    """Count the classes and list the faults."""
+    numbers = {name: number for number, name in enumerate(report.class_names)}
+    cells = iter(cells)
+    with ThreadPoolExecutor(num_threads) as pool:
+        while batch := list(islice(cells, _AT_ONCE)):
+            errors = pool.map(read_error, [record for _, record, _ in batch])
+            for (place, record, label), error in zip(batch, errors, strict=True):
+                where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
+                try:
+                    report.counts[split][label_index(label, numbers, from_zero)] += 1
+                except ValueError as fault:
+                    report.faults.append(f"{where}: {fault}")
+                if error is not None:
+                    report.faults.append(f"{where}: {error}")
+
+
+def _shorten(names: list[str]) -> str:
+    rest = f", and {len(names) - _MAX_ROWS} more" if len(names) > _MAX_ROWS else ""
+    return ", ".join(names[:_MAX_ROWS]) + rest

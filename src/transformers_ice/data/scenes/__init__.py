@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenes: drawn images of ten classes whose labels, masks and boxes are known exactly."""
+
+from .dataset import SCENE_CLASSES, SPLIT_SIZES, Scene, draw_scene, load_scenes
+
+
+__all__ = ["SCENE_CLASSES", "SPLIT_SIZES", "Scene", "draw_scene", "load_scenes"]

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compose a scene: every random number of it but the pixel noise, in units that do not depend on the image size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .layers import (
+    COLORS,
+    SHAPES,
+    TEXTURES,
+    Ground,
+    Layer,
+    Outline,
+    draw_class_colors,
+    draw_colors,
+    draw_ground,
+    draw_neutral_colors,
+    draw_outline,
+    layer_distance,
+)
+
+
+__all__ = ["CLASS_LOOKS", "OTHER_LOOKS", "Composition", "compose"]
+
+_COLOR_NAMES = tuple(COLORS)
+
+# (colour, texture). Two of the three textures make a class of each colour; the third is a look that no class has, so
+# that "coloured and textured" does not tell the object from what merely looks like one.
+CLASS_LOOKS, OTHER_LOOKS = (
+    tuple(
+        (color, texture)
+        for row, color in enumerate(_COLOR_NAMES)
+        for column, texture in enumerate(TEXTURES)
+        if ((row - column) % len(TEXTURES) != 0) == is_class
+    )
+    for is_class in (True, False)
+)
+_NUM_CLASSES = len(CLASS_LOOKS)
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Everything of a scene that does not depend on the number of pixels, back to front."""
+
+    label: int
+    ground: Ground
+    clutter: Array
+    clutter_colors: Array
+    layers: tuple[Layer, ...]
+    noise_level: float
+
+
+def _sample_points(layer: Layer) -> tuple[Array, Array]:
+    """Return the coordinates of a fixed grid of points inside a layer."""
+    steps = np.linspace(-1, 1, 19, dtype=np.float32) * (layer.size * layer.outline.reach)
+    y, x = (steps + layer.center[0])[:, None], (steps + layer.center[1])[None]
+    rows, columns = np.nonzero(layer_distance(layer, y, x) <= 0)
+    return y[rows, 0], x[0, columns]
+
+
+def _place(rng: np.random.Generator, outline: Outline, area: float, **fields: Any) -> Layer:
+    """Make a layer of an area (in squared shorter sides) with random angle and pattern."""
+    period, turn, first, second, angle, *shading = rng.random(7).tolist()
+    return Layer(
+        outline=outline,
+        size=math.sqrt(area / outline.area),
+        angle=angle * 2 * math.pi,
+        pattern=(1 / (7.5 + 3 * period), turn * 2 * math.pi, first, second),
+        shading=(0.7 * (shading[0] - 0.5), 0.7 * (shading[1] - 0.5)),
+        **fields,
+    )
+
+
+def _draw_thing(rng: np.random.Generator, look: tuple[str, str], area: float, **fields: Any) -> Layer:
+    """Draw any shape in a colour and a texture, either of the two colours on top."""
+    color, texture = look
+    outline, colors = draw_outline(rng, _choose(rng, SHAPES)), draw_class_colors(rng, color)
+    return _place(rng, outline, area, texture=texture, colors=colors if rng.random() < 0.5 else colors[::-1], **fields)
+
+
+def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, float]) -> Layer:
+    """Draw the object, at least 80 % of it inside the image: the class's texture and colour on any shape."""
+    layer = _draw_thing(rng, CLASS_LOOKS[label], rng.uniform(0.18, 0.38), role="object", center=(0.0, 0.0))
+    y, x = _sample_points(layer)
+    offset_y, offset_x = rng.uniform(-0.3, 0.3, 2).tolist()
+    while True:
+        top, left = offset_y * extent[0], offset_x * extent[1]
+        inside = (np.abs(y + top) < extent[0] / 2) & (np.abs(x + left) < extent[1] / 2)
+        if np.count_nonzero(inside) >= 0.8 * len(y) or max(abs(offset_y), abs(offset_x)) < 0.01:
+            return replace(layer, center=(extent[0] / 2 + top, extent[1] / 2 + left))
+        offset_y, offset_x = offset_y * 0.8, offset_x * 0.8
+
+
+def _draw_center(rng: np.random.Generator, layers: list[Layer], extent: tuple[float, float]) -> tuple[float, float]:
+    """Return the one of a few random places that lies farthest outside the layers drawn so far."""
+    candidates = (rng.uniform(0.05, 0.95, (8, 2)) * extent).tolist()
+    radii = [layer.size * math.sqrt(layer.outline.area / math.pi) for layer in layers]
+
+    def gap(candidate: list[float]) -> float:
+        return min(math.dist(candidate, layer.center) - radius for layer, radius in zip(layers, radii, strict=True))
+
+    y, x = max(candidates, key=gap)
+    return y, x
+
+
+def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def _draw_distractors(rng: np.random.Generator, target: Layer, extent: tuple[float, float]) -> list[Layer]:
+    """Draw lookalikes (things whose look no class has), colours without texture and textures without colour."""
+    roles = (
+        ["lookalike"] * int(rng.integers(2, 4)) + ["shape"] * int(rng.integers(2)) + ["texture"] * int(rng.integers(2))
+    )
+    layers = [target]
+    for role in roles:
+        center = _draw_center(rng, layers, extent)
+        layers.append(_DISTRACTORS[role](rng, role=role, center=center))
+    return layers[1:]
+
+
+def _draw_lookalike(rng: np.random.Generator, **fields: Any) -> Layer:
+    look = OTHER_LOOKS[int(rng.integers(len(OTHER_LOOKS)))]
+    return _draw_thing(rng, look, rng.uniform(0.08, 0.16), **fields)
+
+
+def _draw_plain_shape(rng: np.random.Generator, **fields: Any) -> Layer:
+    outline, texture = draw_outline(rng, _choose(rng, SHAPES)), _choose(rng, ("plain", "blotchy"))
+    colors = draw_class_colors(rng, _choose(rng, _COLOR_NAMES))
+    layer = _place(rng, outline, rng.uniform(0.05, 0.1), texture=texture, colors=colors, **fields)
+    return replace(layer, ground=draw_ground(rng, colors[0])) if texture == "blotchy" else layer
+
+
+def _draw_grey_blob(rng: np.random.Generator, **fields: Any) -> Layer:
+    outline, texture = draw_outline(rng, "blob"), _choose(rng, TEXTURES)
+    return _place(rng, outline, rng.uniform(0.05, 0.1), texture=texture, colors=draw_neutral_colors(rng), **fields)
+
+
+_DISTRACTORS = {"lookalike": _draw_lookalike, "shape": _draw_plain_shape, "texture": _draw_grey_blob}
+
+
+def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, extent: tuple[float, float]) -> Layer:
+    """Draw a bar or blob of ground material over at most 28 % of what the image shows of the object."""
+    if rng.random() < 0.5:
+        length = rng.uniform(4, 9)
+        outline, area = Outline("bar", (length,), 4 * length, math.hypot(1, length)), length * 0.0075
+    else:
+        outline, area = draw_outline(rng, "blob"), rng.uniform(0.05, 0.1)
+    base = np.clip(ground.base + rng.uniform(-0.15, 0.15, 3), 0.1, 0.9).astype(np.float32)
+    fields = {"role": "occluder", "texture": "ground", "colors": base[None], "ground": draw_ground(rng, base)}
+    layer = _place(rng, outline, area, center=(0.0, 0.0), **fields)
+    y, x = _sample_points(target)
+    shown = (y > 0) & (y < extent[0]) & (x > 0) & (x < extent[1])
+    y, x = y[shown], x[shown]
+    direction = layer.angle if outline.family == "bar" else rng.uniform(0, 2 * math.pi)
+    distance = 0.3 * target.size
+    while True:
+        center = (target.center[0] + distance * math.sin(direction), target.center[1] + distance * math.cos(direction))
+        if np.count_nonzero(layer_distance(layer, y - center[0], x - center[1]) <= 0) <= 0.28 * len(y):
+            return replace(layer, center=center)
+        distance *= 1.1
+
+
+@lru_cache(maxsize=16)
+def _block_labels(seed: int, split_index: int, block: int) -> tuple[int, ...]:
+    """Return the labels of as many consecutive scenes as there are classes: every class once, in random order."""
+    # The key is one longer than that of a scene, so no scene shares this state.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, block, 0)))
+    return tuple(rng.permutation(_NUM_CLASSES).tolist())
+
+
+def compose(
+    index: int, split_index: int, extent: tuple[float, float], seed: int
+) -> tuple[Composition, np.random.Generator]:
+    """Draw a scene.
+
+    Args:
+        index: Position in the split.
+        split_index: Number of the split; it separates the random states of the splits.
+        extent: (height, width) of the image in shorter sides, so the smaller of both is 1.
+        seed: Seed of the whole data set.
+
+    Returns:
+        The composition, and the generator from which its pixel noise is to be drawn.
+    """
+    block, position = divmod(index, _NUM_CLASSES)
+    label = _block_labels(seed, split_index, block)[position]
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, index)))
+    ground = draw_ground(rng, draw_colors(rng, [rng.uniform(0.2, 0.8)], saturation=(0.1, 0.4))[0])
+    num_clutter = int(rng.integers(8, 17))
+    # Centre, angle, half length, radius; half of the strokes are spots.
+    low, high = (0, 0, 0, 0.02, 0.006), (extent[0], extent[1], math.pi, 0.05, 0.016)
+    clutter = rng.uniform(low, high, (num_clutter, 5)).astype(np.float32)
+    clutter[: num_clutter // 2, 3] = 0
+    clutter_colors = rng.uniform(0.05, 0.95, (num_clutter, 3)).astype(np.float32)
+    target = _draw_object(rng, label, extent)
+    layers = [*_draw_distractors(rng, target, extent), target]
+    if rng.random() < 1 / 3:
+        layers.append(_draw_occluder(rng, target, ground, extent))
+    noise_level = rng.uniform(0.03, 0.1)
+    return Composition(label, ground, clutter, clutter_colors, tuple(layers), noise_level), rng

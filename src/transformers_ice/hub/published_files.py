@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files of a folder belong on the Hub, which stay at home, and which must not be there at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..ice_deit.remote_code import remote_code_files
+
+
+__all__ = ["PUBLISHED_PATTERNS", "FolderContents", "sort_files"]
+
+PUBLISHED_PATTERNS = (
+    "README.md",
+    "LICENSE",
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "all_results.json",
+    "training_log.jsonl",
+    "images/*.png",
+    "images/*.jpg",
+    *remote_code_files(),
+)
+"""Files of a published model, as glob patterns relative to its folder; `images/` is one level deep."""
+
+# What a run leaves in its folder beside the model. Some of it is pickled by torch; none of it is the model.
+_TRAINING_PATTERNS = (
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state*.pth",
+    "scaler.pt",
+    "checkpoint-*/*",
+    "runs/*",
+    "panels/*",
+)
+_HIDDEN_PATTERNS = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "_*")
+_PICKLE_ENDINGS = {
+    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".t7", ".dill",
+}  # fmt: skip
+_OTHER_CODE_ENDINGS = {".py", ".pyc", ".so", ".sh", ".dll", ".dylib"}
+
+
+@dataclass
+class FolderContents:
+    """Hold the files of a folder, as paths relative to it, sorted.
+
+    Attributes:
+        published: Those that belong on the Hub.
+        left_out: Those that stay at home.
+        refused: Why a file must not be in a folder that is published, by its path.
+    """
+
+    published: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def sort_files(folder: Path) -> FolderContents:
+    """Return the files of a folder by what is to become of them. Reads names only.
+
+    Args:
+        folder: A saved model, or the `output_dir` of a run.
+    """
+    contents = FolderContents()
+    for path in sorted(_files_below(folder)):
+        name = path.relative_to(folder).as_posix()
+        reason = _reason_to_refuse(folder, path, name)
+        if reason is not None:
+            contents.refused[name] = reason
+        elif _matches(name, PUBLISHED_PATTERNS):
+            contents.published.append(name)
+        else:
+            contents.left_out.append(name)
+    return contents
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield files, and links of any kind; links to folders are not followed."""
+    for root, folders, files in os.walk(folder):
+        yield from (Path(root, name) for name in files)
+        yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    # the star of `fnmatch` also stands for slashes
+    return any(fnmatch(name, pattern) and name.count("/") <= max(pattern.count("/"), 0) for pattern in patterns)
+
+
+def _reason_to_refuse(folder: Path, path: Path, name: str) -> str | None:
+    if any(fnmatch(name, pattern) for pattern in (*_TRAINING_PATTERNS, *_HIDDEN_PATTERNS)):
+        return None
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return f"a link that leads out of the folder, to {os.readlink(path)}. Put the file itself there"
+    if path.suffix.lower() in _PICKLE_ENDINGS:
+        return (
+            "may be a pickle, which runs code when it is read. Expected model.safetensors: save with "
+            "`model.save_pretrained(folder)`, or convert with scripts/convert_checkpoint.py, and remove this file"
+        )
+    if path.suffix.lower() in _OTHER_CODE_ENDINGS and name not in remote_code_files():
+        return "code that is no part of this project. Remove it"
+    return None

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model and the images of a benchmark, as its arguments name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..command_line import parse_config_overrides
+from ..data.scenes import draw_scene
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.image_conversion import load_image
+from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..model_names import resolve_model_name
+from .arguments import BenchmarkArguments
+from .keep_counts import counts_from_shares, draw_keep_shares, read_keep_shares
+from .speed import Workload
+
+
+__all__ = ["load_model", "load_workload"]
+
+# DeiT-S/16 of Touvron et al., "Training data-efficient image transformers", ICML 2021
+_DEIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 1000}
+
+
+def load_model(arguments: BenchmarkArguments, device: torch.device | None = None) -> IceDeiTForImageClassification:
+    """Return the classifier to time, in evaluation mode and with pruning heads.
+
+    Args:
+        arguments: Which model.
+        device: Where to put it.
+
+    Raises:
+        ValueError: If there is no such folder, or the images are to decide how many patches stay and the model has not
+            been trained to.
+        OSError: If the Hub has no such model, or cannot be reached.
+    """
+    fields = {**parse_config_overrides(arguments.config_overrides), "pruning_strategy": "background"}
+    unknown = set(fields) - {*IceDeiTConfig().to_dict(), "num_labels", "attn_implementation"}
+    if unknown:
+        raise ValueError(f"An ICE model has no configuration field {', '.join(sorted(unknown))}.")
+    torch.manual_seed(arguments.seed)
+    if arguments.model_name_or_path is not None:
+        model = IceDeiTForImageClassification.from_pretrained(
+            resolve_model_name(arguments.model_name_or_path),
+            initialize_pruning_heads=arguments.is_prescribed,
+            **{"fuse_pruned_tokens": False, **fields},
+        )
+    elif arguments.is_prescribed:
+        model = IceDeiTForImageClassification(IceDeiTConfig(**{**_DEIT_S, **fields}))
+    else:
+        raise ValueError(
+            "A model of random weights cannot tell background. Prescribe how many patches stay by `--keep_beta MEAN "
+            "DEVIATION` or `--keep_counts FILE`, or pass a trained `--model_name_or_path` and images."
+        )
+    return model.eval().to(device=device, dtype=getattr(torch, arguments.dtype))
+
+
+def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassification) -> Workload:
+    """Return the images, and how many patches each keeps where that is prescribed.
+
+    Args:
+        arguments: Which images; without any they are noise, and then the numbers must be prescribed.
+        model: Whose device, precision and pruning layers count.
+
+    Raises:
+        ValueError: If there are no images where they are needed, or the numbers do not fit the model.
+    """
+    pixel_values = _load_pixels(arguments, model.config).to(model.device, model.dtype)
+    if not arguments.is_prescribed:
+        return Workload(pixel_values)
+    num_images, num_layers = len(pixel_values), len(model.config.pruning_layers or ())
+    if arguments.keep_counts is not None:
+        read = [read_keep_shares(file, num_layers) for file in arguments.keep_counts]
+        drawn = [shares[[index % len(shares) for index in range(num_images)]] for shares in read]
+    else:
+        mean, deviation = cast(list[float], arguments.keep_beta)
+        drawn = [draw_keep_shares(mean, deviation, num_images, num_layers, arguments.seed)]
+    rows, columns = model.deit.embeddings.grid_size_of(pixel_values)
+    counts = [torch.from_numpy(counts_from_shares(shares, rows * columns)).to(model.device) for shares in drawn]
+    return Workload(pixel_values, dict(zip(arguments.decided_names, counts, strict=True)))
+
+
+def _load_pixels(arguments: BenchmarkArguments, config: IceDeiTConfig) -> Tensor:
+    """Return `(num_images, num_channels, height, width)`, float32."""
+    height, width = as_pair(config.image_size)
+    images: list[Image.Image] = []
+    if arguments.dataset_name is not None:
+        scenes = (draw_scene(index, "test", (height, width)) for index in range(arguments.num_images))
+        images = [Image.fromarray(scene.image) for scene in scenes]
+    elif arguments.data_dir is not None:
+        images = [load_image(file) for file in _find_images(Path(arguments.data_dir))[: arguments.num_images]]
+    elif arguments.is_prescribed:
+        shape = (arguments.num_images, config.num_channels, height, width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(arguments.seed))
+    else:
+        raise ValueError(
+            "A model that decides which patches stay needs images: `--dataset_name scenes` or `--data_dir`."
+        )
+    name = arguments.model_name_or_path
+    if name is None:
+        processor = IceDeiTImageProcessor(size={"height": height, "width": width})
+    else:
+        processor = IceDeiTImageProcessor.from_pretrained(name, do_convert_rgb=True)
+    return processor(images, return_tensors="pt")["pixel_values"]
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """Return the files below a folder whose extension is that of an image, sorted."""
+    extensions = Image.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in extensions)
+    if not files:
+        raise ValueError(f"`data_dir` must be a folder with image files, and {folder} holds none.")
+    return files

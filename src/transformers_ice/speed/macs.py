@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply-accumulate operations (MACs) of a forward pass: counted as it runs, and worked out by hand.
+
+What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways take in matrix products and convolutions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import PreTrainedConfig
+
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.token_pruning import num_kept
+
+
+__all__ = ["TokenCounts", "count_macs", "count_tokens", "ideal_macs"]
+
+
+def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of torch's CPU attention kernel, of shapes; without this torch counts none."""
+    return sdpa_flop_count(query, key, value)
+
+
+def count_macs(call: Callable[[], Any]) -> int:
+    """Return the MACs of what a call computes, as torch counts them: the padding of a padded batch counts too.
+
+    Not counted is the attention of torch's kernel for images of different lengths, which runs packed batches in half
+    precision on a GPU; `ideal_macs` has it.
+
+    Args:
+        call: Runs the model; a compiled one cannot be counted.
+    """
+    kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={kernel: _cpu_attention_flops}) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Hold how many tokens each part of a model works on, for every image.
+
+    Attributes:
+        tokens_per_layer: `(num_images, num_layers)`, the tokens that enter each layer, prefix tokens included.
+        mlp_tokens: `(num_images, num_layers)`, those that its MLP sees: fewer where patches leave inside the layer.
+        pruning_head_patches: `(num_images,)`, patches put before a pruning head, summed over the pruning layers.
+        patch_head_patches: `(num_images,)`, patches put before the patch head.
+        class_attention_tokens: `(num_images,)`, tokens whose attention from [CLS] is computed once more, as layers
+            that rank by it do.
+    """
+
+    tokens_per_layer: np.ndarray
+    mlp_tokens: np.ndarray
+    pruning_head_patches: np.ndarray
+    patch_head_patches: np.ndarray
+    class_attention_tokens: np.ndarray
+
+
+def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
+    """Return how many tokens each part of a model works on.
+
+    Args:
+        config: That of the model; a plain ViT has no patch head.
+        exit_layer: `(num_images, num_patches)`, the model's `patch_exit_layer`. It is needed where images keep
+            different numbers of patches; elsewhere its shape alone counts.
+    """
+    num_images, num_patches = exit_layer.shape
+    layers = np.arange(config.num_hidden_layers)
+    if not isinstance(config, IceDeiTConfig):
+        tokens = np.full((num_images, len(layers)), num_patches + 1)
+        none = np.zeros(num_images, dtype=int)
+        return TokenCounts(tokens, tokens, none, none, none)
+    if config.pruning_strategy not in ("top_k", "attentiveness"):
+        present = (exit_layer[:, None] > layers[:, None]).sum(axis=2)
+        asked = [(exit_layer >= index).sum(axis=1) for index in config.pruning_schedule]
+        stayed = (exit_layer == len(layers)).sum(axis=1)
+        tokens = present + config.num_prefix_tokens
+        none = np.zeros(num_images, dtype=int)
+        return TokenCounts(tokens, tokens, np.sum(asked, axis=0) + none, stayed, none)
+    counts = _count_scheduled(config, num_patches)
+    return TokenCounts(*(np.repeat(np.asarray(part)[None], num_images, axis=0) for part in counts))
+
+
+def _count_scheduled(config: IceDeiTConfig, num_patches: int) -> tuple[list[int], list[int], int, int, int]:
+    """Return the fields of `TokenCounts` for one image of a strategy that keeps fixed numbers."""
+    schedule, prefix, present = config.pruning_schedule, config.num_prefix_tokens, num_patches
+    cuts_inside = config.pruning_strategy == "attentiveness"
+    entering, after_attention, asked, shown, ranked = [], [], 0, 0, 0
+    for index in range(config.num_hidden_layers):
+        kept = num_kept(schedule.get(index, 1.0), present)
+        if cuts_inside:
+            entering.append(prefix + present)
+            if kept < present:
+                ranked += prefix + present
+                shown += present - kept  # the patch head sees a patch as it leaves
+                present = kept + config.fuse_pruned_tokens
+        else:
+            asked += present if index in schedule else 0
+            present = kept
+            entering.append(prefix + present)
+        after_attention.append(prefix + present)
+    return entering, after_attention, asked, shown + present, ranked
+
+
+def ideal_macs(
+    config: PreTrainedConfig,
+    tokens_per_layer: np.ndarray,
+    mlp_tokens: np.ndarray | None = None,
+    pruning_head_patches: np.ndarray | int = 0,
+    patch_head_patches: np.ndarray | int = 0,
+    class_attention_tokens: np.ndarray | int = 0,
+    num_patches: int | None = None,
+) -> np.ndarray:
+    """Work out the MACs of each image when nothing is computed in vain: no padding, no token that has left.
+
+    With N tokens of width D and an MLP of width I, a layer takes 4 N D^2 for its projections, 2 N^2 D for attention
+    and 2 N D I for the MLP.
+
+    Args:
+        config: That of a ViT or an ICE model.
+        tokens_per_layer: `(..., num_layers)`; this and the next four are described at `TokenCounts`.
+        mlp_tokens: `(..., num_layers)`; `None` means as many as enter the layer.
+        pruning_head_patches: `(...)`.
+        patch_head_patches: `(...)`.
+        class_attention_tokens: `(...)`.
+        num_patches: Patches of the image; `None` takes the configured size.
+
+    Returns:
+        `(...)`, float64.
+    """
+    tokens = np.asarray(tokens_per_layer, dtype=np.float64)
+    mlp = tokens if mlp_tokens is None else np.asarray(mlp_tokens, dtype=np.float64)
+    width, patch_size = config.hidden_size, as_pair(config.patch_size)
+    if num_patches is None:
+        num_patches = prod(side // patch for side, patch in zip(as_pair(config.image_size), patch_size, strict=True))
+    layers = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * mlp * width * config.intermediate_size
+    num_classifiers = 2 if getattr(config, "has_distillation_head", False) else 1
+    once = num_patches * width * config.num_channels * prod(patch_size) + num_classifiers * width * config.num_labels
+    head, pruning_head = _head_macs(config)
+    return (
+        layers.sum(axis=-1)
+        + once
+        + pruning_head * np.asarray(pruning_head_patches)
+        + head * np.asarray(patch_head_patches)
+        + width * np.asarray(class_attention_tokens)
+    )
+
+
+def _head_macs(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return the MACs of the patch head and of a pruning head for one patch."""
+    if not isinstance(config, IceDeiTConfig):
+        return 0, 0
+    width, hidden, num_outputs = config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1
+    patch_head = width * num_outputs if hidden is None else hidden * (width + num_outputs)
+    return patch_head, width if config.pruning_head == "gate" else patch_head

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that are compared: one set of weights, run in several ways."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+
+
+__all__ = ["BACKGROUND", "REFERENCE", "Variant", "build_variants", "share_as_vit", "share_weights"]
+
+REFERENCE = "ICE unpruned"
+BACKGROUND = "background"
+_VIT = "ViT (transformers)"
+
+
+@dataclass
+class Variant:
+    """Hold one way to run the weights.
+
+    Attributes:
+        name: Its row in the table.
+        model: In evaluation mode; its parameters are those of all other variants.
+        is_compiled: Whether `torch.compile` is to be called on it.
+        is_decided: Whether the images decide how many patches stay.
+    """
+
+    name: str
+    model: PreTrainedModel
+    is_compiled: bool = False
+    is_decided: bool = False
+
+
+def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDeiTForImageClassification:
+    """Return a model with the same parameter tensors and a configuration of its own.
+
+    Args:
+        model: Any ICE classifier.
+        **changes: Fields of the configuration to change.
+
+    Raises:
+        ValueError: If the changed configuration contradicts itself or the modules of the model.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for name, value in changes.items():
+        setattr(twin.config, name, value)
+    twin.config.check_values()
+    twin.deit.check_pruning_heads()
+    return twin
+
+
+def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassification:
+    """Return the ViT of transformers with the parameter tensors of an ICE model, which knows more of them."""
+    known = {**ViTConfig().to_dict(), **model.config.to_dict()}
+    own = {"model_type", "transformers_version", "architectures"}
+    config = ViTConfig(**{name: known[name] for name in ViTConfig().to_dict() if name not in own})
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device("meta"):
+        vit = ViTForImageClassification(config)
+    wanted = set(vit.state_dict())
+    tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in _parameters(model).items()}
+    vit.load_state_dict({name: tensor for name, tensor in tensors.items() if name in wanted}, assign=True)
+    return vit.train(model.training)
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters())
+
+
+def build_variants(
+    model: IceDeiTForImageClassification,
+    keep_rates: Sequence[float],
+    compiles: bool = False,
+    decided_names: Sequence[str] = (BACKGROUND,),
+) -> list[Variant]:
+    """Return the variants of a model: unpruned, and pruned by every strategy.
+
+    Args:
+        model: In evaluation mode, with pruning heads.
+        keep_rates: Each is taken at every pruning layer by "top_k" and, with fused tokens, by "attentiveness".
+        compiles: Whether to add the compiled unpruned and "top_k" models.
+        decided_names: Names of the variants under "background", one for each set of prescribed numbers.
+
+    Raises:
+        ValueError: If a keep rate is out of its range.
+    """
+    layers = model.config.pruning_layers or []
+    plain: dict[str, Any] = {"pruning_strategy": None, "fuse_pruned_tokens": False}
+    variants = []
+    if not model.config.use_distillation_token:
+        variants.append(Variant(_VIT, share_as_vit(model)))
+    variants.append(Variant(REFERENCE, share_weights(model, **plain)))
+    for rate in keep_rates:
+        fields = {**plain, "pruning_strategy": "top_k", "keep_rates": [rate] * len(layers)}
+        variants.append(Variant(f"top_k {rate:g}", share_weights(model, **fields)))
+    for rate in keep_rates:
+        fields = {"pruning_strategy": "attentiveness", "fuse_pruned_tokens": True, "keep_rates": [rate] * len(layers)}
+        variants.append(Variant(f"attentiveness {rate:g}", share_weights(model, **fields)))
+    for name in decided_names:
+        background = share_weights(model, **{**plain, "pruning_strategy": "background"})
+        variants.append(Variant(name, background, is_decided=True))
+    if compiles:
+        for variant in list(variants):
+            if variant.name == REFERENCE or variant.name.startswith("top_k"):
+                twin: Any = variant.model
+                variants.append(Variant(f"{variant.name}, compiled", share_weights(twin), is_compiled=True))
+    return variants

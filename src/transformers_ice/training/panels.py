@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch a run: after every evaluation, one picture of what the model sees in the same few images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import is_matplotlib_available, logging
+
+from ..data.images.tables import LabelledImages
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig
+from ..ice_deit.image_conversion import convert_to_rgb
+from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..visualization import PanelRow, explanation_panel
+
+
+__all__ = ["PanelCallback", "panel_rows", "spread_indices"]
+
+logger = logging.get_logger(__name__)
+
+# a cell of the panel is about 220 pixels wide; more would be decoded, processed and thrown away
+_LONGEST_SIDE = 448
+
+
+class PanelCallback(TrainerCallback):
+    """Write `output_dir/panels/step-000100.png` after the evaluation at step 100, in the main process.
+
+    Draws image, class map, heat map, mask and, where the data have masks, truth. Classifiers without patch logits, and
+    models whose weights are spread over processes, are left out. Weights and random numbers stay as they are.
+
+    Args:
+        num_images: Images of the panel, spread evenly over the evaluation images: every time the same. 0 draws none.
+    """
+
+    def __init__(self, num_images: int = 8) -> None:
+        self.num_images = num_images
+        self._has_warned = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw and write the panel."""
+        model, images = kwargs["model"], kwargs["eval_dataloader"].dataset
+        can_draw = isinstance(images, LabelledImages) and _explains(model) and not _is_sharded()
+        if not (can_draw and self.num_images > 0 and state.is_world_process_zero):
+            return
+        if not is_matplotlib_available():
+            if not self._has_warned:
+                logger.warning("No panels are drawn: they need matplotlib, `pip install transformers-ice[viz]`.")
+            self._has_warned = True
+            return
+        file = Path(str(args.output_dir), "panels", f"step-{state.global_step:06d}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = panel_rows(model, images, spread_indices(len(images), self.num_images))
+        explanation_panel(rows, model.config.id2label).savefig(file)
+
+
+def _explains(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", None) == IceDeiTConfig.model_type
+
+
+def _is_sharded() -> bool:
+    """Return whether the weights are spread over the processes: all would have to take part in a forward pass."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+
+
+def spread_indices(length: int, number: int) -> list[int]:
+    """Return up to `number` indices, spread evenly over [0, length): data sets are often sorted by class."""
+    return [index * length // number for index in range(number)] if number < length else list(range(length))
+
+
+@torch.no_grad()
+def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence[int]) -> list[PanelRow]:
+    """Return what `explanation_panel` draws of some images.
+
+    Args:
+        model: An ICE classifier; its mode is what it was afterwards.
+        images: Where the images, and the masks if there are any, come from.
+        indices: Which of them.
+
+    Returns:
+        One row per image, shrunk to at most 448 pixels; the title says the predicted class and its probability, and
+        the true class where it is another one.
+    """
+    pictures = [_picture(images, index) for index in indices]
+    sizes = [picture.size[::-1] for picture in pictures]
+    processor: IceDeiTImageProcessor = images.image_processor
+    inputs = processor(pictures, return_tensors="pt").to(next(model.parameters()).device)
+    training, _ = model.training, model.eval()
+    outputs = model(**inputs)
+    model.train(training)
+    class_maps, heatmaps, masks = (
+        [values.cpu().numpy() for values in post_process(outputs, sizes)]
+        for post_process in (
+            processor.post_process_semantic_segmentation,
+            processor.post_process_heatmap,
+            processor.post_process_foreground,
+        )
+    )
+    truths = [_truth(images, index, size) for index, size in zip(indices, sizes, strict=True)]
+    names: Any = model.config.id2label
+    titles = _titles(outputs.logits, images.table[list(indices)][images.label_column], names)
+    arrays = map(np.asarray, pictures)
+    return [PanelRow(*row) for row in zip(arrays, class_maps, heatmaps, masks, truths, titles, strict=True)]
+
+
+def _picture(images: LabelledImages, index: int) -> Image.Image:
+    """Return an image, small enough for a panel."""
+    picture = convert_to_rgb(images.table[index][images.image_column], backdrop=images.image_processor.image_mean)
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    return picture
+
+
+def _truth(images: LabelledImages, index: int, size: tuple[int, int]) -> np.ndarray | None:
+    """Return the true foreground, `(height, width)` of the shrunk image, bool, if there is one."""
+    if not images.has_masks:
+        return None
+    mask = Image.fromarray(images.foreground_mask(index))
+    return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _titles(logits: torch.Tensor, labels: Sequence[int], names: dict[int, str]) -> list[str]:
+    """Return predicted class and probability of each image, and its true class where that is another one."""
+    scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
+    return [
+        f"{names[found]}\n{score:.2f}" + ("" if found == label else f"\n(true: {names[label]})")
+        for score, found, label in zip(scores.tolist(), classes.tolist(), labels, strict=True)
+    ]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The card that a run of `scripts/run_train.py` writes into its folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import is_matplotlib_available, logging
+
+from ..data.images.arguments import DataArguments
+from ..hub.card import build_card
+from ..hub.facts import read_facts
+from ..hub.pictures import draw_explanations, write_example_image
+from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
+from ..hub.snippets import for_repository
+from .arguments import ModelArguments
+from .trainer import IceTrainer
+
+
+__all__ = ["MARK", "RECORD_FILE", "RunCard", "hardware_in_words"]
+
+RECORD_FILE = "model_card.json"
+"""What a run writes beside its card, for `scripts/write_model_card.py`; it is not published."""
+
+MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
+_SECRETS = ("--token", "--hub_token", "--push_to_hub_token")
+
+logger = logging.get_logger(__name__)
+
+
+class RunCard:
+    """Write the card of a run; the `card_writer` of an `IceTrainer`.
+
+    Args:
+        words: Those of the command line after the script's name; tokens among them are left out.
+        model_args: Which model.
+        data_args: Which images.
+    """
+
+    def __init__(self, words: Sequence[str], model_args: ModelArguments, data_args: DataArguments) -> None:
+        self.command = shlex.join(["python", "scripts/run_train.py", *_without_secrets(words)])
+        self.model_args, self.data_args = model_args, data_args
+
+    def __call__(self, trainer: IceTrainer) -> None:
+        """Write `README.md`, `model_card.json` and, for drawn scenes, the pictures into the trainer's `output_dir`.
+
+        A `README.md` that somebody else wrote stays as it is.
+        """
+        folder = Path(str(trainer.args.output_dir))
+        card = folder / "README.md"
+        if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
+            logger.warning(f"{card} was not written by this project: it stays as it is.")
+            return
+        record = self.make_record(trainer)
+        picture = self._draw(folder, record.name)
+        text = build_card(record, read_facts(folder), picture) + f"\n{MARK}\n"
+        if trainer.hub_model_id:
+            text = for_repository(text, trainer.hub_model_id)
+        card.write_text(text, encoding="utf-8")
+        write_record(folder / RECORD_FILE, record)
+
+    def make_record(self, trainer: IceTrainer) -> ModelRecord:
+        """Return what the run knows of its model; its numbers are those of the last evaluation."""
+        args, folder = trainer.args, Path(str(trainer.args.output_dir))
+        datasets, data = self._describe_data(trainer)
+        hardware = hardware_in_words(args.world_size)
+        num_images = len(cast(Any, trainer.eval_dataset))
+        evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
+        results = entries_from_training(
+            evaluations[-1] if evaluations else {},
+            datasets[0], num_images, self.command, hardware, date.today().isoformat(), args.seed,
+        )  # fmt: skip
+        training = TrainingRecord(
+            self.command, data, datasets, _base_model(self.model_args.model_name_or_path), hardware, args.seed,
+            {"Steps": trainer.state.global_step, **_settings(self.model_args, args)},
+        )  # fmt: skip
+        is_scenes = self.data_args.dataset_name == "scenes"
+        return ModelRecord(
+            name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1],
+            training=training,
+            location=folder.as_posix(),
+            results=results,
+            image=f"{folder.as_posix()}/images/scene.png" if is_scenes else "photo.jpg",
+            limits=("It knows the classes it was trained on and nothing else.",),
+        )
+
+    def _describe_data(self, trainer: IceTrainer) -> tuple[tuple[str, ...], str]:
+        data_args = self.data_args
+        count = (
+            f"{len(cast(Any, trainer.train_dataset)):,} training images"
+            if hasattr(trainer.train_dataset, "__len__")
+            else ""
+        )
+        if data_args.dataset_name == "scenes":
+            return ("scenes",), f"{count} of the scenes that transformers-ice draws"
+        if data_args.dataset_name is not None:
+            return (data_args.dataset_name,), f"{count or 'images'} of `{data_args.dataset_name}`"
+        if data_args.train_dir is not None:
+            return ("imagefolder",), f"{count}, one folder per class"
+        return ("webdataset",), f"{count or 'images'}, from files of many images"
+
+    def _draw(self, folder: Path, name: str) -> str | None:
+        """Draw the pictures; of drawn scenes only, since images of one's own may not be for everybody."""
+        if self.data_args.dataset_name != "scenes":
+            return None
+        write_example_image(folder / "images" / "scene.png")
+        if not is_matplotlib_available():
+            return None
+        draw_explanations(folder, folder / "images" / f"{name}.png")
+        return f"images/{name}.png"
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line without tokens."""
+    kept: list[str] = []
+    is_secret = False
+    for word in words:
+        option = word.partition("=")[0]
+        if option in _SECRETS:
+            is_secret = "=" not in word
+        elif is_secret and not word.startswith("--"):
+            is_secret = False
+        else:
+            is_secret = False
+            kept.append(word)
+    return kept
+
+
+def _base_model(source: str | None) -> str | None:
+    """Return the id of the model that a run started from; of a folder its name, which no owner on the Hub has."""
+    if source is None:
+        return None
+    name = Path(source).resolve().name if Path(source).is_dir() else source
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _settings(model_args: ModelArguments, args: Any) -> dict[str, Any]:
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    settings = {"Images a step": batch, "Learning rate": args.learning_rate, "Weight decay": args.weight_decay}
+    return settings | ({} if model_args.objective is None else {"Objective": model_args.objective})
+
+
+def hardware_in_words(num_processes: int = 1) -> str:
+    """Return what this process runs on, in words."""
+    if torch.cuda.is_available():
+        return f"{num_processes} x {torch.cuda.get_device_name()}"
+    processor = "a CPU"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # no Linux, or a processor without a name
+    threads = torch.get_num_threads() * num_processes
+    return f"{threads} thread{'' if threads == 1 else 's'} of {processor}"

@@ -29,7 +29,6 @@ from __future__ import annotations
 import sys
 
 from transformers_ice.command_line import clean_exit
-from transformers_ice.hub import RunCard
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -41,6 +40,7 @@ from transformers_ice.training import (
     run_training,
 )
 from transformers_ice.training.panels import PanelCallback
+from transformers_ice.training.run_card import RunCard
 
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:

@@ -234,7 +234,7 @@ def test_a_plain_classifier_needs_no_code(hub_folder, tmp_path):
     folder = Path(shutil.copytree(hub_folder("vit", "new"), tmp_path / "vit"))
     (folder / "README.md").write_text(build_card(make_record(folder), read_facts(folder)), encoding="utf-8")
     assert check_folder(folder) == []
-    shutil.copyfile(ROOT / "src" / "transformers_ice" / "patch_maps.py", folder / "patch_maps.py")
+    shutil.copyfile(ROOT / "src" / "transformers_ice" / "ice_deit" / "patch_maps.py", folder / "patch_maps.py")
     assert check_folder(folder) == ["patch_maps.py: code that a plain classifier does not need. Remove it"]
 
 

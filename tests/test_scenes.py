@@ -9,8 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from transformers_ice.data import scene_composition, scene_layers, scenes
 from transformers_ice.data.scenes import SCENE_CLASSES, SPLIT_SIZES, draw_scene, load_scenes
+from transformers_ice.data.scenes import composition as scene_composition
+from transformers_ice.data.scenes import dataset as scenes
+from transformers_ice.data.scenes import layers as scene_layers
 
 
 NUM_SCENES = 240

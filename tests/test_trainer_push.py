@@ -107,7 +107,7 @@ def test_the_card_has_the_numbers_of_the_run_and_no_token(pushed):
 
 
 def test_a_card_that_somebody_wrote_stays(pushed, tmp_path):
-    from transformers_ice.hub import RunCard
+    from transformers_ice.training.run_card import RunCard
 
     folder = Path(shutil.copytree(pushed.folder, tmp_path / "own"))
     assert MARK in (folder / "README.md").read_text()

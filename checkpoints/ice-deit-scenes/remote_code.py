@@ -61,19 +61,19 @@ def copy_remote_code(folder: Path, source: str | None) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = Path(__file__).resolve().parent
-    if code.is_relative_to(Path(HF_MODULES_CACHE).resolve()):
-        _complete_remote_code(source)
-    for name in remote_code_files():
-        if code / name != folder.resolve() / name:
-            shutil.copyfile(code / name, folder / name)
+    is_remote = code.is_relative_to(Path(HF_MODULES_CACHE).resolve())
+    for origin in (code, *(_fetch_entry_points(source) if is_remote else ())):
+        for file in origin.glob("*.py"):
+            if file.name != "__init__.py" and file != folder.resolve() / file.name:
+                shutil.copyfile(file, folder / file.name)
 
 
-def _complete_remote_code(source: str | None) -> None:
-    """Bring every entry point of a checkpoint, and what it imports, into the folder of this file."""
-    entries = [*AUTO_MAP.values(), *(task["impl"] for task in CUSTOM_PIPELINES.values())]
-    for name in sorted({str(entry).partition(".")[0] for entry in entries}):
+def _fetch_entry_points(source: str | None) -> Iterator[Path]:
+    """Yield the folders that hold every entry point of a checkpoint, and the modules that it imports."""
+    entries = [*AUTO_MAP.values(), *(str(task["impl"]) for task in CUSTOM_PIPELINES.values())]
+    for name in sorted({entry.partition(".")[0] for entry in entries}):
         try:
-            get_cached_module_file(source or "", f"{name}.py")  # copies its relative imports too
+            yield (Path(HF_MODULES_CACHE) / get_cached_module_file(source or "", f"{name}.py")).parent
         except (OSError, ValueError):  # no such folder, or no such name on the Hub
             logger.warning(f"{name}.py is not in {source!r}: the saved folder lacks it.")
 

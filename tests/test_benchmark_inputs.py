@@ -112,8 +112,10 @@ def test_segmentation_benchmark_equals_the_recorded_scores(method, one_by_one):
         batch.pixel_values = tensors["pixel_values"][indices]  # recorded as the model takes them
         parts.append(benchmark.rows(ExplainedBatch(batch, method)))
     scores = benchmark.scores({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    names = ("pixel_accuracy", "mean_iou", "mean_average_precision")
-    assert [scores[name] for name in names] == pytest.approx(tensors[f"metrics.{method}"].tolist(), abs=1e-5)
+    *counts, precision = tensors[f"metrics.{method}"].tolist()
+    assert [scores["pixel_accuracy"], scores["mean_iou"]] == pytest.approx(counts, abs=1e-4)  # one pixel: 6e-5
+    # values that are equal but for rounding change their ranks between processors (1.6e-4 seen)
+    assert scores["mean_average_precision"] == pytest.approx(precision, abs=5e-4)
 
 
 def test_images_are_padded_only_where_that_changes_nothing(ice, monkeypatch):

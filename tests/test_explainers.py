@@ -26,8 +26,10 @@ def assert_as_recorded(relevance, expected, method):
         # quotients by small differences: what the values are stated with is 1e-3 of the largest
         scale = expected.abs().amax(dim=tuple(range(1, expected.dim())), keepdim=True)
         torch.testing.assert_close(relevance / scale, expected / scale, atol=1e-3, rtol=0)
-    # and all of them keep the tolerance of the others too, float32 on both sides
-    torch.testing.assert_close(relevance, expected, atol=1e-5, rtol=1e-4)
+    # and all of them keep the tolerance of the others too, float32 on both sides; `full_lrp` goes down to the pixels,
+    # through one more quotient: 1.4e-5 was seen between processors with AVX2 and AVX-512
+    atol = 5e-5 if method == "full_lrp" else 1e-5
+    torch.testing.assert_close(relevance, expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", RECORDED_METHODS)
@@ -74,8 +76,11 @@ def test_segmentation_scores_equal_those_of_the_published_code(reference, method
     model, tensors = reference
     relevance = explain(model, tensors["pixel_values"], method=method)
     scores = imagenet_segmentation_scores(relevance, tensors["masks"])
+    *counts, precision = tensors[f"metrics.{method}"].tolist()
     # Counts of pixels: equal, or one pixel (1/16384) off where its value is within rounding of the threshold.
-    assert scores == pytest.approx(tensors[f"metrics.{method}"].tolist(), abs=1e-4)
+    assert scores[:2] == pytest.approx(counts, abs=1e-4)
+    # A rank: values that are equal but for rounding change places between processors (1.6e-4 seen).
+    assert scores[2] == pytest.approx(precision, abs=5e-4)
 
 
 def eager_attentions(model, pixel_values):

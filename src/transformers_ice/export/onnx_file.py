@@ -119,7 +119,7 @@ def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path
             str(file),
             str(int8_file),
             per_channel=True,
-            # 7 bits: without VNNI a sum of two products of 8 bits overflows its 16-bit register, and the answer is wrong
+            # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],

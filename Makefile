@@ -15,7 +15,7 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app style quality test test-slow test-upstream checkpoint-code cards clean
+.PHONY: help install demo app docs style quality test test-slow test-upstream checkpoint-code cards clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_torch.sh
 	@echo "Installing into $(VENV); the first time takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@bash scripts/install_torch.sh $(BIN)/python constraints.txt
-	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,eval,viz,app,export,dev]"
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile -c constraints.txt -e ".[train,eval,viz,app,export,docs,dev]"
 	@touch $@
 	@echo "Installed. Next: source $(BIN)/activate"
 
@@ -37,6 +37,9 @@ demo: $(STAMP) ## fine-tune ICE on drawn scenes, measure it, explain images (IMA
 
 app: $(STAMP) ## show a checkpoint in the browser (MODEL=folder-or-Hub-id, PORT=7860)
 	@$(BIN)/python scripts/run_app.py --model $(MODEL) $(if $(PORT),--port $(PORT))
+
+docs: $(STAMP) ## build the documentation into site/, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 
 style: $(STAMP) ## format the code and mend what ruff can mend
 	@$(BIN)/python -m ruff check --fix .
@@ -66,4 +69,4 @@ cards: $(STAMP) ## write the model cards from model_cards/results.json
 	@$(BIN)/python scripts/write_model_card.py --all
 
 clean: ## remove the environment, the caches and what the tools leave behind
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist src/*.egg-info
+	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist site src/*.egg-info

@@ -51,6 +51,7 @@ TRAVELLING_ROOMS = (
     "pipeline_patch_explanation",
 )
 WORKBENCH_ROOMS = (
+    "redaction",
     "command_line",
     "model_names",
     "hub_folder",

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..hub_folder import sort_files
 from ..model_card import for_repository
+from ..redaction import known_secrets, redact_text
 from .checks import check_folder
 from .fresh_process import compare_without_package
 
@@ -124,7 +125,8 @@ def upload_publication(
         commit: Any = api.upload_folder(
             **where,
             folder_path=str(publication.folder),
-            commit_message=commit_message or f"Upload {publication.repo_id.split('/')[-1]}",
+            commit_message=redact_text(commit_message or "", known_secrets())
+            or f"Upload {publication.repo_id.split('/')[-1]}",
             revision=revision,
             create_pr=create_pr,
         )

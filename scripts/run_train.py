@@ -29,6 +29,7 @@ from __future__ import annotations
 import sys
 
 from transformers_ice.command_line import clean_exit
+from transformers_ice.redaction import known_secrets, redact_text
 from transformers_ice.training import (
     DataArguments,
     IceTrainingArguments,
@@ -45,12 +46,13 @@ from transformers_ice.training.run_card import RunCard
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
     """Print what a look at the data found, and return the exit code."""
+    secrets = known_secrets(model_args, training_args)
     try:
         report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(redact_text(str(error), secrets), file=sys.stderr)
         return 1
-    print(report)
+    print(redact_text(str(report), secrets))
     return report.exit_code
 
 
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         numbers = run_training(model_args, data_args, training_args, callbacks, card)
     except TrainingStoppedError as stopped:
         command = resume_command("python scripts/run_train.py", words)
-        print(f"{stopped}\nTo go on: {command}", file=sys.stderr, flush=True)
+        reason = redact_text(str(stopped), known_secrets(model_args, training_args))
+        print(f"{reason}\nTo go on: {command}", file=sys.stderr, flush=True)
         sys.exit(stopped.exit_code)
     if training_args.process_index == 0:
         width = max(map(len, numbers))

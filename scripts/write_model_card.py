@@ -51,6 +51,7 @@ from transformers_ice.hub import (
     write_record,
     write_records,
 )
+from transformers_ice.redaction import redact_arguments
 from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
 
 
@@ -136,7 +137,7 @@ def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
         quiet = ["--num_pictures", "0", "--measure_cost", "false", "--output_dir", output_dir]
         run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], home)
         report = json.loads(Path(output_dir, "results.json").read_text(encoding="utf-8"))
-    command = shlex.join(["python", "scripts/run_evaluation.py", *words])
+    command = shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)])
     where = (command, hardware_in_words(), date.today().isoformat(), record.training.seed)
     results = entries_from_evaluation(report, record.name, *where)
     output = ""

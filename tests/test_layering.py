@@ -31,8 +31,9 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 
 # The layers of the package, from the ground up: a package or module may import those of the layers below it only.
 LAYERS = (
-    ("ice_deit", "command_line", "visualization"),
-    ("__init__", "model_names", "conversion", "data", "explainers"),
+    ("ice_deit", "redaction", "visualization"),
+    ("__init__", "command_line", "model_names", "explainers"),
+    ("conversion", "data"),
     ("speed", "evaluation", "hub"),
     ("export", "app", "training"),
     ("cli",),

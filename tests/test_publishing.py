@@ -164,6 +164,18 @@ BREAKS = {
     "no card": (lambda f: (f / "README.md").unlink(), r"README\.md: expected in .*write_model_card"),
     "card without results": (write_card_without_results, r"README\.md: it has no results"),
     "card without metadata": (lambda f: (f / "README.md").write_text("# tiny"), r"README\.md: `license` is missing"),
+    "token in the card": (
+        lambda f: (f / "README.md").write_text((f / "README.md").read_text() + "\nrun --hub-token hf_FAKE0000\n"),
+        r"README\.md: expected no token or password, got what looks like one in line \d+\. Remove it",
+    ),
+    "password in the configuration": (
+        lambda f: change_json(f / "config.json", lambda c: c.update(note="https://me:pw@host/a")),
+        r"config\.json: expected no token or password",
+    ),
+    "signature in the log": (
+        lambda f: (f / "training_log.jsonl").write_text('{"a": 1}\n{"file": "https://h/a?X-Amz-Signature=0123"}\n'),
+        r"training_log\.jsonl: expected no token or password, got what looks like one in line 2\.",
+    ),
     "no picture": (write_code_in_picture, r"images/evil\.png: expected a picture"),
     "link out of the folder": (
         lambda f: (f / "LICENSE").symlink_to("/etc/hostname"),
@@ -189,6 +201,15 @@ def test_a_broken_folder_is_refused(folder, name, tmp_path):
     with pytest.raises(ValueError, match=f"(?s)is not published:.*{message}"):
         prepare_publication(folder, "me/tiny", staging)
     assert list(staging.iterdir()) == []
+
+
+def test_the_token_in_use_is_refused_whatever_its_form(folder, monkeypatch):
+    (folder / "LICENSE").write_text("my-secret-0123")
+    assert check_folder(folder) == []
+    monkeypatch.setenv("HF_TOKEN", "my-secret-0123")
+    (problem,) = check_folder(folder)
+    assert problem.startswith("LICENSE: expected no token")
+    assert "my-secret" not in problem
 
 
 def test_all_problems_are_said_at_once(folder):

@@ -10,13 +10,16 @@ import json
 import re
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import yaml
 from transformers import HfArgumentParser
+
+from .redaction import PLACEHOLDER, argument_secrets, is_secret_name, redact_text
 
 
 __all__ = ["check_number", "check_range", "clean_exit", "parse_config_overrides", "parse_dataclasses"]
@@ -27,16 +30,36 @@ def clean_exit() -> Iterator[None]:
     """End the program with a message and exit code 1 where this package refused something.
 
     What it raises as `ValueError`, and what transformers raises as `OSError` (no such model), is written for the user;
-    errors from anywhere else keep their traceback.
+    errors from anywhere else keep their traceback. Both are printed without tokens and passwords.
     """
+    hook_before, sys.excepthook = sys.excepthook, _print_redacted_traceback
     try:
         yield
+        sys.excepthook = hook_before
     except (ValueError, OSError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         raised_in = frame.f_globals.get("__name__", "").partition(".")[0]
         if raised_in != ("transformers" if isinstance(error, OSError) else __name__.partition(".")[0]):
             raise
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {_redact(str(error))}")
+
+
+def _redact(text: str) -> str:
+    return redact_text(text, argument_secrets(sys.argv[1:]))
+
+
+def _print_redacted_traceback(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    sys.stderr.write(_redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+class _RedactingParser(HfArgumentParser):
+    """Parser whose messages hold no secrets, wherever on the command line they stand."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program as `argparse` does."""
+        super().error(_redact(message))
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +81,7 @@ def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: 
     Returns:
         One instance of each data class.
     """
-    parser = HfArgumentParser(
+    parser = _RedactingParser(
         cast(Any, list(groups)),
         description=description,
         formatter_class=_HelpFormatter,
@@ -84,10 +107,21 @@ def _names_a_file(argv: Sequence[str]) -> bool:
 
 
 def _describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
-    """Return an error about words that are no arguments, with what may have been meant."""
-    close = [match for word in words for match in difflib.get_close_matches(word.split("=")[0], options, n=1)]
+    """Return an error about words that are no arguments, with what may have been meant; misspelt tokens are hidden."""
+    close: list[str] = []
+    shown: list[str] = []
+    hides_value = False
+    for word in words:
+        name, separator, _ = word.partition("=")
+        matches = difflib.get_close_matches(name, options, n=1)
+        close += matches
+        if not word.startswith("-"):
+            shown.append(PLACEHOLDER if hides_value else word)
+            continue
+        hides_value = any(map(is_secret_name, [name, *matches]))
+        shown.append(f"{name}={PLACEHOLDER}" if hides_value and separator else word)
     suggestion = f" (did you mean {', '.join(close)}?)" if close else ""
-    return f"unrecognized arguments: {' '.join(words)}{suggestion}"
+    return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
 def _read_argument_file(path: Path) -> list[str]:
@@ -97,7 +131,7 @@ def _read_argument_file(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"the argument file {path} cannot be read: {error}") from error
+        raise ValueError(f"the argument file {path} cannot be read: {_describe_yaml_error(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
     words: list[str] = []
@@ -105,6 +139,13 @@ def _read_argument_file(path: Path) -> list[str]:
         if value is not None:
             words += [f"--{name}", *_value_to_words(value)]
     return words
+
+
+def _describe_yaml_error(error: yaml.YAMLError) -> str:
+    """Return what is wrong and where, without the lines of the file, which may hold a token."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it is not valid YAML or JSON"
+    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 
 def _value_to_words(value: Any) -> list[str]:

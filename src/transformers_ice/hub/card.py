@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..redaction import redact_text
 from . import sections
 from .facts import ModelFacts
 from .metadata import make_metadata
@@ -31,4 +32,4 @@ def build_card(record: ModelRecord, facts: ModelFacts, picture: str | None = Non
         sections.licence(),
         sections.citation(),
     ]
-    return "\n\n".join(parts) + "\n"
+    return redact_text("\n\n".join(parts) + "\n")  # a record may be older than its redaction

@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
+from ..redaction import known_secrets
 from .metadata import check_card_for_publication
-from .published_files import FolderContents, sort_files
+from .published_files import FolderContents, find_secret_files, sort_files
 
 
 __all__ = ["check_folder", "holds_ice_model"]
@@ -39,6 +40,7 @@ def check_folder(folder: Path) -> list[str]:
     contents = sort_files(folder)
     problems = [f"{name}: {reason}" for name, reason in contents.refused.items()]
     problems += _check_presence(folder, contents)
+    problems += _check_secrets(folder, contents)
     config = _read_json(folder / "config.json", problems)
     preprocessing = _read_json(folder / "preprocessor_config.json", problems)
     if config is not None:
@@ -71,6 +73,16 @@ def _check_presence(folder: Path, contents: FolderContents) -> list[str]:
             "`model.save_pretrained(folder)`, or convert it with scripts/convert_checkpoint.py"
         )
     return problems
+
+
+def _check_secrets(folder: Path, contents: FolderContents) -> list[str]:
+    """Return which files hold the token in use, or what looks like a token or a password."""
+    names = [name for name in contents.published if (folder / name).is_file()]
+    return [
+        f"{name}: expected no token or password, got what looks like one in line {line}. Remove it there; if the "
+        "folder was shared before, revoke it at https://huggingface.co/settings/tokens"
+        for name, line in find_secret_files(folder, names, known_secrets()).items()
+    ]
 
 
 def _read_json(file: Path, problems: list[str]) -> dict[str, Any] | None:

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ..ice_deit.remote_code import remote_code_files
+from ..redaction import find_secret_line
 
 
-__all__ = ["PUBLISHED_PATTERNS", "FolderContents", "sort_files"]
+__all__ = ["PUBLISHED_PATTERNS", "RESUME_PATTERNS", "FolderContents", "find_secret_files", "sort_files"]
 
 PUBLISHED_PATTERNS = (
     "README.md",
@@ -29,6 +30,31 @@ PUBLISHED_PATTERNS = (
     *remote_code_files(),
 )
 """Files of a published model, as glob patterns relative to its folder; `images/` is one level deep."""
+
+RESUME_PATTERNS = (
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    *remote_code_files(),
+    "raw_weights.safetensors",
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    # FSDP, whole and in shards
+    "optimizer.bin",
+    "pytorch_model_fsdp*.bin",
+    "optimizer_?/*",
+    "pytorch_model_fsdp_?/*",
+)
+"""Files of a checkpoint that training resumes from, as glob patterns relative to its folder."""
+
+# metadata of the header come first; behind it are numbers
+_NUM_SEARCHED_BYTES = 1 << 20
 
 # What a run leaves in its folder beside the model. Some of it is pickled by torch; none of it is the model.
 _TRAINING_PATTERNS = (
@@ -80,6 +106,24 @@ def sort_files(folder: Path) -> FolderContents:
         else:
             contents.left_out.append(name)
     return contents
+
+
+def find_secret_files(folder: Path, names: Sequence[str], secrets: Sequence[str] = ()) -> dict[str, int]:
+    """Return which files hold something that looks like a token or a password, with the number of its line.
+
+    Args:
+        folder: Where the files lie.
+        names: Their paths relative to it; of weights, the header is read.
+        secrets: Values known to be secret, such as the token in use.
+    """
+    found = {}
+    for name in names:
+        with open(folder / name, "rb") as file:
+            content = file.read(_NUM_SEARCHED_BYTES if name.endswith(".safetensors") else -1)
+        line = find_secret_line(content.decode("utf-8", errors="replace"), secrets)
+        if line is not None:
+            found[name] = line
+    return found
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..redaction import known_secrets, redact_text
 from .checks import check_folder
 from .fresh_process import compare_without_package
 from .published_files import sort_files
@@ -124,7 +125,8 @@ def upload_publication(
         commit: Any = api.upload_folder(
             **where,
             folder_path=str(publication.folder),
-            commit_message=commit_message or f"Upload {publication.repo_id.split('/')[-1]}",
+            commit_message=redact_text(commit_message or "", known_secrets())
+            or f"Upload {publication.repo_id.split('/')[-1]}",
             revision=revision,
             create_pr=create_pr,
         )

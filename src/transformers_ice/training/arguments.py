@@ -93,7 +93,9 @@ class ModelArguments:
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Folder that keeps models and data from the Hub."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model repository."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
+    token: str | None = field(
+        default=None, repr=False, metadata={"help": "Hub token; by default the one of `hf auth login`."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Let code of the image processor's repository run on this machine."}
     )

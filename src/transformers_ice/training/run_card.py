@@ -20,6 +20,7 @@ from ..hub.facts import read_facts
 from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
 from ..hub.snippets import for_repository
+from ..redaction import known_secrets, redact_arguments, redact_text
 from .arguments import ModelArguments
 from .trainer import IceTrainer
 
@@ -30,7 +31,6 @@ RECORD_FILE = "model_card.json"
 """What a run writes beside its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
-_SECRETS = ("--token", "--hub_token", "--push_to_hub_token")
 
 logger = logging.get_logger(__name__)
 
@@ -39,13 +39,13 @@ class RunCard:
     """Write the card of a run; the `card_writer` of an `IceTrainer`.
 
     Args:
-        words: Those of the command line after the script's name; tokens among them are left out.
+        words: Those of the command line after the script's name; tokens and passwords among them are left out.
         model_args: Which model.
         data_args: Which images.
     """
 
     def __init__(self, words: Sequence[str], model_args: ModelArguments, data_args: DataArguments) -> None:
-        self.command = shlex.join(["python", "scripts/run_train.py", *_without_secrets(words)])
+        self.words = tuple(words)
         self.model_args, self.data_args = model_args, data_args
 
     def __call__(self, trainer: IceTrainer) -> None:
@@ -61,6 +61,7 @@ class RunCard:
         record = self.make_record(trainer)
         picture = self._draw(folder, record.name)
         text = build_card(record, read_facts(folder), picture) + f"\n{MARK}\n"
+        text = redact_text(text, known_secrets(self.model_args, trainer.args))
         if trainer.hub_model_id:
             text = for_repository(text, trainer.hub_model_id)
         card.write_text(text, encoding="utf-8")
@@ -69,16 +70,18 @@ class RunCard:
     def make_record(self, trainer: IceTrainer) -> ModelRecord:
         """Return what the run knows of its model; its numbers are those of the last evaluation."""
         args, folder = trainer.args, Path(str(trainer.args.output_dir))
+        secrets = known_secrets(self.model_args, args)
         datasets, data = self._describe_data(trainer)
+        command = shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)])
         hardware = hardware_in_words(args.world_size)
         num_images = len(cast(Any, trainer.eval_dataset))
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
         results = entries_from_training(
             evaluations[-1] if evaluations else {},
-            datasets[0], num_images, self.command, hardware, date.today().isoformat(), args.seed,
+            datasets[0], num_images, command, hardware, date.today().isoformat(), args.seed,
         )  # fmt: skip
         training = TrainingRecord(
-            self.command, data, datasets, _base_model(self.model_args.model_name_or_path), hardware, args.seed,
+            command, data, datasets, _base_model(self.model_args.model_name_or_path), hardware, args.seed,
             {"Steps": trainer.state.global_step, **_settings(self.model_args, args)},
         )  # fmt: skip
         is_scenes = self.data_args.dataset_name == "scenes"
@@ -101,7 +104,8 @@ class RunCard:
         if data_args.dataset_name == "scenes":
             return ("scenes",), f"{count} of the scenes that transformers-ice draws"
         if data_args.dataset_name is not None:
-            return (data_args.dataset_name,), f"{count or 'images'} of `{data_args.dataset_name}`"
+            name = redact_text(data_args.dataset_name, known_secrets(self.model_args, trainer.args))
+            return (name,), f"{count or 'images'} of `{name}`"
         if data_args.train_dir is not None:
             return ("imagefolder",), f"{count}, one folder per class"
         return ("webdataset",), f"{count or 'images'}, from files of many images"
@@ -115,22 +119,6 @@ class RunCard:
             return None
         draw_explanations(folder, folder / "images" / f"{name}.png")
         return f"images/{name}.png"
-
-
-def _without_secrets(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line without tokens."""
-    kept: list[str] = []
-    is_secret = False
-    for word in words:
-        option = word.partition("=")[0]
-        if option in _SECRETS:
-            is_secret = "=" not in word
-        elif is_secret and not word.startswith("--"):
-            is_secret = False
-        else:
-            is_secret = False
-            kept.append(word)
-    return kept
 
 
 def _base_model(source: str | None) -> str | None:

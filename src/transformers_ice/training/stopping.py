@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 from safetensors import SafetensorError
 
+from ..redaction import PLACEHOLDER, is_secret_name, redact_arguments
 from .checkpoints import last_complete_checkpoint
 
 
@@ -148,15 +149,19 @@ def _is_failure_to_write(error: BaseException) -> bool:
 
 
 def resume_command(program: str, argv: Sequence[str]) -> str:
-    """Return the command that goes on with a run.
+    """Return the command that goes on with a run, without tokens and passwords; what has to be added comes after it.
 
     Args:
         program: What the run was started with, e.g. "python scripts/run_train.py".
         argv: The words after it.
     """
-    words = list(argv)
+    words = redact_arguments(argv)
+    has_token = any(word.startswith("-") and is_secret_name(word) for word in argv)
+    has_credentials = any(PLACEHOLDER in word for word in words) and not any(PLACEHOLDER in word for word in argv)
     for index in reversed(range(len(words))):
         name, separator, _ = words[index].partition("=")
-        if name == "--resume_from_checkpoint":
+        if name.replace("-", "_") == "__resume_from_checkpoint":
             del words[index : index + (1 if separator else 2)]
-    return f"{program} {shlex.join([*words, '--resume_from_checkpoint', 'auto'])}"
+    command = f"{program} {shlex.join([*words, '--resume_from_checkpoint', 'auto'])}"
+    command += " (and your token)" if has_token else ""
+    return command + (f" (with your credentials for {PLACEHOLDER})" if has_credentials else "")

@@ -52,6 +52,7 @@ TRAVELLING_ROOMS = (
 )
 WORKBENCH_ROOMS = (
     "command_line",
+    "output_files",
     "model_names",
     "hub_folder",
     "conversion",

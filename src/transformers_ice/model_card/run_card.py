@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import is_matplotlib_available, logging
 
+from ..output_files import write_text
 from ..training import DataArguments, IceTrainer, ModelArguments
 from .card import build_card
 from .facts import read_facts
@@ -61,7 +62,7 @@ class RunCard:
         text = build_card(record, read_facts(folder), picture) + f"\n{MARK}\n"
         if trainer.hub_model_id:
             text = for_repository(text, trainer.hub_model_id)
-        card.write_text(text, encoding="utf-8")
+        write_text(card, text)
         write_record(folder / RECORD_FILE, record)
 
     def make_record(self, trainer: IceTrainer) -> ModelRecord:
@@ -108,7 +109,7 @@ class RunCard:
         """Draw the pictures; of drawn scenes only, since images of one's own may not be for everybody."""
         if self.data_args.dataset_name != "scenes":
             return None
-        write_example_image(folder / "images" / "scene.png")
+        write_example_image(folder / "images" / "scene.png", inside=folder)
         if not is_matplotlib_available():
             return None
         draw_explanations(folder, folder / "images" / f"{name}.png")

@@ -22,6 +22,7 @@ from objective_scores import ceiling_rows, objective_table, summarize_objectives
 from pruning_scores import PruningRows
 from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
 
+from transformers_ice.output_files import replaced, write_text
 from transformers_ice.training.objectives import OBJECTIVES
 
 
@@ -84,7 +85,8 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: 
         return
     train_variant(arguments, folder, seed, VARIANTS[variant])
     rows = measure_rows(folder, {}, images)
-    np.savez_compressed(folder / "rows.npz", **vars(rows))
+    with replaced(folder / "rows.npz") as temporary:
+        np.savez_compressed(temporary, **vars(rows))
     print(f"{variant}, seed {seed}: top-1 {rows.top_1:.4f}, mean IoU {rows.mean_iou:.4f}", flush=True)
 
 
@@ -103,9 +105,9 @@ def report(arguments: argparse.Namespace, images: tuple) -> str:
     ceiling = ceiling_rows(images[2], PATCH_SIZE**2).mean_iou
     lines = summarize_objectives(runs, seconds, start, ceiling, REFERENCE)
     settings = {"start_cls_top_1": start, "ceiling": ceiling, "reference": REFERENCE, "lines": lines}
-    (arguments.output_dir / "results.json").write_text(json.dumps(settings, indent=1))
+    write_text(arguments.output_dir / "results.json", json.dumps(settings, indent=1))
     table = f"[CLS] of the start: {start:.4f}; ceiling of the patch grid: {ceiling:.3f}.\n\n{objective_table(lines)}"
-    (arguments.output_dir / "table.md").write_text(table)
+    write_text(arguments.output_dir / "table.md", table)
     return table
 
 

@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from transformers_ice import IceDeiTForImageClassification
 from transformers_ice.data.scenes import load_scenes
+from transformers_ice.output_files import replaced, write_json, write_text
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
 
@@ -105,8 +106,7 @@ def check_settings(arguments: argparse.Namespace) -> None:
     file = arguments.output_dir / "settings.json"
     if file.is_file() and (found := json.loads(file.read_text())) != settings:
         sys.exit(f"Error: {file} holds {found}, got {settings}. Choose another `--output_dir`, or the same settings.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(file, settings)
 
 
 def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, options: str) -> None:
@@ -153,8 +153,8 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: 
         if file.is_file():
             continue
         rows = measure_rows(folder, changes, images)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, **vars(rows))
+        with replaced(file) as temporary:
+            np.savez_compressed(temporary, **vars(rows))
         print(f"{file.stem}: top-1 {rows.top_1:.4f}, mean IoU {rows.mean_iou:.4f}", flush=True)
 
 
@@ -171,7 +171,6 @@ def row_file(arguments: argparse.Namespace, variant: str, run: str, seed: int) -
 def report(arguments: argparse.Namespace) -> str:
     """Write and return the table of what has been measured with all seeds."""
     num_patches = (IMAGE_SIZE // PATCH_SIZE) ** 2
-    (arguments.output_dir / "counts").mkdir(parents=True, exist_ok=True)
     found = {}
     for variant, runs in RUNS.items():
         for run, changes in runs.items():
@@ -185,13 +184,13 @@ def report(arguments: argparse.Namespace) -> str:
             found[f"{variant}, {run}"] = (config, rows)
             if config.pruning_strategy == "background":
                 shares = (rows[0].kept / num_patches).round(6).tolist()
-                (arguments.output_dir / "counts" / f"{variant}, {run}.json").write_text(json.dumps(shares))
+                write_json(arguments.output_dir / "counts" / f"{variant}, {run}.json", shares, indent=None)
     if REFERENCE not in found:
         return f"No table yet: it compares with the rows of {REFERENCE!r}.\n"
     lines = summarize_pruning(found, REFERENCE, num_patches)
-    (arguments.output_dir / "results.json").write_text(json.dumps(lines, indent=1))
+    write_text(arguments.output_dir / "results.json", json.dumps(lines, indent=1))
     table = pruning_table(lines)
-    (arguments.output_dir / "table.md").write_text(table)
+    write_text(arguments.output_dir / "table.md", table)
     return table
 
 

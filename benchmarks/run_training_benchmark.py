@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from training_speed import (
@@ -31,6 +30,7 @@ from training_speed import (
     training_table,
 )
 
+from transformers_ice.output_files import make_folder, write_text
 from transformers_ice.speed import describe_machine
 
 
@@ -38,14 +38,13 @@ def benchmark(arguments: TrainingBenchmarkArguments) -> None:
     """Measure everything, print the table and write the file."""
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
+    file = make_folder(arguments.output_dir) / "results.json"
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu")
     machine = describe_machine(device)
     print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n", flush=True)
     height, width = arguments.photograph_size
     table = draw_photographs(arguments.num_images, (height, width), arguments.seed)
     models = build_step_models(arguments, device)
-    file = Path(arguments.output_dir) / "results.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     measurements = {
         "seconds_of_a_step": lambda: measure_steps(models, arguments, device),
         "images_per_second": lambda: measure_augmentation(table, arguments),
@@ -56,7 +55,7 @@ def benchmark(arguments: TrainingBenchmarkArguments) -> None:
         results[name] = measure()
         # after each, so that a run that is stopped leaves what it has
         content = {"settings": asdict(arguments), "machine": machine, **results}
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(content, indent=1) + "\n")
     print(f"\n{training_table(*results.values())}\n\nEvery number is in {file}")
 
 

@@ -12,14 +12,18 @@ in one YAML or JSON file, given as the only argument.
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
 from transformers_ice.conversion import ConversionReport, convert_checkpoint, read_id2label
+from transformers_ice.output_files import check_outputs, write_json
+
+
+WRITTEN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 @dataclass
@@ -60,6 +64,20 @@ def parse_arguments(argv: list[str]) -> ConversionArguments:
         parser.error(str(error))
 
 
+def check_paths(arguments: ConversionArguments) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: If the report or a file of the new folder is the checkpoint, a file of it, or the class names.
+    """
+    names = [] if arguments.id2label is None else [arguments.id2label]
+    outputs = [Path(arguments.output_dir, name) for name in WRITTEN_FILES]
+    if arguments.report is not None:
+        check_outputs([arguments.report], [arguments.checkpoint])
+        outputs.append(Path(arguments.report))
+    check_outputs(outputs, names)
+
+
 def print_report(report: ConversionReport) -> None:
     """Print what became of every key, and what was read off the weights."""
     rows = {
@@ -82,6 +100,7 @@ def main(argv: list[str] | None = None) -> ConversionReport:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     image_size = arguments.image_size
     try:
+        check_paths(arguments)
         report = convert_checkpoint(
             arguments.checkpoint,
             arguments.output_dir,
@@ -95,8 +114,10 @@ def main(argv: list[str] | None = None) -> ConversionReport:
         sys.exit(f"error: {error}")
     print_report(report)
     if arguments.report:
-        with open(arguments.report, "w", encoding="utf-8") as stream:
-            json.dump(report.to_dict(), stream, indent=2)
+        try:
+            write_json(arguments.report, report.to_dict(), indent=2)
+        except OSError as error:
+            sys.exit(f"error: {error}")
     return report
 
 

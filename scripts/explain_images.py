@@ -4,8 +4,12 @@
     python scripts/explain_images.py photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
         --output_dir explanations
 
-Folders are searched recursively. `--picture` chooses what is drawn (heat map and box, class map with its legend,
-outline of the mask, cut-out, or a panel of all) and `--format` the kind of file. Standard output and
+Folders are searched recursively. A picture is called like its image, photo.png for photo.jpg. An image and any other
+file that this command did not write are never replaced: the picture is then called photo-explained.png. A line per
+image goes to OUTPUT_DIR/explanations.jsonl.part, which becomes explanations.jsonl at the end of the run.
+
+`--picture` chooses what is drawn (heat map and box, class map with its legend, outline of the mask, cut-out, or a
+panel of all) and `--format` the kind of file. Standard output and
 OUTPUT_DIR/explanations.jsonl get a line per image: `path`, `label`, `score`, `box` (half-open pixels of the upright
 image), `foreground_ratio` and `output`, the picture. The exit code is 1 if there was nothing to explain or a file
 could not be read. About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
@@ -18,10 +22,11 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -31,6 +36,7 @@ from transformers import pipeline
 from transformers_ice import PatchExplanationPipeline
 from transformers_ice.ice_deit.image_conversion import load_image
 from transformers_ice.model_names import resolve_ice_model_name
+from transformers_ice.output_files import check_outputs, is_own_picture, make_folder, name_errors
 from transformers_ice.visualization import PICTURES, save_result
 
 
@@ -97,17 +103,37 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -> list[Path]:
-    """Return one picture name per image: its stem, with a number where another image has the same one."""
+    """Return one picture name per image, under which no input and no file of somebody else stands.
+
+    The name is the stem of the image, with "-explained" where an input, or a file that this package did not write,
+    has that name, and with a number where another image has it.
+    """
+    inputs = {_identity(path) for path in paths if path.exists()}
     taken: set[str] = set()
     outputs = []
     for path in paths:
-        name, number = path.stem, 1
-        while name.lower() in taken:  # some file systems do not tell A.png from a.png
+        stem = path.stem if _is_free(output_dir / f"{path.stem}.{suffix}", inputs) else f"{path.stem}-explained"
+        name, number = stem, 1
+        # some file systems do not tell A.png from a.png
+        while name.lower() in taken or not _is_free(output_dir / f"{name}.{suffix}", inputs):
             number += 1
-            name = f"{path.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.lower())
         outputs.append(output_dir / f"{name}.{suffix}")
     return outputs
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what is the same for every name of a file, links included."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_free(output: Path, inputs: Collection[tuple[int, int]]) -> bool:
+    """Return whether a picture may have this name: nothing stands there, or a picture of an earlier run."""
+    if not os.path.lexists(output):
+        return True
+    return is_own_picture(output) and _identity(output) not in inputs
 
 
 def explain_files(
@@ -121,6 +147,9 @@ def explain_files(
 ) -> Explanations:
     """Explain image files and write their pictures and `explanations.jsonl`.
 
+    While the run goes on, its lines stand in `explanations.jsonl.part`; an interrupted run keeps them there, and
+    `explanations.jsonl` of an earlier run as it was.
+
     Args:
         explainer: A patch-explanation pipeline.
         paths: The image files.
@@ -129,12 +158,19 @@ def explain_files(
         batch_size: Images that are read and go through the model at once.
         stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise the others go on.
         options: What is drawn.
+
+    Raises:
+        OSError: If a file cannot be written; names it.
+        ValueError: If `target` is no class of the model, or `output_dir` no folder; nothing is written.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    explainer._sanitize_parameters(target=target)  # refuses what is no class of the model
+    make_folder(output_dir)
+    log_file = output_dir / "explanations.jsonl"
+    check_outputs([log_file, unfinished_name(log_file)], paths)
     jobs = list(zip(paths, name_outputs(paths, output_dir, options.suffix), strict=True))
     explanations = Explanations()
     with (
-        open(output_dir / "explanations.jsonl", "w", encoding="utf-8") as log,
+        open_log(log_file) as log,
         tqdm(total=len(jobs), desc="explaining", unit="image") as progress,
     ):
         for start in range(0, len(jobs), batch_size):
@@ -145,8 +181,30 @@ def explain_files(
                 explanations.records.append(record)
             progress.update(len(batch))
             if stop_at_bad_image and explanations.problems:
-                break
+                return explanations
+    if explanations.records:
+        os.replace(unfinished_name(log_file), log_file)
     return explanations
+
+
+def unfinished_name(log_file: Path) -> Path:
+    """Return where the lines of a run stand that has not come to its end."""
+    return log_file.with_name(f"{log_file.name}.part")
+
+
+@contextmanager
+def open_log(log_file: Path) -> Iterator[TextIO]:
+    """Open the unfinished log; its lines are kept if the block fails, and an empty one is removed."""
+    file = unfinished_name(log_file)
+    file.unlink(missing_ok=True)  # a link is not followed
+    try:
+        with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
+            yield log
+            log.flush()
+            os.fsync(log.fileno())
+    finally:
+        if file.is_file() and not file.stat().st_size:
+            file.unlink()
 
 
 def _read_batch(
@@ -221,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"Stopped. The lines so far are in {arguments.output_dir}/explanations.jsonl.part.", file=sys.stderr)
+        return 130
     for record in explanations.records:
         print(json.dumps(record, ensure_ascii=False))
     for problem in explanations.problems:
@@ -229,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(explanations.records)} of {len(paths)} images explained, pictures in {arguments.output_dir}",
         file=sys.stderr,
     )
+    if stop and explanations.problems:
+        print(f"Stopped. The lines so far are in {arguments.output_dir}/explanations.jsonl.part.", file=sys.stderr)
     return 1 if explanations.problems else 0
 
 

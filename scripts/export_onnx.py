@@ -41,6 +41,7 @@ from transformers_ice.data.benchmarks import load_evaluation_set
 from transformers_ice.evaluation.checkpoints import labels_by_name
 from transformers_ice.export import compare_with_onnx, export_onnx, quantize_int8, score_exports
 from transformers_ice.model_names import resolve_model_name
+from transformers_ice.output_files import check_outputs, staged, write_text
 
 
 @dataclass
@@ -54,7 +55,7 @@ class ExportArguments:
     )
     int8: bool = field(default=False, metadata={"help": "Also write OUTPUT with 8-bit weights, as NAME.int8.onnx."})
     tolerance: float = field(
-        default=1e-3, metadata={"help": "Refuse, and remove the file, where an output differs by more from PyTorch's."}
+        default=1e-3, metadata={"help": "Refuse the file where an output differs by more from PyTorch's."}
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 3, 8], metadata={"help": "Batches to compare at."})
     dataset_name: str | None = field(
@@ -96,12 +97,28 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
     return torch.randn(count, model.config.num_channels, *sides, generator=torch.Generator().manual_seed(0))
 
 
+def check_paths(arguments: ExportArguments, output: Path, int8_output: Path) -> None:
+    """Refuse outputs that are one file, or that would replace a file of the model's folder.
+
+    Raises:
+        ValueError: If there is one; names it.
+    """
+    outputs = [output, output.with_name(f"{output.name}.data")]  # where large weights go
+    outputs += [int8_output, int8_output.with_name(f"{int8_output.name}.data")] if arguments.int8 else []
+    outputs += [Path(arguments.report)] if arguments.report else []
+    check_outputs(outputs, [resolve_model_name(arguments.model)])
+
+
 def run(arguments: ExportArguments) -> dict[str, Any]:
     """Export, compare and score; return everything that is printed.
 
     Raises:
-        ValueError: If something cannot be exported, or the file says something else than the model; it is removed.
+        ValueError: If something cannot be exported, an output would replace a file of the model, or the file says
+            something else than the model: then nothing is written, and an earlier file of that name is kept.
     """
+    output = Path(arguments.output)
+    int8_output = output.with_suffix(".int8.onnx")
+    check_paths(arguments, output, int8_output)
     examples = None
     if arguments.dataset_name or arguments.data_dir:
         source = {"name": arguments.dataset_name, "data_dir": arguments.data_dir, "limit": arguments.num_images}
@@ -109,22 +126,23 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     model, image_processor = load(arguments)
     size = arguments.image_size
     image_size = size[0] if size and len(size) == 1 else size
-    files = {"ONNX": export_onnx(model, arguments.output, image_processor, image_size, arguments.model)}
     pixel_values = example_images(arguments, model, image_processor, examples)
-    differences = compare_with_onnx(model, files["ONNX"], pixel_values, arguments.batch_sizes)
-    if not differences.is_within(arguments.tolerance):
-        files["ONNX"].unlink()
-        raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was removed: {differences}")
-    compared = {"ONNX": differences}
-    if arguments.int8:
-        files["ONNX int8"] = quantize_int8(files["ONNX"], files["ONNX"].with_suffix(".int8.onnx"))
-        compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
-    scores = []
-    if examples is not None:
-        label_map = labels_by_name(model, examples.class_names)
-        scores = score_exports(model, files, image_processor, examples, label_map)
+    with staged(output.parent) as staging:
+        files = {"ONNX": export_onnx(model, staging / output.name, image_processor, image_size, arguments.model)}
+        differences = compare_with_onnx(model, files["ONNX"], pixel_values, arguments.batch_sizes)
+        if not differences.is_within(arguments.tolerance):
+            raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was not kept: {differences}")
+        compared = {"ONNX": differences}
+        if arguments.int8:
+            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name)
+            compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
+        scores = []
+        if examples is not None:
+            label_map = labels_by_name(model, examples.class_names)
+            scores = score_exports(model, files, image_processor, examples, label_map)
+    written = {name: output.with_name(file.name) for name, file in files.items()}
     return {
-        "files": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in files.items()},
+        "files": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in written.items()},
         "differences": {name: dataclasses.asdict(value) for name, value in compared.items()},
         "scores": [dataclasses.asdict(row) for row in scores],
     }
@@ -152,11 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_dataclasses([ExportArguments], sys.argv[1:] if argv is None else argv, __doc__)
     try:
         results = run(arguments)
+        print_results(results)
+        if arguments.report:
+            write_text(arguments.report, json.dumps(results, indent=2) + "\n")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print_results(results)
-    if arguments.report:
-        Path(arguments.report).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from transformers_ice.output_files import check_outputs, make_folder
 from transformers_ice.speed import (
     BenchmarkArguments,
     SpeedRow,
@@ -45,7 +45,7 @@ from transformers_ice.speed import (
     speed_table,
     write_results,
 )
-from transformers_ice.visualization import speed_plot
+from transformers_ice.visualization import save_figure, speed_plot
 
 
 def choose_device(word: str) -> torch.device:
@@ -61,10 +61,17 @@ def choose_device(word: str) -> torch.device:
     return torch.device(word)
 
 
+def input_files(arguments: BenchmarkArguments) -> list[str]:
+    """Return the files that the command line names to be read."""
+    return [*(arguments.keep_counts or ()), *([arguments.accuracies] if arguments.accuracies is not None else ())]
+
+
 def benchmark(arguments: BenchmarkArguments) -> None:
     """Time everything, print the tables and write the files."""
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
+    output_dir = make_folder(arguments.output_dir)
+    check_outputs([output_dir / name for name in ("results.json", "speed.png")], input_files(arguments))
     device = choose_device(arguments.device)
     model = load_model(arguments, device)
     variants = build_variants(model, arguments.keep_rates, arguments.compile, arguments.decided_names)
@@ -72,8 +79,6 @@ def benchmark(arguments: BenchmarkArguments) -> None:
     if arguments.accuracies is not None:
         accuracies = read_accuracies(arguments.accuracies, [variant.name for variant in variants])
     workload = load_workload(arguments, model)
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     is_kept = arguments.keep_freed_memory and keep_freed_memory()
     machine = {**describe_machine(device), "freed memory": "kept" if is_kept else "left to the allocator"}
     print(*(f"{name}: {value}" for name, value in {**machine, "dtype": arguments.dtype}.items()), sep="\n")
@@ -95,7 +100,7 @@ def benchmark(arguments: BenchmarkArguments) -> None:
             }
             for size in arguments.batch_sizes
         }
-        speed_plot(points).savefig(output_dir / "speed.png")
+        save_figure(speed_plot(points), output_dir / "speed.png")
     print(f"\nEverything is in {output_dir}")
 
 

@@ -30,6 +30,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from transformers_ice.data.scenes import load_scenes
 from transformers_ice.evaluation import ComparisonRow, compare_with_baselines, format_table
+from transformers_ice.output_files import check_outputs, make_folder, write_text
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
 from transformers_ice.training.objectives import OBJECTIVES
@@ -77,6 +78,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_eval", type=int, default=1000, help="held-out scenes to measure on")
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps")
     return parser.parse_args(argv)
+
+
+def check_paths(arguments: argparse.Namespace, model_dir: Path) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: If the new model's folder is that of the start, or a file to be written is an input.
+    """
+    make_folder(arguments.output_dir)
+    if Path(arguments.start).resolve() == model_dir.resolve():
+        raise ValueError(f"`--start` must not be OUTPUT_DIR/model, got {model_dir} for both. Choose another folder.")
+    outputs = [arguments.output_dir / name for name in ("explanations.png", "results.json")]
+    check_outputs(outputs, [arguments.start, arguments.recipe, *find_images(arguments.images, arguments.output_dir)])
 
 
 def train(arguments: argparse.Namespace, model_dir: Path) -> dict[str, float]:
@@ -157,6 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     arguments, stages = parse_arguments(argv), Stages()
     output_dir, model_dir = arguments.output_dir, arguments.output_dir / "model"
+    try:
+        check_paths(arguments, model_dir)
+    except (OSError, ValueError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     stages.run("1/4 Fine-tune ICE on drawn scenes", lambda: train(arguments, model_dir))
     settings = read_settings(arguments, model_dir)
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -178,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     results = {"settings": settings, "rows": [asdict(row) for row in rows], "seconds": stages.seconds}
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     own = f", your images in {output_dir / 'images'}" if arguments.images else ""

@@ -61,10 +61,12 @@ from transformers_ice.evaluation import (
 from transformers_ice.evaluation.arguments import EvaluationArguments
 from transformers_ice.explainers import EXPLAINERS
 from transformers_ice.ice_deit.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
-from transformers_ice.visualization import method_panel, score_bars
+from transformers_ice.output_files import check_outputs, make_folder, write_json, write_text
+from transformers_ice.visualization import method_panel, save_figure, score_bars
 
 
 COST_BATCH = 16
+OUTPUTS = ("results.json", "table.md", "scores.png", "methods.png")
 
 
 def load_models(arguments: EvaluationArguments, device: torch.device) -> list[Checkpoint]:
@@ -164,7 +166,7 @@ def draw_methods(
                     for grid, example in zip(pixels, inputs.examples, strict=True)
                 ]
     truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
-    method_panel([np.asarray(example.image) for example in batch.examples], maps, truths).savefig(file)
+    save_figure(method_panel([np.asarray(example.image) for example in batch.examples], maps, truths), file)
 
 
 def _on_image(grid: torch.Tensor, size: tuple[int, int], is_hard: bool) -> np.ndarray:
@@ -184,7 +186,7 @@ def draw_scores(results: Sequence[Result], file: Path) -> None:
     if scores:
         better = {True: "larger is better", False: "smaller is better"}
         headings = {name: f"{SCORES[name][0]} ({better[SCORES[name][1]]})" for name in SCORES if name in scores}
-        score_bars(scores, headings).savefig(file)
+        save_figure(score_bars(scores, headings), file)
 
 
 def machine() -> dict[str, Any]:
@@ -242,9 +244,8 @@ def write_results(
     output_dir: Path, report: dict[str, Any], results: Sequence[Result], costs: dict[tuple[str, str], Cost]
 ) -> None:
     """Write `results.json` and `table.md`."""
-    content = json.dumps({**report, "results": results_as_json(results, costs)}, indent=1, allow_nan=False)
-    (output_dir / "results.json").write_text(content + "\n", encoding="utf-8")
-    (output_dir / "table.md").write_text(markdown_table(results, costs), encoding="utf-8")
+    write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
+    write_text(output_dir / "table.md", markdown_table(results, costs))
 
 
 def parse_device(word: str) -> torch.device:
@@ -272,6 +273,9 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
     methods = choose_methods(arguments.explainers)
     benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
+    outputs = [make_folder(arguments.output_dir) / name for name in OUTPUTS]
+    is_file = arguments.data_dir is not None and Path(arguments.data_dir).is_file()
+    check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
     checkpoints = load_models(arguments, device)
     dataset = load_data(arguments, checkpoints, benchmarks)
     store = RowStore(Path(arguments.output_dir) / "rows")

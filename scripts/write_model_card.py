@@ -51,6 +51,7 @@ from transformers_ice.hub import (
     write_record,
     write_records,
 )
+from transformers_ice.output_files import replaced, write_text
 from transformers_ice.redaction import redact_arguments
 from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
 
@@ -87,11 +88,11 @@ def write_project_card(record: ModelRecord) -> list[Path]:
     folders = [CARDS] if record.is_template else [CARDS, ROOT / record.location]
     files = [CARDS / f"{record.name}.md", *(folder / "README.md" for folder in folders[1:])]
     for file in files:
-        file.write_text(_checked(card_of(record), file), encoding="utf-8")
+        write_text(file, _checked(card_of(record), file))
     picture = ROOT / record.location / "images" / f"{record.name}.png"
     if picture.is_file():
-        (CARDS / "images").mkdir(exist_ok=True)
-        shutil.copyfile(picture, CARDS / "images" / picture.name)
+        with replaced(CARDS / "images" / picture.name, inside=CARDS) as temporary:
+            shutil.copyfile(picture, temporary)
     return files
 
 
@@ -100,7 +101,7 @@ def write_own_card(folder: Path, record: ModelRecord) -> list[Path]:
     picture = f"images/{record.name}.png"
     text = build_card(record, read_facts(folder), picture if (folder / picture).is_file() else None)
     file = folder / "README.md"
-    file.write_text(_checked(f"{text}\n{MARK}\n", file), encoding="utf-8")
+    write_text(file, _checked(f"{text}\n{MARK}\n", file))
     return [file]
 
 
@@ -156,7 +157,7 @@ def read_own_record(folder: Path) -> ModelRecord:
 def draw_pictures(folder: Path, record: ModelRecord) -> None:
     """Draw the pictures of a model of drawn scenes."""
     if "scenes" in record.training.datasets:
-        write_example_image(folder / "images" / "scene.png")
+        write_example_image(folder / "images" / "scene.png", inside=folder)
         draw_explanations(folder, folder / "images" / f"{record.name}.png")
 
 
@@ -171,6 +172,9 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
             "scripts/run_train.py wrote, or one of "
             f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
         )
+    card = folder / "README.md"
+    if name is None and card.is_file() and MARK not in card.read_text(encoding="utf-8"):
+        raise ValueError(f"{card} must be a card of this project, got one that somebody else wrote. Move it away.")
     record = read_own_record(folder) if name is None else records[name]
     record = replace(record, evaluation=arguments.evaluation or record.evaluation)
     if arguments.record:

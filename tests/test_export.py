@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
+import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 import torch
 from conftest import randomize
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation, output_files
 from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
 from transformers_ice.data.scenes import SCENE_CLASSES, load_scenes
 from transformers_ice.export import (
@@ -304,12 +307,53 @@ def test_the_script_exports_compares_quantizes_and_scores(folder: Path, tmp_path
     assert OnnxModel(file).metadata["pruning_schedule"] == {"1": 0.7, "2": 0.5}
 
 
-def test_the_script_removes_a_file_that_says_something_else(folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("former", [None, b"an earlier file"])
+def test_the_script_keeps_no_file_that_says_something_else(folder: Path, tmp_path: Path, capsys, former):
     file = tmp_path / "model.onnx"
-    with pytest.raises(SystemExit, match=r"differs by more than 1e-12 and was removed"):
+    if former is not None:
+        file.write_bytes(former)
+    with pytest.raises(SystemExit, match=r"differs by more than 1e-12 and was not kept"):
         export_script.main(f"--model {folder} --output {file} --tolerance 1e-12 --image_size 16 24".split())
-    assert not file.exists()
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == ({} if former is None else {"model.onnx": former})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "options"),
+    [
+        ("model.safetensors", ""),
+        ("../{name}/./model.safetensors", ""),
+        ("config.json", ""),
+        ("../link.onnx", ""),
+        ("../hard.onnx", ""),
+        ("../x.onnx", "--report {folder}/config.json"),
+        ("../x.onnx", "--report {folder}/../x.onnx"),
+        ("../x.onnx", "--int8 --report {folder}/../x.int8.onnx"),
+    ],
+)
+def test_the_script_replaces_no_file_of_the_model(folder: Path, tmp_path: Path, output: str, options: str):
+    own = tmp_path / "model"
+    shutil.copytree(folder, own)
+    (tmp_path / "link.onnx").symlink_to(own / "model.safetensors")
+    os.link(own / "model.safetensors", tmp_path / "hard.onnx")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    words = f"--model {own} --output {own}/{output.format(name='model')} {options.format(folder=own)}"
+    with pytest.raises(SystemExit, match=r"error: (The output .* must not replace a|Two outputs)"):
+        export_script.main(words.split())
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_a_full_disk_keeps_the_earlier_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"an earlier file")
+    monkeypatch.setattr(output_files, "synchronize", refuse)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        export_script.main(f"--model {folder} --output {file}".split())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.onnx": b"an earlier file"}
 
 
 def test_the_script_ends_cleanly_where_nothing_can_be_exported(folder: Path, tmp_path: Path):

@@ -31,8 +31,8 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 
 # The layers of the package, from the ground up: a package or module may import those of the layers below it only.
 LAYERS = (
-    ("ice_deit", "redaction", "visualization"),
-    ("__init__", "command_line", "model_names", "explainers"),
+    ("ice_deit", "redaction", "output_files"),
+    ("__init__", "command_line", "model_names", "explainers", "visualization"),
     ("conversion", "data"),
     ("speed", "evaluation", "hub"),
     ("export", "app", "training"),

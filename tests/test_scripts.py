@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, output_files
 from transformers_ice.data.scenes import SCENE_CLASSES
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import PICTURES
@@ -159,6 +161,95 @@ def test_output_names_never_collide():
     outputs = [path.name.lower() for path in explain_images.name_outputs(paths, Path("out"))]
     assert len(set(outputs)) == 5
     assert outputs[:2] == ["a.png", "a-2.png"]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+OWN_NAMES = {
+    "the folder": lambda own: ("a.png", own),
+    "with dots": lambda own: ("a.png", own / "." / ".." / "own"),
+    "by a link": lambda own: ("a.png", own.parent / "alias"),
+    "an unrelated picture": lambda own: ("a.jpg", own),
+}
+
+
+@pytest.mark.parametrize("spelling", OWN_NAMES)
+def test_no_image_and_no_other_picture_is_replaced(capsys, ice_folder, tmp_path, spelling):
+    own = tmp_path / "own"
+    own.mkdir()
+    (tmp_path / "alias").symlink_to(own)
+    for name in ("a.png", "a.jpg", "a.svg"):
+        picture().save(own / name, format="PNG")
+    before = contents(own)
+    name, output_dir = OWN_NAMES[spelling](own)
+    for _ in range(2):  # the second run replaces what the first wrote
+        code, records, _ = explain(capsys, own / name, "--model", ice_folder, "--output_dir", output_dir)
+        assert code == 0
+        assert Path(records[0]["output"]).name == "a-explained.png"
+    after = contents(own)
+    assert {name: after[name] for name in before} == before
+    assert sorted(after) == ["a-explained.png", "a.jpg", "a.png", "a.svg", "explanations.jsonl"]
+    _, (record,), _ = explain(capsys, own / "a-explained.png", "--model", ice_folder, "--output_dir", output_dir)
+    assert Path(record["output"]).name == "a-explained-explained.png"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_to_an_image_are_not_replaced(capsys, ice_folder, photos, tmp_path, link):
+    (tmp_path / "out").mkdir()
+    link(photos / "a.png", tmp_path / "out" / "a.png")
+    before = (photos / "a.png").read_bytes()
+    _, (record,), _ = explain(capsys, photos / "a.png", "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert Path(record["output"]).name == "a-explained.png"
+    assert (photos / "a.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes() == before
+
+
+def test_a_run_that_fails_keeps_what_the_run_before_wrote(capsys, ice_folder, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    words = (photos / "a.png", photos / "b.JPG", "--model", ice_folder, "--output_dir", out)
+    explain(capsys, *words)
+    before = contents(out)
+    code, _, messages = explain(capsys, *words, "--target", "nonexistent")
+    assert (code, contents(out)) == (1, before)
+    assert "got 'nonexistent'" in messages
+    (photos / "b.JPG").write_bytes(b"no picture")
+    explain(capsys, *words, "--on_bad_image", "stop")
+    assert contents(out)["explanations.jsonl"] == before["explanations.jsonl"]
+    assert len(contents(out)["explanations.jsonl.part"].splitlines()) == 1
+
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output_files, "synchronize", refuse)
+    code, _, messages = explain(capsys, *words, "--picture", "mask")
+    assert (code, contents(out)) == (1, before)
+    assert "No space left on device" in messages
+    assert str(out / "a.png") in messages
+
+
+def test_an_interrupted_run_keeps_its_lines_and_the_former_log(capsys, ice_folder, photos, tmp_path, monkeypatch):
+    words = (photos, "--model", ice_folder, "--output_dir", tmp_path / "out", "--batch_size", 1)
+    explain(capsys, *words)
+    log = tmp_path / "out" / "explanations.jsonl"
+    former = log.read_text(encoding="utf-8")
+    save_result = explain_images.save_result
+
+    def interrupt(pixels, result, names, output, *arguments):
+        if output.name == "c.png":
+            raise KeyboardInterrupt
+        save_result(pixels, result, names, output, *arguments)
+
+    monkeypatch.setattr(explain_images, "save_result", interrupt)
+    code, _, messages = explain(capsys, *words)
+    assert code == 130
+    assert "explanations.jsonl.part" in messages
+    assert log.read_text(encoding="utf-8") == former
+    part = explain_images.unfinished_name(log)
+    assert part.read_text(encoding="utf-8").splitlines() == former.splitlines()[:3]
+    monkeypatch.undo()
+    assert explain(capsys, *words)[0] == 0
+    assert not part.exists()
 
 
 def test_unreadable_files_are_named_and_the_others_explained(capsys, ice_folder, photos, tmp_path):

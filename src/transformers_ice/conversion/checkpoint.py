@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers.image_utils import PILImageResampling
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..output_files import staged
 from .files import read_checkpoint, read_json
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes
@@ -124,7 +123,7 @@ def convert_checkpoint(
     )
     model, initialized_keys = _build_model(config, state_dict, report.layout)
     image_processor, preprocessing_source = _build_image_processor(source, config)
-    _write_folder(target, model, image_processor)
+    _write_folder(source, target, model, image_processor)
     return replace(
         report,
         initialized_keys=initialized_keys,
@@ -272,17 +271,10 @@ def _preprocessing_of(image_processor: Any) -> dict[str, Any]:
     return {name: settings[name] for name in PREPROCESSING_FIELDS if settings.get(name) is not None}
 
 
-def _write_folder(target: Path, model: IceDeiTForImageClassification, image_processor: IceDeiTImageProcessor) -> None:
-    """Write beside the target first, so that a failure leaves no half folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        model.save_pretrained(partial)
-        image_processor.save_pretrained(partial)
-        if not target.exists():
-            partial.rename(target)
-        else:
-            for file in partial.iterdir():
-                file.replace(target / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _write_folder(
+    source: Path, target: Path, model: IceDeiTForImageClassification, image_processor: IceDeiTImageProcessor
+) -> None:
+    """Write the folder, or nothing where that fails; files of `source` are not replaced."""
+    with staged(target, [source] if source.is_file() else []) as staging:
+        model.save_pretrained(staging)
+        image_processor.save_pretrained(staging)

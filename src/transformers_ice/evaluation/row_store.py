@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..output_files import make_folder, replaced
 
 
 __all__ = ["RowKey", "RowStore"]
@@ -49,8 +50,7 @@ class RowStore:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory = make_folder(directory)
 
     def has(self, key: RowKey, chunk: int) -> bool:
         """Return whether a chunk has been written."""
@@ -59,14 +59,9 @@ class RowStore:
     def save(self, key: RowKey, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write the rows of a chunk; they appear under their name when they are complete."""
         file = self._file(key, chunk)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        with open(partial, "wb") as stream:
-            columns: dict[str, Any] = {name.replace("/", "|"): values for name, values in rows.items()}
-            np.savez_compressed(stream, **columns)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
+        columns: dict[str, Any] = {name.replace("/", "|"): values for name, values in rows.items()}
+        with replaced(file) as temporary:
+            np.savez_compressed(temporary, **columns)
 
     def load(self, key: RowKey, chunks: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the rows of some chunks, joined in their order.

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..output_files import staged
 
 
 __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
@@ -93,8 +94,8 @@ def export_onnx(
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props.update(_metadata(model, image_processor, (height, width), source))
     path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    program.save(path)
+    with staged(path.parent) as staging:
+        program.save(staging / path.name)
     return path
 
 
@@ -114,17 +115,18 @@ def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path
         ValueError: If a package of the extra `export` is not installed.
     """
     quantization = require("onnxruntime.quantization")
-    with _quiet():
+    path = Path(int8_file)
+    with staged(path.parent) as staging, _quiet():
         quantization.quantize_dynamic(
             str(file),
-            str(int8_file),
+            str(staging / path.name),
             per_channel=True,
             # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
         )
-    return Path(int8_file)
+    return path
 
 
 def require(package: str) -> Any:

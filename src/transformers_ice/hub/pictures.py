@@ -14,6 +14,7 @@ from ..data.scenes import SCENE_CLASSES, Scene, draw_scene
 from ..explainers import explain
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.patch_maps import ImageGeometry, bilinear_to_image
+from ..output_files import replaced
 from ..visualization import PanelRow, explanation_panel, method_panel
 
 
@@ -25,10 +26,17 @@ _CLASSIFIER_METHOD = (
 _DPI = 70
 
 
-def write_example_image(file: Path, index: int = 0, image_size: int = 192) -> None:
-    """Draw one held-out scene, for the snippets of a card."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_scene(index, "test", image_size).image).save(file, optimize=True)
+def write_example_image(file: Path, index: int = 0, image_size: int = 192, inside: Path | None = None) -> None:
+    """Draw one held-out scene, for the snippets of a card.
+
+    Args:
+        file: Where the PNG goes.
+        index: Which of the held-out scenes.
+        image_size: Its side in pixels.
+        inside: Folder that `file` must not leave through a link.
+    """
+    with replaced(file, inside) as temporary:
+        Image.fromarray(draw_scene(index, "test", image_size).image).save(temporary, optimize=True)
 
 
 def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
@@ -36,7 +44,7 @@ def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
 
     Args:
         folder: An ICE model, or a plain classifier, of drawn scenes.
-        file: Where the PNG goes; some 100 kB.
+        file: Where the PNG goes, in `folder`; some 100 kB.
         num_scenes: How many.
 
     Raises:
@@ -48,9 +56,9 @@ def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
         figure = explanation_panel(_explained_rows(folder, scenes), model.config.id2label)
     else:
         figure = _method_figure(model, AutoImageProcessor.from_pretrained(folder), scenes)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # no version of matplotlib in the file: the same picture is the same file
-    figure.savefig(file, dpi=_DPI, metadata={"Software": None})
+    with replaced(file, inside=folder) as temporary:
+        # no version of matplotlib in the file: the same picture is the same file
+        figure.savefig(temporary, dpi=_DPI, metadata={"Software": None})
 
 
 def _explained_rows(folder: Path, scenes: list[Scene]) -> list[PanelRow]:

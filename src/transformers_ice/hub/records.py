@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..output_files import write_json
+
 
 __all__ = [
     "METRICS",
@@ -195,7 +197,7 @@ def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
     content = {name: _as_json(record) for name, record in records.items()}
     for values in content.values():
         values.pop("name")
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(file, content)
 
 
 def read_record(file: Path) -> ModelRecord:
@@ -205,7 +207,7 @@ def read_record(file: Path) -> ModelRecord:
 
 def write_record(file: Path, record: ModelRecord) -> None:
     """Write the record of one model."""
-    file.write_text(json.dumps(_as_json(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(file, _as_json(record))
 
 
 def _as_json(record: ModelRecord) -> dict[str, Any]:

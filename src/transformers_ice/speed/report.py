@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 
+from ..output_files import write_json
 from .speed import SpeedRow
 from .timing import Spread
 
@@ -70,7 +71,7 @@ def _cells(row: SpeedRow) -> tuple[str, ...]:
 def write_results(file: Path, rows: Iterable[SpeedRow], **settings: Any) -> None:
     """Write every number and every setting as JSON."""
     content = {**settings, "rows": [asdict(row) for row in rows]}
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(file, content)
 
 
 def rows_from_json(file: Path) -> list[SpeedRow]:

@@ -8,13 +8,14 @@ the disk, after everything that the marker lists; and it stops counting before t
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..output_files import synchronize, write_json
 
 
 __all__ = [
@@ -46,25 +47,11 @@ def mark_complete(folder: Path) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETION_MARKER)
     for path in [*files, *{path.parent for path in files}]:
-        _synchronize(path)
+        synchronize(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    unfinished = folder / f"{COMPLETION_MARKER}.tmp"
-    unfinished.write_text(json.dumps({"files": sizes}, indent=2) + "\n")
-    _synchronize(unfinished)
-    unfinished.replace(folder / COMPLETION_MARKER)
-    _synchronize(folder)
-    _synchronize(folder.parent)
-
-
-def _synchronize(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_json(folder / COMPLETION_MARKER, {"files": sizes}, indent=2)
+    synchronize(folder)
+    synchronize(folder.parent)
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -18,7 +18,8 @@ from ..data.images.tables import LabelledImages
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.image_conversion import convert_to_rgb
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
-from ..visualization import PanelRow, explanation_panel
+from ..output_files import make_folder
+from ..visualization import PanelRow, explanation_panel, save_figure
 
 
 __all__ = ["PanelCallback", "panel_rows", "spread_indices"]
@@ -57,9 +58,13 @@ class PanelCallback(TrainerCallback):
             self._has_warned = True
             return
         file = Path(str(args.output_dir), "panels", f"step-{state.global_step:06d}.png")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(file.parent, inside=str(args.output_dir))
+        except ValueError as error:
+            logger.warning(f"No panels are drawn: {error}")
+            return
         rows = panel_rows(model, images, spread_indices(len(images), self.num_images))
-        explanation_panel(rows, model.config.id2label).savefig(file)
+        save_figure(explanation_panel(rows, model.config.id2label), file)
 
 
 def _explains(model: Any) -> bool:

@@ -20,6 +20,7 @@ from ..hub.facts import read_facts
 from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
 from ..hub.snippets import for_repository
+from ..output_files import write_text
 from ..redaction import known_secrets, redact_arguments, redact_text
 from .arguments import ModelArguments
 from .trainer import IceTrainer
@@ -64,7 +65,7 @@ class RunCard:
         text = redact_text(text, known_secrets(self.model_args, trainer.args))
         if trainer.hub_model_id:
             text = for_repository(text, trainer.hub_model_id)
-        card.write_text(text, encoding="utf-8")
+        write_text(card, text)
         write_record(folder / RECORD_FILE, record)
 
     def make_record(self, trainer: IceTrainer) -> ModelRecord:
@@ -114,7 +115,7 @@ class RunCard:
         """Draw the pictures; of drawn scenes only, since images of one's own may not be for everybody."""
         if self.data_args.dataset_name != "scenes":
             return None
-        write_example_image(folder / "images" / "scene.png")
+        write_example_image(folder / "images" / "scene.png", inside=folder)
         if not is_matplotlib_available():
             return None
         draw_explanations(folder, folder / "images" / f"{name}.png")

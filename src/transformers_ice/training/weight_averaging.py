@@ -19,6 +19,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..output_files import replaced
+
 
 __all__ = ["RAW_WEIGHTS_FILE", "WeightAverage", "WeightAveragingTrainer"]
 
@@ -115,7 +117,8 @@ class WeightAveragingTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.weight_average is not None and self.args.should_save:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self._bare_model.state_dict().items()}
-            save_file(weights, Path(output_dir or self.args.output_dir or ".") / RAW_WEIGHTS_FILE)
+            with replaced(Path(output_dir or self.args.output_dir or ".") / RAW_WEIGHTS_FILE) as temporary:
+                save_file(weights, temporary)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load a checkpoint: the average, where there is one, and the weights that train on."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..output_files import PICTURE_MARK, replaced
 from .colors import HEAT_COLORS, LEAVING_COLOR, OUTLINE_COLOR, as_rgb, class_colors, matplotlib_module
 from .outlines import outline_segments
 from .overlays import cut_out, kept_patches, overlay_class_map, overlay_heatmap
@@ -239,7 +240,7 @@ def method_panel(
 
 
 def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
-    """Write a figure as PNG, SVG or PDF; the same figure gives the same bytes.
+    """Write a figure as PNG, SVG or PDF, completely or not at all; the same figure gives the same bytes.
 
     Args:
         figure: Any figure of this package.
@@ -254,10 +255,15 @@ def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
         raise ValueError(f"`file` must end in {', '.join(_FIGURE_FORMATS)}, got {str(file)!r}.")
     if not scale > 0:
         raise ValueError(f"`scale` must be positive, got {scale}.")
-    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Software": PICTURE_MARK},
+        "svg": {"Creator": PICTURE_MARK, "Date": None},
+        "pdf": {"Creator": PICTURE_MARK, "CreationDate": None},
+    }
     # words stay words in an SVG, so they can be searched and read aloud; the salt makes its ids repeatable
-    with matplotlib_module().rc_context({"svg.fonttype": "none", "svg.hashsalt": "transformers-ice"}):
-        figure.savefig(file, format=suffix, dpi=figure.dpi * scale, metadata=metadata)
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "transformers-ice"}
+    with replaced(file) as temporary, matplotlib_module().rc_context(settings):
+        figure.savefig(temporary, format=suffix, dpi=figure.dpi * scale, metadata=metadata[suffix])
 
 
 def _stretch(values: Array) -> Array:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from ..output_files import PICTURE_MARK, replaced
 from .colors import as_rgb, class_colors, matplotlib_module
 from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
 from .panels import PanelRow, explanation_panel, picture_figure, save_figure
@@ -55,7 +57,10 @@ def save_result(
     elif picture == "class_map":
         save_figure(class_map_figure(image, result["class_map"], class_names), file, scale)
     elif Path(file).suffix.lower() == ".png" and scale == 1:  # painting pixels is ten times as fast as a figure
-        Image.fromarray(_paint(image, result, picture)).save(file)
+        metadata = PngInfo()
+        metadata.add_text("Software", PICTURE_MARK)
+        with replaced(file) as temporary:
+            Image.fromarray(_paint(image, result, picture)).save(temporary, format="PNG", pnginfo=metadata)
     else:
         save_figure(_draw(image, result, picture), file, scale)
 

@@ -18,6 +18,8 @@ import pyarrow
 import pyarrow.parquet
 from datasets import load_dataset_builder
 
+from ...output_files import write_json
+
 
 __all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of"]
 
@@ -106,10 +108,7 @@ def count_rows(files: Sequence[str]) -> list[int]:
     count = _count_parquet if kind_of(files) == "parquet" else _count_tar
     counts = [count(file) for file in files]
     if memory is not None:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_name(f"{memory.name}.{os.getpid()}")
-        part.write_text(json.dumps(counts))
-        part.replace(memory)
+        write_json(memory, counts)
     return counts
 
 

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that a command writes: complete or not at all, never over an input, never through a link.
+
+A file is written under a temporary name in its own folder, brought to the disk and renamed. So a full disk, an
+interruption or an error keeps what stood there before, and a link is replaced instead of followed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+__all__ = [
+    "PICTURE_MARK",
+    "check_outputs",
+    "is_own_picture",
+    "make_folder",
+    "name_errors",
+    "replaced",
+    "staged",
+    "synchronize",
+    "write_json",
+    "write_text",
+]
+
+PICTURE_MARK = "transformers-ice explanation"
+"""Text in the metadata of the pictures of this package, by which a later run knows that it may replace them."""
+
+_PICTURE_ENDINGS = (".png", ".svg", ".pdf")
+_LONGEST_ENDING = 16
+
+
+@contextmanager
+def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Path]:
+    """Write a file under a temporary name and rename it at the end of the block; remove it if the block fails.
+
+    Args:
+        path: The file; its folder is made if missing. Devices such as /dev/stdout are written directly.
+        inside: Folder that `path` must not leave through a link among its folders.
+
+    Yields:
+        The name to write to: in the same folder, with the same ending.
+
+    Raises:
+        OSError: If it cannot be written; names `path`, whose former content is unchanged.
+        ValueError: If a folder of that name exists, or the folder of `path` leads out of `inside`.
+    """
+    path = Path(path)
+    if _is_device(path):
+        yield path
+        return
+    _check_target(path)
+    make_folder(path.parent, inside)
+    temporary = path.with_name(_temporary_name(path.suffix))
+    try:
+        with name_errors(path, temporary):
+            yield temporary
+            _move(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: str | Path, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Write several files into a temporary folder and move them at the end of the block; remove them if it fails.
+
+    Args:
+        folder: Where the files go; made if missing, in one step with its files.
+        inputs: Files and folders that must not lose anything, see `check_outputs`.
+
+    Yields:
+        The folder to write to, on the same file system.
+
+    Raises:
+        OSError: If the files cannot be written; names `folder`, whose former content is unchanged.
+        ValueError: If a file would replace an input or a folder.
+    """
+    folder = Path(folder)
+    exists = folder.is_dir()
+    home = folder if exists else folder.parent
+    make_folder(home)
+    staging = home / _temporary_name("")
+    staging.mkdir()
+    try:
+        with name_errors(folder, staging):
+            yield staging
+            # in reverse: NAME.data before NAME, which refers to it
+            files = sorted((file for file in staging.rglob("*") if file.is_file()), reverse=True)
+            targets = [folder / file.relative_to(staging) for file in files]
+            check_outputs(targets, inputs)
+            if any(map(_is_device, targets)):
+                raise ValueError(f"The outputs in {folder} must be files, got a device. Choose another name.")
+            if not exists and not os.path.lexists(folder):
+                for file in files:
+                    synchronize(file)
+                os.replace(staging, folder)
+                return
+            for file, target in zip(files, targets, strict=True):
+                make_folder(target.parent, folder)
+                _move(file, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str, inside: str | Path | None = None) -> None:
+    """Write a text file in UTF-8; arguments and errors are those of `replaced`."""
+    with replaced(path, inside) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 1, inside: str | Path | None = None) -> None:
+    """Write plain values as JSON; arguments and errors are those of `replaced`.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, which JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n", inside)
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse output files that would destroy something, before any work is done.
+
+    Args:
+        outputs: Files that a command is going to write.
+        inputs: Files and folders that it reads; names of nothing (a Hub id, a pattern) are passed over.
+
+    Raises:
+        ValueError: If an output is the same file as an input (also by a link or another spelling), exists within an
+            input folder, is another output too, is a folder, or is a picture that this package did not write.
+    """
+    files, given_paths = [Path(path) for path in outputs], [Path(path) for path in inputs]
+    folders = {path.resolve(): path for path in given_paths if path.is_dir()}
+    for number, output in enumerate(files):
+        if _is_device(output):
+            continue
+        _check_target(output)
+        for given in given_paths:
+            if _is_same_file(output, given):
+                raise ValueError(
+                    f"The output {output} must not replace the input {given}: they are the same file. Choose another "
+                    "name or folder for the output."
+                )
+        entry = output.parent.resolve() / output.name
+        above = next((folders[parent] for parent in entry.parents if parent in folders), None)
+        if above is not None and os.path.lexists(output):
+            raise ValueError(
+                f"The output {output} must not replace a file of the input {above}. Choose another name or folder for "
+                "the output, or remove the file first."
+            )
+        if any(_is_same_place(output, other) for other in files[:number]):
+            raise ValueError(f"Two outputs must not be the same file, got {output} twice. Choose other names.")
+        if output.suffix.lower() in _PICTURE_ENDINGS and os.path.lexists(output) and not is_own_picture(output):
+            raise ValueError(
+                f"The output {output} must not replace a picture that transformers-ice did not write. Choose another "
+                "folder, or remove the picture first."
+            )
+
+
+def is_own_picture(path: str | Path) -> bool:
+    """Return whether a file is a picture that this package wrote, by `PICTURE_MARK` in its metadata."""
+    return Path(path).is_file() and PICTURE_MARK.encode() in Path(path).read_bytes()
+
+
+def make_folder(folder: str | Path, inside: str | Path | None = None) -> Path:
+    """Make a folder and those above it, where they are missing; return it.
+
+    Args:
+        folder: Its path.
+        inside: Folder that it must not leave through a link.
+
+    Raises:
+        ValueError: If a file or a link to nothing has that name, or the folder leads out of `inside`.
+    """
+    folder = Path(folder)
+    if inside is not None and not folder.resolve().is_relative_to(Path(inside).resolve()):
+        raise ValueError(
+            f"The folder {folder} must lie in {inside}, but a link leads to {folder.resolve()}. Remove the link."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"The output folder must be a folder or a new name, got {folder}, where a file or a link to nothing "
+            "stands. Choose another."
+        ) from error
+    return folder
+
+
+def synchronize(path: Path) -> None:
+    """Wait until a file or folder is on the disk itself."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an `OSError` of a block that names no file, or a temporary one, name the file that was to be written.
+
+    Args:
+        path: That file.
+        temporary: The temporary file, or the folder of temporary files.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        is_temporary = temporary is not None and isinstance(name, str) and Path(name).is_relative_to(temporary)
+        if name is not None and not is_temporary:
+            raise
+        reason = f"{error.strerror or error}; the file was not written, a former one is unchanged"
+        if error.errno is None:
+            raise OSError(f"{reason}: '{path}'") from error
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Bring a finished file to the disk and to its name, with the permissions of the file that it replaces."""
+    if path.is_file() and not path.is_symlink():
+        shutil.copymode(path, temporary)
+    synchronize(temporary)
+    os.replace(temporary, path)
+
+
+def _temporary_name(ending: str) -> str:
+    # not longer than usual names are; writers read the format off the ending
+    return f".partial-{secrets.token_hex(6)}{ending if len(ending) <= _LONGEST_ENDING else ''}"
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a folder, and a file that its owner has protected."""
+    if path.is_dir():
+        raise ValueError(f"The output must be a file, got the folder {path}. Choose another name.")
+    if path.is_file() and not os.access(path, os.W_OK):
+        raise ValueError(f"The output {path} must not be write-protected. Choose another name, or remove the file.")
+
+
+def _is_device(path: Path) -> bool:
+    """Return whether a path is no place for files: /dev/stdout, a pipe."""
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    return is_special or str(path.absolute()).startswith(("/dev/fd/", "/dev/std", "/proc/"))
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _is_same_place(first: Path, second: Path) -> bool:
+    """Return whether two files, which may be yet to be written, have one name."""
+    return first.parent.resolve() / first.name == second.parent.resolve() / second.name or _is_same_file(first, second)

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """ICE-DeiT: the DeiT encoder whose every patch token predicts a class or "background".
 
-Wires `adversarial_normalization` into the DeiT classes of transformers. This file travels with a checkpoint as remote
-code, so it imports its neighbours with a single dot.
+From top to bottom: outputs, input checks, embeddings, attention, layer, patch and pruning heads, encoder, classifiers.
+The loss is in `objective_ice_deit`. This file travels with a checkpoint as remote code, so it imports its neighbours
+with a single dot.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.deit.modeling_deit import DeiTModel, DeiTPreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.deit.modeling_deit import (
+    DeiTAttention,
+    DeiTEmbeddings,
+    DeiTLayer,
+    DeiTModel,
+    DeiTPatchEmbeddings,
+    DeiTPreTrainedModel,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -27,15 +40,388 @@ from .adversarial_normalization import (
     pool_softly,
     soft_targets,
 )
-from .configuration_ice_deit import IceDeiTConfig
-from .input_checks import check_labels, check_pixel_values
-from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head, build_pruning_head
-from .local_windows import every_nth, join_windows, local_distillation_loss, split_windows
-from .outputs_ice_deit import IceDeiTImageClassifierOutput, IceDeiTModelOutput
-from .patch_smoothing import patch_appearance, smoothing_weights
+from .configuration_ice_deit import IceDeiTConfig, as_pair
+from .local_windows import (
+    every_nth,
+    join_windows,
+    local_distillation_loss,
+    patch_appearance,
+    smoothing_weights,
+    split_windows,
+)
+from .packed_attention import attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
-from .pruned_encoding import encode_pruned
-from .token_pruning import gate_loss, keep_foreground
+from .token_layouts import choose_layout
+from .token_pruning import Packing, background_margin, gate_loss, keep_foreground, num_kept
+
+
+@dataclass
+class IceDeiTModelOutput(ModelOutput):
+    """Hold what the encoder returns.
+
+    Args:
+        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm;
+            zero where a patch left on the way.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, `num_hidden_layers`
+            if it stayed.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        pruning_logits: Per pruning layer, what its head says of every patch, `(batch_size, num_patches, 1)` of a gate
+            or `(..., num_labels + 1)`; like the next, only while the model trains and has pruning heads.
+        last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, what the last head says of every patch, also of
+            those that left and only looked on since.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    last_hidden_state: Tensor | None = None
+    patch_logits: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    pruning_logits: tuple[Tensor, ...] | None = None
+    last_patch_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class IceDeiTImageClassifierOutput(ModelOutput):
+    """Hold labels and their explanation.
+
+    Args:
+        loss: 0-dim, only with labels, like the three parts below.
+        logits: `(batch_size, num_labels)`, from the source that `config.logits_source` names.
+        cls_logits: `(batch_size, num_labels)`, the [CLS] classifier, averaged with the distillation token's if it has
+            one.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        foreground_logits: `(batch_size, num_labels + 1)`, pooled over the foreground patches.
+        background_logits: `(batch_size, num_labels + 1)`, pooled over all patches and scaled.
+        foreground_ratio: `(batch_size,)`, share of foreground patches, in [0, 1].
+        patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
+        background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
+        cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
+        pruning_loss: 0-dim, unweighted loss of the pruning heads; only while the model trains and has some.
+        candidate_label_loss: 0-dim, unweighted `candidate_label_loss`; only where it has a weight.
+        local_loss: 0-dim, loss of the local windows, not weighted as a whole; only while the model trains with some.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cls_logits: Tensor | None = None
+    patch_logits: Tensor | None = None
+    foreground_logits: Tensor | None = None
+    background_logits: Tensor | None = None
+    foreground_ratio: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    classification_loss: Tensor | None = None
+    background_loss: Tensor | None = None
+    cls_loss: Tensor | None = None
+    pruning_loss: Tensor | None = None
+    candidate_label_loss: Tensor | None = None
+    local_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Tensor:
+    """Return pixel values that the model can take.
+
+    Args:
+        pixel_values: What the user passed.
+        config: The model's configuration.
+
+    Raises:
+        ValueError: If they are missing, or have a wrong shape, size or type.
+    """
+    if pixel_values is None:
+        raise ValueError("`pixel_values` is missing: pass the image processor's output, `model(**inputs)`.")
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch_size, {config.num_channels}, height, width), got "
+            f"{tuple(pixel_values.shape)}. The image processor converts and stacks images so."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating point, got {pixel_values.dtype}: raw pixels have to be rescaled and "
+            "normalised first, as the image processor does."
+        )
+    patch_height, patch_width = as_pair(config.patch_size)
+    height, width = pixel_values.shape[2:]
+    if height < patch_height or width < patch_width or height % patch_height or width % patch_width:
+        raise ValueError(
+            f"The image size must be a multiple of the patch size {patch_height} x {patch_width}, got "
+            f"{height} x {width}. Resize the images, for example with the image processor's `size`."
+        )
+    return pixel_values
+
+
+def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
+    """Refuse labels that the loss cannot take.
+
+    Args:
+        labels: What the user passed.
+        batch_size: Number of images.
+        num_labels: Number of image classes.
+
+    Raises:
+        ValueError: If they are neither class indices nor soft targets of the right shape, or, in eager mode, if an
+            index is out of range.
+    """
+    soft = labels.dim() == 2 and labels.is_floating_point()
+    hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+    if labels.shape[:1] != (batch_size,) or not (soft or hard) or (soft and labels.shape[1] != num_labels):
+        raise ValueError(
+            f"`labels` must be integers of shape ({batch_size},) or floating-point soft targets of shape "
+            f"({batch_size}, {num_labels}), without a background column, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    # data-dependent, so it would break a compiled or exported graph
+    if hard and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        low, high = (value.item() for value in labels.aminmax())
+        if low < 0 or high >= num_labels:
+            raise ValueError(
+                f"`labels` must be class indices in [0, {num_labels - 1}], got values from {low} to {high}. Set "
+                "`num_labels` (or `id2label`) to the classes of the data, with `ignore_mismatched_sizes=True`."
+            )
+
+
+class IceDeiTEmbeddings(DeiTEmbeddings):
+    """Embed patches and add the prefix tokens and positions.
+
+    Differences from `DeiTEmbeddings`: the distillation token is optional; positions are interpolated whenever the
+    grid differs from the configured one, also to and from rectangles; there is no mask token.
+    """
+
+    def __init__(self, config: IceDeiTConfig) -> None:
+        # not DeiT's own constructor: it always makes a distillation token and its position
+        nn.Module.__init__(self)
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.patch_size: tuple[int, int] = as_pair(config.patch_size)
+        self.image_size = as_pair(config.image_size)
+        self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
+        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.distillation_token: nn.Parameter | None = None  # type: ignore[assignment]
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.patch_embeddings = DeiTPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def grid_size_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches that images `(..., height, width)` are cut into."""
+        patch_height, patch_width = self.patch_size
+        return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+
+    def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
+        """Return the position embeddings for a patch grid.
+
+        Args:
+            grid_size: Rows and columns of the grid.
+
+        Returns:
+            `(1, num_prefix_tokens + rows * columns, hidden_size)`; bicubic between patch centres, prefix unchanged.
+        """
+        if grid_size == self.grid_size:
+            return self.position_embeddings
+        prefix, patches = self.position_embeddings.split(
+            [self.num_prefix_tokens, self.position_embeddings.shape[1] - self.num_prefix_tokens], dim=1
+        )
+        patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
+        # half-precision bicubic is missing on some devices and coarse on all
+        patches = nn.functional.interpolate(patches.float(), size=grid_size, mode="bicubic", align_corners=False)
+        return torch.cat((prefix, patches.to(prefix.dtype).flatten(2).transpose(1, 2)), dim=1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
+
+        Pixels of any floating type: they are cast to that of the weights.
+        """
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
+        grid_size = self.grid_size_of(pixel_values)
+        embeddings = torch.cat((*prefix, patches), dim=1) + self.interpolate_position_embeddings(grid_size)
+        return self.dropout(embeddings)
+
+
+class IceDeiTDropPath(nn.Module):
+    """Drop the residual branch of whole images in training and rescale the others (stochastic depth).
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, as DeiT's recipe uses it.
+    """
+
+    def __init__(self, drop_probability: float) -> None:
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, branch: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return the branch, or zeros for a random share of the images."""
+        if self.drop_probability == 0.0 or not self.training:
+            return branch
+        keep_probability = 1.0 - self.drop_probability
+        num_images = branch.shape[0] if packing is None else packing.present.shape[0]
+        keep = torch.rand(num_images, 1, 1, device=branch.device) < keep_probability
+        if packing is not None:
+            keep = keep[packing.image_of_token].transpose(0, 1)  # -> (1, total_tokens, 1)
+        return branch * keep / keep_probability
+
+    def extra_repr(self) -> str:
+        """Show the probability when the model is printed."""
+        return f"drop_probability={self.drop_probability:g}"
+
+
+class IceDeiTAttention(DeiTAttention):
+    """Let tokens attend to each other.
+
+    Differences from `DeiTAttention`: images of a batch may have different numbers of tokens (`packing`), and the
+    scores of [CLS] can be had from any attention implementation.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+        with_class_scores: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
+            attention_mask: Of the form that the attention implementation takes.
+            packing: Which image each token of a packed batch belongs to.
+            with_class_scores: Whether to return how [CLS] scores every token; not for a packed batch.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            The attended tokens, of the shape of `hidden_states`; the attention weights, if there are any;
+            how [CLS] scores each token before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32.
+        """
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (projection(hidden_states).view(heads).transpose(1, 2) for projection in projections)
+        attend = partial(
+            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward),
+            self,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        weights = None
+        if packing is None:
+            attended, weights = attend(query, key, value, attention_mask)
+        else:
+            attended = attend_packed(attend, query, key, value, packing, self.config)
+        attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
+        if not with_class_scores:
+            return attended, weights, None
+        return attended, weights, _class_scores(query, key, self.scaling)
+
+
+def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32 or 64."""
+    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+
+
+class IceDeiTLayer(DeiTLayer):
+    """Transform tokens by attention and MLP.
+
+    Differences from `DeiTLayer`: stochastic depth on both branches; packed batches; tokens may leave in between.
+    """
+
+    def __init__(self, config: IceDeiTConfig, drop_probability: float) -> None:
+        super().__init__(config)
+        self.attention = IceDeiTAttention(config)
+        self.drop_path = IceDeiTDropPath(drop_probability)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+        cut: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Transform.
+
+        Args:
+            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
+            attention_mask: Of the form that the attention implementation takes.
+            packing: Which image each token of a packed batch belongs to.
+            cut: Maps the tokens after attention, and how [CLS] scored each, to the tokens that go on, and more.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            The transformed tokens; with a `cut`, what else it returned behind them.
+        """
+        normed = self.layernorm_before(hidden_states)
+        attended, _, class_scores = self.attention(normed, attention_mask, packing, cut is not None, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended), packing)
+        extras: tuple[Tensor, ...] = ()
+        if cut is not None:
+            hidden_states, *rest = cut(hidden_states, class_scores)
+            extras = tuple(rest)
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.dropout(transformed), packing)
+        return hidden_states if cut is None else (hidden_states, *extras)
+
+
+class IceDeiTPatchMLP(nn.Module):
+    """Classify patches through one hidden layer: the patch head when `patch_head_hidden_size` is set."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(input_size, hidden_size)
+        self.activation_fn = nn.GELU()
+        self.fc2 = nn.Linear(hidden_size, output_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map `(..., hidden_size)` to `(..., num_labels + 1)`."""
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+def build_patch_head(config: IceDeiTConfig) -> nn.Module:
+    """Return a head that maps patch tokens to `num_labels + 1` logits: linear without bias, or an MLP."""
+    if config.patch_head_hidden_size is None:
+        return nn.Linear(config.hidden_size, config.num_labels + 1, bias=False)
+    return IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
+
+
+class IceDeiTGateScore(nn.Linear):
+    """Linear map from a patch to one logit, which starts at zero, unlike other linear layers."""
+
+    starts_at_zero = True  # read by `IceDeiTPreTrainedModel._init_weights`
+
+
+class IceDeiTPruningGate(nn.Module):
+    """Tell by one logit whether a patch is background: the pruning head when `pruning_head="gate"`.
+
+    It starts at 0 for every patch, which sends none away under the strategy "background".
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.score = IceDeiTGateScore(hidden_size, 1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map `(..., hidden_size)` to `(..., 1)`, positive for background."""
+        return self.score(self.norm(hidden_states))
+
+
+def build_pruning_head(config: IceDeiTConfig) -> nn.Module:
+    """Return the head that decides at one pruning layer: `config.pruning_head` says which kind."""
+    if config.pruning_head == "gate":
+        return IceDeiTPruningGate(config.hidden_size, config.layer_norm_eps)
+    return build_patch_head(config)
 
 
 class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
@@ -105,7 +491,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """
         if self.config.pruning_strategy is not None:
             self.check_pruning_heads()
-            return encode_pruned(self, hidden_states, **kwargs)
+            return self._encode_pruned(hidden_states, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, **kwargs)
         patch_logits = self.patch_head(hidden_states[:, self.config.num_prefix_tokens :])
@@ -117,6 +503,48 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             patch_logits=patch_logits,
             patch_exit_layer=patch_exit_layer,
         )
+
+    def _encode_pruned(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
+        """Run the layers and the patch head while patches leave; arguments and result are those of `encode`."""
+        config = self.config
+        records_states = any(
+            kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
+        )
+        tokens: Any = choose_layout(config, self.training, records_states).start(hidden_states, config)
+        schedule = config.pruning_schedule
+        num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
+        for index, layer in enumerate(self.layers):
+            count = num_kept(schedule.get(index, 1.0), num_present)
+            if index in schedule and config.has_pruning_heads:
+                head_output = tokens.ask(self.pruning_heads[str(index)])
+                pruning_logits.append(head_output)
+                # what a patch said as it left is learnt from the pruning loss alone
+                tokens = self._decide(tokens, head_output.detach(), count, index)
+                num_present = count
+            if config.pruning_strategy == "attentiveness" and count < num_present:
+                tokens = tokens.cut_inside(layer, count, self.patch_head, index, **kwargs)
+                num_present = count + config.fuse_pruned_tokens
+            else:
+                tokens = tokens.apply(layer, **kwargs)
+        encoded = tokens.finish(self.layernorm, self.patch_head)
+        learns = self.training and config.has_pruning_heads
+        return IceDeiTModelOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            patch_logits=encoded.patch_logits,
+            patch_exit_layer=encoded.exit_layer,
+            pruning_logits=tuple(pruning_logits) if learns else None,
+            last_patch_logits=encoded.onlooker_logits if learns else None,
+        )
+
+    def _decide(self, tokens: Any, head_output: Tensor, count: int, index: int) -> Any:
+        """Return the tokens without the patches that the head of a pruning layer sends away."""
+        if self.training and not self.config.prune_in_training:
+            return tokens
+        margin = background_margin(head_output)
+        if self.config.pruning_strategy == "top_k":
+            return tokens if count == margin.shape[1] else tokens.keep_best(-margin, count, head_output, index)
+        keep = self.foreground_patches(index, margin, tokens.present)
+        return tokens.keep(keep, head_output, index)
 
     def encode_windows(self, pixel_values: Tensor) -> Tensor:
         """Return what patches say that see nothing but their own window, without pruning.

@@ -343,4 +343,30 @@ def _attentiveness(class_scores: Tensor, visible: Tensor | None = None) -> Tenso
     return class_scores.softmax(dim=-1).mean(dim=1)
 
 
-__all__ = ["EncodedTokens", "GatheredTokens", "MaskedTokens", "PackedTokens"]
+def choose_layout(
+    config: IceDeiTConfig, is_training: bool, records_states: bool
+) -> type[MaskedTokens] | type[GatheredTokens] | type[PackedTokens]:
+    """Return how the tokens are laid out.
+
+    Args:
+        config: Strategy and execution.
+        is_training: Whether the model trains. Pruning heads learn from what becomes of the patches that leave.
+        records_states: Whether hidden states or attentions are asked for, which have the shape of the full grid.
+    """
+    learns = is_training and config.has_pruning_heads
+    if config.pruning_execution == "masked" or records_states or learns:
+        return MaskedTokens
+    if config.pruning_strategy != "background":
+        return GatheredTokens
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not _captures_dynamic_shapes():
+        return MaskedTokens
+    return PackedTokens
+
+
+@torch.compiler.assume_constant_result
+def _captures_dynamic_shapes() -> bool:
+    """Whether `torch.compile` was told to take in shapes that depend on the images; they would break the graph."""
+    return torch._dynamo.config.capture_dynamic_output_shape_ops
+
+
+__all__ = ["EncodedTokens", "GatheredTokens", "MaskedTokens", "PackedTokens", "choose_layout"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.ice_deit.adversarial_normalization import pool_patches
 from transformers_ice.ice_deit.configuration_ice_deit import as_pair
 from transformers_ice.ice_deit.local_windows import (
     every_nth,
@@ -19,6 +20,7 @@ from transformers_ice.ice_deit.local_windows import (
     smoothing_weights,
     split_windows,
 )
+from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, ice_losses
 from transformers_ice.training.objectives import OBJECTIVES
 
 
@@ -100,12 +102,17 @@ def test_one_window_is_the_whole_image():
         torch.testing.assert_close(model.deit.encode_windows(images), model(images).patch_logits)
 
 
+def ice_loss_of(config, patch_logits, labels):
+    pooled = pool_patches(patch_logits, config.background_logit_scale)
+    return ice_losses(ObjectiveInputs(config, patch_logits, pooled, torch.eye(3)[labels]))["loss"]
+
+
 def expected_local_loss(model, outputs, images, labels, step):
     """The ICE loss in the windows and the distillation, from their definitions, for evenly spaced images."""
     config = model.config
     rows, columns = model.deit.embeddings.grid_size_of(images)
     local = model.deit.encode_windows(images[::step])
-    ice_loss = model.ice_loss(local, model.pool(local), torch.eye(3)[labels[::step]]).total
+    ice_loss = ice_loss_of(config, local, labels[::step])
     appearance = patch_appearance(images[::step], as_pair(config.patch_size))
     weights = (config.local_appearance_weight, config.local_smoothing_steps)
     smoothing = smoothing_weights(appearance, (rows, columns), *weights)
@@ -132,7 +139,7 @@ def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     expected = expected_local_loss(model, outputs, images, labels, 1 if fields.get("local_image_share") else 2)
     torch.testing.assert_close(outputs.local_loss, expected)
     config = model.config
-    whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total
+    whole = ice_loss_of(config, outputs.patch_logits, labels)
     total = whole + config.cls_loss_weight * outputs.cls_loss + config.local_loss_weight * expected
     torch.testing.assert_close(outputs.loss, total)
 

@@ -7,7 +7,7 @@ with a single dot.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,32 +27,14 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adversarial_normalization import (
-    CLASSIFICATION_LOSSES,
-    AdversarialNormalizationLoss,
-    PooledPatches,
-    adversarial_normalization_loss,
-    batch_foreground_ratio,
-    candidate_label_loss,
-    foreground_mask,
-    pool_background_logits,
-    pool_foreground_logits,
-    pool_softly,
-    soft_targets,
-)
+from .adversarial_normalization import PooledPatches, pool_patches, soft_targets
 from .configuration_ice_deit import IceDeiTConfig, as_pair
-from .local_windows import (
-    every_nth,
-    join_windows,
-    local_distillation_loss,
-    patch_appearance,
-    smoothing_weights,
-    split_windows,
-)
+from .local_windows import join_windows, split_windows
+from .objective_ice_deit import ObjectiveInputs, compute_losses
 from .packed_attention import attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .token_layouts import choose_layout
-from .token_pruning import Packing, background_margin, gate_loss, keep_foreground, num_kept
+from .token_pruning import Packing, background_margin, keep_foreground, num_kept
 
 
 @dataclass
@@ -649,8 +631,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
-        pooled = self.pool(encoded.patch_logits)
-        losses = {} if labels is None else self.compute_losses(pixel_values, encoded, pooled, cls_logits, labels)
+        pooled = pool_patches(encoded.patch_logits, self.config.background_logit_scale)
+        losses = {}
+        if labels is not None:
+            losses = compute_losses(self._objective_inputs(pixel_values, encoded, pooled, cls_logits, labels))
         from_patches = self.config.logits_source == "patch"
         return IceDeiTImageClassifierOutput(
             logits=pooled.foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
@@ -666,116 +650,36 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             **losses,
         )
 
+    def _objective_inputs(
+        self,
+        pixel_values: Tensor,
+        encoded: IceDeiTModelOutput,
+        pooled: PooledPatches,
+        cls_logits: Tensor,
+        labels: Tensor,
+    ) -> ObjectiveInputs:
+        return ObjectiveInputs(
+            config=self.config,
+            patch_logits=encoded.patch_logits,
+            pooled=pooled,
+            targets=soft_targets(labels, self.config.num_labels),
+            is_training=self.training,
+            cls_logits=cls_logits,
+            pixel_values=pixel_values,
+            grid_size=self.deit.embeddings.grid_size_of(pixel_values),
+            patch_size=self.deit.embeddings.patch_size,
+            encode_windows=self.deit.encode_windows,
+            pruning_logits=encoded.pruning_logits,
+            last_patch_logits=encoded.last_patch_logits,
+            patch_exit_layer=encoded.patch_exit_layer,
+        )
+
     def classify_prefix(self, last_hidden_state: Tensor) -> Tensor:
         """Return the logits of the prefix tokens' classifiers, `(batch_size, num_labels)`: their mean if two."""
         cls_logits = self.classifier(last_hidden_state[:, 0])
         if not self.config.has_distillation_head:
             return cls_logits
         return (cls_logits + self.distillation_classifier(last_hidden_state[:, 1])) / 2
-
-    def pool(self, patch_logits: Tensor) -> PooledPatches:
-        """Pool patch logits `(batch_size, num_patches, num_labels + 1)` over the images, as published."""
-        mask = foreground_mask(patch_logits)
-        return PooledPatches(
-            foreground_logits=pool_foreground_logits(patch_logits, mask),
-            background_logits=pool_background_logits(patch_logits, self.config.background_logit_scale),
-            foreground_ratio=mask.float().mean(dim=-1),
-        )
-
-    def compute_losses(
-        self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Return `loss` and its unweighted parts, each 0-dim, by their names in the output.
-
-        Args:
-            pixel_values: The images.
-            encoded: Their `IceDeiTModelOutput`.
-            pooled: Of its patch logits.
-            cls_logits: `(batch_size, num_labels)`.
-            labels: As given to `forward`.
-        """
-        targets = soft_targets(labels, self.config.num_labels)
-        ice_loss = self.ice_loss(encoded.patch_logits, pooled, targets)
-        cls_loss = CLASSIFICATION_LOSSES[self.config.classification_loss_type](cls_logits, targets)
-        # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
-        total = ice_loss.total + self.config.cls_loss_weight * cls_loss
-        losses = {
-            "classification_loss": ice_loss.classification,
-            "background_loss": ice_loss.background,
-            "cls_loss": cls_loss,
-        }
-        if ice_loss.candidate_label is not None:
-            losses["candidate_label_loss"] = ice_loss.candidate_label
-        if self.training and self.config.num_local_windows and self.config.local_loss_weight:
-            losses["local_loss"] = self.compute_local_loss(pixel_values, encoded, targets)
-            total = total + self.config.local_loss_weight * losses["local_loss"]
-        if encoded.pruning_logits is not None:
-            losses["pruning_loss"] = self.compute_pruning_loss(encoded, targets)
-            total = total + self.config.pruning_loss_weight * losses["pruning_loss"]
-        return {"loss": total, **losses}
-
-    def ice_loss(self, patch_logits: Tensor, pooled: PooledPatches, targets: Tensor) -> AdversarialNormalizationLoss:
-        """Return the loss of patch logits, from whichever head, by the objective of the configuration.
-
-        Args:
-            patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-            pooled: `pool(patch_logits)`.
-            targets: `(batch_size, num_labels)`.
-        """
-        config = self.config
-        is_soft = config.foreground_pooling == "soft"
-        loss = adversarial_normalization_loss(
-            pool_softly(patch_logits) if is_soft else pooled.foreground_logits,
-            pooled.background_logits,
-            targets,
-            batch_foreground_ratio(pooled.foreground_ratio, across_ranks=self.training),
-            config.background_loss_weight,
-            config.min_foreground_ratio,
-            config.classification_loss_weight,
-            config.max_foreground_ratio,
-            config.classification_loss_type,
-        )
-        if not config.candidate_label_loss_weight:
-            return loss
-        candidate_label = candidate_label_loss(patch_logits, targets)
-        total = loss.total + config.candidate_label_loss_weight * candidate_label
-        return replace(loss, total=total, candidate_label=candidate_label)
-
-    def compute_local_loss(self, pixel_values: Tensor, encoded: Any, targets: Tensor) -> Tensor:
-        """Return the loss of the local windows, 0-dim: the ICE loss in them, and of saying elsewhere what they say."""
-        config = self.config
-        images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, targets))
-        local_logits = self.deit.encode_windows(images)
-        local_loss = self.ice_loss(local_logits, self.pool(local_logits), targets)
-        if not config.local_distillation_weight:
-            return local_loss.total
-        embeddings = self.deit.embeddings
-        smoothing = smoothing_weights(
-            patch_appearance(images, embeddings.patch_size),
-            embeddings.grid_size_of(images),
-            config.local_appearance_weight,
-            config.local_smoothing_steps,
-        )
-        # a patch that left in training is no learner: what counts is what the last head says of it
-        whole = encoded.patch_logits if encoded.last_patch_logits is None else encoded.last_patch_logits
-        learners = every_nth(whole, config.local_image_share)
-        distillation = local_distillation_loss(learners, local_logits, smoothing)
-        return local_loss.total + config.local_distillation_weight * distillation
-
-    def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:
-        """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers, of an `IceDeiTModelOutput`.
-
-        A gate learns what the last head will say of each patch that reaches it; a patch head learns as the last one
-        does, by the ICE loss on its own logits of all patches.
-        """
-        losses = []
-        for index, logits in zip(self.config.pruning_schedule, encoded.pruning_logits, strict=True):
-            if logits.shape[-1] == 1:
-                is_background = ~foreground_mask(encoded.last_patch_logits)
-                losses.append(gate_loss(logits, encoded.patch_exit_layer >= index, is_background))
-            else:
-                losses.append(self.ice_loss(logits, self.pool(logits), targets).total)
-        return torch.stack(losses).mean()
 
 
 class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):

@@ -86,7 +86,7 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
-        elif getattr(module, "starts_at_zero", False):
+        elif isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):

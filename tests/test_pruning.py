@@ -108,7 +108,7 @@ def test_any_patches_may_stay(seed, monkeypatch):
     def choose(index, margin, present):
         return keep_foreground(torch.where(drawn[index], -1.0, margin.abs() + 1), present, 0.0)
 
-    monkeypatch.setattr(model.deit, "foreground_patches", choose)
+    monkeypatch.setattr(model.deit, "keep_policy", choose)
     found = {}
     for model.config.pruning_execution in ("packed", "masked"):
         with torch.no_grad():

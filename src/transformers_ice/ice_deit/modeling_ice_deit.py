@@ -31,27 +31,26 @@ from .adversarial_normalization import PooledPatches, pool_patches, soft_targets
 from .configuration_ice_deit import IceDeiTConfig, as_pair
 from .local_windows import join_windows, split_windows
 from .objective_ice_deit import ObjectiveInputs, compute_losses
-from .packed_attention import attend_packed
+from .packed_attention import Packing, attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .token_layouts import choose_layout
-from .token_pruning import Packing, background_margin, keep_foreground, num_kept
+from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, TokenLayout, foreground_policy, num_kept
 
 
 @dataclass
 class IceDeiTModelOutput(ModelOutput):
-    """Hold what the encoder returns.
+    """Outputs of the encoder.
 
     Args:
         last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm;
-            zero where a patch left on the way.
+            zero for pruned patches.
         patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
-        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch left, `num_hidden_layers`
-            if it stayed.
+        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch was pruned, or for kept ones
+            `num_hidden_layers`.
         grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
-        pruning_logits: Per pruning layer, what its head says of every patch, `(batch_size, num_patches, 1)` of a gate
-            or `(..., num_labels + 1)`; like the next, only while the model trains and has pruning heads.
-        last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, what the last head says of every patch, also of
-            those that left and only looked on since.
+        pruning_logits: Per pruning layer, the output of its head for every patch, `(batch_size, num_patches, 1)` of a
+            gate or `(..., num_labels + 1)`; like the next, only while the model trains and has pruning heads.
+        last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, of the last head, for pruned patches too.
         hidden_states: Per layer, with `output_hidden_states=True`.
         attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
     """
@@ -68,7 +67,7 @@ class IceDeiTModelOutput(ModelOutput):
 
 @dataclass
 class IceDeiTImageClassifierOutput(ModelOutput):
-    """Hold labels and their explanation.
+    """Class logits and their explanation.
 
     Args:
         loss: 0-dim, only with labels, like the three parts below.
@@ -78,7 +77,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
         patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
         foreground_logits: `(batch_size, num_labels + 1)`, pooled over the foreground patches.
         background_logits: `(batch_size, num_labels + 1)`, pooled over all patches and scaled.
-        foreground_ratio: `(batch_size,)`, share of foreground patches, in [0, 1].
+        foreground_ratio: `(batch_size,)`, ratio of foreground patches, in [0, 1].
         patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
         grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
         classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
@@ -111,15 +110,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
 
 
 def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Tensor:
-    """Return pixel values that the model can take.
-
-    Args:
-        pixel_values: What the user passed.
-        config: The model's configuration.
-
-    Raises:
-        ValueError: If they are missing, or have a wrong shape, size or type.
-    """
+    """Return the pixel values; raise a `ValueError` if they are missing, or have a wrong shape, size or type."""
     if pixel_values is None:
         raise ValueError("`pixel_values` is missing: pass the image processor's output, `model(**inputs)`.")
     if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
@@ -143,16 +134,9 @@ def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Te
 
 
 def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
-    """Refuse labels that the loss cannot take.
+    """Raise a `ValueError` if labels are neither class indices nor soft targets of the right shape.
 
-    Args:
-        labels: What the user passed.
-        batch_size: Number of images.
-        num_labels: Number of image classes.
-
-    Raises:
-        ValueError: If they are neither class indices nor soft targets of the right shape, or, in eager mode, if an
-            index is out of range.
+    In eager mode class indices out of range are refused too.
     """
     soft = labels.dim() == 2 and labels.is_floating_point()
     hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
@@ -201,10 +185,7 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
     def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the position embeddings for a patch grid.
-
-        Args:
-            grid_size: Rows and columns of the grid.
+        """Return the position embeddings for a patch grid of so many rows and columns.
 
         Returns:
             `(1, num_prefix_tokens + rows * columns, hidden_size)`; bicubic between patch centres, prefix unchanged.
@@ -217,14 +198,16 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
         # half-precision bicubic is missing on some devices and coarse on all
         patches = nn.functional.interpolate(patches.float(), size=grid_size, mode="bicubic", align_corners=False)
-        return torch.cat((prefix, patches.to(prefix.dtype).flatten(2).transpose(1, 2)), dim=1)
+        patches = patches.to(prefix.dtype).flatten(2).transpose(1, 2)  # -> (1, rows * columns, hidden_size)
+        return torch.cat((prefix, patches), dim=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
         """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
 
         Pixels of any floating type: they are cast to that of the weights.
         """
-        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
+        patches = self.patch_embeddings(pixel_values)  # (batch, channels, height, width) -> (batch, patches, dim)
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
         grid_size = self.grid_size_of(pixel_values)
@@ -279,7 +262,7 @@ class IceDeiTAttention(DeiTAttention):
             hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
             attention_mask: Of the form that the attention implementation takes.
             packing: Which image each token of a packed batch belongs to.
-            with_class_scores: Whether to return how [CLS] scores every token; not for a packed batch.
+            with_class_scores: Whether to return the scores of [CLS] for every token; not for a packed batch.
             **kwargs: Options of the attention implementation.
 
         Returns:
@@ -288,6 +271,7 @@ class IceDeiTAttention(DeiTAttention):
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
+        # (batch, tokens, dim) -> (batch, heads, tokens, head_dim)
         query, key, value = (projection(hidden_states).view(heads).transpose(1, 2) for projection in projections)
         attend = partial(
             ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward),
@@ -301,6 +285,7 @@ class IceDeiTAttention(DeiTAttention):
             attended, weights = attend(query, key, value, attention_mask)
         else:
             attended = attend_packed(attend, query, key, value, packing, self.config)
+        # (batch, tokens, heads, head_dim) -> (batch, tokens, dim)
         attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
         if not with_class_scores:
             return attended, weights, None
@@ -309,14 +294,14 @@ class IceDeiTAttention(DeiTAttention):
 
 def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32 or 64."""
-    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)
+    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)  # (batch, heads, 1, tokens) -> (batch, heads, tokens)
     return scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
 
 
 class IceDeiTLayer(DeiTLayer):
     """Transform tokens by attention and MLP.
 
-    Differences from `DeiTLayer`: stochastic depth on both branches; packed batches; tokens may leave in between.
+    Differences from `DeiTLayer`: stochastic depth on both branches; packed batches; tokens may be pruned in between.
     """
 
     def __init__(self, config: IceDeiTConfig, drop_probability: float) -> None:
@@ -329,7 +314,7 @@ class IceDeiTLayer(DeiTLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         packing: Packing | None = None,
-        cut: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
+        prune: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, ...]:
         """Transform.
@@ -338,22 +323,22 @@ class IceDeiTLayer(DeiTLayer):
             hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
             attention_mask: Of the form that the attention implementation takes.
             packing: Which image each token of a packed batch belongs to.
-            cut: Maps the tokens after attention, and how [CLS] scored each, to the tokens that go on, and more.
+            prune: Maps the tokens after attention and the scores of [CLS] for each to the tokens kept, and more.
             **kwargs: Options of the attention implementation.
 
         Returns:
-            The transformed tokens; with a `cut`, what else it returned behind them.
+            The transformed tokens; with `prune`, what else it returned after them.
         """
         normed = self.layernorm_before(hidden_states)
-        attended, _, class_scores = self.attention(normed, attention_mask, packing, cut is not None, **kwargs)
+        attended, _, class_scores = self.attention(normed, attention_mask, packing, prune is not None, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attended), packing)
         extras: tuple[Tensor, ...] = ()
-        if cut is not None:
-            hidden_states, *rest = cut(hidden_states, class_scores)
+        if prune is not None:
+            hidden_states, *rest = prune(hidden_states, class_scores)
             extras = tuple(rest)
         transformed = self.mlp(self.layernorm_after(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.dropout(transformed), packing)
-        return hidden_states if cut is None else (hidden_states, *extras)
+        return hidden_states if prune is None else (hidden_states, *extras)
 
 
 class IceDeiTPatchMLP(nn.Module):
@@ -384,9 +369,9 @@ class IceDeiTGateScore(nn.Linear):
 
 
 class IceDeiTPruningGate(nn.Module):
-    """Tell by one logit whether a patch is background: the pruning head when `pruning_head="gate"`.
+    """One logit for background, the pruning head when `pruning_head="gate"`.
 
-    It starts at 0 for every patch, which sends none away under the strategy "background".
+    It starts at 0 for every patch, so it prunes none under the strategy "background".
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -400,7 +385,7 @@ class IceDeiTPruningGate(nn.Module):
 
 
 def build_pruning_head(config: IceDeiTConfig) -> nn.Module:
-    """Return the head that decides at one pruning layer: `config.pruning_head` says which kind."""
+    """Return the head that decides at one pruning layer, of the kind `config.pruning_head`."""
     if config.pruning_head == "gate":
         return IceDeiTPruningGate(config.hidden_size, config.layer_norm_eps)
     return build_patch_head(config)
@@ -426,6 +411,8 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         self.patch_head = build_patch_head(config)
         layers = config.pruning_schedule if config.has_pruning_heads else ()
         self.pruning_heads = nn.ModuleDict({str(index): build_pruning_head(config) for index in layers})
+        # set it to decide which patches "background" keeps in place of `config.background_margin`
+        self.keep_policy: KeepPolicy | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -469,13 +456,14 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             `IceDeiTModelOutput` without `grid_size`.
 
         Raises:
-            ValueError: If the strategy of the configuration needs a pruning head that the model was not built with.
+            ValueError: If the strategy of the configuration needs a pruning head that the model lacks.
         """
         if self.config.pruning_strategy is not None:
             self.check_pruning_heads()
             return self._encode_pruned(hidden_states, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, **kwargs)
+        # (batch, prefix + patches, dim) -> (batch, patches, num_labels + 1)
         patch_logits = self.patch_head(hidden_states[:, self.config.num_prefix_tokens :])
         patch_exit_layer = torch.full(
             patch_logits.shape[:2], len(self.layers), dtype=torch.long, device=patch_logits.device
@@ -487,49 +475,38 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         )
 
     def _encode_pruned(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
-        """Run the layers and the patch head while patches leave; arguments and result are those of `encode`."""
-        config = self.config
+        """Run the layers and the patch head while patches are pruned; arguments and result are those of `encode`."""
+        config, schedule = self.config, self.config.pruning_schedule
+        strategy = STRATEGIES[config.pruning_strategy]
+        keep_policy = self.keep_policy or foreground_policy(config.background_margin)
+        prunes_by_heads = strategy.needs_heads and (config.prune_in_training or not self.training)
         records_states = any(
             kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
         )
-        tokens: Any = choose_layout(config, self.training, records_states).start(hidden_states, config)
-        schedule = config.pruning_schedule
+        tokens: TokenLayout = choose_layout(config, self.training, records_states).start(hidden_states, config)
         num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
         for index, layer in enumerate(self.layers):
-            count = num_kept(schedule.get(index, 1.0), num_present)
-            if index in schedule and config.has_pruning_heads:
-                head_output = tokens.ask(self.pruning_heads[str(index)])
+            step = PruningStep(index, num_present, num_kept(schedule.get(index, 1.0), num_present), keep_policy)
+            if index in schedule and strategy.needs_heads:
+                head_output = tokens.apply_head(self.pruning_heads[str(index)])
                 pruning_logits.append(head_output)
-                # what a patch said as it left is learnt from the pruning loss alone
-                tokens = self._decide(tokens, head_output.detach(), count, index)
-                num_present = count
-            if config.pruning_strategy == "attentiveness" and count < num_present:
-                tokens = tokens.cut_inside(layer, count, self.patch_head, index, **kwargs)
-                num_present = count + config.fuse_pruned_tokens
-            else:
-                tokens = tokens.apply(layer, **kwargs)
-        encoded = tokens.finish(self.layernorm, self.patch_head)
-        learns = self.training and config.has_pruning_heads
+                if prunes_by_heads:
+                    # the logits of a pruned patch are learnt from the pruning loss alone
+                    tokens = strategy.decide(tokens, head_output.detach(), step)
+            tokens = strategy.apply_layer(tokens, layer, self.patch_head, step, **kwargs)
+            num_present = strategy.num_left(step, config.fuse_pruned_tokens)
+        encoded = tokens.scatter_to_grid(self.layernorm, self.patch_head)
+        trains_heads = self.training and strategy.needs_heads
         return IceDeiTModelOutput(
             last_hidden_state=encoded.last_hidden_state,
             patch_logits=encoded.patch_logits,
             patch_exit_layer=encoded.exit_layer,
-            pruning_logits=tuple(pruning_logits) if learns else None,
-            last_patch_logits=encoded.onlooker_logits if learns else None,
+            pruning_logits=tuple(pruning_logits) if trains_heads else None,
+            last_patch_logits=encoded.last_patch_logits if trains_heads else None,
         )
 
-    def _decide(self, tokens: Any, head_output: Tensor, count: int, index: int) -> Any:
-        """Return the tokens without the patches that the head of a pruning layer sends away."""
-        if self.training and not self.config.prune_in_training:
-            return tokens
-        margin = background_margin(head_output)
-        if self.config.pruning_strategy == "top_k":
-            return tokens if count == margin.shape[1] else tokens.keep_best(-margin, count, head_output, index)
-        keep = self.foreground_patches(index, margin, tokens.present)
-        return tokens.keep(keep, head_output, index)
-
     def encode_windows(self, pixel_values: Tensor) -> Tensor:
-        """Return what patches say that see nothing but their own window, without pruning.
+        """Return patch logits computed independently within local windows, without pruning.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
@@ -544,6 +521,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)
         hidden_states = self.embeddings(pixel_values)
+        # (batch, patches, dim) -> (batch * windows, patches of a window, dim)
         windows = split_windows(hidden_states[:, num_prefix:], grid_size, num_windows)
         prefix = hidden_states[:, :num_prefix].repeat_interleave(num_windows**2, dim=0)
         tokens = torch.cat((prefix, windows), dim=1)
@@ -552,12 +530,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         return join_windows(self.patch_head(tokens[:, num_prefix:]), grid_size, num_windows)
 
     def check_pruning_heads(self) -> None:
-        """Raise unless there is a head for every decision that the configuration asks for.
+        """Raise a `ValueError` unless there is a head at every pruning layer of the configuration.
 
-        The configuration of a living model may be changed; its modules stay.
-
-        Raises:
-            ValueError: If there is not.
+        The configuration of an instantiated model may be changed; its modules are not.
         """
         if not self.config.has_pruning_heads:
             return
@@ -570,22 +545,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
                 '`pruning_strategy="attentiveness"`, which needs no heads.'
             )
 
-    def foreground_patches(self, layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
-        """Decide which patches stay at a pruning layer under the strategy "background".
-
-        Args:
-            layer_index: The pruning layer.
-            margin: `(batch_size, num_patches)`, by how much background wins; any value where no patch is present.
-            present: `(batch_size, num_patches)`, bool, the patches that have not left before.
-
-        Returns:
-            `(batch_size, num_patches)`, bool, at least one of each image.
-        """
-        return keep_foreground(margin, present, self.config.background_margin)
-
 
 class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
-    """Classify images by their foreground patches, and say which those are."""
+    """Classify images by their foreground patches, and give the logits of each patch."""
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$", r"pruning_heads\."]
 
@@ -651,12 +613,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         )
 
     def _objective_inputs(
-        self,
-        pixel_values: Tensor,
-        encoded: IceDeiTModelOutput,
-        pooled: PooledPatches,
-        cls_logits: Tensor,
-        labels: Tensor,
+        self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor
     ) -> ObjectiveInputs:
         return ObjectiveInputs(
             config=self.config,
@@ -728,6 +685,7 @@ class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
         pixel_values = check_pixel_values(pixel_values, self.config)
         outputs = super().forward(pixel_values, **kwargs)
         grid_size = self.deit.embeddings.grid_size_of(pixel_values)
+        # (batch, patches, num_labels + 1) -> (batch, num_labels + 1, rows, columns)
         outputs.logits = outputs.patch_logits.transpose(1, 2).unflatten(2, grid_size)
         return outputs
 

@@ -477,7 +477,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     def _encode_pruned(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
         """Run the layers and the patch head while patches are pruned; arguments and result are those of `encode`."""
         config, schedule = self.config, self.config.pruning_schedule
-        strategy = STRATEGIES[config.pruning_strategy]
+        strategy = STRATEGIES[config.pruning_strategy or ""]
         keep_policy = self.keep_policy or foreground_policy(config.background_margin)
         prunes_by_heads = strategy.needs_heads and (config.prune_in_training or not self.training)
         records_states = any(

@@ -341,7 +341,7 @@ def choose_layout(
     learns = is_training and config.has_pruning_heads
     if config.pruning_execution == "masked" or records_states or learns:
         return MaskedTokens
-    if STRATEGIES[config.pruning_strategy].has_fixed_counts:
+    if STRATEGIES[config.pruning_strategy or ""].has_fixed_counts:
         return GatheredTokens
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not _captures_dynamic_shapes():
         return MaskedTokens

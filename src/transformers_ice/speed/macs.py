@@ -55,7 +55,7 @@ def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCount
         tokens = np.full((num_images, config.num_hidden_layers), num_patches + 1)
         none = np.zeros(num_images, dtype=int)
         return TokenCounts(tokens, tokens, none, none, none)
-    strategy = STRATEGIES.get(config.pruning_strategy)
+    strategy = STRATEGIES.get(config.pruning_strategy or "")
     return (strategy.count_tokens if strategy else count_present_tokens)(config, exit_layer)
 
 

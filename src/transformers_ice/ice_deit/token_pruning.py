@@ -368,9 +368,8 @@ def _same_for_all(num_images: int, *counts: Any) -> TokenCounts:
     return TokenCounts(*(np.repeat(np.asarray(part)[None], num_images, axis=0) for part in counts))
 
 
-STRATEGIES: dict[str, PruningStrategy] = {
-    strategy.name: strategy for strategy in (BackgroundStrategy(), TopKStrategy(), AttentivenessStrategy())
-}
+_ALL: tuple[PruningStrategy, ...] = (BackgroundStrategy(), TopKStrategy(), AttentivenessStrategy())
+STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 """Strategies by the value of `config.pruning_strategy`."""
 
 __all__ = [

@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.token_pruning import KeepPolicy
 
 
@@ -103,7 +103,7 @@ def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
 
 
 @contextmanager
-def prescribed_counts(model: IceDeiTForImageClassification, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
+def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
     """Let a model keep prescribed numbers of patches inside the block; its pruning heads are run as ever.
 
     Args:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.ice_deit.token_pruning import Packing
+from transformers_ice.ice_deit.packed_attention import Packing
 
 
 STRATEGIES = ("background", "top_k", "attentiveness", "fused")

@@ -2,22 +2,26 @@
 """The ICE loss: by hand, and against a slow loop written from the equations."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit.adversarial_normalization import (
-    adversarial_normalization_loss,
+    background_weight,
     batch_foreground_ratio,
     candidate_label_loss,
     foreground_mask,
     foreground_ratio,
     pool_background_logits,
     pool_foreground_logits,
+    pool_patches,
     pool_softly,
     soft_cross_entropy,
     soft_targets,
 )
+from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, ice_losses
 
 
 # two images of four patches, two classes and background (last)
@@ -53,13 +57,11 @@ def loss_by_definition(patch_logits, targets, background_weight, scale, min_rati
 
 
 def compute(patch_logits, targets, weight=0.2, scale=0.5, min_ratio=0.1):
-    return adversarial_normalization_loss(
-        pool_foreground_logits(patch_logits),
-        pool_background_logits(patch_logits, scale),
-        targets,
-        batch_foreground_ratio(foreground_ratio(patch_logits), across_ranks=False),
-        weight,
-        min_ratio,
+    weights = {"background_loss_weight": weight, "background_logit_scale": scale, "min_foreground_ratio": min_ratio}
+    config = IceDeiTConfig(num_labels=targets.shape[1], **weights)
+    losses = ice_losses(ObjectiveInputs(config, patch_logits, pool_patches(patch_logits, scale), targets))
+    return SimpleNamespace(
+        total=losses["loss"], classification=losses["classification_loss"], background=losses["background_loss"]
     )
 
 
@@ -188,8 +190,5 @@ def test_candidate_label_loss_sends_what_looks_like_another_class_to_background(
 
 @pytest.mark.parametrize(("ratio", "extra"), [(0.0, 0.0), (0.7, 0.0), (0.85, 0.5), (1.0, 1.0)])
 def test_background_weight_grows_where_too_much_is_foreground(ratio, extra):
-    logits, targets = torch.randn(2, 3), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    loss = adversarial_normalization_loss(
-        logits, logits, targets, torch.tensor(ratio), 0.2, 0.0, max_foreground_ratio=0.7
-    )
-    assert (loss.total - loss.classification).item() == pytest.approx((0.2 + extra) * loss.background.item(), rel=1e-4)
+    weight = background_weight(torch.tensor(ratio), 0.2, 0.0, max_foreground_ratio=0.7)
+    assert weight.item() == pytest.approx(0.2 + extra, rel=1e-4)

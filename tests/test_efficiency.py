@@ -42,6 +42,7 @@ from transformers_ice.speed import (
     summarize_spread,
     write_results,
 )
+from transformers_ice.speed.keep_counts import smallest_margins
 from transformers_ice.visualization import speed_plot
 
 
@@ -165,11 +166,10 @@ def test_prescribed_counts_are_kept(model, execution):
     assert (exits > 3).sum(dim=1).tolist() == [64, 7, 1]
 
 
-def test_prescribed_counts_keep_the_patches_least_like_background(model):
+def test_prescribed_counts_keep_the_patches_least_like_background():
     margin = torch.tensor([[3.0, 1.0, -1.0, 2.0, -5.0]])
     present = torch.tensor([[True, True, True, True, False]])
-    with prescribed_counts(model, torch.tensor([[2, 2]]), LAYERS):
-        kept = model.deit.foreground_patches(3, margin, present)
+    kept = smallest_margins(torch.tensor([[2, 2]]), LAYERS)(3, margin, present)
     assert kept.tolist() == [[False, True, True, False, False]]
 
 

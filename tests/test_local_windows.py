@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local windows: cut and joined, blind to what lies outside, and what the model learns from them."""
+"""Local windows: split and joined, blind to what lies outside, their loss, and the smoothing of its targets."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.ice_deit.adversarial_normalization import pool_patches
 from transformers_ice.ice_deit.configuration_ice_deit import as_pair
 from transformers_ice.ice_deit.local_windows import (
     every_nth,
     join_windows,
     local_distillation_loss,
+    neighbor_weights,
+    patch_appearance,
+    smoothing_weights,
     split_windows,
 )
-from transformers_ice.ice_deit.patch_smoothing import patch_appearance, smoothing_weights
+from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, ice_losses
 from transformers_ice.training.objectives import OBJECTIVES
 
 
@@ -96,12 +102,17 @@ def test_one_window_is_the_whole_image():
         torch.testing.assert_close(model.deit.encode_windows(images), model(images).patch_logits)
 
 
+def ice_loss_of(config, patch_logits, labels):
+    pooled = pool_patches(patch_logits, config.background_logit_scale)
+    return ice_losses(ObjectiveInputs(config, patch_logits, pooled, torch.eye(3)[labels]))["loss"]
+
+
 def expected_local_loss(model, outputs, images, labels, step):
     """The ICE loss in the windows and the distillation, from their definitions, for evenly spaced images."""
     config = model.config
     rows, columns = model.deit.embeddings.grid_size_of(images)
     local = model.deit.encode_windows(images[::step])
-    ice_loss = model.ice_loss(local, model.pool(local), torch.eye(3)[labels[::step]]).total
+    ice_loss = ice_loss_of(config, local, labels[::step])
     appearance = patch_appearance(images[::step], as_pair(config.patch_size))
     weights = (config.local_appearance_weight, config.local_smoothing_steps)
     smoothing = smoothing_weights(appearance, (rows, columns), *weights)
@@ -128,7 +139,7 @@ def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
     expected = expected_local_loss(model, outputs, images, labels, 1 if fields.get("local_image_share") else 2)
     torch.testing.assert_close(outputs.local_loss, expected)
     config = model.config
-    whole = model.ice_loss(outputs.patch_logits, model.pool(outputs.patch_logits), torch.eye(3)[labels]).total
+    whole = ice_loss_of(config, outputs.patch_logits, labels)
     total = whole + config.cls_loss_weight * outputs.cls_loss + config.local_loss_weight * expected
     torch.testing.assert_close(outputs.loss, total)
 
@@ -176,3 +187,65 @@ def test_with_pruning_heads(prune_in_training):
     outputs.loss.backward()
     assert outputs.local_loss > 0
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_neighbors_count_as_in_a_loop():
+    values = torch.rand(12, 5)
+    grid = values.view(3, 4, 5)
+    expected = torch.zeros_like(grid)
+    for row in range(3):
+        for column in range(4):
+            for down, weight in ((-1, 1), (0, 2), (1, 1)):
+                for right, other in ((-1, 1), (0, 2), (1, 1)):
+                    near = grid[min(max(row + down, 0), 2), min(max(column + right, 0), 3)]
+                    expected[row, column] += weight * other / 16 * near
+    torch.testing.assert_close(neighbor_weights((3, 4)) @ values, expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize("grid_size", [(1, 1), (1, 3), (2, 2)])
+def test_small_grids(grid_size):
+    weights = neighbor_weights(grid_size)
+    assert weights.shape == (math.prod(grid_size),) * 2
+    torch.testing.assert_close(weights.sum(-1), torch.ones(math.prod(grid_size)))
+
+
+def test_appearance_is_mean_and_deviation_of_the_pixels_of_a_patch():
+    pixels = torch.randn(2, 3, 17, 24)  # the last row of pixels belongs to no patch
+    appearance = patch_appearance(pixels, (8, 6))
+    assert appearance.shape == (2, 8, 6)
+    for index in range(8):
+        row, column = divmod(index, 4)
+        patch = pixels[1, :, 8 * row : 8 * row + 8, 6 * column : 6 * column + 6].flatten(1)
+        torch.testing.assert_close(appearance[1, index], torch.cat((patch.mean(1), patch.std(1, correction=0))))
+
+
+def test_a_weight_of_0_sees_only_distances():
+    appearance = torch.randn(2, 12, 6)
+    once = neighbor_weights((3, 4))
+    torch.testing.assert_close(smoothing_weights(appearance, (3, 4), 0.0, 1), once.expand(2, -1, -1))
+    torch.testing.assert_close(smoothing_weights(appearance, (3, 4), 0.0, 3)[1], once @ once @ once)
+
+
+def test_one_step_is_that_of_a_loop():
+    appearance = torch.randn(1, 4, 2)
+    weights = smoothing_weights(appearance, (2, 2), 1.5, 1)[0]
+    near = neighbor_weights((2, 2))
+    for i in range(4):
+        counts = [near[i, j] * math.exp(-1.5 * (appearance[0, i] - appearance[0, j]).square().sum()) for j in range(4)]
+        torch.testing.assert_close(weights[i], torch.stack(counts) / sum(counts))
+
+
+@pytest.mark.parametrize("weight", [0.0, 4.0])
+def test_means_stay_on_their_side_of_an_edge(weight):
+    # left half black, right half white
+    pixels = torch.full((1, 3, 32, 32), -1.0)
+    pixels[..., 16:] = 1.0
+    weights = smoothing_weights(patch_appearance(pixels, (8, 8)), (4, 4), weight, 4)
+    is_left = torch.tensor([True, True, False, False]).repeat(4)
+    across = weights[0][is_left][:, ~is_left].sum(-1)
+    assert (across.max() < 1e-9) == (weight > 0)
+    # on its side it goes as far as there are steps
+    assert weights[0, 0, 12] > 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 16))
+    if weight == 0:
+        assert across.min() > 0.1

@@ -26,7 +26,7 @@ from transformers_ice import (
     IceDeiTForSemanticSegmentation,
     IceDeiTModel,
 )
-from transformers_ice.ice_deit.layers_ice_deit import IceDeiTDropPath
+from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTDropPath
 from transformers_ice.ice_deit.remote_code import AUTO_MAP, remote_code_files
 
 

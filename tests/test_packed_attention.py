@@ -11,9 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit import packed_attention
-from transformers_ice.ice_deit.layers_ice_deit import IceDeiTDropPath
-from transformers_ice.ice_deit.packed_attention import attend_packed
-from transformers_ice.ice_deit.token_pruning import Packing
+from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTDropPath
+from transformers_ice.ice_deit.packed_attention import Packing, attend_packed
 
 
 HEADS, HEAD_DIM = 2, 8

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcessor
+from transformers_ice.ice_deit.token_pruning import foreground_policy
 
 
 # float32 on a CPU: the executions sum in other orders
@@ -63,7 +64,7 @@ def test_any_masks_are_the_same_packed_and_masked(seed, is_padded, monkeypatch):
         keep[1] = torch.arange(64) == seed  # one keeps a single patch, the same each time
         return keep | (present & ~keep.any(dim=1, keepdim=True))
 
-    monkeypatch.setattr(model.deit, "foreground_patches", choose)
+    monkeypatch.setattr(model.deit, "keep_policy", choose)
     packed, masked = both_executions(model, images())
     assert_same(packed, masked)
     assert (packed.patch_exit_layer == NUM_LAYERS).sum(dim=1)[:2].tolist() == [64, 1]
@@ -71,14 +72,14 @@ def test_any_masks_are_the_same_packed_and_masked(seed, is_padded, monkeypatch):
 
 def test_scores_of_infinity_bring_no_patch_back(monkeypatch):
     model = build("background")
-    decide = model.deit.foreground_patches
+    decide = foreground_policy(0.0)
 
     def choose(index, margin, present):
         # half of the patches leave first, all others have infinite background at the next layer
         extreme = torch.where(torch.arange(64) < 32, 1.0, -1.0) if index == 1 else torch.tensor(torch.inf)
         return decide(index, extreme.expand_as(margin), present)
 
-    monkeypatch.setattr(model.deit, "foreground_patches", choose)
+    monkeypatch.setattr(model.deit, "keep_policy", choose)
     for outputs in both_executions(model, images(2)):
         stayed = outputs.patch_exit_layer == NUM_LAYERS
         assert stayed.sum(dim=1).tolist() == [1, 1]

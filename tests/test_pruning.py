@@ -15,9 +15,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.conversion import convert_checkpoint
 from transformers_ice.explainers import EXPLAINERS, explain
-from transformers_ice.ice_deit.token_pruning import (
-    keep_foreground,
-)
+from transformers_ice.ice_deit.token_pruning import STRATEGIES as STRATEGY_REGISTRY
+from transformers_ice.ice_deit.token_pruning import BackgroundStrategy, keep_foreground
 
 
 REFERENCE = Path(__file__).parent / "reference" / "evit_reference.safetensors"
@@ -108,13 +107,32 @@ def test_any_patches_may_stay(seed, monkeypatch):
     def choose(index, margin, present):
         return keep_foreground(torch.where(drawn[index], -1.0, margin.abs() + 1), present, 0.0)
 
-    monkeypatch.setattr(model.deit, "foreground_patches", choose)
+    monkeypatch.setattr(model.deit, "keep_policy", choose)
     found = {}
     for model.config.pruning_execution in ("packed", "masked"):
         with torch.no_grad():
             found[model.config.pruning_execution] = model(images(4))
     assert (found["packed"].patch_exit_layer == 5).sum(dim=1).tolist() == [1, 1, 1, 1]
     torch.testing.assert_close(found["packed"].patch_logits, found["masked"].patch_logits, **TOLERANCE)
+
+
+class EvenCells(BackgroundStrategy):
+    """Keep the patches of even cells."""
+
+    name = "even"
+
+    def decide(self, tokens, head_output, step):
+        is_even = torch.arange(head_output.shape[1]) % 2 == 0
+        return tokens.keep(is_even & tokens.present, head_output, step.layer_index)
+
+
+@pytest.mark.parametrize("execution", ["packed", "masked"])
+def test_a_new_strategy_is_a_class_and_an_entry(monkeypatch, execution):
+    monkeypatch.setitem(STRATEGY_REGISTRY, "even", EvenCells())
+    with torch.no_grad():
+        outputs = build("even", pruning_execution=execution)(images(2))
+    assert (outputs.patch_exit_layer[:, ::2] == 5).all()
+    assert (outputs.patch_exit_layer[:, 1::2] == 1).all()
 
 
 def test_who_keeps_all_is_not_pruned():

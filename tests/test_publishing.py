@@ -157,8 +157,8 @@ BREAKS = {
     ),
     "missing code": (lambda f: (f / "patch_maps.py").unlink(), r"patch_maps\.py: expected beside the weights"),
     "tampered code": (
-        lambda f: (f / "layers_ice_deit.py").write_text((f / "layers_ice_deit.py").read_text() + "\nprint('hello')\n"),
-        r"layers_ice_deit\.py: expected the code of the installed package, got another text",
+        lambda f: (f / "token_layouts.py").write_text((f / "token_layouts.py").read_text() + "\nprint('hello')\n"),
+        r"token_layouts\.py: expected the code of the installed package, got another text",
     ),
     "foreign code": (lambda f: (f / "setup.py").write_text("1"), r"setup\.py: code that is no part of this project"),
     "no card": (lambda f: (f / "README.md").unlink(), r"README\.md: expected in .*write_model_card"),

@@ -8,17 +8,17 @@ import math
 import pytest
 import torch
 
+from transformers_ice.ice_deit.packed_attention import Packing
 from transformers_ice.ice_deit.token_pruning import (
-    Packing,
+    add_prefix,
     background_margin,
     gate_loss,
+    gather_tokens,
+    head_output_to_patch_logits,
+    indices_to_mask,
     keep_foreground,
-    mask_of,
     num_kept,
-    patch_logits_of,
     split_by_rank,
-    take,
-    with_prefix,
 )
 
 
@@ -65,18 +65,18 @@ def test_who_stays_by_hand(margin, present, expected):
 @pytest.mark.parametrize("num_labels", [1, 7, 1000])
 def test_the_softmax_of_a_gate_is_its_sigmoid_and_equal_shares(num_labels):
     gate = torch.linspace(-6, 6, 8, dtype=torch.float64).reshape(2, 4, 1)
-    shares = patch_logits_of(gate, num_labels).softmax(dim=-1)
+    shares = head_output_to_patch_logits(gate, num_labels).softmax(dim=-1)
     torch.testing.assert_close(shares[..., -1:], gate.sigmoid())
     torch.testing.assert_close(shares[..., :-1], ((1 - gate.sigmoid()) / num_labels).expand(-1, -1, num_labels))
     # the alternative of a gate is "no background": the log-sum-exp of its classes
-    classes = patch_logits_of(gate, num_labels)[..., :-1].logsumexp(dim=-1)
+    classes = head_output_to_patch_logits(gate, num_labels)[..., :-1].logsumexp(dim=-1)
     torch.testing.assert_close(gate.squeeze(-1) - classes, background_margin(gate))
 
 
 def test_the_margin_of_patch_logits_is_background_minus_the_best_class():
     logits = torch.tensor([[[1.0, 4.0, 2.0], [3.0, -1.0, 5.0]], [[0.0, 0.0, 0.0], [-2.0, -3.0, -4.0]]])
     assert background_margin(logits).tolist() == [[-2.0, 2.0], [0.0, -2.0]]
-    assert patch_logits_of(logits, num_labels=2) is logits
+    assert head_output_to_patch_logits(logits, num_labels=2) is logits
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,10 @@ def test_best_and_rest_are_all_places_once_and_in_order(count):
 def test_indices_masks_and_prefixes_by_hand():
     values = torch.arange(16).reshape(2, 4, 2)
     indices = torch.tensor([[3, 0], [1, 2]])
-    assert take(values, indices).tolist() == [[[6, 7], [0, 1]], [[10, 11], [12, 13]]]
-    mask = mask_of(indices, 4)
+    assert gather_tokens(values, indices).tolist() == [[[6, 7], [0, 1]], [[10, 11], [12, 13]]]
+    mask = indices_to_mask(indices, 4)
     assert mask.int().tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
-    assert with_prefix(mask, 2).int().tolist() == [[1, 1, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0]]
+    assert add_prefix(mask, 2).int().tolist() == [[1, 1, 1, 0, 0, 1], [1, 1, 0, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -153,11 +153,11 @@ def test_the_gate_loss_counts_images_alike_and_nobody_who_left():
 
 def test_a_gate_is_a_patch_with_one_alternative():
     gate = torch.tensor([[2.0], [-1.0]])
-    logits = patch_logits_of(gate, num_labels=5)
+    logits = head_output_to_patch_logits(gate, num_labels=5)
     torch.testing.assert_close(logits.softmax(-1)[:, -1:], gate.sigmoid())
     assert background_margin(gate).tolist() == [2.0, -1.0]
     assert background_margin(torch.tensor([1.0, 3.0, 2.0])).item() == -1.0
-    assert torch.equal(patch_logits_of(logits, num_labels=5), logits)
+    assert torch.equal(head_output_to_patch_logits(logits, num_labels=5), logits)
 
 
 def test_one_patch_stays_and_it_is_the_least_background_one_present():

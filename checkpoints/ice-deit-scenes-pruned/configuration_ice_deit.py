@@ -251,17 +251,16 @@ class IceDeiTConfig(DeiTConfig):
     @property
     def has_pruning_heads(self) -> bool:
         """Whether the strategy needs a head at each pruning layer."""
-        return self.pruning_strategy in ("background", "top_k")
+        strategy = STRATEGIES.get(self.pruning_strategy or "")
+        return strategy is not None and strategy.needs_heads
 
     @property
     def pruning_schedule(self) -> dict[int, float]:
-        """Keep rate by pruning layer, empty without a strategy; 1 under "background", which keeps what it must."""
+        """Keep rate by pruning layer, empty without a strategy; 1 where the images decide."""
         if self.pruning_strategy is None:
             return {}
-        self._check_pruning()  # fields of a living model may have been changed one by one
-        if self.pruning_strategy == "background":
-            return dict.fromkeys(self.pruning_layers or (), 1.0)
-        return dict(zip(self.pruning_layers or (), self.keep_rates or (), strict=True))
+        self._check_pruning()  # fields may be changed one by one after construction
+        return STRATEGIES[self.pruning_strategy].schedule(self.pruning_layers or (), self.keep_rates or ())
 
     @property
     def _counts_background(self) -> bool:
@@ -343,6 +342,7 @@ class IceDeiTConfig(DeiTConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        strategy = STRATEGIES[self.pruning_strategy or ""]
         layers, rates = list(self.pruning_layers or ()), list(self.keep_rates or ())
         if not layers or layers != sorted({*layers}) or layers[0] < 0 or layers[-1] >= self.num_hidden_layers:
             raise ValueError(
@@ -350,13 +350,14 @@ class IceDeiTConfig(DeiTConfig):
                 f"{self.num_hidden_layers} layers, got {self.pruning_layers}."
             )
         has_rates = len(rates) == len(layers) and all(0 < rate <= 1 for rate in rates)
-        if self.pruning_strategy != "background" and not has_rates:
+        if strategy.has_fixed_counts and not has_rates:
             raise ValueError(
                 f"`keep_rates` must be one number in (0, 1] for each of the pruning layers {layers}, got {rates}."
             )
-        if self.fuse_pruned_tokens and self.pruning_strategy != "attentiveness":
+        if self.fuse_pruned_tokens and not strategy.can_fuse:
+            names = " or ".join(f'"{name}"' for name, other in STRATEGIES.items() if other.can_fuse)
             raise ValueError(
-                '`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy="attentiveness"`, got '
+                f"`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy={names}`, got "
                 f"{self.pruning_strategy!r}."
             )
         if self.background_margin != self.background_margin:

@@ -1,41 +1,394 @@
 # SPDX-License-Identifier: Apache-2.0
 """ICE-DeiT: the DeiT encoder whose every patch token predicts a class or "background".
 
-Wires `adversarial_normalization` into the DeiT classes of transformers. This file travels with a checkpoint as remote
-code, so it imports its neighbours with a single dot.
+From top to bottom: outputs, input checks, embeddings, attention, layer, patch and pruning heads, encoder, classifiers.
+The loss is in `objective_ice_deit`. This file travels with a checkpoint as remote code, so it imports its neighbours
+with a single dot.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.deit.modeling_deit import DeiTModel, DeiTPreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.deit.modeling_deit import (
+    DeiTAttention,
+    DeiTEmbeddings,
+    DeiTLayer,
+    DeiTModel,
+    DeiTPatchEmbeddings,
+    DeiTPreTrainedModel,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adversarial_normalization import (
-    CLASSIFICATION_LOSSES,
-    AdversarialNormalizationLoss,
-    PooledPatches,
-    adversarial_normalization_loss,
-    batch_foreground_ratio,
-    candidate_label_loss,
-    foreground_mask,
-    pool_background_logits,
-    pool_foreground_logits,
-    pool_softly,
-    soft_targets,
-)
-from .configuration_ice_deit import IceDeiTConfig
-from .input_checks import check_labels, check_pixel_values
-from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTLayer, build_patch_head, build_pruning_head
-from .local_windows import every_nth, join_windows, local_distillation_loss, split_windows
-from .outputs_ice_deit import IceDeiTImageClassifierOutput, IceDeiTModelOutput
-from .patch_smoothing import patch_appearance, smoothing_weights
+from .adversarial_normalization import PooledPatches, pool_patches, soft_targets
+from .configuration_ice_deit import IceDeiTConfig, as_pair
+from .local_windows import join_windows, split_windows
+from .objective_ice_deit import ObjectiveInputs, compute_losses
+from .packed_attention import Packing, attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
-from .pruned_encoding import encode_pruned
-from .token_pruning import gate_loss, keep_foreground
+from .token_layouts import choose_layout
+from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, TokenLayout, foreground_policy, num_kept
+
+
+@dataclass
+class IceDeiTModelOutput(ModelOutput):
+    """Outputs of the encoder.
+
+    Args:
+        last_hidden_state: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, after the final layer norm;
+            zero for pruned patches.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        patch_exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch was pruned, or for kept ones
+            `num_hidden_layers`.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        pruning_logits: Per pruning layer, the output of its head for every patch, `(batch_size, num_patches, 1)` of a
+            gate or `(..., num_labels + 1)`; like the next, only while the model trains and has pruning heads.
+        last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, of the last head, for pruned patches too.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    last_hidden_state: Tensor | None = None
+    patch_logits: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    pruning_logits: tuple[Tensor, ...] | None = None
+    last_patch_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class IceDeiTImageClassifierOutput(ModelOutput):
+    """Class logits and their explanation.
+
+    Args:
+        loss: 0-dim, only with labels, like the three parts below.
+        logits: `(batch_size, num_labels)`, from the source that `config.logits_source` names.
+        cls_logits: `(batch_size, num_labels)`, the [CLS] classifier, averaged with the distillation token's if it has
+            one.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, background last, on the full grid.
+        foreground_logits: `(batch_size, num_labels + 1)`, pooled over the foreground patches.
+        background_logits: `(batch_size, num_labels + 1)`, pooled over all patches and scaled.
+        foreground_ratio: `(batch_size,)`, ratio of foreground patches, in [0, 1].
+        patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
+        grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
+        background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
+        cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
+        pruning_loss: 0-dim, unweighted loss of the pruning heads; only while the model trains and has some.
+        candidate_label_loss: 0-dim, unweighted `candidate_label_loss`; only where it has a weight.
+        local_loss: 0-dim, loss of the local windows, not weighted as a whole; only while the model trains with some.
+        hidden_states: Per layer, with `output_hidden_states=True`.
+        attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cls_logits: Tensor | None = None
+    patch_logits: Tensor | None = None
+    foreground_logits: Tensor | None = None
+    background_logits: Tensor | None = None
+    foreground_ratio: Tensor | None = None
+    patch_exit_layer: Tensor | None = None
+    grid_size: Tensor | None = None
+    classification_loss: Tensor | None = None
+    background_loss: Tensor | None = None
+    cls_loss: Tensor | None = None
+    pruning_loss: Tensor | None = None
+    candidate_label_loss: Tensor | None = None
+    local_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Tensor:
+    """Return the pixel values; raise a `ValueError` if they are missing, or have a wrong shape, size or type."""
+    if pixel_values is None:
+        raise ValueError("`pixel_values` is missing: pass the image processor's output, `model(**inputs)`.")
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch_size, {config.num_channels}, height, width), got "
+            f"{tuple(pixel_values.shape)}. The image processor converts and stacks images so."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be floating point, got {pixel_values.dtype}: raw pixels have to be rescaled and "
+            "normalised first, as the image processor does."
+        )
+    patch_height, patch_width = as_pair(config.patch_size)
+    height, width = pixel_values.shape[2:]
+    if height < patch_height or width < patch_width or height % patch_height or width % patch_width:
+        raise ValueError(
+            f"The image size must be a multiple of the patch size {patch_height} x {patch_width}, got "
+            f"{height} x {width}. Resize the images, for example with the image processor's `size`."
+        )
+    return pixel_values
+
+
+def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
+    """Raise a `ValueError` if labels are neither class indices nor soft targets of the right shape.
+
+    In eager mode class indices out of range are refused too.
+    """
+    soft = labels.dim() == 2 and labels.is_floating_point()
+    hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
+    if labels.shape[:1] != (batch_size,) or not (soft or hard) or (soft and labels.shape[1] != num_labels):
+        raise ValueError(
+            f"`labels` must be integers of shape ({batch_size},) or floating-point soft targets of shape "
+            f"({batch_size}, {num_labels}), without a background column, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    # data-dependent, so it would break a compiled or exported graph
+    if hard and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        low, high = (value.item() for value in labels.aminmax())
+        if low < 0 or high >= num_labels:
+            raise ValueError(
+                f"`labels` must be class indices in [0, {num_labels - 1}], got values from {low} to {high}. Set "
+                "`num_labels` (or `id2label`) to the classes of the data, with `ignore_mismatched_sizes=True`."
+            )
+
+
+class IceDeiTEmbeddings(DeiTEmbeddings):
+    """Embed patches and add the prefix tokens and positions.
+
+    Differences from `DeiTEmbeddings`: the distillation token is optional; positions are interpolated whenever the
+    grid differs from the configured one, also to and from rectangles; there is no mask token.
+    """
+
+    def __init__(self, config: IceDeiTConfig) -> None:
+        # not DeiT's own constructor: it always makes a distillation token and its position
+        nn.Module.__init__(self)
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.patch_size: tuple[int, int] = as_pair(config.patch_size)
+        self.image_size = as_pair(config.image_size)
+        self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
+        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.distillation_token: nn.Parameter | None = None  # type: ignore[assignment]
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.patch_embeddings = DeiTPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def grid_size_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches that images `(..., height, width)` are cut into."""
+        patch_height, patch_width = self.patch_size
+        return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+
+    def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
+        """Return the position embeddings for a patch grid of so many rows and columns.
+
+        Returns:
+            `(1, num_prefix_tokens + rows * columns, hidden_size)`; bicubic between patch centres, prefix unchanged.
+        """
+        if grid_size == self.grid_size:
+            return self.position_embeddings
+        prefix, patches = self.position_embeddings.split(
+            [self.num_prefix_tokens, self.position_embeddings.shape[1] - self.num_prefix_tokens], dim=1
+        )
+        patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
+        # half-precision bicubic is missing on some devices and coarse on all
+        patches = nn.functional.interpolate(patches.float(), size=grid_size, mode="bicubic", align_corners=False)
+        patches = patches.to(prefix.dtype).flatten(2).transpose(1, 2)  # -> (1, rows * columns, hidden_size)
+        return torch.cat((prefix, patches), dim=1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
+        """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
+
+        Pixels of any floating type: they are cast to that of the weights.
+        """
+        pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
+        patches = self.patch_embeddings(pixel_values)  # (batch, channels, height, width) -> (batch, patches, dim)
+        tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
+        grid_size = self.grid_size_of(pixel_values)
+        embeddings = torch.cat((*prefix, patches), dim=1) + self.interpolate_position_embeddings(grid_size)
+        return self.dropout(embeddings)
+
+
+class IceDeiTDropPath(nn.Module):
+    """Drop the residual branch of whole images in training and rescale the others (stochastic depth).
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016, as DeiT's recipe uses it.
+    """
+
+    def __init__(self, drop_probability: float) -> None:
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, branch: Tensor, packing: Packing | None = None) -> Tensor:
+        """Return the branch, or zeros for a random share of the images."""
+        if self.drop_probability == 0.0 or not self.training:
+            return branch
+        keep_probability = 1.0 - self.drop_probability
+        num_images = branch.shape[0] if packing is None else packing.present.shape[0]
+        keep = torch.rand(num_images, 1, 1, device=branch.device) < keep_probability
+        if packing is not None:
+            keep = keep[packing.image_of_token].transpose(0, 1)  # -> (1, total_tokens, 1)
+        return branch * keep / keep_probability
+
+    def extra_repr(self) -> str:
+        """Show the probability when the model is printed."""
+        return f"drop_probability={self.drop_probability:g}"
+
+
+class IceDeiTAttention(DeiTAttention):
+    """Let tokens attend to each other.
+
+    Differences from `DeiTAttention`: images of a batch may have different numbers of tokens (`packing`), and the
+    scores of [CLS] can be had from any attention implementation.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+        with_class_scores: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
+            attention_mask: Of the form that the attention implementation takes.
+            packing: Which image each token of a packed batch belongs to.
+            with_class_scores: Whether to return the scores of [CLS] for every token; not for a packed batch.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            The attended tokens, of the shape of `hidden_states`; the attention weights, if there are any;
+            how [CLS] scores each token before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32.
+        """
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        # (batch, tokens, dim) -> (batch, heads, tokens, head_dim)
+        query, key, value = (projection(hidden_states).view(heads).transpose(1, 2) for projection in projections)
+        attend = partial(
+            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward),
+            self,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        weights = None
+        if packing is None:
+            attended, weights = attend(query, key, value, attention_mask)
+        else:
+            attended = attend_packed(attend, query, key, value, packing, self.config)
+        # (batch, tokens, heads, head_dim) -> (batch, tokens, dim)
+        attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
+        if not with_class_scores:
+            return attended, weights, None
+        return attended, weights, _class_scores(query, key, self.scaling)
+
+
+def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32 or 64."""
+    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)  # (batch, heads, 1, tokens) -> (batch, heads, tokens)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+
+
+class IceDeiTLayer(DeiTLayer):
+    """Transform tokens by attention and MLP.
+
+    Differences from `DeiTLayer`: stochastic depth on both branches; packed batches; tokens may be pruned in between.
+    """
+
+    def __init__(self, config: IceDeiTConfig, drop_probability: float) -> None:
+        super().__init__(config)
+        self.attention = IceDeiTAttention(config)
+        self.drop_path = IceDeiTDropPath(drop_probability)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+        prune: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Transform.
+
+        Args:
+            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
+            attention_mask: Of the form that the attention implementation takes.
+            packing: Which image each token of a packed batch belongs to.
+            prune: Maps the tokens after attention and the scores of [CLS] for each to the tokens kept, and more.
+            **kwargs: Options of the attention implementation.
+
+        Returns:
+            The transformed tokens; with `prune`, what else it returned after them.
+        """
+        normed = self.layernorm_before(hidden_states)
+        attended, _, class_scores = self.attention(normed, attention_mask, packing, prune is not None, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended), packing)
+        extras: tuple[Tensor, ...] = ()
+        if prune is not None:
+            hidden_states, *rest = prune(hidden_states, class_scores)
+            extras = tuple(rest)
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.dropout(transformed), packing)
+        return hidden_states if prune is None else (hidden_states, *extras)
+
+
+class IceDeiTPatchMLP(nn.Module):
+    """Classify patches through one hidden layer: the patch head when `patch_head_hidden_size` is set."""
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(input_size, hidden_size)
+        self.activation_fn = nn.GELU()
+        self.fc2 = nn.Linear(hidden_size, output_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map `(..., hidden_size)` to `(..., num_labels + 1)`."""
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+def build_patch_head(config: IceDeiTConfig) -> nn.Module:
+    """Return a head that maps patch tokens to `num_labels + 1` logits: linear without bias, or an MLP."""
+    if config.patch_head_hidden_size is None:
+        return nn.Linear(config.hidden_size, config.num_labels + 1, bias=False)
+    return IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
+
+
+class IceDeiTGateScore(nn.Linear):
+    """Linear map from a patch to one logit, which starts at zero, unlike other linear layers."""
+
+    starts_at_zero = True  # read by `IceDeiTPreTrainedModel._init_weights`
+
+
+class IceDeiTPruningGate(nn.Module):
+    """One logit for background, the pruning head when `pruning_head="gate"`.
+
+    It starts at 0 for every patch, so it prunes none under the strategy "background".
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.score = IceDeiTGateScore(hidden_size, 1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map `(..., hidden_size)` to `(..., 1)`, positive for background."""
+        return self.score(self.norm(hidden_states))
+
+
+def build_pruning_head(config: IceDeiTConfig) -> nn.Module:
+    """Return the head that decides at one pruning layer, of the kind `config.pruning_head`."""
+    if config.pruning_head == "gate":
+        return IceDeiTPruningGate(config.hidden_size, config.layer_norm_eps)
+    return build_patch_head(config)
 
 
 class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
@@ -58,6 +411,8 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         self.patch_head = build_patch_head(config)
         layers = config.pruning_schedule if config.has_pruning_heads else ()
         self.pruning_heads = nn.ModuleDict({str(index): build_pruning_head(config) for index in layers})
+        # set it to decide which patches "background" keeps in place of `config.background_margin`
+        self.keep_policy: KeepPolicy | None = None
         self.post_init()
 
     @merge_with_config_defaults
@@ -101,13 +456,14 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             `IceDeiTModelOutput` without `grid_size`.
 
         Raises:
-            ValueError: If the strategy of the configuration needs a pruning head that the model was not built with.
+            ValueError: If the strategy of the configuration needs a pruning head that the model lacks.
         """
         if self.config.pruning_strategy is not None:
             self.check_pruning_heads()
-            return encode_pruned(self, hidden_states, **kwargs)
+            return self._encode_pruned(hidden_states, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, **kwargs)
+        # (batch, prefix + patches, dim) -> (batch, patches, num_labels + 1)
         patch_logits = self.patch_head(hidden_states[:, self.config.num_prefix_tokens :])
         patch_exit_layer = torch.full(
             patch_logits.shape[:2], len(self.layers), dtype=torch.long, device=patch_logits.device
@@ -118,8 +474,39 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             patch_exit_layer=patch_exit_layer,
         )
 
+    def _encode_pruned(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
+        """Run the layers and the patch head while patches are pruned; arguments and result are those of `encode`."""
+        config, schedule = self.config, self.config.pruning_schedule
+        strategy = STRATEGIES[config.pruning_strategy or ""]
+        keep_policy = self.keep_policy or foreground_policy(config.background_margin)
+        prunes_by_heads = strategy.needs_heads and (config.prune_in_training or not self.training)
+        records_states = any(
+            kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
+        )
+        tokens: TokenLayout = choose_layout(config, self.training, records_states).start(hidden_states, config)
+        num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
+        for index, layer in enumerate(self.layers):
+            step = PruningStep(index, num_present, num_kept(schedule.get(index, 1.0), num_present), keep_policy)
+            if index in schedule and strategy.needs_heads:
+                head_output = tokens.apply_head(self.pruning_heads[str(index)])
+                pruning_logits.append(head_output)
+                if prunes_by_heads:
+                    # the logits of a pruned patch are learnt from the pruning loss alone
+                    tokens = strategy.decide(tokens, head_output.detach(), step)
+            tokens = strategy.apply_layer(tokens, layer, self.patch_head, step, **kwargs)
+            num_present = strategy.num_left(step, config.fuse_pruned_tokens)
+        encoded = tokens.scatter_to_grid(self.layernorm, self.patch_head)
+        trains_heads = self.training and strategy.needs_heads
+        return IceDeiTModelOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            patch_logits=encoded.patch_logits,
+            patch_exit_layer=encoded.exit_layer,
+            pruning_logits=tuple(pruning_logits) if trains_heads else None,
+            last_patch_logits=encoded.last_patch_logits if trains_heads else None,
+        )
+
     def encode_windows(self, pixel_values: Tensor) -> Tensor:
-        """Return what patches say that see nothing but their own window, without pruning.
+        """Return patch logits computed independently within local windows, without pruning.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`.
@@ -134,6 +521,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)
         hidden_states = self.embeddings(pixel_values)
+        # (batch, patches, dim) -> (batch * windows, patches of a window, dim)
         windows = split_windows(hidden_states[:, num_prefix:], grid_size, num_windows)
         prefix = hidden_states[:, :num_prefix].repeat_interleave(num_windows**2, dim=0)
         tokens = torch.cat((prefix, windows), dim=1)
@@ -142,12 +530,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         return join_windows(self.patch_head(tokens[:, num_prefix:]), grid_size, num_windows)
 
     def check_pruning_heads(self) -> None:
-        """Raise unless there is a head for every decision that the configuration asks for.
+        """Raise a `ValueError` unless there is a head at every pruning layer of the configuration.
 
-        The configuration of a living model may be changed; its modules stay.
-
-        Raises:
-            ValueError: If there is not.
+        The configuration of an instantiated model may be changed; its modules are not.
         """
         if not self.config.has_pruning_heads:
             return
@@ -160,22 +545,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
                 '`pruning_strategy="attentiveness"`, which needs no heads.'
             )
 
-    def foreground_patches(self, layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
-        """Decide which patches stay at a pruning layer under the strategy "background".
-
-        Args:
-            layer_index: The pruning layer.
-            margin: `(batch_size, num_patches)`, by how much background wins; any value where no patch is present.
-            present: `(batch_size, num_patches)`, bool, the patches that have not left before.
-
-        Returns:
-            `(batch_size, num_patches)`, bool, at least one of each image.
-        """
-        return keep_foreground(margin, present, self.config.background_margin)
-
 
 class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
-    """Classify images by their foreground patches, and say which those are."""
+    """Classify images by their foreground patches, and give the logits of each patch."""
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$", r"pruning_heads\."]
 
@@ -221,8 +593,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
-        pooled = self.pool(encoded.patch_logits)
-        losses = {} if labels is None else self.compute_losses(pixel_values, encoded, pooled, cls_logits, labels)
+        pooled = pool_patches(encoded.patch_logits, self.config.background_logit_scale)
+        losses = {}
+        if labels is not None:
+            losses = compute_losses(self._objective_inputs(pixel_values, encoded, pooled, cls_logits, labels))
         from_patches = self.config.logits_source == "patch"
         return IceDeiTImageClassifierOutput(
             logits=pooled.foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
@@ -238,116 +612,31 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             **losses,
         )
 
+    def _objective_inputs(
+        self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor
+    ) -> ObjectiveInputs:
+        return ObjectiveInputs(
+            config=self.config,
+            patch_logits=encoded.patch_logits,
+            pooled=pooled,
+            targets=soft_targets(labels, self.config.num_labels),
+            is_training=self.training,
+            cls_logits=cls_logits,
+            pixel_values=pixel_values,
+            grid_size=self.deit.embeddings.grid_size_of(pixel_values),
+            patch_size=self.deit.embeddings.patch_size,
+            encode_windows=self.deit.encode_windows,
+            pruning_logits=encoded.pruning_logits,
+            last_patch_logits=encoded.last_patch_logits,
+            patch_exit_layer=encoded.patch_exit_layer,
+        )
+
     def classify_prefix(self, last_hidden_state: Tensor) -> Tensor:
         """Return the logits of the prefix tokens' classifiers, `(batch_size, num_labels)`: their mean if two."""
         cls_logits = self.classifier(last_hidden_state[:, 0])
         if not self.config.has_distillation_head:
             return cls_logits
         return (cls_logits + self.distillation_classifier(last_hidden_state[:, 1])) / 2
-
-    def pool(self, patch_logits: Tensor) -> PooledPatches:
-        """Pool patch logits `(batch_size, num_patches, num_labels + 1)` over the images, as published."""
-        mask = foreground_mask(patch_logits)
-        return PooledPatches(
-            foreground_logits=pool_foreground_logits(patch_logits, mask),
-            background_logits=pool_background_logits(patch_logits, self.config.background_logit_scale),
-            foreground_ratio=mask.float().mean(dim=-1),
-        )
-
-    def compute_losses(
-        self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Return `loss` and its unweighted parts, each 0-dim, by their names in the output.
-
-        Args:
-            pixel_values: The images.
-            encoded: Their `IceDeiTModelOutput`.
-            pooled: Of its patch logits.
-            cls_logits: `(batch_size, num_labels)`.
-            labels: As given to `forward`.
-        """
-        targets = soft_targets(labels, self.config.num_labels)
-        ice_loss = self.ice_loss(encoded.patch_logits, pooled, targets)
-        cls_loss = CLASSIFICATION_LOSSES[self.config.classification_loss_type](cls_logits, targets)
-        # the [CLS] part is added even at weight 0: every parameter then has a gradient, which DDP asks for
-        total = ice_loss.total + self.config.cls_loss_weight * cls_loss
-        losses = {
-            "classification_loss": ice_loss.classification,
-            "background_loss": ice_loss.background,
-            "cls_loss": cls_loss,
-        }
-        if ice_loss.candidate_label is not None:
-            losses["candidate_label_loss"] = ice_loss.candidate_label
-        if self.training and self.config.num_local_windows and self.config.local_loss_weight:
-            losses["local_loss"] = self.compute_local_loss(pixel_values, encoded, targets)
-            total = total + self.config.local_loss_weight * losses["local_loss"]
-        if encoded.pruning_logits is not None:
-            losses["pruning_loss"] = self.compute_pruning_loss(encoded, targets)
-            total = total + self.config.pruning_loss_weight * losses["pruning_loss"]
-        return {"loss": total, **losses}
-
-    def ice_loss(self, patch_logits: Tensor, pooled: PooledPatches, targets: Tensor) -> AdversarialNormalizationLoss:
-        """Return the loss of patch logits, from whichever head, by the objective of the configuration.
-
-        Args:
-            patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-            pooled: `pool(patch_logits)`.
-            targets: `(batch_size, num_labels)`.
-        """
-        config = self.config
-        is_soft = config.foreground_pooling == "soft"
-        loss = adversarial_normalization_loss(
-            pool_softly(patch_logits) if is_soft else pooled.foreground_logits,
-            pooled.background_logits,
-            targets,
-            batch_foreground_ratio(pooled.foreground_ratio, across_ranks=self.training),
-            config.background_loss_weight,
-            config.min_foreground_ratio,
-            config.classification_loss_weight,
-            config.max_foreground_ratio,
-            config.classification_loss_type,
-        )
-        if not config.candidate_label_loss_weight:
-            return loss
-        candidate_label = candidate_label_loss(patch_logits, targets)
-        total = loss.total + config.candidate_label_loss_weight * candidate_label
-        return replace(loss, total=total, candidate_label=candidate_label)
-
-    def compute_local_loss(self, pixel_values: Tensor, encoded: Any, targets: Tensor) -> Tensor:
-        """Return the loss of the local windows, 0-dim: the ICE loss in them, and of saying elsewhere what they say."""
-        config = self.config
-        images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, targets))
-        local_logits = self.deit.encode_windows(images)
-        local_loss = self.ice_loss(local_logits, self.pool(local_logits), targets)
-        if not config.local_distillation_weight:
-            return local_loss.total
-        embeddings = self.deit.embeddings
-        smoothing = smoothing_weights(
-            patch_appearance(images, embeddings.patch_size),
-            embeddings.grid_size_of(images),
-            config.local_appearance_weight,
-            config.local_smoothing_steps,
-        )
-        # a patch that left in training is no learner: what counts is what the last head says of it
-        whole = encoded.patch_logits if encoded.last_patch_logits is None else encoded.last_patch_logits
-        learners = every_nth(whole, config.local_image_share)
-        distillation = local_distillation_loss(learners, local_logits, smoothing)
-        return local_loss.total + config.local_distillation_weight * distillation
-
-    def compute_pruning_loss(self, encoded: Any, targets: Tensor) -> Tensor:
-        """Return the loss of the pruning heads, 0-dim, its mean over the pruning layers, of an `IceDeiTModelOutput`.
-
-        A gate learns what the last head will say of each patch that reaches it; a patch head learns as the last one
-        does, by the ICE loss on its own logits of all patches.
-        """
-        losses = []
-        for index, logits in zip(self.config.pruning_schedule, encoded.pruning_logits, strict=True):
-            if logits.shape[-1] == 1:
-                is_background = ~foreground_mask(encoded.last_patch_logits)
-                losses.append(gate_loss(logits, encoded.patch_exit_layer >= index, is_background))
-            else:
-                losses.append(self.ice_loss(logits, self.pool(logits), targets).total)
-        return torch.stack(losses).mean()
 
 
 class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
@@ -396,6 +685,7 @@ class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
         pixel_values = check_pixel_values(pixel_values, self.config)
         outputs = super().forward(pixel_values, **kwargs)
         grid_size = self.deit.embeddings.grid_size_of(pixel_values)
+        # (batch, patches, num_labels + 1) -> (batch, num_labels + 1, rows, columns)
         outputs.logits = outputs.patch_logits.transpose(1, 2).unflatten(2, grid_size)
         return outputs
 

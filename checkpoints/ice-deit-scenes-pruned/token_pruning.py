@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token pruning: which patches stay, how their tokens are laid out, and the way back to the full grid.
+"""Token pruning: the strategies that decide which patches are kept, one object each, and their tensor functions.
 
-Pure functions and immutable layouts of tensors. `num_patches` counts the cells of the full patch grid; a token that is
-no patch, such as [CLS], is a prefix token and never leaves. A mask is True where a patch is present.
+A strategy speaks to a `TokenLayout` of `token_layouts`. `num_patches` counts the cells of the full patch grid; a token
+that is no patch, such as [CLS], is a prefix token and never pruned. A mask is True where a patch is present.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
-STRATEGIES = ("background", "top_k", "attentiveness")
 EXECUTIONS = ("auto", "packed", "masked")
 PRUNING_HEADS = ("gate", "patch")
 
+KeepPolicy = Callable[[int, Tensor, Tensor], Tensor]
+"""Decides which patches are kept at a pruning layer: maps its index, the background margin and the mask of the patches
+present, both `(batch_size, num_patches)`, to the mask of those kept, at least one of each image."""
 
-def patch_logits_of(head_output: Tensor, num_labels: int) -> Tensor:
-    """Return what a pruning head says of a patch as patch logits.
+
+def head_output_to_patch_logits(head_output: Tensor, num_labels: int) -> Tensor:
+    """Return the output of a pruning head as patch logits.
 
     Args:
         head_output: `(..., num_labels + 1)` patch logits, which pass unchanged, or `(..., 1)`, the logit of a gate.
@@ -35,7 +42,7 @@ def patch_logits_of(head_output: Tensor, num_labels: int) -> Tensor:
 
 
 def background_margin(head_output: Tensor) -> Tensor:
-    """Return by how much background beats what else a patch could be.
+    """Return the margin by which background beats what else a patch could be.
 
     Args:
         head_output: `(..., num_labels + 1)` patch logits, or `(..., 1)`, the logit of a gate.
@@ -51,39 +58,40 @@ def background_margin(head_output: Tensor) -> Tensor:
 
 
 def keep_foreground(margin: Tensor, present: Tensor, max_margin: float) -> Tensor:
-    """Return which patches stay under the strategy "background".
+    """Return which patches are kept: those whose background margin is small.
 
     Args:
         margin: `(batch_size, num_patches)`, from `background_margin`; any value where no patch is present.
-        present: `(batch_size, num_patches)`, bool, the patches that have not left before.
-        max_margin: A patch leaves when its margin exceeds this.
+        present: `(batch_size, num_patches)`, bool, the patches not pruned before.
+        max_margin: A patch is pruned when its margin exceeds this.
 
     Returns:
-        `(batch_size, num_patches)`, bool. At least one patch of every image stays: the one nearest to foreground.
+        `(batch_size, num_patches)`, bool; the patch nearest to foreground is always kept.
     """
     keep = present & ~(margin > max_margin)
-    # a present patch with a margin of infinity still comes before one that has left
+    # a present patch with a margin of infinity still comes before one that was pruned
     finite = margin.clamp(max=torch.finfo(margin.dtype).max)
     nearest = finite.masked_fill(~present, math.inf).argmin(dim=1, keepdim=True)
     rescued = torch.zeros_like(keep).scatter(1, nearest, True)
     return keep | (rescued & ~keep.any(dim=1, keepdim=True))
 
 
+def foreground_policy(max_margin: float) -> KeepPolicy:
+    """Return the policy that is `keep_foreground` with a fixed `max_margin`."""
+    return lambda _, margin, present: keep_foreground(margin, present, max_margin)
+
+
 def num_kept(keep_rate: float, num_entered: int) -> int:
-    """Return how many of the tokens that entered a cut stay, as EViT counts: `ceil(keep_rate * num_entered)`."""
+    """Return how many of the tokens that enter a pruning step it keeps, as EViT: `ceil(keep_rate * num_entered)`."""
     return math.ceil(keep_rate * num_entered)
 
 
 def split_by_rank(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the places of the `count` highest scores, and those of the rest.
-
-    Args:
-        scores: `(batch_size, num_tokens)`.
-        count: How many, at most `num_tokens`.
+    """Return the places of the `count` highest scores `(batch_size, num_tokens)`, and those of the rest.
 
     Returns:
         `(batch_size, count)` and `(batch_size, num_tokens - count)`, int, each in ascending order of place, so that
-        tokens go on as they lay in the image.
+        tokens keep their order in the image.
     """
     if torch.compiler.is_exporting():  # ONNX knows no stable sort
         order = scores.argsort(dim=1, descending=True)
@@ -92,81 +100,33 @@ def split_by_rank(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
-def mask_of(indices: Tensor, num_places: int) -> Tensor:
+def indices_to_mask(indices: Tensor, num_places: int) -> Tensor:
     """Return indices `(batch_size, count)` as a mask `(batch_size, num_places)`, True at each of them."""
     mask = torch.zeros(indices.shape[0], num_places, dtype=torch.bool, device=indices.device)
     return mask.scatter(1, indices, True)
 
 
-def take(values: Tensor, indices: Tensor) -> Tensor:
+def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
     """Return `values[b, indices[b]]`: of `(batch_size, num_tokens, ...)` and `(batch_size, count)`."""
     index = indices.reshape(*indices.shape, *(1,) * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)
 
 
-def with_prefix(patches: Tensor, num_prefix_tokens: int) -> Tensor:
+def add_prefix(patches: Tensor, num_prefix_tokens: int) -> Tensor:
     """Return a mask of patches `(batch_size, num_patches)` as one of tokens, whose prefix is always True."""
     return torch.nn.functional.pad(patches, (num_prefix_tokens, 0), value=True)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Say where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
-
-    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`.
-
-    Args:
-        present: `(batch_size, num_places)`, bool, the places that hold a token.
-        places: `(total_tokens,)`, int, each token's place in the flattened `present`.
-        lengths: Tokens of each image. `None` in a graph that is captured once for all images: there it is not known.
-    """
-
-    present: Tensor
-    places: Tensor
-    lengths: tuple[int, ...] | None
-
-    @classmethod
-    def of(cls, present: Tensor, is_captured: bool = False) -> "Packing":
-        """Return the packing of the places `(batch_size, num_places)` where `present` is True."""
-        places = present.flatten().nonzero().squeeze(1)
-        return cls(present, places, None if is_captured else tuple(present.sum(dim=1).tolist()))
-
-    @property
-    def is_rectangular(self) -> bool:
-        """Whether all images are known to have the same number of tokens."""
-        return self.lengths is not None and len(set(self.lengths)) <= 1
-
-    @property
-    def image_of_token(self) -> Tensor:
-        """Which image each token belongs to, `(total_tokens,)`, int."""
-        return self.places // self.present.shape[1]
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """Return the tokens that are present of `(batch_size, num_places, ...)` as `(total_tokens, ...)`."""
-        return padded.flatten(0, 1).index_select(0, self.places)
-
-    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
-        """Return `(total_tokens, ...)` as `(batch_size, num_places, ...)`, with `fill` where there is no token."""
-        batch_size, num_places = self.present.shape
-        padded = packed.new_full((batch_size * num_places, *packed.shape[1:]), fill)
-        return padded.index_copy(0, self.places, packed).unflatten(0, (batch_size, num_places))
-
-    def select(self, packed: Tensor, present: Tensor) -> Tensor:
-        """Return those packed tokens whose place is True in `present`, a part of this packing's own mask."""
-        row_of_place = self.present.flatten().cumsum(0) - 1
-        return packed.index_select(0, row_of_place[present.flatten().nonzero().squeeze(1)])
-
-
 def gate_loss(gate_logits: Tensor, present: Tensor, is_background: Tensor) -> Tensor:
-    """Return how far a gate is from telling early what the last head says of a patch.
+    """Return the loss of a gate, whose target is the decision of the last head, background or not.
 
     Args:
         gate_logits: `(batch_size, num_patches, 1)`.
         present: `(batch_size, num_patches)`, bool: the patches that reached the gate; the others do not count.
-        is_background: `(batch_size, num_patches)`, bool: what the last head says.
+        is_background: `(batch_size, num_patches)`, bool: the last head's decision.
 
     Returns:
-        0-dim: the binary cross-entropy in float32, its mean over the patches of each image, then over the images.
+        0-dim: binary cross-entropy in float32, mean over the patches of each image, then over images.
     """
     losses = torch.nn.functional.binary_cross_entropy_with_logits(
         gate_logits.squeeze(-1).float(), is_background.float(), reduction="none"
@@ -174,18 +134,266 @@ def gate_loss(gate_logits: Tensor, present: Tensor, is_background: Tensor) -> Te
     return ((losses * present).sum(dim=1) / present.sum(dim=1)).mean()
 
 
+@dataclass(frozen=True)
+class EncodedTokens:
+    """Kept and pruned tokens after the last layer, on the full patch grid.
+
+    Args:
+        last_hidden_state: `(batch_size, num_tokens, hidden_size)`, after the final norm; zero for pruned patches.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch was pruned, or their number.
+        last_patch_logits: The same of the last head, for pruned patches too; `None` where those were not computed.
+    """
+
+    last_hidden_state: Tensor
+    patch_logits: Tensor
+    exit_layer: Tensor
+    last_patch_logits: Tensor | None = None
+
+
+class TokenLayout(Protocol):
+    """Tokens of a batch between two layers; immutable, each method returns the next one."""
+
+    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "TokenLayout":
+        """Return the tokens after a layer."""
+        ...
+
+    def apply_head(self, head: nn.Module) -> Tensor:
+        """Return the output of a head for the patches, `(batch_size, n, 1 or num_labels + 1)`."""
+        ...
+
+    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
+        """Scatter kept and pruned patches back to the full patch grid."""
+        ...
+
+
+class VariableCountLayout(TokenLayout, Protocol):
+    """Layout in which images may keep different numbers of patches."""
+
+    @property
+    def present(self) -> Tensor:
+        """`(batch_size, num_patches)`, bool: the patches that are attended to."""
+        ...
+
+    def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> TokenLayout:
+        """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
+        ...
+
+
+class FixedCountLayout(TokenLayout, Protocol):
+    """Layout in which all images keep the same number of patches."""
+
+    def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> TokenLayout:
+        """Keep the `count` patches of each image with the highest `scores`, `(batch_size, n)`."""
+        ...
+
+    def prune_inside(
+        self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
+    ) -> TokenLayout:
+        """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most."""
+        ...
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """Layer of an encoder that prunes, as the strategies see it.
+
+    Args:
+        layer_index: Its index.
+        num_entered: Tokens of an image that enter it, prefix aside, by the schedule.
+        count: Tokens of these that its keep rate keeps; all at a layer that prunes nothing.
+        keep_policy: Decides where images keep different numbers.
+    """
+
+    layer_index: int
+    num_entered: int
+    count: int
+    keep_policy: KeepPolicy
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens that each part of a model works on, for every image.
+
+    Attributes:
+        tokens_per_layer: `(num_images, num_layers)`, the tokens that enter each layer, prefix tokens included.
+        mlp_tokens: `(num_images, num_layers)`, those that its MLP sees: fewer where patches are pruned inside.
+        pruning_head_patches: `(num_images,)`, patches that a pruning head is applied to, summed over the layers.
+        patch_head_patches: `(num_images,)`, patches that the patch head is applied to.
+        class_attention_tokens: `(num_images,)`, tokens whose attention from [CLS] is computed once more, to rank them.
+    """
+
+    tokens_per_layer: np.ndarray
+    mlp_tokens: np.ndarray
+    pruning_head_patches: np.ndarray
+    patch_head_patches: np.ndarray
+    class_attention_tokens: np.ndarray
+
+
+def count_present_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
+    """Count the tokens of images whose patches are pruned before a layer, or not at all.
+
+    `config` is an `IceDeiTConfig`, `exit_layer` the model's `patch_exit_layer`, `(num_images, num_patches)`.
+    """
+    layers = np.arange(config.num_hidden_layers)
+    tokens = (exit_layer[:, None] > layers[:, None]).sum(axis=2) + config.num_prefix_tokens
+    none = np.zeros(len(exit_layer), dtype=int)
+    judged = sum(((exit_layer >= index).sum(axis=1) for index in config.pruning_schedule), start=none)
+    return TokenCounts(tokens, tokens, judged, (exit_layer == len(layers)).sum(axis=1), none)
+
+
+Layout = TypeVar("Layout", bound=TokenLayout)
+
+
+class PruningStrategy(Generic[Layout]):
+    """Rule by which patches are pruned; a new one is a subclass with an entry in `STRATEGIES`.
+
+    Attributes:
+        name: Its value of `config.pruning_strategy`.
+        title: One line for user interfaces: name, colon, what it does.
+        needs_heads: Whether it decides by a trained pruning head at each pruning layer.
+        has_fixed_counts: Whether `config.keep_rates` fix how many patches are kept; otherwise each image decides.
+        can_fuse: Whether `config.fuse_pruned_tokens` may be set.
+    """
+
+    name: str
+    title: str
+    needs_heads: bool = True
+    has_fixed_counts: bool = True
+    can_fuse: bool = False
+
+    def schedule(self, layers: Iterable[int], keep_rates: Iterable[float]) -> dict[int, float]:
+        """Return the keep rate by pruning layer."""
+        return dict(zip(layers, keep_rates, strict=True))
+
+    def decide(self, tokens: Layout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+        """Return the tokens that enter a pruning layer, by the output of its pruning head."""
+        return tokens
+
+    def apply_layer(
+        self, tokens: Layout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> TokenLayout:
+        """Return the tokens after any layer of the encoder."""
+        return tokens.apply_layer(layer, **kwargs)
+
+    def num_left(self, step: PruningStep, fuses: bool) -> int:
+        """Return how many tokens of an image, prefix aside, are left after a layer."""
+        return step.count
+
+    def count_tokens(self, config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
+        """Count the tokens that each part of the model works on; arguments as for `count_present_tokens`."""
+        return count_present_tokens(config, exit_layer)
+
+
+class BackgroundStrategy(PruningStrategy[VariableCountLayout]):
+    """Prune as many patches as the pruning heads call background."""
+
+    name = "background"
+    title = "Background: a patch is pruned once it is surely background"
+    has_fixed_counts = False
+
+    def schedule(self, layers: Iterable[int], keep_rates: Iterable[float]) -> dict[int, float]:
+        """Return 1 for each layer: the images decide."""
+        return dict.fromkeys(layers, 1.0)
+
+    def decide(self, tokens: VariableCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+        """Return the tokens that the keep policy keeps."""
+        keep = step.keep_policy(step.layer_index, background_margin(head_output), tokens.present)
+        return tokens.keep(keep, head_output, step.layer_index)
+
+
+class TopKStrategy(PruningStrategy[FixedCountLayout]):
+    """Keep a fixed number of patches, those that the pruning heads find least like background."""
+
+    name = "top_k"
+    title = "Top k: a fixed ratio is kept, the least like background"
+
+    def decide(self, tokens: FixedCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+        """Return the tokens with the `step.count` smallest margins."""
+        margin = background_margin(head_output)
+        prunes = step.count < margin.shape[1]
+        return tokens.keep_best(-margin, step.count, head_output, step.layer_index) if prunes else tokens
+
+    def count_tokens(self, config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
+        """Count by the schedule; of `exit_layer` the shape alone matters."""
+        (num_images, present), schedule = exit_layer.shape, config.pruning_schedule
+        tokens, judged = [], 0
+        for index in range(config.num_hidden_layers):
+            if index in schedule:
+                judged += present
+                present = num_kept(schedule[index], present)
+            tokens.append(config.num_prefix_tokens + present)
+        return _same_for_all(num_images, tokens, tokens, judged, present, 0)
+
+
+class AttentivenessStrategy(PruningStrategy[FixedCountLayout]):
+    """Keep a fixed number of patches, those that [CLS] attends to most, between attention and MLP of a layer.
+
+    Source: Liang et al., "Not All Patches are What You Need" (EViT), ICLR 2022.
+    """
+
+    name = "attentiveness"
+    title = "Attentiveness: a fixed ratio is kept, by [CLS] attention (EViT)"
+    needs_heads = False
+    can_fuse = True
+
+    def apply_layer(
+        self, tokens: FixedCountLayout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> TokenLayout:
+        """Return the tokens after a layer that prunes inside."""
+        if step.count < step.num_entered:
+            return tokens.prune_inside(layer, step.count, patch_head, step.layer_index, **kwargs)
+        return tokens.apply_layer(layer, **kwargs)
+
+    def num_left(self, step: PruningStep, fuses: bool) -> int:
+        """Return the number of kept patches, plus 1 for a fused token."""
+        return step.count + (fuses and step.count < step.num_entered)
+
+    def count_tokens(self, config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
+        """Count by the schedule; of `exit_layer` the shape alone matters."""
+        (num_images, present), prefix, schedule = exit_layer.shape, config.num_prefix_tokens, config.pruning_schedule
+        entering, after_attention, classified, ranked = [], [], 0, 0
+        for index in range(config.num_hidden_layers):
+            entering.append(prefix + present)
+            kept = num_kept(schedule.get(index, 1.0), present)
+            if kept < present:
+                ranked += prefix + present
+                classified += present - kept  # the patch head classifies a patch as it is pruned
+                present = kept + config.fuse_pruned_tokens
+            after_attention.append(prefix + present)
+        return _same_for_all(num_images, entering, after_attention, 0, classified + present, ranked)
+
+
+def _same_for_all(num_images: int, *counts: Any) -> TokenCounts:
+    return TokenCounts(*(np.repeat(np.asarray(part)[None], num_images, axis=0) for part in counts))
+
+
+_ALL: tuple[PruningStrategy, ...] = (BackgroundStrategy(), TopKStrategy(), AttentivenessStrategy())
+STRATEGIES = {strategy.name: strategy for strategy in _ALL}
+"""Strategies by the value of `config.pruning_strategy`."""
+
 __all__ = [
     "EXECUTIONS",
     "PRUNING_HEADS",
     "STRATEGIES",
-    "Packing",
+    "BackgroundStrategy",
+    "EncodedTokens",
+    "FixedCountLayout",
+    "KeepPolicy",
+    "PruningStep",
+    "PruningStrategy",
+    "TokenCounts",
+    "TokenLayout",
+    "VariableCountLayout",
+    "add_prefix",
     "background_margin",
+    "count_present_tokens",
+    "foreground_policy",
     "gate_loss",
+    "gather_tokens",
+    "head_output_to_patch_logits",
+    "indices_to_mask",
     "keep_foreground",
-    "mask_of",
     "num_kept",
-    "patch_logits_of",
     "split_by_rank",
-    "take",
-    "with_prefix",
 ]

@@ -10,10 +10,9 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.models.deit.modeling_deit import DeiTPreTrainedModel
+from transformers.models.deit.modeling_deit import DeiTEmbeddings, DeiTPreTrainedModel
 
 from .configuration_ice_deit import IceDeiTConfig
-from .layers_ice_deit import IceDeiTEmbeddings, IceDeiTGateScore
 from .remote_code import copy_remote_code, remote_code_entries
 
 
@@ -83,11 +82,11 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, IceDeiTEmbeddings):
+        if isinstance(module, DeiTEmbeddings):
             for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, IceDeiTGateScore):
+        elif isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):

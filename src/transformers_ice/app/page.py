@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ..ice_deit.token_pruning import STRATEGIES
 from .analysis import Explanation, LoadedModel, PreparedImage, explain_image, prepare_image
 from .examples import draw_examples
 from .fragments import (
@@ -291,8 +292,8 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
 
 def _show_control_of(strategy: str) -> tuple[Any, Any]:
     """Show the slider that a strategy listens to, and hide the other."""
-    uses_margin = strategy == "background"
-    return gr.update(visible=uses_margin), gr.update(visible=not uses_margin)
+    uses_rate = STRATEGIES[strategy].has_fixed_counts
+    return gr.update(visible=not uses_rate), gr.update(visible=uses_rate)
 
 
 def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
@@ -320,7 +321,7 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             label="Margin",
             info="By how much background has to win, in logits. Larger keeps more patches.",
             min_width=260,
-            visible=usable[0] == "background",
+            visible=not STRATEGIES[usable[0]].has_fixed_counts,
             elem_id="margin",
         )
         rate = gr.Slider(
@@ -331,7 +332,7 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             label="Keep rate",
             info="Share of the patches that stays at each cut.",
             min_width=260,
-            visible=usable[0] != "background",
+            visible=STRATEGIES[usable[0]].has_fixed_counts,
             elem_id="keep-rate",
         )
     strategy.change(_show_control_of, strategy, [margin, rate], **_event("control"))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..ice_deit.token_pruning import STRATEGIES
 from ..speed import Spread, count_tokens, ideal_macs, interleave, share_weights, summarize_spread, time_call
 from .analysis import LoadedModel, PreparedImage
 from .limits import Deadline, RequestError
@@ -18,11 +19,7 @@ from .limits import Deadline, RequestError
 
 __all__ = ["STRATEGY_NAMES", "PruningResult", "PruningSetting", "RunSummary", "measure_pruning", "missing_heads"]
 
-STRATEGY_NAMES = {
-    "background": "Background: a patch leaves once it is surely background",
-    "top_k": "Top k: a fixed share stays, the least like background",
-    "attentiveness": "Attentiveness: a fixed share stays, by [CLS] attention (EViT)",
-}
+STRATEGY_NAMES = {name: strategy.title for name, strategy in STRATEGIES.items()}
 _NUM_REPEATS, _NUM_WARMUPS = 9, 2
 
 
@@ -32,8 +29,8 @@ class PruningSetting:
 
     Attributes:
         strategy: A key of `STRATEGY_NAMES`.
-        margin: For "background": by how much background has to win, in logits.
-        keep_rate: For the others: share of the patches that stays at each pruning layer, in (0, 1].
+        margin: By how much background has to win, in logits, where images keep different numbers of patches.
+        keep_rate: Ratio of the patches kept at each pruning layer, in (0, 1], where the numbers are fixed.
     """
 
     strategy: str
@@ -98,11 +95,12 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
         loaded: The model.
         strategy: A key of `STRATEGY_NAMES`.
     """
-    if strategy == "attentiveness" or _head_layers(loaded):
+    if not STRATEGIES[strategy].needs_heads or _head_layers(loaded):
         return ""
+    without = " or ".join(f"“{other.title.split(':')[0]}”" for other in STRATEGIES.values() if not other.needs_heads)
     return (
         f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and "
-        "this checkpoint has none. “Attentiveness” needs no heads. Or start the app on a checkpoint that has them, "
+        f"this checkpoint has none. {without} needs no heads. Or start the app on a checkpoint that has them, "
         "such as checkpoints/ice-deit-scenes-pruned."
     )
 
@@ -180,5 +178,5 @@ def _fields(loaded: LoadedModel, setting: PruningSetting) -> dict[str, Any]:
         "pruning_layers": layers,
         "keep_rates": [setting.keep_rate] * len(layers),
         "background_margin": setting.margin,
-        "fuse_pruned_tokens": setting.strategy == "attentiveness",
+        "fuse_pruned_tokens": STRATEGIES[setting.strategy].can_fuse,
     }

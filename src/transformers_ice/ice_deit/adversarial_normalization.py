@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adversarial normalization: the ICE loss, from patch logits and image labels alone.
+"""Adversarial normalization: the formulas of the ICE loss, from patch logits and image labels alone.
 
 Pure functions of tensors. `patch_logits` holds one score per patch and class, background on the last index.
 Source: Choi, Jin, Han, CVPR 2023, and the authors' `models_ICE.py` and `engine_ICE.py` (Hanyang-HCC-Lab/ICE).
@@ -13,25 +13,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class AdversarialNormalizationLoss:
-    """Hold the loss and its unweighted parts, each 0-dim.
-
-    Args:
-        total: Weighted sum of the two; the weight of `background` is 0 while the gate is closed.
-        classification: Cross-entropy of the pooled foreground logits with the image's label.
-        background: Cross-entropy of the pooled background logits with the background class.
-        candidate_label: `candidate_label_loss`; `None` where it has no weight (published).
-    """
-
-    total: Tensor
-    classification: Tensor
-    background: Tensor
-    candidate_label: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class PooledPatches:
-    """Hold what the patches of each image say together.
+    """Patch logits of each image, pooled.
 
     Args:
         foreground_logits: `(batch_size, num_labels + 1)`, from `pool_foreground_logits`.
@@ -104,10 +87,10 @@ def pool_softly(patch_logits: Tensor) -> Tensor:
 
 
 def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how far patches are from what they may be: the image's class, or background.
+    """Return the partial-label loss of patches, whose candidates are the image's class and background.
 
-    Whatever else a patch may look like, the image's label does not name it. With this a patch that only looks like a
-    class goes to background, and not to that class.
+    Whatever else a patch may look like, the image's label does not name it. With this loss a patch that only looks
+    like another class becomes background.
 
     Args:
         patch_logits: `(batch_size, num_patches, num_labels + 1)`.
@@ -139,6 +122,21 @@ def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
         `(batch_size, num_labels + 1)`.
     """
     return patch_logits.mean(dim=1) * scale
+
+
+def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledPatches:
+    """Pool patch logits over each image, as published.
+
+    Args:
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
+        background_logit_scale: Factor on the mean of all patches.
+    """
+    mask = foreground_mask(patch_logits)
+    return PooledPatches(
+        foreground_logits=pool_foreground_logits(patch_logits, mask),
+        background_logits=pool_background_logits(patch_logits, background_logit_scale),
+        foreground_ratio=mask.float().mean(dim=-1),
+    )
 
 
 def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
@@ -205,56 +203,52 @@ def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
     return total[0] / total[1]
 
 
-def adversarial_normalization_loss(
-    foreground_logits: Tensor,
-    background_logits: Tensor,
-    targets: Tensor,
-    batch_ratio: Tensor,
-    background_loss_weight: float,
-    min_foreground_ratio: float,
-    classification_loss_weight: float = 1.0,
-    max_foreground_ratio: float = 1.0,
-    classification_loss_type: str = "cross_entropy",
-) -> AdversarialNormalizationLoss:
-    """Return the ICE loss of a batch.
+def background_cross_entropy(background_logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy of pooled background logits with the background class, computed in float32.
 
     Args:
-        foreground_logits: `(batch_size, num_labels + 1)`, from `pool_foreground_logits`.
         background_logits: `(batch_size, num_labels + 1)`, from `pool_background_logits`.
-        targets: `(batch_size, num_labels)` soft targets; background gets 0.
-        batch_ratio: 0-dim mean foreground ratio of the whole batch, which closes the gate.
-        background_loss_weight: Weight of the background part (published: 0.025).
-        min_foreground_ratio: The background part counts only while `batch_ratio` is at least this (published: 0.1).
-        classification_loss_weight: Weight of the classification part (published: 1).
-        max_foreground_ratio: From here on the weight of the background part grows with `batch_ratio`, by up to 1 where
-            every patch is foreground: a weight that was chosen too small corrects itself (published: 1, never).
-        classification_loss_type: One of `CLASSIFICATION_LOSSES` (published: "cross_entropy"). The background part is a
-            cross-entropy in any case.
 
     Returns:
-        The total and its unweighted parts.
+        0-dim: the adversary, which pulls every patch towards background.
     """
-    classification = CLASSIFICATION_LOSSES[classification_loss_type](foreground_logits, F.pad(targets, (0, 1)))
-    # cross-entropy with the background class, written so that background's index stays "the last one"
-    background = -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
-    weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).to(background.dtype)
+    # written so that background's index stays "the last one"
+    return -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
+
+
+def background_weight(
+    batch_ratio: Tensor, background_loss_weight: float, min_foreground_ratio: float, max_foreground_ratio: float = 1.0
+) -> Tensor:
+    """Return the weight of the background part for a batch.
+
+    Args:
+        batch_ratio: 0-dim mean foreground ratio of the whole batch, which gates the background part.
+        background_loss_weight: Weight while the gate is open (published: 0.025).
+        min_foreground_ratio: The gate is open while `batch_ratio` is at least this (published: 0.1).
+        max_foreground_ratio: From here on the weight grows with `batch_ratio`, by up to 1 where every patch is
+            foreground: a weight that was chosen too small corrects itself (published: 1, never).
+
+    Returns:
+        0-dim, float32, without gradient.
+    """
+    weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).float()
     if max_foreground_ratio < 1:
         weight = weight + ((batch_ratio - max_foreground_ratio) / (1 - max_foreground_ratio)).clamp(min=0)
-    total = classification_loss_weight * classification + weight * background
-    return AdversarialNormalizationLoss(total, classification, background)
+    return weight
 
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
-    "AdversarialNormalizationLoss",
     "PooledPatches",
-    "adversarial_normalization_loss",
+    "background_cross_entropy",
+    "background_weight",
     "batch_foreground_ratio",
     "candidate_label_loss",
     "foreground_mask",
     "foreground_ratio",
     "pool_background_logits",
     "pool_foreground_logits",
+    "pool_patches",
     "pool_softly",
     "soft_binary_cross_entropy",
     "soft_cross_entropy",

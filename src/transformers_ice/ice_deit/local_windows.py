@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local windows: what patches say when they see only their own part of the image, and how they learn from it.
+"""Local windows: split and joined, the distillation from them, and the bilateral smoothing of its targets.
 
-In a transformer every patch sees the whole image, so a patch of anything soon names the class of the image, and ICE
-takes it for foreground. A patch whose window does not hold the object cannot. Pure functions of tensors.
+In a transformer every patch sees the whole image, so a patch of anything soon predicts the class of the image, and ICE
+takes it for foreground. A patch whose window does not hold the object cannot. Objects cover neighbouring patches and
+end at edges, so the window predictions are smoothed over patches that look alike. Pure functions of tensors.
 """
 
 import torch
@@ -43,13 +44,13 @@ def join_windows(windows: Tensor, grid_size: tuple[int, int], num_windows: int) 
 
 
 def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothing: Tensor) -> Tensor:
-    """Return how far patches that see the whole image are from what they say by themselves, 0-dim.
+    """Return the distillation loss from window logits (teacher) to full-image logits (student), 0-dim.
 
     Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`, of patches that see everything: the learners.
-        local_logits: The same of patches that see their window only: the teachers, without gradient.
-        smoothing: `(batch_size, num_patches, num_patches)`, from `patch_smoothing.smoothing_weights`: how much each
-            teacher counts for each learner, since things cover neighbouring patches.
+        patch_logits: `(batch_size, num_patches, num_labels + 1)`, of patches that attend to the whole image.
+        local_logits: The same of patches that attend to their window only; no gradient flows into them.
+        smoothing: `(batch_size, num_patches, num_patches)`, from `smoothing_weights`: how much each teacher patch
+            counts for each student patch, since objects cover neighbouring patches.
 
     Returns:
         The cross-entropy in float32, mean over patches and images. Its least value is the targets' entropy, not 0.
@@ -60,13 +61,93 @@ def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothin
     return -(targets * patch_logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
-def every_nth(values: Tensor, share: float) -> Tensor:
-    """Return evenly spaced rows of a batch, about `share` of it and at least the first.
+def every_nth(values: Tensor, fraction: float) -> Tensor:
+    """Return evenly spaced rows of a batch, about a `fraction` of it and at least the first.
 
     Evenly spaced rows are the same ones however the batch is divided over processes, as long as its parts are
     multiples of the spacing.
     """
-    return values[:: max(1, round(1 / share))]
+    return values[:: max(1, round(1 / fraction))]
 
 
-__all__ = ["every_nth", "join_windows", "local_distillation_loss", "split_windows"]
+# binomial, the smallest kernel that blurs: the weight of each step along a side
+_KERNEL = {-1: 0.25, 0: 0.5, 1: 0.25}
+
+
+def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Return the appearance of patches: the mean and standard deviation of their pixels, by channel.
+
+    Args:
+        pixel_values: `(batch_size, num_channels, height, width)`, normalised.
+        patch_size: Height and width of a patch; pixels beyond the last whole patch are left out.
+
+    Returns:
+        `(batch_size, num_patches, 2 * num_channels)`, float32, in units of the pixel values.
+    """
+    height, width = patch_size
+    # (batch, channels, rows, columns, height, width) -> (batch, channels, patches, pixels)
+    cells = pixel_values.float().unfold(2, height, height).unfold(3, width, width).flatten(4).flatten(2, 3)
+    deviation, mean = torch.std_mean(cells, dim=-1, correction=0)
+    return torch.cat((mean, deviation), dim=1).transpose(1, 2)
+
+
+def neighbor_weights(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Return the weight of each patch in the mean of each other: 4 : 2 : 1 for itself, beside, across.
+
+    The grid is padded by repeating its edge.
+
+    Args:
+        grid_size: Rows and columns.
+        device: Of the result.
+
+    Returns:
+        `(num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so each row sums to 1.
+    """
+    lines = []
+    for length in grid_size:
+        line = torch.zeros(length, length, device=device)
+        index = torch.arange(length, device=device)
+        for step, weight in _KERNEL.items():
+            line[index, (index + step).clamp(0, length - 1)] += weight
+        lines.append(line)
+    return torch.kron(*lines)
+
+
+def smoothing_weights(appearance: Tensor, grid_size: tuple[int, int], appearance_weight: float, steps: int) -> Tensor:
+    """Return the matrices that average each patch with the neighbours that look like it.
+
+    Args:
+        appearance: `(batch_size, num_patches, n)`, from `patch_appearance`.
+        grid_size: Rows and columns.
+        appearance_weight: A neighbour counts by 4 : 2 : 1 times exp(-appearance_weight * d^2), where d is the
+            Euclidean distance of appearance, >= 0. d^2 is a sum over channels, in squared units of the pixel values: a
+            fair weight belongs to one normalisation and number of channels.
+        steps: Number of passes, >= 1, which is also how many patches far the average reaches.
+
+    Returns:
+        `(batch_size, num_patches, num_patches)`, float32, rows sum to 1, so probabilities stay probabilities.
+
+    Dense, so meant for grids of some hundred patches: time grows with the cube of their number. No gradient flows.
+
+    Source: the bilateral filter (Tomasi, Manduchi, ICCV 1998), over patches. Araslanov, Roth, "Single-Stage Semantic
+    Segmentation from Image Labels" (CVPR 2020), refine masks by the likeness of neighbours too, of pixels, scaled
+    locally.
+    """
+    near = neighbor_weights(grid_size, appearance.device)
+    # autocast would multiply in half precision
+    with torch.no_grad(), torch.autocast(appearance.device.type, enabled=False):
+        # by differences and not by products, which lose small distances to rounding
+        distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist")
+        weights = near * torch.exp(-appearance_weight * distances.square())
+        return torch.matrix_power(weights / weights.sum(dim=-1, keepdim=True), steps)
+
+
+__all__ = [
+    "every_nth",
+    "join_windows",
+    "local_distillation_loss",
+    "neighbor_weights",
+    "patch_appearance",
+    "smoothing_weights",
+    "split_windows",
+]

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention in a packed batch, whose images have different numbers of tokens: four exact ways to run it."""
+"""Packed batches, whose images have different numbers of tokens, and four exact ways to run attention in them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
-
-from .token_pruning import Packing
 
 
 varlen_attn: Any = None
@@ -19,6 +18,54 @@ except ImportError:
     pass
 else:
     varlen_attn = varlen.varlen_attn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
+
+    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`.
+
+    Args:
+        present: `(batch_size, num_places)`, bool, the places that hold a token.
+        places: `(total_tokens,)`, int, each token's place in the flattened `present`.
+        lengths: Tokens of each image. `None` in a graph that is captured once for all images: there it is not known.
+    """
+
+    present: Tensor
+    places: Tensor
+    lengths: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, present: Tensor, is_captured: bool = False) -> "Packing":
+        """Return the packing of the places `(batch_size, num_places)` where `present` is True."""
+        places = present.flatten().nonzero().squeeze(1)
+        return cls(present, places, None if is_captured else tuple(present.sum(dim=1).tolist()))
+
+    @property
+    def is_rectangular(self) -> bool:
+        """Whether all images are known to have the same number of tokens."""
+        return self.lengths is not None and len(set(self.lengths)) <= 1
+
+    @property
+    def image_of_token(self) -> Tensor:
+        """Which image each token belongs to, `(total_tokens,)`, int."""
+        return self.places // self.present.shape[1]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return the tokens that are present of `(batch_size, num_places, ...)` as `(total_tokens, ...)`."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
+        """Return `(total_tokens, ...)` as `(batch_size, num_places, ...)`, with `fill` where there is no token."""
+        batch_size, num_places = self.present.shape
+        padded = packed.new_full((batch_size * num_places, *packed.shape[1:]), fill)
+        return padded.index_copy(0, self.places, packed).unflatten(0, (batch_size, num_places))
+
+    def select(self, packed: Tensor, present: Tensor) -> Tensor:
+        """Return the packed tokens whose place is True in `present`, a part of this packing's own mask."""
+        row_of_place = self.present.flatten().cumsum(0) - 1
+        return packed.index_select(0, row_of_place[present.flatten().nonzero().squeeze(1)])
 
 
 def attend_packed(
@@ -38,7 +85,7 @@ def attend_packed(
         key: The same shape.
         value: The same shape.
         packing: Which image each token belongs to.
-        config: Says which attention implementation it is.
+        config: The model's configuration, which names the attention implementation.
 
     Returns:
         `(1, total_tokens, num_heads, head_dim)`.
@@ -122,4 +169,4 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int
     return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
 
 
-__all__ = ["attend_packed"]
+__all__ = ["Packing", "attend_packed"]

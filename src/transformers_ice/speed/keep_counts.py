@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ice_deit.token_pruning import KeepPolicy
 
-__all__ = ["counts_from_shares", "draw_keep_shares", "prescribed_counts", "read_keep_shares"]
+
+__all__ = ["counts_from_shares", "draw_keep_shares", "prescribed_counts", "read_keep_shares", "smallest_margins"]
 
 
 def draw_keep_shares(
@@ -30,7 +32,7 @@ def draw_keep_shares(
         mean: Its mean, in (0, 1).
         deviation: Its standard deviation, positive and below `sqrt(mean * (1 - mean))`.
         num_images: How many images.
-        num_pruning_layers: How many pruning layers. All of them get the same share: patches leave at the first.
+        num_pruning_layers: How many pruning layers. All of them get the same share: patches are pruned at the first.
         seed: Of the draw.
 
     Returns:
@@ -83,17 +85,12 @@ def counts_from_shares(shares: np.ndarray, num_patches: int) -> np.ndarray:
     return np.maximum(np.rint(np.asarray(shares) * num_patches), 1).astype(np.int64)
 
 
-@contextmanager
-def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
-    """Let a model keep prescribed numbers of patches, those of smallest margin; its pruning heads are run as ever.
+def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
+    """Return the keep policy that keeps prescribed numbers of patches, those of smallest background margin.
 
     Args:
-        model: An ICE classifier with the strategy "background".
         counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
         layers: The pruning layers, in the order of `counts`.
-
-    Yields:
-        Nothing; behind the block the model decides by itself again.
     """
     column = {index: position for position, index in enumerate(layers)}
 
@@ -102,8 +99,24 @@ def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iter
         is_kept = torch.arange(margin.shape[1], device=margin.device) < counts[:, column[layer_index], None]
         return present & torch.zeros_like(present).scatter(1, order, is_kept)
 
-    model.deit.foreground_patches = keep_smallest  # on the instance: it hides the method of its class
+    return keep_smallest
+
+
+@contextmanager
+def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
+    """Let a model keep prescribed numbers of patches inside the block; its pruning heads are run as ever.
+
+    Args:
+        model: An ICE classifier with the strategy "background".
+        counts: As for `smallest_margins`.
+        layers: As for `smallest_margins`.
+
+    Yields:
+        Nothing; restores the model's own decision on exit.
+    """
+    encoder, before = model.deit, model.deit.keep_policy
+    encoder.keep_policy = smallest_margins(counts, layers)
     try:
         yield
     finally:
-        del model.deit.foreground_patches
+        encoder.keep_policy = before

@@ -7,7 +7,6 @@ What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways take in m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedConfig
 
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
-from ..ice_deit.token_pruning import num_kept
+from ..ice_deit.token_pruning import STRATEGIES, TokenCounts, count_present_tokens
 
 
 __all__ = ["TokenCounts", "count_macs", "count_tokens", "ideal_macs"]
@@ -43,26 +42,6 @@ def count_macs(call: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-@dataclass(frozen=True)
-class TokenCounts:
-    """Hold how many tokens each part of a model works on, for every image.
-
-    Attributes:
-        tokens_per_layer: `(num_images, num_layers)`, the tokens that enter each layer, prefix tokens included.
-        mlp_tokens: `(num_images, num_layers)`, those that its MLP sees: fewer where patches leave inside the layer.
-        pruning_head_patches: `(num_images,)`, patches put before a pruning head, summed over the pruning layers.
-        patch_head_patches: `(num_images,)`, patches put before the patch head.
-        class_attention_tokens: `(num_images,)`, tokens whose attention from [CLS] is computed once more, as layers
-            that rank by it do.
-    """
-
-    tokens_per_layer: np.ndarray
-    mlp_tokens: np.ndarray
-    pruning_head_patches: np.ndarray
-    patch_head_patches: np.ndarray
-    class_attention_tokens: np.ndarray
-
-
 def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
     """Return how many tokens each part of a model works on.
 
@@ -71,42 +50,13 @@ def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCount
         exit_layer: `(num_images, num_patches)`, the model's `patch_exit_layer`. It is needed where images keep
             different numbers of patches; elsewhere its shape alone counts.
     """
-    num_images, num_patches = exit_layer.shape
-    layers = np.arange(config.num_hidden_layers)
     if not isinstance(config, IceDeiTConfig):
-        tokens = np.full((num_images, len(layers)), num_patches + 1)
+        num_images, num_patches = exit_layer.shape
+        tokens = np.full((num_images, config.num_hidden_layers), num_patches + 1)
         none = np.zeros(num_images, dtype=int)
         return TokenCounts(tokens, tokens, none, none, none)
-    if config.pruning_strategy not in ("top_k", "attentiveness"):
-        present = (exit_layer[:, None] > layers[:, None]).sum(axis=2)
-        asked = [(exit_layer >= index).sum(axis=1) for index in config.pruning_schedule]
-        stayed = (exit_layer == len(layers)).sum(axis=1)
-        tokens = present + config.num_prefix_tokens
-        none = np.zeros(num_images, dtype=int)
-        return TokenCounts(tokens, tokens, np.sum(asked, axis=0) + none, stayed, none)
-    counts = _count_scheduled(config, num_patches)
-    return TokenCounts(*(np.repeat(np.asarray(part)[None], num_images, axis=0) for part in counts))
-
-
-def _count_scheduled(config: IceDeiTConfig, num_patches: int) -> tuple[list[int], list[int], int, int, int]:
-    """Return the fields of `TokenCounts` for one image of a strategy that keeps fixed numbers."""
-    schedule, prefix, present = config.pruning_schedule, config.num_prefix_tokens, num_patches
-    cuts_inside = config.pruning_strategy == "attentiveness"
-    entering, after_attention, asked, shown, ranked = [], [], 0, 0, 0
-    for index in range(config.num_hidden_layers):
-        kept = num_kept(schedule.get(index, 1.0), present)
-        if cuts_inside:
-            entering.append(prefix + present)
-            if kept < present:
-                ranked += prefix + present
-                shown += present - kept  # the patch head sees a patch as it leaves
-                present = kept + config.fuse_pruned_tokens
-        else:
-            asked += present if index in schedule else 0
-            present = kept
-            entering.append(prefix + present)
-        after_attention.append(prefix + present)
-    return entering, after_attention, asked, shown + present, ranked
+    strategy = STRATEGIES.get(config.pruning_strategy or "")
+    return (strategy.count_tokens if strategy else count_present_tokens)(config, exit_layer)
 
 
 def ideal_macs(
@@ -118,7 +68,7 @@ def ideal_macs(
     class_attention_tokens: np.ndarray | int = 0,
     num_patches: int | None = None,
 ) -> np.ndarray:
-    """Work out the MACs of each image when nothing is computed in vain: no padding, no token that has left.
+    """Work out the MACs of each image when nothing is computed in vain: no padding, no pruned token.
 
     With N tokens of width D and an MLP of width I, a layer takes 4 N D^2 for its projections, 2 N^2 D for attention
     and 2 N D I for the MLP.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.token_pruning import STRATEGIES, BackgroundStrategy
 
 
 __all__ = ["BACKGROUND", "REFERENCE", "Variant", "build_variants", "share_as_vit", "share_weights"]
 
 REFERENCE = "ICE unpruned"
-BACKGROUND = "background"
+BACKGROUND = BackgroundStrategy.name
 _VIT = "ViT (transformers)"
 
 
@@ -30,7 +32,7 @@ class Variant:
         name: Its row in the table.
         model: In evaluation mode; its parameters are those of all other variants.
         is_compiled: Whether `torch.compile` is to be called on it.
-        is_decided: Whether the images decide how many patches stay.
+        is_decided: Whether the images decide how many patches are kept.
     """
 
     name: str
@@ -86,7 +88,8 @@ def build_variants(
 
     Args:
         model: In evaluation mode, with pruning heads.
-        keep_rates: Each is taken at every pruning layer by "top_k" and, with fused tokens, by "attentiveness".
+        keep_rates: Each is taken at every pruning layer by every strategy that keeps fixed numbers, with fused tokens
+            where it can.
         compiles: Whether to add the compiled unpruned and "top_k" models.
         decided_names: Names of the variants under "background", one for each set of prescribed numbers.
 
@@ -95,22 +98,22 @@ def build_variants(
     """
     layers = model.config.pruning_layers or []
     plain: dict[str, Any] = {"pruning_strategy": None, "fuse_pruned_tokens": False}
+    fixed = [strategy for strategy in STRATEGIES.values() if strategy.has_fixed_counts]
     variants = []
     if not model.config.use_distillation_token:
         variants.append(Variant(_VIT, share_as_vit(model)))
     variants.append(Variant(REFERENCE, share_weights(model, **plain)))
-    for rate in keep_rates:
-        fields = {**plain, "pruning_strategy": "top_k", "keep_rates": [rate] * len(layers)}
-        variants.append(Variant(f"top_k {rate:g}", share_weights(model, **fields)))
-    for rate in keep_rates:
-        fields = {"pruning_strategy": "attentiveness", "fuse_pruned_tokens": True, "keep_rates": [rate] * len(layers)}
-        variants.append(Variant(f"attentiveness {rate:g}", share_weights(model, **fields)))
+    for strategy, rate in product(fixed, keep_rates):
+        fields = {"pruning_strategy": strategy.name, "fuse_pruned_tokens": strategy.can_fuse}
+        pruned = share_weights(model, **fields, keep_rates=[rate] * len(layers))
+        variants.append(Variant(f"{strategy.name} {rate:g}", pruned))
     for name in decided_names:
-        background = share_weights(model, **{**plain, "pruning_strategy": "background"})
+        background = share_weights(model, **{**plain, "pruning_strategy": BACKGROUND})
         variants.append(Variant(name, background, is_decided=True))
     if compiles:
         for variant in list(variants):
-            if variant.name == REFERENCE or variant.name.startswith("top_k"):
-                twin: Any = variant.model
+            twin: Any = variant.model
+            ranks_by_heads = getattr(twin.config, "has_pruning_heads", False) and not variant.is_decided
+            if variant.name == REFERENCE or ranks_by_heads:
                 variants.append(Variant(f"{variant.name}, compiled", share_weights(twin), is_compiled=True))
     return variants

@@ -133,7 +133,7 @@ def _look_at(
             for (place, record, label), error in zip(batch, errors, strict=True):
                 where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
                 try:
-                    report.counts[split][labels.encode(label)] += 1
+                    report.counts[split].update(labels.classes_of(label))
                 except ValueError as fault:
                     report.faults.append(f"{where}: {fault}")
                 if error is not None:

@@ -2,7 +2,8 @@
 """The classes of a run, and the number of the class that a cell of a table or the name of a folder stands for.
 
 Nothing else turns a stored label into a number: tables, streams, checks and evaluation sets read labels through
-`Labels.encode`. Several labels an image would start there: a list for `encode`, another type for `Labels.feature`.
+`Labels`. Several labels an image would start here: `classes_of` gives more than one number, `encode` a multi-hot list,
+and `feature` is a list of classes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 
-__all__ = ["Cells", "Labels", "count_cells", "read_column", "shorten"]
+__all__ = ["Cells", "Labels", "cells_from_json", "cells_to_json", "count_cells", "read_column", "shorten"]
 
 Cells = dict[Any, tuple[int, int]]
 """The different cells of a column, each with the number of the first row that holds it, and of all rows that do."""
@@ -154,6 +155,10 @@ class Labels:
             return self.numbers[cell]
         raise ValueError(f"the class {cell!r} is none of the {len(self.names)} classes, expected {self.expected}")
 
+    def classes_of(self, cell: Any) -> list[int]:
+        """Return the numbers of all classes of an image, today one; `encode` is what a model is trained on."""
+        return [self.encode(cell)]
+
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
         """Raise if some cell of a column stands for no class.
 
@@ -253,6 +258,16 @@ def count_cells(cells: Iterable[Any]) -> Cells:
         first, count = counted.get(cell, (row, 0))
         counted[cell] = first, count + 1
     return counted
+
+
+def cells_to_json(cells: Iterable[Any]) -> list[tuple[Any, int, int]]:
+    """Count the cells of a column, in a form that JSON can hold: its keys are texts, cells need not be."""
+    return [(cell, first, count) for cell, (first, count) in count_cells(cells).items()]
+
+
+def cells_from_json(listed: Iterable[Sequence[Any]]) -> Cells:
+    """Undo `cells_to_json`."""
+    return {cell: (first, count) for cell, first, count in listed}
 
 
 def shorten(values: Iterable[Any]) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet
 from datasets import load_dataset_builder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from .labels import Cells, count_cells
+from .labels import Cells, cells_from_json, cells_to_json
 
 
 __all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
@@ -111,11 +111,12 @@ def count_rows(files: Sequence[str]) -> list[int]:
 
 def place_in_shards(files: Sequence[str], counts: Sequence[int], index: int) -> str:
     """Return file and row of a number among all rows, in the order of the files."""
+    row = index
     for file, count in zip(files, counts, strict=True):
-        if index < count:
-            return f"row {index} of {file}"
-        index -= count
-    raise IndexError(f"row {index} behind the last one")
+        if row < count:
+            return f"row {row} of {file}"
+        row -= count
+    raise IndexError(f"Row {index} after the last one, of {len(files)} files with {sum(counts)} rows.")
 
 
 def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False) -> Cells:
@@ -131,19 +132,10 @@ def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False
         ValueError: If a file cannot be read, naming it.
     """
     if kind_of(files) == "webdataset":
-        return _as_cells(_remembered(files, column, lambda: _as_list(_tar_cells(files, column))))
+        return cells_from_json(_remembered(files, column, lambda: cells_to_json(_tar_cells(files, column))))
     if extremes_suffice and any("://" in file for file in files):
         return _parquet_extremes(files, column)
-    return _as_cells(_remembered(files, column, lambda: _as_list(_parquet_cells(files, column))))
-
-
-def _as_list(cells: Iterator[Any]) -> list[tuple[Any, int, int]]:
-    """Return different cells as JSON holds them, where only texts can be keys."""
-    return [(cell, first, count) for cell, (first, count) in count_cells(cells).items()]
-
-
-def _as_cells(listed: Sequence[Sequence[Any]]) -> Cells:
-    return {cell: (first, count) for cell, first, count in listed}
+    return cells_from_json(_remembered(files, column, lambda: cells_to_json(_parquet_cells(files, column))))
 
 
 def _remembered(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:

@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from streaming_shards import png_of, write_parquet, write_tars
 
+from transformers_ice.data.images.loading import load_images
 from transformers_ice.training import DataArguments, DataReport, check_data
 
 
@@ -53,10 +54,11 @@ def write_faults(folder: Path) -> str:
     return str(folder / "t.parquet")
 
 
-def test_faults_are_listed_with_file_and_row(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_faults_are_listed_with_file_and_row(tmp_path, streaming):
     train, validation = write_faults(tmp_path), write_parquet(tmp_path, [3], name="val")
     names = str(tmp_path / "names.txt")
-    report = check(train_files=train, validation_files=validation, streaming=True, class_names_file=names)
+    report = check(train_files=train, validation_files=validation, streaming=streaming, class_names_file=names)
     assert [fault.split(": ")[0] for fault in report.faults] == [
         f"train, row 1 of {train} (b.png)", f"train, row 2 of {train}", f"train, row 3 of {train} (d.png)",
     ]  # fmt: skip
@@ -66,9 +68,12 @@ def test_faults_are_listed_with_file_and_row(tmp_path):
     assert report.exit_code == 1
 
 
-def test_a_class_of_a_table_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="the class 3 is none of the 3 classes"):
-        check(train_files=write_faults(tmp_path), class_names_file=str(tmp_path / "names.txt"))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_class_that_is_not_there_ends_a_run_before_it_begins(tmp_path, streaming):
+    files = {"train_files": write_faults(tmp_path), "validation_files": write_parquet(tmp_path, [3], name="val")}
+    arguments = DataArguments(**files, class_names_file=str(tmp_path / "names.txt"), streaming=streaming)
+    with pytest.raises(ValueError, match=r"row 3 of .*t\.parquet: the class 3 is none of the 3 classes"):
+        load_images(arguments, (32, 32))
 
 
 def test_image_folders_are_checked_too(tmp_path):

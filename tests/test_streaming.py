@@ -21,17 +21,19 @@ from streaming_shards import NAMES, png_of, row_of, write_parquet, write_tars
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from transformers_ice.data.images.image_streams import load_images
-from transformers_ice.data.images.shard_order import (
+from transformers_ice.data.images.labels import Labels
+from transformers_ice.data.images.loading import load_images
+from transformers_ice.data.images.shards import count_rows, find_shards
+from transformers_ice.data.images.streams import (
+    ShardedRows,
     ShardSpan,
     buffer_order,
+    open_shards,
     piece_of_reader,
     rows_of_process,
     shard_order,
     spans_of,
 )
-from transformers_ice.data.images.shards import count_rows, find_shards
-from transformers_ice.data.images.streams import ShardedRows, open_shards
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import DataArguments, LabelledImages, StreamedImages, TrainingAugmentation
 
@@ -53,10 +55,9 @@ def make_processor(size: int = 8) -> IceDeiTImageProcessor:
 
 def make_stream(pattern: str, buffer_size: int = 4, **options) -> StreamedImages:
     rows = open_shards(find_shards(pattern))
-    options.setdefault("names_are_given", True)
     if "cls" in rows.column_names:
         rows = rows.rename_column("png", "image").rename_column("cls", "label")
-    return StreamedImages(rows, NAMES, make_processor(), shuffle_buffer_size=buffer_size, **options)
+    return StreamedImages(rows, Labels.from_names(NAMES), make_processor(), shuffle_buffer_size=buffer_size, **options)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,9 @@ def test_class_names_come_from_a_file(tars, tmp_path, streaming):
     assert images.class_names == ["ant", "bee", "cat", "dog"]
     assert images.evaluation.features["label"].names == images.class_names
     (tmp_path / "names.txt").write_text("ant\nbee\n")
-    with pytest.raises(ValueError, match=r"`--class_names_file` does not fit the column 'label': the class 2"):
+    with pytest.raises(
+        ValueError, match=r"column 'label' of the training images .*\n.*row 2 of .*: the class 2 is none of the 2"
+    ):
         load(**files, class_names_file=str(tmp_path / "names.txt"))
     (tmp_path / "names.txt").write_text("ant\nant\n")
     with pytest.raises(ValueError, match=r"one name a line, each once and none empty, got 2 lines, twice: ant"):
@@ -273,7 +276,7 @@ def test_class_names_come_from_a_file(tars, tmp_path, streaming):
 def test_undeclared_names_are_sorted(tmp_path):
     pattern = write_parquet(tmp_path, [4, 3], Value("string"))
     images = load(train_files=pattern, validation_files=pattern, streaming=True)
-    stream = StreamedImages(images.train, images.class_names, make_processor(), shuffle_buffer_size=1)
+    stream = StreamedImages(images.train, images.labels, make_processor(), shuffle_buffer_size=1)
     assert images.class_names == NAMES
     assert [row["labels"] for row in stream] == [0, 1, 2, 0, 1, 2, 0]
 

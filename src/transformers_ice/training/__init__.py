@@ -7,8 +7,9 @@ from ..data.augmentation.image_augmentation import TrainingAugmentation
 from ..data.augmentation.rand_augment import RandAugment, parse_rand_augment
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from ..data.images.check import DataReport, check_data
+from ..data.images.loading import ImageTables, load_image_tables
 from ..data.images.streamed_images import StreamedImages
-from ..data.images.tables import ImageTables, LabelledImages, load_image_tables
+from ..data.images.tables import LabelledImages
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments, parse_arguments
 from .distillation import Distillation, Teacher, distillation_loss, load_teacher
 from .initialization import initialize_mimetically

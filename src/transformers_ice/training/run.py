@@ -11,12 +11,8 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
-from ..data.augmentation.image_augmentation import TrainingAugmentation
-from ..data.images.image_streams import load_images
+from ..data.images.loading import build_data_sets, load_images
 from ..data.images.pixels import input_size
-from ..data.images.streamed_images import StreamedImages
-from ..data.images.streams import ShardedRows
-from ..data.images.tables import ImageTables, LabelledImages
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .checkpoints import (
@@ -37,7 +33,6 @@ from .trainer import IceTrainer, build_trainer
 __all__ = [
     "build_augmentation",
     "build_train_collator",
-    "build_train_images",
     "check_launch",
     "choose_checkpoint",
     "prepare_training",
@@ -116,6 +111,7 @@ def prepare_training(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> IceTrainer:
     """Return the trainer of a run, with model and images: what `run_training` does before it trains."""
+    _check_repeats(data_args, training_args)
     config = build_config(model_args, data_args.image_size)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
@@ -125,8 +121,8 @@ def prepare_training(
     # also with other data before it, the same seed gives the same weights
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
-    columns = (data_args.image_column_name, data_args.label_column_name, data_args.mask_column_name)
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
+    data_sets = build_data_sets(tables, data_args, image_processor, augmentation, training_args.seed)
     train_collator = build_train_collator(data_args, image_processor, len(tables.class_names))
     distillation = _build_distillation(model, model_args, training_args, tables.class_names, image_processor)
     if not isinstance(model, IceDeiTForImageClassification):
@@ -136,8 +132,7 @@ def prepare_training(
     return build_trainer(
         model,
         training_args,
-        build_train_images(tables, data_args, training_args, image_processor, augmentation),
-        LabelledImages(tables.evaluation, image_processor, None, *columns),
+        *data_sets,
         image_processor,
         train_collator=train_collator,
         distillation=distillation,
@@ -145,37 +140,13 @@ def prepare_training(
     )
 
 
-def build_train_images(
-    tables: ImageTables,
-    data_args: DataArguments,
-    training_args: IceTrainingArguments,
-    image_processor: Any,
-    augmentation: TrainingAugmentation | None,
-) -> LabelledImages | StreamedImages:
-    """Return the training images as the trainer takes them: of a table, or of a stream.
-
-    Raises:
-        ValueError: If images of a stream are to be repeated.
-    """
-    columns = (data_args.image_column_name, data_args.label_column_name)
-    if not isinstance(tables.train, ShardedRows):
-        seed, mask_column = training_args.seed, data_args.mask_column_name
-        return LabelledImages(tables.train, image_processor, augmentation, *columns, mask_column, seed)
-    if training_args.repeated_augmentation != 1:
+def _check_repeats(data_args: DataArguments, training_args: IceTrainingArguments) -> None:
+    """Raise if images of a stream are to be repeated."""
+    if data_args.streaming and training_args.repeated_augmentation != 1:
         raise ValueError(
             f"`--repeated_augmentation {training_args.repeated_augmentation}` cannot be had with `--streaming true`: "
             "its repeats of an image go to different processes. Leave one of them out."
         )
-    return StreamedImages(
-        tables.train,
-        tables.class_names,
-        image_processor,
-        augmentation,
-        *columns,
-        seed=training_args.seed,
-        shuffle_buffer_size=data_args.shuffle_buffer_size,
-        names_are_given=data_args.class_names_file is not None,
-    )
 
 
 def _build_distillation(

@@ -47,13 +47,17 @@ class ImageCollator:
         """Return a batch.
 
         Args:
-            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int.
+            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int, as
+                `Labels.encode` returns it.
 
         Returns:
-            `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`, int64 `(batch_size,)`.
+            `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`, int64 `(batch_size,)`; float32
+            where they are floats, such as soft targets `(batch_size, num_labels)`.
         """
         pixels = torch.stack([feature["pixel_values"] for feature in features])
         # (batch, height, width, channels) -> (batch, channels, height, width)
         pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        labels = torch.tensor([feature["labels"] for feature in features], dtype=torch.int64)
+        labels = torch.stack([torch.as_tensor(feature["labels"]) for feature in features])
+        # integers of any width: the losses of torch take int64 alone
+        labels = labels.float() if labels.is_floating_point() else labels.long()
         return {"pixel_values": pixels.mul_(self.scale).add_(self.shift), "labels": labels}

@@ -48,6 +48,8 @@ class TableEvaluation(EvaluationSet):
     ) -> None:
         from datasets import Image
 
+        from ..images.labels import Labels
+
         if image_column not in table.column_names or not isinstance(table.features[image_column], Image):
             raise ValueError(
                 f"The table must have a column {image_column!r} of images, got {dict(table.features)}. Pass "
@@ -66,6 +68,7 @@ class TableEvaluation(EvaluationSet):
             )
         names = getattr(table.features[label_column], "names", None) if "label" in self._columns else None
         super().__init__(name, self._columns, names)
+        self._labels = None if names is None else Labels.from_names(names)
         self._image, self._id = image_column, id_column
         kept = {image_column, *self._columns.values(), *({id_column} & set(table.column_names))}
         columns = sorted(kept)  # always in the same order, on which the table's fingerprint depends
@@ -94,10 +97,11 @@ class TableEvaluation(EvaluationSet):
         try:
             image = convert_to_rgb(load_image(row[self._image]))
             mask = _read_mask(cells["mask"], where) if "mask" in cells else None
+            label = cells.get("label") if self._labels is None else self._labels.encode(cells["label"])
         except ValueError as error:
             raise ValueError(f"In {where}: {error}") from error
         boxes = as_boxes(cells["boxes"], where) if "boxes" in cells else None
-        return Example(str(row.get(self._id, index)), image, cells.get("label"), mask, boxes=boxes)
+        return Example(str(row.get(self._id, index)), image, label, mask, boxes=boxes)
 
 
 def _read_mask(cell: Any, where: str) -> np.ndarray:

@@ -4,22 +4,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from datasets import Dataset
 from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .class_columns import label_index
-from .folders import read_error
-from .image_streams import load_images
-from .shard_order import ShardSpan
-from .streams import ShardedRows, label_names
+from .labels import Labels, shorten
+from .loading import StoredImages, hold_out, open_images
+from .pixels import read_error
+from .streams import ShardedRows, ShardSpan
 
 
 __all__ = ["DataReport", "check_data"]
@@ -59,7 +57,7 @@ class DataReport:
         for split, meaning in (("train", "a fault"), ("evaluation", "these are not scored")):
             missing = self.missing(split)
             if missing:
-                lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {_shorten(missing)}")
+                lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {shorten(missing)}")
         if self.faults:
             lines.append(f"{len(self.faults)} rows that cannot be used:")
             lines += [*(f"  {fault}" for fault in self.faults), _LEAVE_OUT]
@@ -103,35 +101,31 @@ def check_data(
     Raises:
         ValueError: If there is nothing to count: files, columns or classes are not as they should be.
     """
-    images = load_images(replace(data_args, check_images=False), image_size, seed, cache_dir, token)
-    report = DataReport(images.class_names, {"train": Counter(), "evaluation": Counter()})
-    for split, rows in (("train", images.train), ("evaluation", images.evaluation)):
-        cells, total = _cells(rows, data_args)
+    stored = open_images(data_args, image_size, cache_dir, token)
+    images = dict(zip(("train", "evaluation"), hold_out(*stored, data_args=data_args, seed=seed), strict=True))
+    report = DataReport(stored[0].labels.names, {split: Counter() for split in images})
+    for split, part in images.items():
+        cells, total = _cells(part, data_args), len(part.rows)
         bar = tqdm(cells, desc=split, total=total, unit=" images", disable=not show_progress)
-        from_zero = data_args.class_names_file is not None or _declares_names(rows, data_args.label_column_name)
-        _look_at(bar, split, report, from_zero, data_args.num_proc)
+        _look_at(bar, split, report, part.labels, data_args.num_proc)
     return report
 
 
-def _declares_names(rows: Dataset | ShardedRows, column: str) -> bool:
-    return label_names(rows, column) is not None if isinstance(rows, ShardedRows) else True
-
-
-def _cells(rows: Dataset | ShardedRows, data_args: DataArguments) -> tuple[Iterator[tuple[str, Any, Any]], int]:
-    """Return an iterator of (place, undecoded image, class), and its length."""
+def _cells(images: StoredImages, data_args: DataArguments) -> Iterator[tuple[str, Any, Any]]:
+    """Yield place, undecoded image and label of each row."""
     image, label = data_args.image_column_name, data_args.label_column_name
-    if isinstance(rows, ShardedRows):
-        spans = [ShardSpan(shard, 0, count) for shard, count in enumerate(rows.counts)]
-        return ((rows.place_of(index), row[image], row[label]) for index, row in rows.read(spans)), len(rows)
-    table = rows.select_columns([image, label]).cast_column(image, ImageFeature(decode=False))
-    return ((f"row {index}", row[image], row[label]) for index, row in enumerate(table)), len(table)
+    if isinstance(images.rows, ShardedRows):
+        spans = [ShardSpan(shard, 0, count) for shard, count in enumerate(images.rows.counts)]
+        rows = images.rows.read(spans)
+    else:
+        rows = enumerate(images.rows.select_columns([image, label]).cast_column(image, ImageFeature(decode=False)))
+    return ((images.place_of(index), row[image], row[label]) for index, row in rows)
 
 
 def _look_at(
-    cells: Iterator[tuple[str, Any, Any]], split: str, report: DataReport, from_zero: bool, num_threads: int | None
+    cells: Iterable[tuple[str, Any, Any]], split: str, report: DataReport, labels: Labels, num_threads: int | None
 ) -> None:
     """Count the classes and list the faults."""
-    numbers = {name: number for number, name in enumerate(report.class_names)}
     cells = iter(cells)
     with ThreadPoolExecutor(num_threads) as pool:
         while batch := list(islice(cells, _AT_ONCE)):
@@ -139,13 +133,8 @@ def _look_at(
             for (place, record, label), error in zip(batch, errors, strict=True):
                 where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
                 try:
-                    report.counts[split][label_index(label, numbers, from_zero)] += 1
+                    report.counts[split].update(labels.classes_of(label))
                 except ValueError as fault:
                     report.faults.append(f"{where}: {fault}")
                 if error is not None:
                     report.faults.append(f"{where}: {error}")
-
-
-def _shorten(names: list[str]) -> str:
-    rest = f", and {len(names) - _MAX_ROWS} more" if len(names) > _MAX_ROWS else ""
-    return ", ".join(names[:_MAX_ROWS]) + rest

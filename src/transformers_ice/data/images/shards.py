@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet and WebDataset shards: which files, of which kind, and how many rows each holds, without decoding images."""
+"""Parquet and WebDataset shards: which files, of which kind, how many rows, which labels; no image is read."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import fsspec
 import pyarrow
 import pyarrow.parquet
 from datasets import load_dataset_builder
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from .labels import Cells, cells_from_json, cells_to_json
 
 from ...output_files import write_json
 
 
-__all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of"]
+__all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
 
 ShardKind = Literal["parquet", "webdataset"]
 
 _KINDS: dict[str, ShardKind] = {".parquet": "parquet", ".tar": "webdataset"}
-# a sample of a WebDataset is all files of one name up to the first dot behind the last slash
-_SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.][^/]*")
+# a sample of a WebDataset is all files of one name up to the first dot after the last slash; the rest is its column
+_SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
 def find_shards(pattern: str, argument: str = "train_files") -> list[str]:
@@ -102,30 +107,107 @@ def count_rows(files: Sequence[str]) -> list[int]:
     Raises:
         ValueError: If a file cannot be read, naming it.
     """
-    memory = _memory_of(files)
+    count = _count_parquet if kind_of(files) == "parquet" else _count_tar
+    return list(_remembered(files, "", lambda: [count(file) for file in files]))
+
+
+def place_in_shards(files: Sequence[str], counts: Sequence[int], index: int) -> str:
+    """Return file and row of a number among all rows, in the order of the files."""
+    row = index
+    for file, count in zip(files, counts, strict=True):
+        if row < count:
+            return f"row {row} of {file}"
+        row -= count
+    raise IndexError(f"Row {index} after the last one, of {len(files)} files with {sum(counts)} rows.")
+
+
+def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False) -> Cells:
+    """Return the different cells of a column of labels; of local files they are remembered like the numbers of rows.
+
+    Args:
+        files: As for `count_rows`.
+        column: Name of the column, in a tar the ending of the files.
+        extremes_suffice: Whether of remote Parquet files the smallest and the largest number of each row group, and
+            whether there are empty cells, are enough: their footers hold these, and no row is read over the network.
+
+    Raises:
+        ValueError: If a file cannot be read, naming it.
+    """
+    if kind_of(files) == "webdataset":
+        return cells_from_json(_remembered(files, column, lambda: cells_to_json(_tar_cells(files, column))))
+    if extremes_suffice and any("://" in file for file in files):
+        return _parquet_extremes(files, column)
+    return cells_from_json(_remembered(files, column, lambda: cells_to_json(_parquet_cells(files, column))))
+
+
+def _remembered(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:
+    """Return what is read in files, which is written down in the cache of `datasets` for the next time."""
+    memory = _memory_of(files, column)
     if memory is not None and memory.is_file():
         return list(json.loads(memory.read_text()))
-    count = _count_parquet if kind_of(files) == "parquet" else _count_tar
-    counts = [count(file) for file in files]
+    found = read()
     if memory is not None:
-        write_json(memory, counts)
-    return counts
+        write_json(memory, found)
+    return found
 
 
-def _memory_of(files: Sequence[str]) -> Path | None:
-    """Return where the counts of local files are remembered; other sizes or times are other files."""
+def _memory_of(files: Sequence[str], column: str) -> Path | None:
+    """Return where the counts or cells of local files are remembered; other sizes or times are other files."""
     if any("://" in file for file in files):
         return None
     stats = [os.stat(file) for file in files]
-    facts = [(os.path.abspath(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)]
+    facts: list[Any] = [
+        (os.path.abspath(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
+    ]
+    facts += [column] if column else []
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / "transformers_ice_shards" / f"{digest}.json"
 
 
 def _count_parquet(file: str) -> int:
+    with _opened_parquet(file) as opened:
+        return int(opened.metadata.num_rows)
+
+
+def _parquet_cells(files: Sequence[str], column: str) -> Iterator[Any]:
+    """Yield the cells of one column, the only one that is read."""
+    for file in files:
+        with _opened_parquet(file) as opened:
+            _find_parquet_column(opened, column, file)
+            for batch in opened.iter_batches(columns=[column]):
+                yield from batch.column(0).to_pylist()
+
+
+def _parquet_extremes(files: Sequence[str], column: str) -> Cells:
+    """Return the smallest, the largest and the empty cell of each row group, at the first row of the group."""
+    cells: Cells = {}
+    first = 0
+    for file in files:
+        with _opened_parquet(file) as opened:
+            number = _find_parquet_column(opened, column, file)
+            for group in map(opened.metadata.row_group, range(opened.metadata.num_row_groups)):
+                found = group.column(number).statistics
+                if found is not None:
+                    extremes = [found.min, found.max] if found.has_min_max else []
+                    extremes += [None] if found.null_count else []
+                    cells = {cell: (first, 1) for cell in extremes} | cells
+                first += group.num_rows
+    return cells
+
+
+def _find_parquet_column(opened: pyarrow.parquet.ParquetFile, column: str, file: str) -> int:
+    """Return the place of a column among the leaves of the columns, as statistics count them."""
+    paths = [opened.schema.column(number).path for number in range(len(opened.schema))]
+    if column not in paths:
+        raise ValueError(f"The Parquet file {file} has no column {column!r}, as other files have, only {paths}.")
+    return paths.index(column)
+
+
+@contextmanager
+def _opened_parquet(file: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     try:
         with fsspec.open(file) as opened:
-            return int(pyarrow.parquet.read_metadata(opened).num_rows)
+            yield pyarrow.parquet.ParquetFile(opened)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise ValueError(f"The Parquet file {file} cannot be read: {error}") from error
 
@@ -133,6 +215,33 @@ def _count_parquet(file: str) -> int:
 def _count_tar(file: str) -> int:
     """Count the samples as `datasets` makes them: neighbouring files of the same name."""
     count, last = 0, None
+    for name, _, _ in _tar_members(file):
+        count += name != last
+        last = name
+    return count
+
+
+def _tar_cells(files: Sequence[str], column: str) -> Iterator[Any]:
+    """Yield the label of each sample, None where it has none."""
+    decode = WebDataset.DECODERS.get(column.rsplit(".", 1)[-1].lower(), bytes.decode)
+    for file in files:
+        last, cell = None, None
+        for name, ending, content in _tar_members(file):
+            if last not in (None, name):
+                yield cell
+                cell = None
+            last = name
+            if ending == column:
+                try:
+                    cell = decode(content())
+                except ValueError as error:
+                    raise ValueError(f"The label {name}.{ending} of {file} cannot be read: {error}") from error
+        if last is not None:
+            yield cell
+
+
+def _tar_members(file: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """Yield sample, ending and what reads the content of each file of a WebDataset."""
     try:
         # a plain file, not a pipe: the contents are jumped over
         with tarfile.open(file, "r:") as archive:
@@ -140,8 +249,11 @@ def _count_tar(file: str) -> int:
                 vars(archive)["members"] = []  # or millions of them would be kept
                 name = _SAMPLE_NAME.fullmatch(member.name)
                 if member.isreg() and name and not os.path.basename(member.name).startswith((".", "__")):
-                    count += name[1] != last
-                    last = name[1]
+                    yield name[1], name[2], partial(_content_of, archive, member)
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"The tar file {file} cannot be read: {error}") from error
-    return count
+
+
+def _content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    opened = archive.extractfile(member)
+    return b"" if opened is None else opened.read()

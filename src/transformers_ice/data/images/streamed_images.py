@@ -11,10 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..augmentation.batch_augmentation import AUGMENTATION_SEED
 from ..augmentation.image_augmentation import TrainingAugmentation
-from .class_columns import label_index
+from .labels import Labels
 from .pixels import PixelReader
-from .shard_order import buffer_order, piece_of_reader, rows_of_process, shard_order, spans_of
-from .streams import ShardedRows, label_names
+from .streams import ShardedRows, buffer_order, piece_of_reader, rows_of_process, shard_order, spans_of
 
 
 __all__ = ["StreamedImages", "leave_out_skipped"]
@@ -29,34 +28,31 @@ class StreamedImages(IterableDataset):
 
     Args:
         rows: The shards, with the columns of images and classes.
-        class_names: Names of the classes.
+        labels: The classes, as the cells of `label_column` stand for them.
         image_processor: Gives the size.
         augmentation: Varies the images.
         image_column: Column of images.
-        label_column: Column of classes: ints that count `class_names`, or names.
+        label_column: Column of classes.
         seed: Seed of order and augmentation.
         shuffle_buffer_size: Undecoded rows that each worker shuffles; 1 reads all in the order of the files.
-        names_are_given: Whether ints without declared names count `class_names`, rather than be names themselves.
     """
 
     def __init__(
         self,
         rows: ShardedRows,
-        class_names: Sequence[str],
+        labels: Labels,
         image_processor: Any,
         augmentation: TrainingAugmentation | None = None,
         image_column: str = "image",
         label_column: str = "label",
         seed: int = 0,
         shuffle_buffer_size: int = 1000,
-        names_are_given: bool = False,
     ) -> None:
         self.rows = rows.select_columns([image_column, label_column])
         self.image_column, self.label_column = image_column, label_column
         self.seed, self.shuffle_buffer_size = seed, shuffle_buffer_size
         self._read_pixels = PixelReader(image_processor, augmentation)
-        self._numbers = {name: number for number, name in enumerate(class_names)}
-        self._counts_from_zero = names_are_given or label_names(rows, label_column) is not None
+        self.labels = labels
         self.process, self.num_processes, self.batch_size, self.drop_last = 0, 1, 1, False
         # shared memory: workers that live longer than an epoch see new numbers too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -153,7 +149,7 @@ class StreamedImages(IterableDataset):
         try:
             if row[self.image_column] is None:
                 raise ValueError("there is no image.")
-            label = label_index(row[self.label_column], self._numbers, self._counts_from_zero)
+            label = self.labels.encode(row[self.label_column])
             return {"pixel_values": self._read_pixels(row[self.image_column], seed), "labels": label} | {
                 AUGMENTATION_SEED: seed
             }

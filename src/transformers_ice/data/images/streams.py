@@ -1,21 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of Parquet or WebDataset shards, read from front to back, through `datasets`; images stay undecoded."""
+"""Rows of Parquet or WebDataset shards, read from front to back: who reads which row when, and the reading itself.
+
+One epoch is one line of rows: the shards in an order drawn from seed and epoch, each with its rows as they are stored.
+Processes, and within each the workers that load images, take neighbouring pieces of the line. Each row so has exactly
+one reader, whether there are more shards than readers or fewer. `datasets` opens, decodes, skips and takes; order and
+split are drawn here, since its `IterableDataset` refills a shuffle buffer on resume with later rows, gives workers and
+processes whole shards or one row in n, and does not make their numbers of rows equal.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
-from datasets import ClassLabel, Features, IterableDataset, load_dataset
+from datasets import Features, IterableDataset, load_dataset
 from datasets import Image as ImageFeature
 
-from .shard_order import ShardSpan
-from .shards import count_rows, kind_of
+from .labels import Cells
+from .shards import count_rows, kind_of, place_in_shards, read_cells
 
 
-__all__ = ["ShardedRows", "label_names", "open_shards"]
+__all__ = [
+    "ShardSpan",
+    "ShardedRows",
+    "buffer_order",
+    "open_shards",
+    "piece_of_reader",
+    "rows_of_process",
+    "shard_order",
+    "spans_of",
+]
 
 _READ_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ShardSpan:
+    """Neighbouring rows of one shard, `[start, stop)`."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+def shard_order(num_shards: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
+    """Return the shards in the order of an epoch, a function of seed and epoch alone."""
+    order = list(range(num_shards))
+    if shuffle:
+        random.Random(f"shards/{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def rows_of_process(num_rows: int, process: int, num_processes: int) -> tuple[int, int]:
+    """Return the positions `[start, stop)` of one process: sizes differ by one at most."""
+    return process * num_rows // num_processes, (process + 1) * num_rows // num_processes
+
+
+def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -> tuple[int, int]:
+    """Return the positions of one worker within the `size` rows of its process.
+
+    Workers give whole batches in turn: worker w has the batches w, w + num_workers, ... and the rows of these lie side
+    by side.
+
+    Args:
+        size: Rows of the process.
+        batch_size: Rows of a batch.
+        worker: Number of the worker.
+        num_workers: Number of workers.
+    """
+    sizes = [0] * num_workers
+    for batch in range(-(-size // batch_size)):
+        sizes[batch % num_workers] += min(batch_size, size - batch * batch_size)
+    start = sum(sizes[:worker])
+    return start, start + sizes[worker]
+
+
+def spans_of(counts: Sequence[int], order: Sequence[int], start: int, stop: int) -> Iterator[ShardSpan]:
+    """Yield the rows at the positions `[start, stop)` of the line.
+
+    Args:
+        counts: Rows of each shard.
+        order: The shards in the order of the epoch.
+        start: First position.
+        stop: Position behind the last one.
+    """
+    first = 0
+    for shard in order:
+        begin, end = max(start - first, 0), min(stop - first, counts[shard])
+        if begin < end:
+            yield ShardSpan(shard, begin, end)
+        first += counts[shard]
+
+
+def buffer_order(size: int, buffer_size: int, seed: str) -> list[int]:
+    """Return 0 ... size - 1 in the order in which a shuffle buffer gives them out.
+
+    The buffer is filled, then gives out one of its rows at random and takes the next one.
+
+    Args:
+        size: Number of rows.
+        buffer_size: Rows in the buffer; 1 keeps the order.
+        seed: Of the draws.
+    """
+    generator = random.Random(seed)
+    buffer, given = list(range(min(size, buffer_size))), []
+    for position in range(len(buffer), size):
+        slot = generator.randrange(len(buffer))
+        given.append(buffer[slot])
+        buffer[slot] = position
+    if buffer_size > 1:
+        generator.shuffle(buffer)
+    return given + buffer
 
 
 class ShardedRows:
@@ -23,12 +120,20 @@ class ShardedRows:
 
     Args:
         source: A streamed data set with one shard for each file.
-        files: The files, for errors.
+        files: The files.
         counts: Rows of each.
+        stored_names: What columns that were renamed are called in the files.
     """
 
-    def __init__(self, source: IterableDataset, files: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        source: IterableDataset,
+        files: Sequence[str],
+        counts: Sequence[int],
+        stored_names: dict[str, str] | None = None,
+    ) -> None:
         self.source, self.files, self.counts = source, list(files), list(counts)
+        self.stored_names = stored_names or {}
         # number of the first row of each shard, where rows are counted in the order of the files
         self.offsets = [sum(self.counts[:shard]) for shard in range(len(self.counts))]
 
@@ -47,21 +152,27 @@ class ShardedRows:
 
     def select_columns(self, columns: Sequence[str]) -> ShardedRows:
         """Return the same rows with some of the columns."""
-        return ShardedRows(self.source.select_columns(list(columns)), self.files, self.counts)
+        return self._with_source(self.source.select_columns(list(columns)))
 
     def rename_column(self, old: str, new: str) -> ShardedRows:
         """Return the same rows, one column with another name."""
-        return ShardedRows(self.source.rename_column(old, new), self.files, self.counts)
+        names = self.stored_names | {new: self.stored_names.get(old, old)}
+        return ShardedRows(self.source.rename_column(old, new), self.files, self.counts, names)
 
-    def values_of(self, column: str) -> Iterator[Any]:
-        """Yield the cells of one column, read once."""
-        for batch in self.source.select_columns([column]).iter(1000):
-            yield from batch[column]
+    def cast_column(self, column: str, feature: Any) -> ShardedRows:
+        """Return the same rows, one column with another type."""
+        return self._with_source(self.source.cast_column(column, feature))
+
+    def _with_source(self, source: IterableDataset) -> ShardedRows:
+        return ShardedRows(source, self.files, self.counts, self.stored_names)
+
+    def cells_of(self, column: str, extremes_suffice: bool = False) -> Cells:
+        """Return the different cells of a column of labels, see `read_cells`; the images are not read."""
+        return read_cells(self.files, self.stored_names.get(column, column), extremes_suffice)
 
     def place_of(self, index: int) -> str:
         """Return file and row of a number among all rows, in the order of the files."""
-        shard = max(number for number, offset in enumerate(self.offsets) if offset <= index and self.counts[number])
-        return f"row {index - self.offsets[shard]} of {self.files[shard]}"
+        return place_in_shards(self.files, self.counts, index)
 
     def read(self, spans: Sequence[ShardSpan]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of spans in their order, each with its number among all rows.
@@ -108,9 +219,3 @@ def open_shards(files: Sequence[str]) -> ShardedRows:
             # first of all: to rename or select columns `datasets` would decode the images, and encode them again
             source = source.cast_column(column, ImageFeature(decode=False))
     return ShardedRows(source, files, counts)
-
-
-def label_names(rows: ShardedRows, column: str) -> list[str] | None:
-    """Return the names that a column of classes declares, None if it holds bare names or numbers."""
-    feature = rows.features[column]
-    return list(feature.names) if isinstance(feature, ClassLabel) else None

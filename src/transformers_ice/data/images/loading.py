@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the arguments to the images of a run: what is stored, then tables and streams, then data sets of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+from datasets import Dataset, Features, Image, Value, load_dataset
+
+from ..augmentation.image_augmentation import TrainingAugmentation
+from ..scenes import load_scenes
+from .arguments import DataArguments
+from .folders import load_hub_images, load_image_folder
+from .labels import Cells, Labels, count_cells, read_column
+from .pixels import remove_bad_images
+from .shards import count_rows, find_shards, hub_shards, kind_of, place_in_shards
+from .streamed_images import StreamedImages
+from .streams import ShardedRows, open_shards
+from .tables import LabelledImages
+
+
+__all__ = [
+    "ImageTables",
+    "StoredImages",
+    "build_data_sets",
+    "check_columns",
+    "hold_out",
+    "load_image_tables",
+    "load_images",
+    "open_images",
+]
+
+Rows = TypeVar("Rows", Dataset, ShardedRows)
+
+
+@dataclass(frozen=True)
+class ImageTables:
+    """What a run trains and evaluates on.
+
+    Args:
+        train: Training images.
+        evaluation: Evaluation images.
+        labels: The classes, as the label column of `train` stands for them.
+    """
+
+    train: Dataset | ShardedRows
+    evaluation: Dataset
+    labels: Labels
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of their numbers."""
+        return self.labels.names
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images as they are stored, whose columns have the names that the arguments give them.
+
+    Args:
+        rows: A table, or a stream.
+        split: "training" or "evaluation".
+        labels: The classes, as the label column stands for them.
+        files: The shards that a table was made of, for errors.
+    """
+
+    rows: Dataset | ShardedRows
+    split: str
+    labels: Labels
+    files: Sequence[str] = ()
+
+    def place_of(self, index: int) -> str:
+        """Return file and row of an image, or its row alone where rows are in no file that is known."""
+        if isinstance(self.rows, ShardedRows):
+            return self.rows.place_of(index)
+        if self.rows._indices is not None:  # rows that were drawn from a table
+            index = self.rows._indices.column(0)[index].as_py()
+        return place_in_shards(self.files, self._counts, index) if self.files else f"row {index}"
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        return count_rows(self.files)
+
+    def check_labels(self, column: str) -> None:
+        """Raise if some label is no class, naming file and row; no image is decoded."""
+        cells = _cells_of(self.rows, column, extremes_suffice=self.labels.cell_type is int)
+        self.labels.check(cells, column, self.split, self.place_of)
+
+    def declare_labels(self, column: str) -> StoredImages:
+        """Return a table whose label column holds the class numbers; a stream is encoded row by row, as it is read."""
+        if isinstance(self.rows, ShardedRows):
+            return self
+        return replace(self, rows=self.labels.declare(self.rows, column), labels=self.labels.declared)
+
+
+def load_images(
+    data_args: DataArguments,
+    image_size: tuple[int, int],
+    seed: int = 0,
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> ImageTables:
+    """Load, check and split the images that the arguments name.
+
+    Training images are a table, or with `streaming` a stream. Evaluation images are always a table, since masks and
+    panels are looked up by row and the answers of all processes are gathered by it; it lies on the disk.
+
+    Args:
+        data_args: Where they are.
+        image_size: Height and width that `scenes` are drawn in.
+        seed: Decides which images are held out, and which are used where only some are.
+        cache_dir: Folder that keeps downloads and tables.
+        token: Hub token.
+
+    Raises:
+        ValueError: If files, columns, classes, labels or images are not as they should be.
+    """
+    column = data_args.label_column_name
+    stored = [images for images in open_images(data_args, image_size, cache_dir, token) if images is not None]
+    for images in stored:
+        images.check_labels(column)
+    train, evaluation = hold_out(*(images.declare_labels(column) for images in stored), data_args=data_args, seed=seed)
+    return ImageTables(
+        _without_bad_images(train.rows, data_args), _without_bad_images(evaluation.rows, data_args), train.labels
+    )
+
+
+def load_image_tables(data_args: DataArguments, *args: Any, **kwargs: Any) -> ImageTables:
+    """Return the images as `load_images` does, the training images as a table with `streaming` too."""
+    return load_images(replace(data_args, streaming=False), *args, **kwargs)
+
+
+def build_data_sets(
+    images: ImageTables,
+    data_args: DataArguments,
+    image_processor: Any,
+    augmentation: TrainingAugmentation | None = None,
+    seed: int = 0,
+) -> tuple[LabelledImages | StreamedImages, LabelledImages]:
+    """Return the training and the evaluation images as data sets of pixels and labels.
+
+    Args:
+        images: What `load_images` returned.
+        data_args: Names of the columns, and the size of a stream's shuffle buffer.
+        image_processor: Gives the size, and the whole geometry of evaluation images.
+        augmentation: Varies the training images.
+        seed: Of the augmentation, and of the order of a stream.
+    """
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    mask_column, buffer_size = data_args.mask_column_name, data_args.shuffle_buffer_size
+    evaluation = LabelledImages(images.evaluation, image_processor, None, *columns, mask_column)
+    if isinstance(images.train, ShardedRows):
+        options = (*columns, seed, buffer_size)
+        return StreamedImages(images.train, images.labels, image_processor, augmentation, *options), evaluation
+    return LabelledImages(images.train, image_processor, augmentation, *columns, mask_column, seed), evaluation
+
+
+def open_images(
+    data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None = None, token: str | None = None
+) -> tuple[StoredImages, StoredImages | None]:
+    """Return the training and evaluation images as they are stored, with their classes; labels are not checked.
+
+    Args:
+        data_args: Where they are.
+        image_size: Height and width that `scenes` are drawn in.
+        cache_dir: Folder that keeps downloads and tables.
+        token: Hub token.
+
+    Raises:
+        ValueError: If files, columns or classes are not as they should be.
+    """
+    rows, files = _open_rows(data_args, image_size, cache_dir, token)
+    column = data_args.label_column_name
+    train = _name_columns(rows[0], data_args)
+    labels = Labels.from_column(
+        column, train.features[column], lambda: _cells_of(train, column), data_args.class_names_file
+    )
+    if isinstance(train, ShardedRows):
+        train = train.select_columns([data_args.image_column_name, column])
+    stored = StoredImages(train, "training", labels, files[0])
+    if rows[1] is None:
+        return stored, None
+    evaluation = _name_columns(rows[1], data_args)
+    labels = labels.as_written_in(column, evaluation.features[column])
+    return stored, StoredImages(evaluation, "evaluation", labels, files[1])
+
+
+def hold_out(
+    train: StoredImages, evaluation: StoredImages | None = None, *, data_args: DataArguments, seed: int = 0
+) -> tuple[StoredImages, StoredImages]:
+    """Return the images that are used: where there are none for evaluation some of the training images are held out.
+
+    Args:
+        train: Training images; a stream only together with evaluation images.
+        evaluation: Evaluation images.
+        data_args: Which share is held out, and how many are used at most.
+        seed: Decides which ones.
+    """
+    if evaluation is None:
+        table = cast(Dataset, train.rows)
+        parts = table.train_test_split(data_args.train_val_split, seed=seed)
+        train, evaluation = replace(train, rows=parts["train"]), replace(train, rows=parts["test"], split="evaluation")
+    return (
+        _limited(train, data_args.max_train_samples, seed),
+        _limited(evaluation, data_args.max_eval_samples, seed),
+    )
+
+
+def _limited(images: StoredImages, max_samples: int | None, seed: int) -> StoredImages:
+    """Return at most `max_samples` of the images, drawn at random."""
+    if max_samples is None or max_samples >= len(images.rows) or isinstance(images.rows, ShardedRows):
+        return images
+    return replace(images, rows=images.rows.shuffle(seed=seed).select(range(max_samples)))
+
+
+def _without_bad_images(rows: Rows, data_args: DataArguments) -> Rows:
+    """Deal with the images of a table that cannot be read; those of a stream, and drawn ones, are not decoded here."""
+    if isinstance(rows, ShardedRows) or not data_args.check_images or data_args.dataset_name == "scenes":
+        return rows
+    return remove_bad_images(rows, data_args.image_column_name, data_args.on_bad_image, data_args.num_proc)
+
+
+def _open_rows(
+    data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None, token: str | None
+) -> tuple[tuple[Dataset | ShardedRows, Dataset | None], tuple[Sequence[str], Sequence[str]]]:
+    """Return training and evaluation images under the names they are stored by, and the shards of each."""
+    if data_args.dataset_name == "scenes":
+        options: dict[str, Any] = {"image_size": image_size, "cache_dir": cache_dir, "num_proc": data_args.num_proc}
+        train = load_scenes("train", data_args.max_train_samples, **options)
+        return (train, load_scenes("validation", data_args.max_eval_samples, **options)), ((), ())
+    if data_args.train_files is None and not data_args.streaming:
+        return _load_tables(data_args, cache_dir, token), ((), ())
+    files = _find_files(data_args, cache_dir, token)
+    evaluation = _load_shards(files[1], "validation_files", cache_dir) if files[1] else None
+    if data_args.streaming:
+        return (open_shards(files[0]), evaluation), files
+    return (_load_shards(files[0], "train_files", cache_dir), evaluation), files
+
+
+def _load_tables(data_args: DataArguments, cache_dir: str | None, token: str | None) -> tuple[Dataset, Dataset | None]:
+    """Return the images of a data set of the Hub, or of folders."""
+    if data_args.dataset_name is not None:
+        return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
+    train = load_image_folder(str(data_args.train_dir))
+    return train, None if data_args.validation_dir is None else load_image_folder(data_args.validation_dir)
+
+
+def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | None) -> tuple[list[str], list[str]]:
+    """Return the shards of training and of evaluation, where these are to be held out none."""
+    if data_args.train_files is not None:
+        others = data_args.validation_files
+        return find_shards(data_args.train_files), [] if others is None else find_shards(others, "validation_files")
+    name = str(data_args.dataset_name)
+    splits = hub_shards(name, data_args.dataset_config_name, token, cache_dir)
+    others = next((split for split in ("validation", "valid", "val", "test") if split in splits), None)
+    if "train" not in splits or others is None:
+        raise ValueError(
+            f"To stream the data set {name!r} takes a split `train` and a split `validation` or `test`, it has "
+            f"{', '.join(sorted(splits))}. Without `--streaming` some of `train` is held out."
+        )
+    return splits["train"], splits[others]
+
+
+def _load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> Dataset:
+    """Return Parquet files or WebDataset tars as a table, kept on the disk in the cache of `datasets`."""
+    data_files = {"train": list(files)}
+    return load_dataset(kind_of(files, argument), data_files=data_files, split="train", cache_dir=cache_dir)
+
+
+def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool = False) -> Cells:
+    """Return the different cells of a column of labels."""
+    if isinstance(rows, ShardedRows):
+        return rows.cells_of(column, extremes_suffice)
+    return count_cells(read_column(rows, column))
+
+
+def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
+    """Return rows whose columns of images and classes have the names that the arguments give them.
+
+    Raises:
+        ValueError: Naming the columns there are.
+    """
+    image, label = data_args.image_column_name, data_args.label_column_name
+    for found, name in (
+        (_find_image_column(rows.features, image), image),
+        (Labels.find_column(rows.features, label), label),
+    ):
+        rows = rows if found == name else rows.rename_column(found, name)
+    if image in rows.features and _holds_encoded_images(rows.features[image]):
+        # written by something else than `datasets`, whose files declare their images
+        rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
+    check_columns(rows, image_column_name=image, label_column_name=label)
+    return rows
+
+
+def _find_image_column(features: Features, wanted: str) -> str:
+    """Return the column of images: the one that is wanted, or the only one where `image` is no column."""
+    found = [name for name, feature in features.items() if isinstance(feature, Image) and "mask" not in name]
+    return found[0] if wanted == "image" and wanted not in features and len(found) == 1 else wanted
+
+
+def _holds_encoded_images(feature: Any) -> bool:
+    """Return whether a column holds the bytes of files, bare or as `datasets` stores images."""
+    if isinstance(feature, dict):
+        return "bytes" in feature and _holds_encoded_images(feature["bytes"]) and set(feature) <= {"bytes", "path"}
+    return isinstance(feature, Value) and "binary" in feature.dtype
+
+
+def check_columns(rows: Dataset | ShardedRows, **columns: str) -> None:
+    """Raise if a column is missing, or one that should hold images holds something else.
+
+    Args:
+        rows: A table, or a stream.
+        **columns: Column name by argument name, e.g. `image_column_name="image"`.
+
+    Raises:
+        ValueError: Naming the argument, the column and the columns there are.
+    """
+    for argument, column in columns.items():
+        if column not in rows.column_names:
+            raise ValueError(
+                f"`--{argument} {column}` is not a column of the data, which has {', '.join(rows.column_names)}. "
+                f"Pass `--{argument}` with one of these."
+            )
+        if argument.startswith("image") and not isinstance(rows.features[column], Image):
+            raise ValueError(
+                f"The column {column!r} does not hold images, but {rows.features[column]}. Expected the bytes of "
+                "image files, bare or as `bytes` beside their `path`. Paths alone become images by `datasets`: "
+                f"`table.cast_column({column!r}, datasets.Image()).to_parquet(...)`."
+            )

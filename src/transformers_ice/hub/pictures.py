@@ -57,9 +57,8 @@ def _explained_rows(folder: Path, scenes: list[Scene]) -> list[PanelRow]:
     explainer: Any = pipeline("patch-explanation", model=str(folder), trust_remote_code=False)  # type: ignore[call-overload]
     rows = []
     for scene in scenes:
-        found = explainer(Image.fromarray(scene.image))
-        truth = {"truth": scene.mask, "truth_label": SCENE_CLASSES[scene.label]}
-        rows.append(PanelRow.from_result(scene.image, found, **truth, details=False))
+        found, truth_label = explainer(Image.fromarray(scene.image)), SCENE_CLASSES[scene.label]
+        rows.append(PanelRow.from_result(scene.image, found, scene.mask, truth_label, details=False))
     return rows
 
 

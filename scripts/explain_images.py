@@ -34,14 +34,10 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from transformers_ice import PatchExplanationPipeline
-from transformers_ice.ice_deit.image_conversion import load_image
+from transformers_ice.ice_deit.image_conversion import IMAGE_ENDINGS
 from transformers_ice.model_names import resolve_ice_model_name
 from transformers_ice.output_files import check_outputs, is_own_picture, make_folder, name_errors
 from transformers_ice.visualization import PICTURES, save_result
-
-
-_FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-IMAGE_EXTENSIONS = {f".{name}" for name in _FORMATS.split()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
     matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
     for match in map(Path, matches):
         for file in sorted(match.rglob("*")) if match.is_dir() else [match]:
-            is_image = file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
+            is_image = file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
             if is_image and output_dir not in file.resolve().parents:
                 yield file
 
@@ -209,12 +205,12 @@ def open_log(log_file: Path) -> Iterator[TextIO]:
 
 def _read_batch(
     explainer: Any, jobs: Sequence[tuple[Path, Path]], stop_at_bad_image: bool, problems: list[str]
-) -> list[tuple[Path, Path, np.ndarray]]:
-    """Return path, output and pixels of the files that can be read; note the others."""
-    pictures: list[tuple[Path, Path, np.ndarray]] = []
+) -> list[tuple[Path, Path, Image.Image]]:
+    """Return path, output and image of the files that can be read; note the others."""
+    pictures: list[tuple[Path, Path, Image.Image]] = []
     for path, output in jobs:
         try:
-            pictures.append((path, output, explainer.image_processor.convert_to_rgb(load_image(path))))
+            pictures.append((path, output, explainer.image_processor.read_image(path)))
         except ValueError as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             if stop_at_bad_image:
@@ -224,16 +220,16 @@ def _read_batch(
 
 def _explain_batch(
     explainer: Any,
-    pictures: Sequence[tuple[Path, Path, np.ndarray]],
+    pictures: Sequence[tuple[Path, Path, Image.Image]],
     target: str | int | None,
     options: PictureOptions,
 ) -> Iterator[dict[str, Any]]:
     """Explain one batch, write its pictures and yield a record for each."""
-    images = [Image.fromarray(pixels) for *_, pixels in pictures]
+    images = [image for *_, image in pictures]
     results = explainer(images, target=target, batch_size=len(images)) if images else []
     names = explainer.model.config.id2label
-    for (path, output, pixels), result in zip(pictures, results, strict=True):
-        save_result(pixels, result, names, output, options.picture, options.scale)
+    for (path, output, image), result in zip(pictures, results, strict=True):
+        save_result(np.asarray(image), result, names, output, options.picture, options.scale)
         numbers = {"score": round(result["score"], 6), "box": result["box"]}
         numbers["foreground_ratio"] = result["foreground_ratio"]
         yield {"path": str(path), "label": result["label"], **numbers, "output": str(output)}

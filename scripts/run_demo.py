@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,10 +133,8 @@ def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
     names = dataset.features["label"].names
     rows = []
     for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
-        result, truth = explainer(scene["image"]), names[scene["label"]]
-        row = PanelRow.from_result(np.asarray(scene["image"]), result, np.asarray(scene["mask"]) > 0)
-        title = row.title if result["label"] == truth else f"{row.title}\n(true: {truth})"
-        rows.append(replace(row, title=title))
+        pixels, truth = np.asarray(scene["image"]), np.asarray(scene["mask"]) > 0
+        rows.append(PanelRow.from_result(pixels, explainer(scene["image"]), truth, names[scene["label"]]))
     save_figure(explanation_panel(rows, names), file)
 
 

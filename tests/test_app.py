@@ -29,6 +29,7 @@ gr = pytest.importorskip("gradio", reason="the app needs the extra `app`")
 
 from transformers_ice import app as app_package  # noqa: E402
 from transformers_ice.app import AppArguments, launch_app, parse_app_arguments  # noqa: E402
+from transformers_ice.app import page as page_module  # noqa: E402
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
 from transformers_ice.app.examples import draw_examples  # noqa: E402
 from transformers_ice.app.fragments import answer_html, caption_html, figures_html, record_of  # noqa: E402
@@ -36,7 +37,9 @@ from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, 
 from transformers_ice.app.methods import METHOD_NAMES, available_methods, compare_methods  # noqa: E402
 from transformers_ice.app.page import FOREGROUND, Handlers, build_page  # noqa: E402
 from transformers_ice.app.pictures import (  # noqa: E402
+    VIEWS,
     Picture,
+    View,
     draw_class_map,
     draw_heatmap,
     draw_kept_patches,
@@ -99,10 +102,10 @@ def test_explanation_is_that_of_the_pipeline(loaded, folder, photo):
     with Image.open(photo) as image:
         explanation = explain_image(loaded, prepare_image(loaded, image))
     expected = pipeline("patch-explanation", model=str(folder))(str(photo))
-    assert explanation.label == expected["label"]
-    assert explanation.score == pytest.approx(expected["score"], abs=1e-6)  # the same float32 arithmetic
+    assert explanation.shown.label == expected["label"]
+    assert explanation.shown.score == pytest.approx(expected["score"], abs=1e-6)  # the same float32 arithmetic
     assert dict(zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)) == expected["box"]
-    assert explanation.foreground_ratio == pytest.approx(expected["foreground_ratio"])
+    assert explanation.shown.foreground_ratio == pytest.approx(expected["foreground_ratio"])
 
 
 def test_maps_have_the_size_in_which_the_picture_is_shown(loaded):
@@ -111,17 +114,18 @@ def test_maps_have_the_size_in_which_the_picture_is_shown(loaded):
         image = prepare_image(loaded, Image.fromarray(noise(side, width)))
         explanation = explain_image(loaded, image)
         assert image.shown.shape == (*shown, 3)
-        assert explanation.heatmap.shape == explanation.class_map.shape == explanation.mask.shape == shown
+        assert explanation.shown.heatmap.shape == explanation.shown.class_map.shape == shown
+        assert explanation.shown.mask.shape == shown
         assert image.size == (side, width)
 
 
 def test_target_changes_the_heat_map_and_nothing_else(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     foreground, dog = explain_image(loaded, image), explain_image(loaded, image, target=1)
-    assert not np.allclose(foreground.heatmap, dog.heatmap)
-    assert foreground.label == dog.label
+    assert not np.allclose(foreground.shown.heatmap, dog.shown.heatmap)
+    assert foreground.shown.label == dog.shown.label
     assert foreground.box == dog.box
-    np.testing.assert_array_equal(foreground.class_map, dog.class_map)
+    np.testing.assert_array_equal(foreground.shown.class_map, dog.shown.class_map)
 
 
 def test_checkpoint_of_another_kind_is_refused_with_a_way_out(tmp_path):
@@ -144,7 +148,7 @@ def test_checkpoint_of_another_kind_is_refused_with_a_way_out(tmp_path):
 def test_pictures_of_every_kind_are_explained(loaded, image, tmp_path):
     image.save(tmp_path / "picture.png")
     explanation = explain_image(loaded, prepare_image(loaded, read_upload(tmp_path / "picture.png", Limits())))
-    assert 0 <= explanation.score <= 1
+    assert 0 <= explanation.shown.score <= 1
 
 
 def test_uploads_that_cannot_be_taken_are_refused_in_plain_words(photo, tmp_path):
@@ -238,13 +242,16 @@ def test_words_say_what_the_pictures_show(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image, target=1)
     heat = draw_heatmap(loaded, image, explanation)
-    share = 100 * (explanation.heatmap >= 0.5).mean()
+    share = 100 * (explanation.shown.heatmap >= 0.5).mean()
     assert heat.words.startswith(f"Heat map: {share:.0f} % of the picture speaks for “dog”")
     classes = draw_class_map(loaded, image, explanation)
-    assert f"background {100 * (explanation.class_map == 3).mean():.0f} %" in classes.words
-    assert len(classes.legend) == len(np.unique(explanation.class_map)) + (3 not in explanation.class_map)
+    assert f"background {100 * (explanation.shown.class_map == 3).mean():.0f} %" in classes.words
+    assert len(classes.legend) == len(np.unique(explanation.shown.class_map)) + (3 not in explanation.shown.class_map)
     box = explanation.box
-    assert f"from column {box[0]} to {box[2]} and from row {box[1]} to {box[3]}" in draw_mask(image, explanation).words
+    assert (
+        f"from column {box[0]} to {box[2]} and from row {box[1]} to {box[3]}"
+        in draw_mask(loaded, image, explanation).words
+    )
 
 
 def test_names_of_classes_cannot_smuggle_html_into_the_page(loaded):
@@ -270,7 +277,7 @@ def test_record_holds_what_was_found(loaded):
     explanation = explain_image(loaded, image)
     record = json.loads(json.dumps(record_of(loaded, explanation)))
     assert set(record) == {"model", "label", "score", "scores", "box", "foreground_ratio"}
-    assert record["label"] == explanation.label
+    assert record["label"] == explanation.shown.label
     assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
 
 
@@ -282,26 +289,69 @@ def test_examples_are_held_out_scenes_of_different_classes():
 
 def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     handlers = Handlers(loaded, Limits())
-    status, answer, heat, words, *others, download = handlers.explain(str(photo), FOREGROUND)
-    assert "Explained 64 x 48 pixels" in status
-    assert "ice-scores" in answer
-    assert heat.alt_text in words or heat.alt_text.split("“")[0] in words
-    assert len(others) == 6
-    assert "explanation.json" in download
+    explained = handlers.explain(str(photo), FOREGROUND)
+    assert "Explained 64 x 48 pixels" in explained["status"]
+    assert "ice-scores" in explained["answer"]
+    assert explained["heat"].alt_text.split("“")[0] in explained["heat-words"]
+    assert "explanation.json" in explained["download"]
     (tmp_path / "text.png").write_text("no picture")
     refused = handlers.explain(str(tmp_path / "text.png"), FOREGROUND)
-    assert 'role="alert"' in refused[0]
-    assert refused[2::2][:4] == [None] * 4
-    assert len(refused) == len(handlers.explain(None, FOREGROUND)) == 11
-    status, figures = handlers.compare(str(photo), 1, ["rollout"])
-    assert figures.count("<figure>") == 2
-    assert "beside 1 others" in status
-    status, figures, numbers = handlers.prune(str(photo), "top_k", 0.0, 0.7)
-    assert 'role="alert"' in status
-    assert figures == numbers == ""
-    status, figures, numbers = handlers.prune(str(photo), "attentiveness", 0.0, 0.5)
-    assert "<table" in numbers
-    assert "Drop a picture" in handlers.compare(None, FOREGROUND, ["rollout"])[0]
+    assert 'role="alert"' in refused["status"]
+    assert [refused[view.name] for view in VIEWS] == [None] * len(VIEWS)
+    assert explained.keys() == refused.keys() == handlers.explain(None, FOREGROUND).keys()
+    compared = handlers.compare(str(photo), 1, ["rollout"])
+    assert compared["comparison"].count("<figure>") == 2
+    assert "beside 1 others" in compared["comparison-status"]
+    refused = handlers.prune(str(photo), "top_k", 0.0, 0.7)
+    assert 'role="alert"' in refused["pruning-status"]
+    assert refused["kept"] == refused["pruning-numbers"] == ""
+    assert "<table" in handlers.prune(str(photo), "attentiveness", 0.0, 0.5)["pruning-numbers"]
+    assert "Drop a picture" in handlers.compare(None, FOREGROUND, ["rollout"])["comparison-status"]
+
+
+def test_a_new_view_is_one_entry_of_the_table(loaded, photo, monkeypatch):
+    def draw_grey(loaded, image, explanation):
+        return Picture(np.zeros_like(image.shown), f"Grey: {explanation.shown.label}")
+
+    view = View("grey", "Grey", "Grey: nothing", draw_grey)
+    monkeypatch.setattr(page_module, "VIEWS", (VIEWS[0], view, *VIEWS[1:]))
+    explained = Handlers(loaded, Limits()).explain(str(photo), FOREGROUND)
+    assert explained["grey"].alt_text.startswith("Grey: ")
+    assert "Grey: " in explained["grey-words"]
+    assert explained["classes"].alt_text.startswith("Class map: ")
+    assert Handlers(loaded, Limits()).explain(None, FOREGROUND)["grey"] is None
+    page = build_page(loaded, Limits())
+    (block,) = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "grey"]
+    assert (block.label, block.alt_text) == ("Grey", "Grey: nothing")
+    (event,) = [function for function in page.fns.values() if function.api_name == "explain"]
+    assert [output.elem_id for output in event.outputs] == list(explained), "each answer has its component"
+
+
+def test_every_view_says_what_it_shows_and_has_its_own_name(loaded, photo):
+    explained = Handlers(loaded, Limits()).explain(str(photo), FOREGROUND)
+    assert len({view.name for view in VIEWS}) == len(VIEWS)
+    for view in VIEWS:
+        assert view.alt_text.startswith(f"{view.title}: ")
+        assert explained[view.name].alt_text.startswith(f"{view.title}: ")
+        assert ("ice-scale" in explained[view.caption_name]) == view.shows_scale
+
+
+def answer_of_event(page, name, *values):
+    """Return what gradio sends for an event, by the name of the component."""
+    (event,) = [function for function in page.fns.values() if function.api_name == name]
+    result = asyncio.run(page.process_api(event, list(values), explicit_call=True))
+    return dict(zip([output.elem_id for output in event.outputs], result["data"], strict=True))
+
+
+def test_answers_reach_the_components_of_their_names(loaded):
+    page = build_page(loaded, Limits())
+    answer = answer_of_event(page, "explain", None, FOREGROUND)
+    assert "Drop a picture" in answer["status"]
+    assert "ice-answer" in answer["answer"]
+    assert answer["heat-words"] == answer["download"] == ""
+    answer = answer_of_event(page, "prune", None, "attentiveness", 0.0, 0.5)
+    assert "Drop a picture" in answer["pruning-status"]
+    assert answer["kept"] == answer["pruning-numbers"] == ""
 
 
 def test_page_clears_away_files_and_opens_no_doors(loaded):

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 import transformers_ice  # noqa: F401 - registers the processor
-from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image
+from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image, read_rgb
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.ice_deit.patch_maps import nearest_to_image
 
@@ -300,6 +300,35 @@ def test_images_are_loaded_upright(tmp_path, raw, mode):
     assert by_path.shape == (3, 2, 3)
 
 
+def test_an_upright_rgb_image_is_taken_as_it_is(raw):
+    """It was converted when it was read; another conversion would copy its pixels once more."""
+    values = noise(5, 7)
+    image = Image.fromarray(values)
+    assert load_image(image) is image
+    assert convert_to_rgb(image) is image
+    assert read_rgb(image) is image
+    assert raw.read_image(image) is image
+    raw.convert_to_rgb(image)[:] = 0
+    pixels(raw, image)[:] = 0
+    assert np.array_equal(np.asarray(image), values), "what the processor returns is its own"
+
+
+def test_what_is_not_upright_rgb_is_converted_when_it_is_read(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise(2, 3)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert np.array_equal(np.asarray(read_rgb(turned)), np.rot90(noise(2, 3), -1))
+    masked = Image.fromarray(noise(2, 3))
+    masked.info["transparency"] = masked.getpixel((0, 0))  # a PNG may name one colour that is transparent
+    read = read_rgb(masked, backdrop=(1.0, 0.0, 0.0))
+    assert (read.getpixel((0, 0)), read.getpixel((1, 0))) == ((255, 0, 0), masked.getpixel((1, 0)))
+    deep = np.full((2, 3), 65535, dtype=np.uint16)
+    for source in (deep, torch.full((2, 3), 1.0), Image.fromarray(deep), Image.fromarray(deep).convert("CMYK")):
+        assert read_rgb(source).mode == "RGB"
+    assert np.asarray(read_rgb(deep)).min() == 255
+
+
 def test_damaged_exif_data_does_not_hide_the_image(tmp_path):
     values = noise(4, 6)
     Image.fromarray(values).save(tmp_path / "odd.png", exif=b"Exif\x00\x00garbage")
@@ -482,6 +511,58 @@ def test_the_classifier_still_names_the_class_where_no_patch_is_foreground(proce
     (found,) = processor.post_process_object_localization(outputs, target_sizes=[(30, 20)])
     assert found["labels"].tolist() == [1]
     assert found["boxes"].tolist() == [[0, 0, 20, 30]]
+
+
+def test_an_explanation_holds_what_the_other_methods_return(processor):
+    exits = torch.arange(48).reshape(3, 16) % 4
+    outputs = classification(torch.randn(3, 16, 3), patch_exit_layer=exits)
+    sizes, targets = [(8, 12), (5, 3), (40, 7)], [0, 1, 1]
+    explanations = processor.post_process_explanation(outputs, sizes, targets, {0: "cat", 1: "dog"})
+    expected = zip(
+        explanations,
+        processor.post_process_semantic_segmentation(outputs, sizes),
+        processor.post_process_heatmap(outputs, sizes, targets),
+        processor.post_process_foreground(outputs, sizes),
+        processor.post_process_exit_layers(outputs, sizes),
+        processor.post_process_object_localization(outputs, sizes),
+        processor.post_process_foreground(outputs),
+        strict=True,
+    )
+    for explanation, labels, heatmap, mask, exit_layers, found, patches in expected:
+        assert np.array_equal(explanation.class_map, labels)
+        assert np.array_equal(explanation.heatmap, heatmap)
+        assert np.array_equal(explanation.mask, mask)
+        assert np.array_equal(explanation.exit_layers, exit_layers)
+        assert list(explanation.box) == found["boxes"][0].tolist()
+        assert (explanation.label, explanation.class_index) == ("dog", 1)
+        assert explanation.score == found["scores"].item()
+        assert explanation.foreground_ratio == patches.float().mean().item()
+        assert not explanation.nothing_found
+        answer = explanation.to_dict()
+        assert list(answer["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+        assert tuple(answer["box"].values()) == explanation.box
+        assert "class_index" not in answer
+
+
+def test_an_explanation_by_hand(processor, outputs):
+    (explanation,) = processor.post_process_explanation(outputs)
+    assert explanation.class_map.tolist() == CLASS_MAP
+    assert (explanation.box, explanation.foreground_ratio) == ((1, 0, 4, 3), 7 / 16)
+    assert explanation.label == f"LABEL_{explanation.class_index}"
+    assert explanation.exit_layers is None, "these outputs do not hold it"
+
+
+def test_an_explanation_says_that_nothing_was_found(processor):
+    logits = torch.tensor([0.0, 0.0, 2.0]).expand(1, 16, 3)
+    for outputs in (classification(logits, logits=torch.zeros(1, 2)), segmentation(logits)):
+        (explanation,) = processor.post_process_explanation(outputs, [(30, 20)], id2label={0: "cat", 1: "background"})
+        assert explanation.nothing_found
+        assert (explanation.label, explanation.class_index, explanation.box) == ("background", None, (0, 0, 20, 30))
+        assert explanation.score == pytest.approx(logits[0, 0].softmax(-1)[2].item(), abs=1e-6)  # float32
+    # the [CLS] classifier names a class, here one of an unlucky name
+    (named,) = processor.post_process_explanation(classification(logits), id2label={0: "cat", 1: "background"})
+    assert (named.label, named.class_index, named.foreground_ratio) == ("background", 1, 0)
+    assert not named.nothing_found
 
 
 def test_images_of_one_batch_may_have_different_sizes(processor):

@@ -21,6 +21,7 @@ from transformers_ice.ice_deit.patch_maps import (
     class_probability,
     component_box,
     foreground_probability,
+    grid_size,
     largest_component,
     nearest_to_image,
     to_grid,
@@ -92,6 +93,12 @@ def test_background_and_unknown_indices_are_no_targets(target):
 def test_patches_are_laid_out_row_by_row():
     assert to_grid(torch.arange(6), (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert to_grid(torch.zeros(2, 6), (3, 2)).shape == (2, 3, 2)
+
+
+def test_a_grid_has_rows_and_columns_of_whole_patches():
+    assert grid_size((224, 224), (16, 16)) == (14, 14)
+    assert grid_size((64, 96), (8, 16)) == (8, 6)
+    assert grid_size((70, 31), (16, 16)) == (4, 1), "a patch that is cut off is none"
 
 
 def test_a_grid_of_another_number_of_patches_is_refused():

@@ -264,6 +264,22 @@ def test_every_kind_of_image_is_explained_as_its_rgb_form(explain, processor, im
     assert_same(explain(str(path)), result)
 
 
+def test_an_image_is_converted_once_on_its_way_to_the_model(explain, images, monkeypatch):
+    conversions = []
+    convert = Image.Image.convert
+
+    def count(image, mode=None, *args, **kwargs):
+        conversions.append((image.mode, mode))
+        return convert(image, mode, *args, **kwargs)
+
+    grey = images[0].convert("L")
+    monkeypatch.setattr(Image.Image, "convert", count)
+    explain(grey)
+    assert conversions == [("L", "RGB")]
+    explain(images[0])
+    assert len(conversions) == 1, "it is RGB"
+
+
 def test_16_bits_reach_the_model_with_their_full_range(explain):
     eight = (DEEP.astype(np.uint32) + 128) // 257
     assert_same(explain(Image.fromarray(DEEP)), explain(Image.fromarray(eight.astype(np.uint8))))

@@ -73,6 +73,14 @@ def test_rows_hold_the_maps_of_the_pipeline_and_the_truth(tiny_config):
         assert row.title == f"{found}\n{float(scores.max()):.2f}{wrong}"
 
 
+def test_nothing_found_is_background_in_the_title_too(tiny_config):
+    model = IceDeiTForImageClassification(tiny_config)
+    background = torch.tensor([0.0, 0.0, 0.0, 2.0])
+    model.deit.patch_head.register_forward_hook(lambda head, args, output: background.expand_as(output))
+    (row,) = panel_rows(model, make_images(), [1])
+    assert row.title == f"background\n{background.softmax(0)[3]:.2f}\n(true: square)"
+
+
 def test_large_images_are_shrunk_with_their_masks(tiny_config):
     row = panel_rows(IceDeiTForImageClassification(tiny_config), make_images(1, (500, 1000)), [0])[0]
     assert row.image.shape == (224, 448, 3)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from transformers_ice import PatchExplanation
 from transformers_ice.visualization import (
     PanelRow,
     class_colors,
@@ -24,6 +25,7 @@ from transformers_ice.visualization import (
     overlay_heatmap,
     picture_figure,
     save_figure,
+    save_result,
     score_bars,
 )
 from transformers_ice.visualization.colors import LEAVING_COLOR
@@ -242,6 +244,24 @@ def test_a_row_says_what_the_pipeline_answered():
     made = PanelRow.from_result(base.image, result)
     assert (made.title, made.box) == ("ring\n0.88", [4, 5, 12, 13])
     assert made.exit_layers is result["exit_layers"]
+    assert PanelRow.from_result(base.image, result, truth_label="ring").title == "ring\n0.88"
+    assert PanelRow.from_result(base.image, result, truth_label="disc").title == "ring\n0.88\n(true: disc)"
+    plain = PanelRow.from_result(base.image, result, details=False)
+    assert (plain.box, plain.exit_layers, plain.title) == (None, None, made.title)
+
+
+def test_an_explanation_is_drawn_like_the_answer_of_the_pipeline(tmp_path):
+    base = row(2)
+    maps = {"class_map": base.class_map, "heatmap": base.heatmap, "mask": base.mask, "exit_layers": None}
+    explanation = PatchExplanation(
+        label="ring", score=0.876, box=(4, 5, 12, 13), foreground_ratio=0.25, class_index=3, **maps
+    )
+    files = [tmp_path / name for name in ("explanation.png", "answer.png")]
+    for result, file in zip((explanation, explanation.to_dict()), files, strict=True):
+        made = PanelRow.from_result(base.image, result)
+        assert (made.title, made.box) == ("ring\n0.88", [4, 5, 12, 13])
+        save_result(base.image, result, {3: "ring"}, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 # Files

@@ -7,12 +7,11 @@ travels with a checkpoint as remote code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
@@ -27,20 +26,23 @@ from transformers.image_utils import (
     is_valid_image,
 )
 
-from .adversarial_normalization import pool_foreground_logits
-from .image_conversion import convert_to_rgb, grey_to_pil, is_unit_float, load_image
+from .explanation_ice_deit import (
+    PatchExplanation,
+    describe_outputs,
+    localize,
+    read_class_logits,
+    read_output,
+    read_patch_logits,
+)
+from .image_conversion import convert_to_rgb, grey_to_pil, is_unit_float, load_image, read_rgb
 from .patch_maps import (
     ImageGeometry,
     bilinear_to_image,
-    box_to_image,
     class_map,
     class_probability,
-    component_box,
     foreground_probability,
-    largest_component,
     nearest_to_image,
     to_grid,
-    visible_cells,
 )
 
 
@@ -126,10 +128,28 @@ class IceDeiTImageProcessor(PilBackend):
         image_mean: float | Sequence[float] | None = None,
     ) -> np.ndarray:
         """Return any image as `(height, width, 3)`, uint8; transparency shows `image_mean`."""
+        return np.array(convert_to_rgb(image, input_data_format, self._backdrop(image_mean)))
+
+    def read_image(self, source: Any, timeout: float | None = 30.0) -> Image.Image:
+        """Read an image of any kind as upright 8-bit RGB. This object takes the result as it is.
+
+        Args:
+            source: What `load_image` takes, or an array or tensor.
+            timeout: Seconds to wait for a web server; `None` waits for ever.
+
+        Returns:
+            PIL image, mode RGB; transparency shows `image_mean`.
+
+        Raises:
+            ValueError: If the source does not exist, is no image, or is truncated; names the source.
+        """
+        return read_rgb(source, self._backdrop(), timeout)
+
+    def _backdrop(self, image_mean: float | Sequence[float] | None = None) -> Sequence[float]:
+        """Return the RGB colour in [0, 1] that shows through transparent pixels."""
         mean = self.image_mean if image_mean is None else image_mean
         mean = IMAGENET_DEFAULT_MEAN if mean is None else mean
-        backdrop = (float(mean),) * 3 if isinstance(mean, int | float) else mean
-        return np.array(convert_to_rgb(image, input_data_format, backdrop))
+        return (float(mean),) * 3 if isinstance(mean, int | float) else mean
 
     def resize(
         self,
@@ -189,7 +209,7 @@ class IceDeiTImageProcessor(PilBackend):
             ValueError: As `post_process_semantic_segmentation`.
         """
         segmentation = self.post_process_semantic_segmentation(outputs, target_sizes)
-        background_index = _read_patch_logits(outputs)[0].shape[-1] - 1
+        background_index = read_patch_logits(outputs)[0].shape[-1] - 1
         return [labels != background_index for labels in segmentation]
 
     def post_process_heatmap(
@@ -233,11 +253,8 @@ class IceDeiTImageProcessor(PilBackend):
             ValueError: As `post_process_semantic_segmentation`.
         """
         patches = self._patches(outputs, target_sizes)
-        class_logits = _read_class_logits(outputs)
-        return [
-            {**_classify(image_logits, logits), "boxes": _locate(logits, grid_size, geometry)}
-            for image_logits, (logits, grid_size, geometry) in zip(class_logits, patches, strict=True)
-        ]
+        class_logits = read_class_logits(outputs)
+        return [localize(image_logits, *patch) for image_logits, patch in zip(class_logits, patches, strict=True)]
 
     def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
         """Return for every pixel the layer before which its patch left the model.
@@ -253,21 +270,58 @@ class IceDeiTImageProcessor(PilBackend):
         Raises:
             ValueError: As `post_process_semantic_segmentation`, or if the outputs do not say who left.
         """
-        exit_layers = _read_output(outputs, "patch_exit_layer")
+        exit_layers = read_output(outputs, "patch_exit_layer")
         patches = self._patches(outputs, target_sizes)
         if exit_layers is None:
             raise ValueError(
-                f"`outputs` must hold `patch_exit_layer` (batch_size, num_patches), got {_describe(outputs)}. Pass "
-                "what an ICE-DeiT model returned."
+                f"`outputs` must hold `patch_exit_layer` (batch_size, num_patches), got {describe_outputs(outputs)}. "
+                "Pass what an ICE-DeiT model returned."
             )
         return [
             nearest_to_image(to_grid(layers, grid_size), geometry, fill=0)
             for layers, (_, grid_size, geometry) in zip(exit_layers, patches, strict=True)
         ]
 
+    def post_process_explanation(
+        self,
+        outputs: Any,
+        target_sizes: Any = None,
+        target: int | Sequence[int] | Tensor | None = None,
+        id2label: Mapping[int, str] | None = None,
+    ) -> list[PatchExplanation]:
+        """Return everything that the patches say about each image, as numpy arrays and numbers.
+
+        Args:
+            outputs: As for `post_process_semantic_segmentation`.
+            target_sizes: As for `post_process_semantic_segmentation`; `None` gives maps and boxes in patches.
+            target: As for `post_process_heatmap`.
+            id2label: Name by class index, `model.config.id2label`; by default "LABEL_0" and so on, as transformers
+                names classes without a name.
+
+        Returns:
+            One explanation per image.
+
+        Raises:
+            ValueError: As `post_process_heatmap`.
+        """
+        background_index = read_patch_logits(outputs)[0].shape[-1] - 1
+        has_exit_layers = read_output(outputs, "patch_exit_layer") is not None
+        class_maps = self.post_process_semantic_segmentation(outputs, target_sizes)
+        return [
+            PatchExplanation.from_tensors(*parts, background_index=background_index, id2label=id2label)
+            for parts in zip(
+                self.post_process_object_localization(outputs, target_sizes),
+                self.post_process_heatmap(outputs, target_sizes, target),
+                class_maps,
+                self.post_process_semantic_segmentation(outputs),  # without sizes: one value per patch
+                self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else [None] * len(class_maps),
+                strict=True,
+            )
+        ]
+
     def _patches(self, outputs: Any, target_sizes: Any) -> list[tuple[Tensor, tuple[int, int], ImageGeometry]]:
         """Return per image its patch logits `(num_patches, num_labels + 1)`, grid size and geometry."""
-        patch_logits, grid_sizes = _read_patch_logits(outputs)
+        patch_logits, grid_sizes = read_patch_logits(outputs)
         if target_sizes is None:
             geometries = [ImageGeometry.from_resize(grid_size, grid_size) for grid_size in grid_sizes]
         else:
@@ -291,44 +345,6 @@ def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int
             f"`size` must hold `height` and `width`, `max_height` and `max_width`, or `shortest_edge`, got {size}."
         )
     return max(1, resized[0]), max(1, resized[1])
-
-
-def _read_output(outputs: Any, name: str) -> Any:
-    """Return a part of a model's outputs, a dict or an object, or None."""
-    return outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
-
-
-def _read_patch_logits(outputs: Any) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return the patch logits `(batch_size, num_patches, num_labels + 1)` in float32, and each image's grid size."""
-    logits, patch_logits = _read_output(outputs, "logits"), _read_output(outputs, "patch_logits")
-    if isinstance(logits, Tensor) and logits.ndim == 4:
-        grid_size = (logits.shape[2], logits.shape[3])
-        # (batch, classes, rows, columns) -> (batch, patches, classes)
-        return logits.flatten(2).transpose(1, 2).float(), [grid_size] * len(logits)
-    grid_sizes = _read_output(outputs, "grid_size")
-    if not isinstance(patch_logits, Tensor) or patch_logits.ndim != 3 or grid_sizes is None:
-        raise ValueError(
-            "`outputs` must hold `patch_logits` (batch_size, num_patches, num_labels + 1) and `grid_size`, or "
-            f"`logits` (batch_size, num_labels + 1, rows, columns), got {_describe(outputs)}. Pass what an ICE-DeiT "
-            "model returned."
-        )
-    pairs = torch.as_tensor(grid_sizes).expand(len(patch_logits), 2).tolist()
-    return patch_logits.float(), [(rows, columns) for rows, columns in pairs]
-
-
-def _describe(outputs: Any) -> str:
-    """Return the names and shapes of outputs for an error."""
-    items = outputs if isinstance(outputs, dict) else getattr(outputs, "__dict__", {})
-    shapes = [f"{name} {tuple(value.shape)}" for name, value in items.items() if isinstance(value, Tensor)]
-    return ", ".join(shapes) or type(outputs).__name__
-
-
-def _read_class_logits(outputs: Any) -> Tensor:
-    """Return the class scores of the images, `(batch_size, num_labels)`."""
-    logits = _read_output(outputs, "logits")
-    if isinstance(logits, Tensor) and logits.ndim == 2:
-        return logits.float()
-    return pool_foreground_logits(_read_patch_logits(outputs)[0])[:, :-1]
 
 
 def _read_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]]:
@@ -360,27 +376,6 @@ def _read_targets(target: Any, batch_size: int) -> Sequence[int | None]:
             f"`target` must be one class index or one for each of the {batch_size} images, got {len(targets)}."
         )
     return targets
-
-
-def _classify(image_logits: Tensor, patch_logits: Tensor) -> dict[str, Tensor]:
-    """Return the label and score of one image."""
-    background_index = patch_logits.shape[-1] - 1
-    if not image_logits.any() and (class_map(patch_logits) == background_index).all():
-        label, score = torch.tensor(background_index), 1 - foreground_probability(patch_logits).mean()
-    else:
-        score, label = image_logits.softmax(dim=-1).max(dim=-1)
-    return {"scores": score[None], "labels": label[None].to(score.device)}
-
-
-def _locate(patch_logits: Tensor, grid_size: tuple[int, int], geometry: ImageGeometry) -> Tensor:
-    """Return the box of one image."""
-    foreground = to_grid(class_map(patch_logits) != patch_logits.shape[-1] - 1, grid_size)
-    mask = foreground.cpu().numpy() & visible_cells(grid_size, geometry)
-    if mask.any():
-        box = box_to_image(component_box(largest_component(mask)), grid_size, geometry)
-    else:
-        box = (0, 0, geometry.image_size[1], geometry.image_size[0])
-    return torch.tensor([box], device=patch_logits.device)
 
 
 # `save_pretrained` then writes the code and its `auto_map` entry too.

@@ -11,21 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
-
-from .image_conversion import load_image
 
 
 __all__ = ["PatchExplanationPipeline", "register_patch_explanation_pipeline"]
 
 TASK = "patch-explanation"
-_BACKGROUND_LABEL = "background"
 
 
 class PatchExplanationPipeline(Pipeline):
@@ -71,7 +65,7 @@ class PatchExplanationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not hasattr(self.image_processor, "post_process_heatmap"):
+        if not hasattr(self.image_processor, "post_process_explanation"):
             raise ValueError(
                 f"`image_processor` must be an IceDeiTImageProcessor, got {type(self.image_processor).__name__}. Load "
                 "it with `IceDeiTImageProcessor.from_pretrained(folder)`; it reads the settings of other processors."
@@ -121,8 +115,7 @@ class PatchExplanationPipeline(Pipeline):
         self, input_: Any, timeout: float | None = 30.0
     ) -> dict[str, Any]:
         """Load one image and prepare it for the model."""
-        image = input_ if isinstance(input_, np.ndarray | Tensor) else load_image(input_, timeout)
-        rgb = Image.fromarray(self.image_processor.convert_to_rgb(image))
+        rgb = self.image_processor.read_image(input_, timeout)
         inputs = self.image_processor(rgb, return_tensors="pt").to(self.dtype)
         return {**inputs, "target_sizes": torch.tensor([[rgb.height, rgb.width]])}
 
@@ -138,24 +131,10 @@ class PatchExplanationPipeline(Pipeline):
         self, model_outputs: Any, target: int | None = None
     ) -> dict[str, Any]:
         """Turn the outputs for one image into its explanation."""
-        processor, sizes = self.image_processor, model_outputs["target_sizes"]
-        (class_map,) = processor.post_process_semantic_segmentation(model_outputs, sizes)
-        (heatmap,) = processor.post_process_heatmap(model_outputs, sizes, target)
-        (found,) = processor.post_process_object_localization(model_outputs, sizes)
-        (exit_layers,) = processor.post_process_exit_layers(model_outputs, sizes)
-        (patch_mask,) = processor.post_process_foreground(model_outputs)  # without sizes: one value per patch
-        background_index = self.model.config.num_labels
-        label = found["labels"].item()
-        return {
-            "label": _BACKGROUND_LABEL if label == background_index else self.model.config.id2label[label],
-            "score": found["scores"].item(),
-            "heatmap": heatmap.numpy(),
-            "class_map": class_map.numpy(),
-            "mask": (class_map != background_index).numpy(),
-            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), found["boxes"][0].tolist(), strict=True)),
-            "foreground_ratio": patch_mask.float().mean().item(),
-            "exit_layers": exit_layers.numpy(),
-        }
+        (explanation,) = self.image_processor.post_process_explanation(
+            model_outputs, model_outputs["target_sizes"], target, self.model.config.id2label
+        )
+        return explanation.to_dict()
 
 
 class _Items(Dataset):

@@ -21,6 +21,7 @@ from .ice_deit import (
     IceDeiTModel,
     IceDeiTModelOutput,
     IceDeiTPreTrainedModel,
+    PatchExplanation,
     PatchExplanationPipeline,
     register_patch_explanation_pipeline,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "IceDeiTModel",
     "IceDeiTModelOutput",
     "IceDeiTPreTrainedModel",
+    "PatchExplanation",
     "PatchExplanationPipeline",
     "__version__",
 ]

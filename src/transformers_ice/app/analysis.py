@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from ..ice_deit.explanation_ice_deit import PatchExplanation
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..model_names import resolve_ice_model_name
 
@@ -74,31 +75,19 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Hold what a model says about a picture. Maps have the size in which the picture is shown.
+    """Explanation of an image, and what the page shows in addition.
 
     Attributes:
-        label: The class found, or "background".
-        score: Its probability, in [0, 1].
+        shown: The explanation; its maps and its box have the size in which the image is shown.
+        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the image itself.
         scores: Probability by class name, the largest first.
-        box: `(x_min, y_min, x_max, y_max)`, half-open pixels of the picture itself.
-        shown_box: The same on the picture as it is shown.
-        foreground_ratio: Share of the patches that are not background, in [0, 1].
-        heatmap: `(height, width)`, float, in [0, 1]: probability of the target at each pixel.
-        class_map: `(height, width)`, int; `num_labels` is background.
-        mask: `(height, width)`, bool, True = foreground.
         target: Class index that the heat map shows; `None` for everything but the background.
         milliseconds: One run of the model.
     """
 
-    label: str
-    score: float
-    scores: dict[str, float]
+    shown: PatchExplanation
     box: tuple[int, int, int, int]
-    shown_box: tuple[int, int, int, int]
-    foreground_ratio: float
-    heatmap: Array
-    class_map: Array
-    mask: Array
+    scores: dict[str, float]
     target: int | None
     milliseconds: float
 
@@ -128,7 +117,7 @@ def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
     Raises:
         ValueError: If the picture cannot become RGB.
     """
-    rgb = Image.fromarray(loaded.processor.convert_to_rgb(image))
+    rgb = loaded.processor.read_image(image)
     inputs = loaded.processor(rgb, return_tensors="pt")
     shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)
     pixel_values = inputs["pixel_values"].to(loaded.model.device, loaded.model.dtype)
@@ -158,28 +147,16 @@ def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None 
     start = time.perf_counter()
     outputs = loaded.model(pixel_values=image.pixel_values)
     milliseconds = 1e3 * (time.perf_counter() - start)
-    processor, shown = loaded.processor, [image.shown_size]
-    (heatmap,) = processor.post_process_heatmap(outputs, shown, target=target)
-    (class_map,) = processor.post_process_semantic_segmentation(outputs, shown)
+    processor, names = loaded.processor, loaded.class_names
+    (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)
+    # the box alone at the image's own size: maps of 40 million pixels would be thrown away
     (found,) = processor.post_process_object_localization(outputs, [image.size])
-    (found_shown,) = processor.post_process_object_localization(outputs, shown)
-    names = {**loaded.class_names, loaded.background_index: "background"}
-    scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names) - 1))
+    left, top, right, bottom = found["boxes"][0].tolist()
+    scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names)))
     return Explanation(
-        label=names[int(found["labels"][0])],
-        score=float(found["scores"][0]),
+        shown=shown,
+        box=(left, top, right, bottom),
         scores={names[index]: score for index, score in zip(classes.tolist(), scores.tolist(), strict=True)},
-        box=_corners(found),
-        shown_box=_corners(found_shown),
-        foreground_ratio=float(outputs.foreground_ratio[0]),
-        heatmap=heatmap.float().cpu().numpy(),
-        class_map=class_map.cpu().numpy(),
-        mask=(class_map != loaded.background_index).cpu().numpy(),
         target=target,
         milliseconds=milliseconds,
     )
-
-
-def _corners(found: dict[str, Tensor]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = found["boxes"][0].tolist()
-    return left, top, right, bottom

@@ -68,8 +68,9 @@ def answer_html(explanation: Explanation | None) -> str:
         for name, score in explanation.scores.items()
     )
     return (
-        f'<div class="ice-answer"><p class="label">{escape(explanation.label)}</p>'
-        f'<p class="how-sure">score {100 * explanation.score:.1f} % · {_percent(explanation.foreground_ratio)} of the '
+        f'<div class="ice-answer"><p class="label">{escape(explanation.shown.label)}</p>'
+        f'<p class="how-sure">score {100 * explanation.shown.score:.1f} % · '
+        f"{_percent(explanation.shown.foreground_ratio)} of the "
         f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
     )
 
@@ -119,11 +120,11 @@ def record_of(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
     corners = zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)
     return {
         "model": loaded.name,
-        "label": explanation.label,
-        "score": round(explanation.score, 6),
+        "label": explanation.shown.label,
+        "score": round(explanation.shown.score, 6),
         "scores": {name: round(score, 6) for name, score in explanation.scores.items()},
         "box": dict(corners),
-        "foreground_ratio": round(explanation.foreground_ratio, 6),
+        "foreground_ratio": round(explanation.shown.foreground_ratio, 6),
     }
 
 

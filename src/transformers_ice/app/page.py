@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,7 @@ from .fragments import (
 )
 from .limits import Deadline, Limits, RequestError, Worker, read_upload
 from .methods import DEFAULT_METHODS, available_methods, compare_methods
-from .pictures import (
-    Picture,
-    draw_class_map,
-    draw_cut_out,
-    draw_heatmap,
-    draw_kept_patches,
-    draw_mask,
-    draw_method,
-)
+from .pictures import VIEWS, Picture, View, draw_heatmap, draw_kept_patches, draw_method
 from .pruning import STRATEGY_NAMES, PruningSetting, measure_pruning, missing_heads
 
 
@@ -50,7 +43,7 @@ _EMPTY = "Drop a picture, or take an example."
 
 
 class Handlers:
-    """Answer what a visitor does; every answer is a list of values for the components of the page.
+    """Answers to what a visitor does: values by the name (`elem_id`) of the component that shows them.
 
     Args:
         loaded: The model.
@@ -61,10 +54,10 @@ class Handlers:
         self.loaded, self.limits = loaded, limits
         self.worker = Worker(limits.timeout_s)
 
-    def explain(self, path: str | None, target: int) -> list[Any]:
-        """Return status, answer, four pictures each with its words, and the download."""
+    def explain(self, path: str | None, target: int) -> dict[str, Any]:
+        """Return status, answer, every view with its caption, and the download."""
         if path is None:
-            return [status_html(_EMPTY), answer_html(None), *_no_pictures(4), ""]
+            return _no_explanation(status_html(_EMPTY))
 
         def work(_: Deadline) -> tuple[PreparedImage, Explanation]:
             image = self._read(path)
@@ -73,24 +66,15 @@ class Handlers:
         try:
             image, explanation = self.worker.run(work)
         except ValueError as error:
-            return [status_html(str(error), is_problem=True), answer_html(None), *_no_pictures(4), ""]
-        pictures = (
-            draw_heatmap(self.loaded, image, explanation),
-            draw_class_map(self.loaded, image, explanation),
-            draw_mask(image, explanation),
-            draw_cut_out(image, explanation),
-        )
+            return _no_explanation(status_html(str(error), is_problem=True))
         height, width = image.size
         words = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
-        shown = [part for number, picture in enumerate(pictures) for part in _show(picture, shows_scale=number == 0)]
-        return [
-            status_html(words),
-            answer_html(explanation),
-            *shown,
-            download_html(record_of(self.loaded, explanation)),
-        ]
+        answer = {"status": status_html(words), "answer": answer_html(explanation)}
+        for view in VIEWS:
+            answer |= _show(view, view.draw(self.loaded, image, explanation))
+        return answer | {"download": download_html(record_of(self.loaded, explanation))}
 
-    def compare(self, path: str | None, target: int, methods: Sequence[str]) -> list[Any]:
+    def compare(self, path: str | None, target: int, methods: Sequence[str]) -> dict[str, Any]:
         """Return status and pictures of the other explainers."""
 
         def work(deadline: Deadline) -> list[Picture]:
@@ -99,11 +83,14 @@ class Handlers:
             maps = compare_methods(self.loaded, image, methods, _as_target(target), deadline)
             own = draw_heatmap(self.loaded, image, explanation)
             first = Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")
-            return [first, *(draw_method(image, result, explanation.mask) for result in maps)]
+            return [first, *(draw_method(image, result, explanation.shown.mask) for result in maps)]
 
-        return self._figures(work, lambda pictures: f"ICE beside {len(pictures) - 1} others, on the same picture.")
+        status, figures = self._figures(
+            work, lambda pictures: f"ICE beside {len(pictures) - 1} others, on the same picture."
+        )
+        return {"comparison-status": status, "comparison": figures}
 
-    def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> list[Any]:
+    def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> dict[str, Any]:
         """Return status, pictures of the kept patches, and the numbers."""
         setting = PruningSetting(strategy, margin, keep_rate)
         results = []
@@ -113,20 +100,21 @@ class Handlers:
             results.append(measure_pruning(self.loaded, image, setting, deadline))
             return draw_kept_patches(image, results[0])
 
-        answer = self._figures(
+        status, figures = self._figures(
             work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave, dim ones have left before."
         )
-        return [*answer, pruning_html(results[0] if results else None)]
+        numbers = pruning_html(results[0] if results else None)
+        return {"pruning-status": status, "kept": figures, "pruning-numbers": numbers}
 
     def _figures(
         self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
-    ) -> list[Any]:
+    ) -> tuple[str, str]:
         """Return status and pictures, or why there are none."""
         try:
             pictures = self.worker.run(work)
         except ValueError as error:
-            return [status_html(str(error), is_problem=True), ""]
-        return [status_html(summarize(pictures)), figures_html(pictures)]
+            return status_html(str(error), is_problem=True), ""
+        return status_html(summarize(pictures)), figures_html(pictures)
 
     def _read(self, path: str | None) -> PreparedImage:
         if path is None:
@@ -138,14 +126,33 @@ def _as_target(choice: int | None) -> int | None:
     return None if choice is None or choice == FOREGROUND else int(choice)
 
 
-def _no_pictures(count: int) -> list[Any]:
-    return [None, ""] * count
+def _no_explanation(status: str) -> dict[str, Any]:
+    """Return a status, and nothing in the other components."""
+    empty = {name: value for view in VIEWS for name, value in ((view.name, None), (view.caption_name, ""))}
+    return {"status": status, "answer": answer_html(None), **empty, "download": ""}
 
 
-def _show(picture: Picture, shows_scale: bool) -> list[Any]:
+def _show(view: View, picture: Picture) -> dict[str, Any]:
     """Return a picture and its caption; the words go to screen readers twice, as text and as the picture's own."""
     image = gr.Image(value=Image.fromarray(picture.pixels), alt_text=picture.words)
-    return [image, caption_html(picture, shows_scale)]
+    return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
+
+
+def _on(
+    triggers: Sequence[Any],
+    handler: Callable[..., dict[str, Any]],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    api_name: str,
+) -> None:
+    """Let a handler answer events; its answer names the outputs by their `elem_id`."""
+    components = {output.elem_id: output for output in outputs}
+
+    @wraps(handler)  # gradio compares the parameters with the inputs
+    def answer(*values: Any) -> dict[Any, Any]:
+        return {components[name]: value for name, value in handler(*values).items()}
+
+    gr.on(list(triggers), answer, list(inputs), list(outputs), **_event(api_name))
 
 
 def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
@@ -163,16 +170,13 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
             with gr.Column(scale=4, min_width=300):
                 picture, status, gallery, target = _add_inputs(loaded, limits, examples)
             with gr.Column(scale=5, min_width=300):
-                answer = gr.HTML(answer_html(None))
-                heat = _add_picture("Heat map", "heat")
+                results = [status, gr.HTML(answer_html(None), elem_id="answer"), *_add_view(VIEWS[0])]
         with gr.Row(equal_height=False):
-            others = []
-            for label, name in (("Class map", "classes"), ("Mask and box", "mask"), ("Cut-out", "cutout")):
+            for view in VIEWS[1:]:
                 with gr.Column(min_width=260):
-                    others += _add_picture(label, name)
-        download = gr.HTML(elem_id="download")
-        results = [status, answer, *heat, *others, download]
-        gr.on([picture.change, target.change], handlers.explain, [picture, target], results, **_event("explain"))
+                    results += _add_view(view)
+        results.append(gr.HTML(elem_id="download"))
+        _on([picture.change, target.change], handlers.explain, [picture, target], results, "explain")
         _add_comparison(handlers, picture, target)
         _add_pruning(handlers, picture)
         # Examples are handed to every visitor anew, since old files are cleared away. The first explanation comes by
@@ -256,17 +260,18 @@ def _take_uploads_as_they_are(picture: gr.Image) -> None:
     instance.async_move_resource_to_block_cache = keep_file
 
 
-def _add_picture(label: str, name: str) -> list[Any]:
+def _add_view(view: View) -> list[Any]:
     """Add a picture with its caption."""
     picture = gr.Image(
-        label=label,
+        label=view.title,
+        alt_text=view.alt_text,
         format="png",
         interactive=False,
         buttons=_PICTURE_BUTTONS,
-        elem_id=name,
+        elem_id=view.name,
         elem_classes="ice-picture",
     )
-    return [picture, gr.HTML(elem_id=f"{name}-words")]
+    return [picture, gr.HTML(elem_id=view.caption_name)]
 
 
 def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) -> None:
@@ -287,7 +292,7 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     )
     button = gr.Button("Compare", variant="primary", elem_id="compare")
     status, figures = gr.HTML(elem_id="comparison-status"), gr.HTML(elem_id="comparison")
-    button.click(handlers.compare, [picture, target, chosen], [status, figures], **_event("compare"))
+    _on([button.click], handlers.compare, [picture, target, chosen], [status, figures], "compare")
 
 
 def _show_control_of(strategy: str) -> tuple[Any, Any]:
@@ -339,4 +344,4 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
     status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
     numbers = gr.HTML(elem_id="pruning-numbers", apply_default_css=False)
-    button.click(handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], **_event("prune"))
+    _on([button.click], handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], "prune")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ from .pruning import PruningResult
 
 
 __all__ = [
+    "VIEWS",
     "Picture",
+    "View",
     "draw_class_map",
     "draw_cut_out",
     "draw_heatmap",
@@ -59,7 +61,7 @@ def target_name(loaded: LoadedModel, target: int | None) -> str:
 
 def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw where the target is likely."""
-    heatmap = explanation.heatmap
+    heatmap = explanation.shown.heatmap
     words = (
         f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture speaks for "
         f"{target_name(loaded, explanation.target)} (probability of at least one half; the highest is "
@@ -72,7 +74,7 @@ def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explana
 
 def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw which class each patch names."""
-    classes, background = explanation.class_map, loaded.background_index
+    classes, background = explanation.shown.class_map, loaded.background_index
     colors = class_colors([classes], loaded.class_names)
     shares = {index: _percent((classes == index).mean()) for index in (*colors, background)}
     found = ", ".join(f"“{loaded.class_names[index]}” {shares[index]}" for index in colors)
@@ -82,24 +84,57 @@ def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Expla
     return Picture(overlay_class_map(image.shown, classes, colors), words, legend)
 
 
-def draw_mask(image: PreparedImage, explanation: Explanation) -> Picture:
+def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the outline of the foreground, and the box around its largest part."""
-    left, top, right, bottom = explanation.box
-    pixels = outline_mask(image.shown, explanation.mask)
-    if not explanation.mask.any():
+    (left, top, right, bottom), mask = explanation.box, explanation.shown.mask
+    pixels = outline_mask(image.shown, mask)
+    if not mask.any():
         return Picture(pixels, "Mask: nothing was found, every patch is background.")
     words = (
-        f"Mask and box: the mask covers {_percent(explanation.mask.mean())} of the picture. The box goes from column "
+        f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box goes from column "
         f"{left} to {right} and from row {top} to {bottom} of {image.size[1]} x {image.size[0]} pixels."
     )
-    return Picture(draw_box(pixels, explanation.shown_box), words)
+    return Picture(draw_box(pixels, explanation.shown.box), words)
 
 
-def draw_cut_out(image: PreparedImage, explanation: Explanation) -> Picture:
+def draw_cut_out(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the foreground alone; the rest is dim."""
-    share = _percent(explanation.mask.mean())
-    words = f"Cut-out: {share} of the picture stays in colour, as “{explanation.label}”; the rest is dimmed."
-    return Picture(cut_out(image.shown, explanation.mask), words)
+    share, label = _percent(explanation.shown.mask.mean()), explanation.shown.label
+    words = f"Cut-out: {share} of the picture stays in colour, as “{label}”; the rest is dimmed."
+    return Picture(cut_out(image.shown, explanation.shown.mask), words)
+
+
+@dataclass(frozen=True)
+class View:
+    """Kind of map that the page shows of an explanation.
+
+    Attributes:
+        name: Id of its element on the page; that of its caption ends in "-words".
+        title: Label above it.
+        alt_text: What it is, for screen readers, until a picture brings its own words.
+        draw: Draws it.
+        shows_scale: Whether the scale of heat maps stands below it.
+    """
+
+    name: str
+    title: str
+    alt_text: str
+    draw: Callable[[LoadedModel, PreparedImage, Explanation], Picture]
+    shows_scale: bool = False
+
+    @property
+    def caption_name(self) -> str:
+        """Id of the caption's element on the page."""
+        return f"{self.name}-words"
+
+
+# In the order of the page; the first stands beside the answer. A new view is one entry here.
+VIEWS = (
+    View("heat", "Heat map", "Heat map: where the target is likely", draw_heatmap, shows_scale=True),
+    View("classes", "Class map", "Class map: which class each patch predicts", draw_class_map),
+    View("mask", "Mask and box", "Mask and box: outline of the foreground, box of its largest part", draw_mask),
+    View("cutout", "Cut-out", "Cut-out: the foreground alone", draw_cut_out),
+)
 
 
 def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> Picture:

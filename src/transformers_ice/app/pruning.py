@@ -149,18 +149,16 @@ def _summarize(
     exit_layer = outputs.patch_exit_layer.cpu().numpy()
     counts = count_tokens(model.config, exit_layer)
     macs = ideal_macs(model.config, **vars(counts), num_patches=exit_layer.shape[1])
-    (found,) = loaded.processor.post_process_object_localization(outputs, [image.size])
-    names = {**loaded.class_names, loaded.background_index: "background"}
+    (shown,) = loaded.processor.post_process_explanation(outputs, [image.shown_size], id2label=loaded.class_names)
     rows, columns = outputs.grid_size[0].tolist()
     summary = RunSummary(
-        label=names[int(found["labels"][0])],
-        score=float(found["scores"][0]),
+        label=shown.label,
+        score=shown.score,
         tokens_per_layer=[int(tokens) for tokens in counts.tokens_per_layer[0]],
         mmacs=float(macs[0]) / 1e6,
         milliseconds=milliseconds,
     )
-    (shown,) = loaded.processor.post_process_exit_layers(outputs, [image.shown_size])
-    return summary, (exit_layer[0].reshape(rows, columns), shown.cpu().numpy())
+    return summary, (exit_layer[0].reshape(rows, columns), shown.exit_layers)
 
 
 def _head_layers(loaded: LoadedModel) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.patch_maps import grid_size
 
 
 __all__ = ["config_from_state_dict", "read_sizes"]
@@ -130,7 +131,7 @@ def _read_image_size(
     if image_size is not None:
         height, width = as_pair(image_size)
         fits = not height % patch_size[0] and not width % patch_size[1]
-        if not fits or (height // patch_size[0]) * (width // patch_size[1]) != num_patches:
+        if not fits or math.prod(grid_size((height, width), patch_size)) != num_patches:
             raise ValueError(
                 f"`image_size` must give a grid of {num_patches} patches of {patch_size[0]} x {patch_size[1]} pixels, "
                 f"one for each position embedding, got {image_size}."

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..explainers import EXPLAINERS
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.image_conversion import convert_to_rgb
-from ..ice_deit.patch_maps import ImageGeometry, nearest_to_image
+from ..ice_deit.patch_maps import ImageGeometry, grid_size, nearest_to_image
 
 
 __all__ = [
@@ -81,8 +81,7 @@ def patch_size_of(model: PreTrainedModel) -> tuple[int, int]:
 
 def model_grid_size(model: PreTrainedModel, input_size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of patches for an input of `(height, width)`."""
-    patch_height, patch_width = patch_size_of(model)
-    return input_size[0] // patch_height, input_size[1] // patch_width
+    return grid_size(input_size, patch_size_of(model))
 
 
 def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[int, int]) -> Tensor:

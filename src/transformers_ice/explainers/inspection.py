@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..ice_deit import patch_maps
 from ..ice_deit.configuration_ice_deit import as_pair
 
 
@@ -226,14 +227,10 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
             f"`model` must be a ViT, DeiT or ICE model of transformers, got {type(model).__name__}, "
             "which has no `embeddings.position_embeddings` over patches."
         )
-    rows, columns = _cells(as_pair(model.config.image_size), as_pair(model.config.patch_size))
+    rows, columns = patch_maps.grid_size(as_pair(model.config.image_size), as_pair(model.config.patch_size))
     return positions.shape[1] - rows * columns
 
 
 def grid_size(model: PreTrainedModel, pixel_values: Tensor) -> tuple[int, int]:
     """Return the rows and columns of patches of a batch `(batch_size, num_channels, height, width)`."""
-    return _cells(tuple(pixel_values.shape[2:]), as_pair(model.config.patch_size))
-
-
-def _cells(image_size: tuple[int, ...], patch_size: tuple[int, int]) -> tuple[int, int]:
-    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+    return patch_maps.grid_size((pixel_values.shape[2], pixel_values.shape[3]), as_pair(model.config.patch_size))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..explainers import evaluation_mode
 from ..ice_deit.adversarial_normalization import foreground_mask
 from ..ice_deit.configuration_ice_deit import as_pair
-from ..ice_deit.patch_maps import nearest_to_image
+from ..ice_deit.patch_maps import grid_size, nearest_to_image
 from .onnx_file import OUTPUT_NAMES, require
 
 
@@ -205,9 +205,8 @@ def _batches(examples: EvaluationSet, batch_size: int) -> Iterator[list[Example]
 def _image_masks(
     patch_logits: np.ndarray, pixel_values: Tensor, image_processor: Any, batch: Sequence[Example], config: Any
 ) -> list[np.ndarray]:
-    patch_height, patch_width = as_pair(config.patch_size)
-    grid_size = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
-    grids = foreground_mask(torch.from_numpy(patch_logits)).unflatten(1, grid_size)
+    rows_and_columns = grid_size((pixel_values.shape[2], pixel_values.shape[3]), as_pair(config.patch_size))
+    grids = foreground_mask(torch.from_numpy(patch_logits)).unflatten(1, rows_and_columns)
     geometries = [image_processor.image_geometry((example.image.height, example.image.width)) for example in batch]
     return [nearest_to_image(*pair, fill=False).numpy() for pair in zip(grids, geometries, strict=True)]
 

@@ -22,6 +22,7 @@ from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..output_files import staged
+from ..ice_deit.patch_maps import grid_size
 
 
 __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
@@ -174,7 +175,6 @@ def _metadata(
     model: PreTrainedModel, image_processor: Any, image_size: tuple[int, int], source: str | None
 ) -> dict[str, str]:
     config: Any = model.config
-    patch_height, patch_width = as_pair(config.patch_size)
     name = source or model.name_or_path or ""
     settings = image_processor.to_dict()
     values = {
@@ -182,7 +182,7 @@ def _metadata(
         "id2label": config.id2label,
         "background_index": config.background_index,
         "image_size": image_size,
-        "grid_size": (image_size[0] // patch_height, image_size[1] // patch_width),
+        "grid_size": grid_size(image_size, as_pair(config.patch_size)),
         "num_hidden_layers": config.num_hidden_layers,
         "logits_source": config.logits_source,
         "pruning_strategy": config.pruning_strategy,

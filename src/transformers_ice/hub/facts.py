@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.patch_maps import grid_size
 
 
 __all__ = ["ModelFacts", "facts_of_architecture", "read_facts"]
@@ -51,9 +52,7 @@ class ModelFacts:
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        sides = zip(self.image_size, as_pair(self.config["patch_size"]), strict=True)
-        rows, columns = (size // patch for size, patch in sides)
-        return rows, columns
+        return grid_size(self.image_size, as_pair(self.config["patch_size"]))
 
 
 def read_facts(folder: Path) -> ModelFacts:

@@ -65,11 +65,8 @@ def _explained_rows(folder: Path, scenes: list[Scene]) -> list[PanelRow]:
     explainer: Any = pipeline("patch-explanation", model=str(folder), trust_remote_code=False)  # type: ignore[call-overload]
     rows = []
     for scene in scenes:
-        found, truth = explainer(Image.fromarray(scene.image)), SCENE_CLASSES[scene.label]
-        title = f"{found['label']}\n{found['score']:.2f}"
-        title += "" if found["label"] == truth else f"\n(true: {truth})"
-        maps = {name: found[name] for name in ("class_map", "heatmap", "mask")}
-        rows.append(PanelRow(image=scene.image, truth=scene.mask, title=title, **maps))
+        found, truth_label = explainer(Image.fromarray(scene.image)), SCENE_CLASSES[scene.label]
+        rows.append(PanelRow.from_result(scene.image, found, scene.mask, truth_label, details=False))
     return rows
 
 

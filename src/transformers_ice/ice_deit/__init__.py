@@ -5,6 +5,7 @@ Those files import each other by a single dot, and else only torch, transformers
 """
 
 from .configuration_ice_deit import IceDeiTConfig
+from .explanation_ice_deit import PatchExplanation
 from .image_processing_ice_deit import IceDeiTImageProcessor
 from .modeling_ice_deit import (
     IceDeiTForImageClassification,
@@ -26,6 +27,7 @@ __all__ = [
     "IceDeiTModel",
     "IceDeiTModelOutput",
     "IceDeiTPreTrainedModel",
+    "PatchExplanation",
     "PatchExplanationPipeline",
     "register_patch_explanation_pipeline",
 ]

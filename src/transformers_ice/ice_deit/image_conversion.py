@@ -22,8 +22,13 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
 
-__all__ = ["convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image"]
+__all__ = ["IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
 
+_FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_ENDINGS = frozenset(f".{name}" for name in _FORMATS.split())
+"""Lower-case endings, with their dot, of the files that count as images in a folder."""
+
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 
 
@@ -36,7 +41,8 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
         timeout: Seconds to wait for a web server; `None` waits for ever.
 
     Returns:
-        The decoded first frame, turned as its EXIF orientation says.
+        The decoded first frame, turned as its EXIF orientation says. A PIL image that is upright already is returned
+        itself, not a copy.
 
     Raises:
         ValueError: If the source does not exist, is no image, or is truncated; names the source.
@@ -54,9 +60,32 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
             "replace the file or leave it out."
         ) from error
     try:
-        return ImageOps.exif_transpose(image)
+        is_upright = image.getexif().get(_ORIENTATION, 1) == 1
+        return image if is_upright else ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data, but the pixels are whole: shown as every viewer shows them
         return image
+
+
+def read_rgb(
+    source: Any, backdrop: Sequence[float] = IMAGENET_DEFAULT_MEAN, timeout: float | None = 30.0
+) -> Image.Image:
+    """Read any image as upright 8-bit RGB.
+
+    `load_image` and `convert_to_rgb` return such an image as it is, so it is converted once on its way to the model.
+
+    Args:
+        source: What `load_image` takes, or an array or tensor as `convert_to_rgb` takes it.
+        backdrop: RGB in [0, 1] that shows through transparent pixels.
+        timeout: Seconds to wait for a web server; `None` waits for ever.
+
+    Returns:
+        PIL image, mode RGB.
+
+    Raises:
+        ValueError: If the source does not exist, is no image, or is truncated; names the source.
+    """
+    image = source if isinstance(source, np.ndarray | Tensor) else load_image(source, timeout)
+    return convert_to_rgb(image, backdrop=backdrop)
 
 
 def _name_of(source: Any) -> str:
@@ -131,7 +160,7 @@ def convert_to_rgb(
         backdrop: RGB in [0, 1] that shows through transparent pixels.
 
     Returns:
-        PIL image, mode RGB, of the same size.
+        PIL image, mode RGB, of the same size; `image` itself if it is one already.
 
     Raises:
         ValueError: If the image is empty or damaged, or its mode, shape or values do not make a picture.
@@ -144,6 +173,8 @@ def convert_to_rgb(
         image.load()
     except Exception as error:  # PIL opens lazily: a truncated file is noticed here
         raise ValueError(f"Cannot read the image {_name_of(image)}: {error}. Replace it or leave it out.") from error
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_uint8(np.asarray(image)))
     if image.mode in ("La", "RGBa"):  # premultiplied alpha: PIL converts to the plain form only

@@ -25,6 +25,7 @@ __all__ = [
     "class_probability",
     "component_box",
     "foreground_probability",
+    "grid_size",
     "largest_component",
     "nearest_to_image",
     "to_grid",
@@ -77,6 +78,16 @@ def class_probability(patch_logits: Tensor, target: int) -> Tensor:
             "For everything but the background leave `target` out."
         )
     return patch_logits.float().softmax(dim=-1)[..., target]
+
+
+def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns of whole patches in an image.
+
+    Args:
+        image_size: `(height, width)` of the model's input, in pixels.
+        patch_size: `(height, width)` of a patch, in pixels.
+    """
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
 def to_grid(values: Tensor, grid_size: tuple[int, int]) -> Tensor:

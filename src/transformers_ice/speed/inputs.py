@@ -13,7 +13,7 @@ from torch import Tensor
 from ..command_line import parse_config_overrides
 from ..data.scenes import draw_scene
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
-from ..ice_deit.image_conversion import load_image
+from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..model_names import resolve_model_name
@@ -112,8 +112,7 @@ def _load_pixels(arguments: BenchmarkArguments, config: IceDeiTConfig) -> Tensor
 
 def _find_images(folder: Path) -> list[Path]:
     """Return the files below a folder whose extension is that of an image, sorted."""
-    extensions = Image.registered_extensions()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in extensions)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if not files:
         raise ValueError(f"`data_dir` must be a folder with image files, and {folder} holds none.")
     return files

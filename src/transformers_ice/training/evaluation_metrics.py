@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 from ..data.images.tables import LabelledImages
 from ..evaluation.metrics import ForegroundSegmentation, TopKAccuracy
-from ..ice_deit.patch_maps import class_map, nearest_to_image, to_grid
+from ..ice_deit.patch_maps import class_map, grid_size, nearest_to_image, to_grid
 
 
 __all__ = ["KEPT_OUTPUTS", "EvaluationMetrics", "summarize_outputs"]
@@ -81,23 +81,18 @@ class EvaluationMetrics:
     def _segmentation(self, foreground: np.ndarray, dataset: LabelledImages) -> dict[str, float]:
         """Compare the foreground patches `(num_images, num_patches)` with the masks."""
         metric = ForegroundSegmentation()
-        grid_size = _grid_size(dataset.input_size, self.patch_size)
+        rows_and_columns = grid_size(dataset.input_size, self.patch_size)
         for start in range(0, len(foreground), _MASK_BATCH):
             patches = foreground[start : start + _MASK_BATCH]
             masks = [dataset.foreground_mask(start + offset) for offset in range(len(patches))]
             predictions = [
                 nearest_to_image(
-                    to_grid(torch.from_numpy(row), grid_size), dataset.geometry(mask.shape), fill=0
+                    to_grid(torch.from_numpy(row), rows_and_columns), dataset.geometry(mask.shape), fill=0
                 ).numpy()
                 for row, mask in zip(patches, masks, strict=True)
             ]
             metric.add_batch(predictions=predictions, references=masks)
         return metric.compute() or {}
-
-
-def _grid_size(input_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of the patch grid."""
-    return input_size[0] // patch_size[0], input_size[1] // patch_size[1]
 
 
 def _top_k_accuracy(top_classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:

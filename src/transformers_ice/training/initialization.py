@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.patch_maps import grid_size
 
 
 __all__ = ["initialize_mimetically", "sinusoidal_positions"]
@@ -74,8 +75,8 @@ def initialize_mimetically(model: PreTrainedModel) -> None:
             "`initialization` at its default for another architecture."
         )
     positions = encoder.embeddings.position_embeddings
-    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
-    grid = sinusoidal_positions((height // patch_height, width // patch_width), config.hidden_size)
+    rows_and_columns = grid_size(as_pair(config.image_size), as_pair(config.patch_size))
+    grid = sinusoidal_positions(rows_and_columns, config.hidden_size)
     positions.zero_()
     # prefix tokens come first and stand nowhere
     positions[0, positions.shape[1] - len(grid) :] = grid.to(positions)

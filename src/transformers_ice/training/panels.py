@@ -91,8 +91,8 @@ def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence
         indices: Which of them.
 
     Returns:
-        One row per image, shrunk to at most 448 pixels; the title says the predicted class and its probability, and
-        the true class where it is another one.
+        One row per image, shrunk to at most 448 pixels; the title is the predicted class and its probability, and the
+        true class where it is another one. Where nothing was found, it is "background" and p(background).
     """
     pictures = [_picture(images, index) for index in indices]
     sizes = [picture.size[::-1] for picture in pictures]
@@ -101,24 +101,18 @@ def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence
     training, _ = model.training, model.eval()
     outputs = model(**inputs)
     model.train(training)
-    class_maps, heatmaps, masks = (
-        [values.cpu().numpy() for values in post_process(outputs, sizes)]
-        for post_process in (
-            processor.post_process_semantic_segmentation,
-            processor.post_process_heatmap,
-            processor.post_process_foreground,
-        )
-    )
-    truths = [_truth(images, index, size) for index, size in zip(indices, sizes, strict=True)]
     names: Any = model.config.id2label
-    titles = _titles(outputs.logits, images.table[list(indices)][images.label_column], names)
-    arrays = map(np.asarray, pictures)
-    return [PanelRow(*row) for row in zip(arrays, class_maps, heatmaps, masks, truths, titles, strict=True)]
+    explanations = processor.post_process_explanation(outputs, sizes, id2label=names)
+    truths = [_truth(images, index, size) for index, size in zip(indices, sizes, strict=True)]
+    labels = [names[label] for label in images.table[list(indices)][images.label_column]]
+    rows = zip(map(np.asarray, pictures), explanations, truths, labels, strict=True)
+    return [PanelRow.from_result(*row, details=False) for row in rows]
 
 
 def _picture(images: LabelledImages, index: int) -> Image.Image:
     """Return an image, small enough for a panel."""
-    picture = convert_to_rgb(images.table[index][images.image_column], backdrop=images.image_processor.image_mean)
+    image = images.table[index][images.image_column]
+    picture = convert_to_rgb(image, backdrop=images.image_processor.image_mean).copy()  # `thumbnail` changes it
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     return picture
 
@@ -129,12 +123,3 @@ def _truth(images: LabelledImages, index: int, size: tuple[int, int]) -> np.ndar
         return None
     mask = Image.fromarray(images.foreground_mask(index))
     return np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
-
-
-def _titles(logits: torch.Tensor, labels: Sequence[int], names: dict[int, str]) -> list[str]:
-    """Return predicted class and probability of each image, and its true class where that is another one."""
-    scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
-    return [
-        f"{names[found]}\n{score:.2f}" + ("" if found == label else f"\n(true: {names[label]})")
-        for score, found, label in zip(scores.tolist(), classes.tolist(), labels, strict=True)
-    ]

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,12 +20,36 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PanelRow", "explanation_panel", "method_panel", "picture_figure", "save_figure"]
+__all__ = [
+    "PanelRow",
+    "SupportsToDict",
+    "as_mapping",
+    "explanation_panel",
+    "method_panel",
+    "picture_figure",
+    "save_figure",
+]
 
 _CELL_INCHES = 1.45
 _FIGURE_FORMATS = ("png", "svg", "pdf")
 
 Array = np.ndarray
+
+
+class SupportsToDict(Protocol):
+    """Explanation that has a form like the answer of the pipeline, as a `PatchExplanation` has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer of the pipeline."""
+
+
+def as_mapping(result: Mapping[str, Any] | SupportsToDict) -> Mapping[str, Any]:
+    """Return an explanation as the patch-explanation pipeline answers it.
+
+    Args:
+        result: The pipeline's answer, or a `PatchExplanation`.
+    """
+    return result if isinstance(result, Mapping) else result.to_dict()
 
 
 @dataclass(frozen=True)
@@ -53,18 +77,32 @@ class PanelRow:
     exit_layers: Array | None = None
 
     @classmethod
-    def from_result(cls, image: Array, result: Mapping[str, Any], truth: Array | None = None) -> PanelRow:
-        """Return the row of an answer of `pipeline("patch-explanation")`.
+    def from_result(
+        cls,
+        image: Array,
+        result: Mapping[str, Any] | SupportsToDict,
+        truth: Array | None = None,
+        truth_label: str | None = None,
+        details: bool = True,
+    ) -> PanelRow:
+        """Return the row of one explanation, with its label, score and, if it is another one, the true label as title.
 
         Args:
             image: The upright image, `(height, width, 3)`, uint8.
-            result: What the pipeline answered for it.
+            result: A `PatchExplanation` of the image, or what `pipeline("patch-explanation")` answered for it.
             truth: True foreground, `(height, width)`, bool, if known.
+            truth_label: Name of the true class, if known.
+            details: Whether box and pruned patches are drawn, or the maps alone.
         """
+        result = as_mapping(result)
         title = f"{result['label']}\n{result['score']:.2f}"
+        if truth_label not in (None, result["label"]):
+            title += f"\n(true: {truth_label})"
+        row = cls(image, result["class_map"], result["heatmap"], result["mask"], truth=truth, title=title)
+        if not details:
+            return row
         box = [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
-        maps = {name: result[name] for name in ("class_map", "heatmap", "mask")}
-        return cls(image, **maps, truth=truth, title=title, box=box, exit_layers=result.get("exit_layers"))
+        return replace(row, box=box, exit_layers=result.get("exit_layers"))
 
     @property
     def cut_layers(self) -> list[int]:

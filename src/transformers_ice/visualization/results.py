@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..output_files import PICTURE_MARK, replaced
 from .colors import as_rgb, class_colors, matplotlib_module
 from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
-from .panels import PanelRow, explanation_panel, picture_figure, save_figure
+from .panels import PanelRow, SupportsToDict, as_mapping, explanation_panel, picture_figure, save_figure
 
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ Array = np.ndarray
 
 def save_result(
     image: Array,
-    result: Mapping[str, Any],
+    result: Mapping[str, Any] | SupportsToDict,
     class_names: Mapping[int, str] | Sequence[str],
     file: str | Path,
     picture: str = "heatmap",
     scale: float = 1.0,
 ) -> None:
-    """Write what the patch-explanation pipeline answered for an image as a picture.
+    """Write an explanation of an image as a picture.
 
     Args:
         image: The upright image, `(height, width, 3)`, uint8.
-        result: The pipeline's answer for it.
+        result: A `PatchExplanation` of it, or the answer of the patch-explanation pipeline.
         class_names: Name by class index.
         file: Where to; png, svg or pdf. In SVG and PDF lines and words stay sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
@@ -52,6 +52,7 @@ def save_result(
     """
     if picture not in PICTURES:
         raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
+    result = as_mapping(result)
     if picture == "panel":
         save_figure(explanation_panel([PanelRow.from_result(image, result)], class_names), file, scale)
     elif picture == "class_map":

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...ice_deit.image_conversion import convert_to_rgb, load_image
+from ...ice_deit.image_conversion import IMAGE_ENDINGS, convert_to_rgb, load_image
 
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "as_boxes",
     "binary_mask",
     "check_present",
@@ -32,8 +31,6 @@ __all__ = [
     "require_directory",
     "require_file",
 ]
-
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 _MAX_LISTED = 10
 
@@ -70,7 +67,7 @@ def _describe_nearest(path: Path) -> str:
     return f"{folder} holds {', '.join(names[:_MAX_LISTED]) or 'nothing'}{rest}."
 
 
-def find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
+def find_files(folder: Path, suffixes: Collection[str] = IMAGE_ENDINGS) -> list[str]:
     """Return the files below a folder, sorted, as paths relative to it with forward slashes; none are opened.
 
     Args:

@@ -31,9 +31,10 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 
 # The layers of the package, from the ground up: a package or module may import those of the layers below it only.
 LAYERS = (
-    ("ice_deit", "command_line", "visualization"),
+    ("ice_deit", "command_line", "tables", "visualization"),
     ("__init__", "model_names", "conversion", "data", "explainers"),
-    ("speed", "evaluation", "hub"),
+    ("speed",),
+    ("evaluation", "hub"),
     ("export", "app", "training"),
     ("cli",),
 )

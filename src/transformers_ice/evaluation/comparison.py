@@ -123,9 +123,11 @@ def compare_with_baselines(
     patch_top_1 = ice["top_1"] if ice_model.config.logits_source == "patch" else None
     best = ice[f"{CEILING}_mean_iou"]
 
-    def row(title: str, scores: dict[str, float], method: str, *accuracies: float | None) -> ComparisonRow:
-        mean_iou = scores[f"{method}_mean_iou"]
-        return ComparisonRow(title, *accuracies, scores[f"{method}_pixel_accuracy"], mean_iou, mean_iou / best)
+    def row(
+        title: str, scores: dict[str, float], method: str, patch_top_1: float | None, cls_top_1: float | None
+    ) -> ComparisonRow:
+        pixel_accuracy, mean_iou = (scores[f"{method}_{name}"] for name in ("pixel_accuracy", "mean_iou"))
+        return ComparisonRow(title, patch_top_1, cls_top_1, pixel_accuracy, mean_iou, mean_iou / best)
 
     return [
         row("ICE (hard mask)", ice, "ice_hard", patch_top_1, ice["cls_top_1"]),

@@ -3,30 +3,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from pruning_scores import PruningRows
+from pruning_scores import PruningRows, summarize_over_seeds
+
+from transformers_ice.tables import format_markdown_table
 
 
-__all__ = ["ceiling_rows", "objective_table", "summarize_objectives"]
-
-
-def ceiling_rows(object_areas: np.ndarray, cell: int) -> PruningRows:
-    """Return the rows of a map that calls a patch foreground where the object covers at least half of it.
-
-    Args:
-        object_areas: `(num_images, num_patches)`, from `cell_areas`.
-        cell: Pixels of a patch.
-    """
-    predicted = 2 * object_areas >= cell
-    of_side = np.stack([~predicted, predicted], axis=1)  # (images, predicted side, patches)
-    of_truth = np.stack([cell - object_areas, object_areas], axis=1)  # (images, true side, patches)
-    areas = np.einsum("itn,ipn->itp", of_truth, of_side)
-    unknown = np.zeros(len(object_areas), dtype=bool)
-    return PruningRows(unknown, unknown, areas, np.empty((len(object_areas), 0)))
+__all__ = ["objective_table", "summarize_objectives"]
 
 
 def summarize_objectives(
@@ -65,31 +50,24 @@ def summarize_objectives(
             "foreground_ratio": [float(rows.areas[:, :, 1].sum() / rows.areas.sum()) for rows in seeds],
             "seconds": list(seconds[name]),
         }
-        lines.append({"name": name, **{key: _spread(numbers) for key, numbers in values.items()}})
+        lines.append({"name": name, **{key: summarize_over_seeds(numbers) for key, numbers in values.items()}})
     return lines
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
-
-
 _COLUMNS = {
-    "top-1": ("top_1", 4),
-    "top-1 ([CLS])": ("cls_top_1", 4),
-    "points over the start": ("cls_gain", 2),
-    "mean IoU": ("mean_iou", 3),
-    "over the reference": ("iou_gain", 3),
-    "of the ceiling": ("ceiling_share", 2),
-    "foreground": ("foreground_ratio", 2),
-    "seconds": ("seconds", 0),
+    "name": "objective",
+    "top_1": "top-1",
+    "cls_top_1": "top-1 ([CLS])",
+    "cls_gain": "points over the start",
+    "mean_iou": "mean IoU",
+    "iou_gain": "over the reference",
+    "ceiling_share": "of the ceiling",
+    "foreground_ratio": "foreground",
+    "seconds": "seconds",
 }
+_DIGITS = {"cls_gain": 2, "mean_iou": 3, "iou_gain": 3, "ceiling_share": 2, "foreground_ratio": 2, "seconds": 0}
 
 
 def objective_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lay the lines of `summarize_objectives` out as a Markdown table."""
-    table = ["| objective | " + " | ".join(_COLUMNS) + " |", "| --- " * (len(_COLUMNS) + 1) + "|"]
-    for line in lines:
-        pairs = [(line[key], digits) for key, digits in _COLUMNS.values()]
-        cells = [f"{mean:.{digits}f} ± {deviation:.{digits}f}" for (mean, deviation), digits in pairs]
-        table.append("| " + " | ".join([line["name"], *cells]) + " |")
-    return "\n".join(table) + "\n"
+    return format_markdown_table(lines, _COLUMNS, _DIGITS)

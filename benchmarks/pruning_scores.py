@@ -11,15 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from transformers_ice.evaluation.metrics import ForegroundSegmentation
+from transformers_ice.evaluation.metrics import ForegroundSegmentation, MeanOf, TopKAccuracy
+from transformers_ice.evaluation.scoring import (
+    Observation,
+    Rows,
+    collect_rows,
+    make_rows,
+    observe_classes,
+    observe_masks,
+)
 from transformers_ice.explainers import evaluation_mode
 from transformers_ice.ice_deit.adversarial_normalization import foreground_mask
+from transformers_ice.ice_deit.patch_maps import ImageGeometry, to_grid
 from transformers_ice.speed import count_tokens, ideal_macs
+from transformers_ice.tables import format_markdown_table
 
 
-__all__ = ["PruningRows", "cell_areas", "pruning_rows", "pruning_table", "summarize_pruning"]
+__all__ = ["PruningRows", "ceiling_rows", "pruning_rows", "pruning_table", "summarize_over_seeds", "summarize_pruning"]
 
 
 @dataclass(frozen=True)
@@ -57,55 +66,65 @@ class PruningRows:
         )["mean_iou"]
 
 
-def cell_areas(masks: np.ndarray, patch_size: int) -> np.ndarray:
-    """Count the pixels of each cell of the patch grid that lie on the object.
-
-    Args:
-        masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        `(num_images, num_patches)`, int.
-    """
-    num_images, height, width = masks.shape
-    cells = masks.reshape(num_images, height // patch_size, patch_size, width // patch_size, patch_size)
-    return cells.sum(axis=(2, 4)).reshape(num_images, -1)
-
-
-@torch.inference_mode()
 def pruning_rows(
-    model: Any, pixel_values: Tensor, labels: np.ndarray, object_areas: np.ndarray, batch_size: int = 250
+    model: Any, pixel_values: Tensor, labels: np.ndarray, masks: np.ndarray, batch_size: int = 250
 ) -> PruningRows:
-    """Classify and outline images with a model whose patches may leave.
+    """Classify and outline images with a model that may prune patches.
 
     Args:
         model: `IceDeiTForImageClassification`. Comes back as it was.
         pixel_values: `(num_images, num_channels, height, width)`, as the model takes them.
         labels: `(num_images,)`, int.
-        object_areas: `(num_images, num_patches)`, from `cell_areas` at the resolution of `pixel_values`.
+        masks: `(num_images, height, width)`, bool: the object, at the resolution of `pixel_values`.
         batch_size: Images that go through the model at once.
     """
     config = model.config
     layers = list(config.pruning_layers) if config.pruning_strategy is not None else []
-    cell = pixel_values.shape[2] * pixel_values.shape[3] // object_areas.shape[1]
-    correct, cls_correct, areas, kept = [], [], [], []
+
+    @torch.inference_mode()
+    def predict(indices: list[int]) -> dict[str, Observation]:
+        outputs = model(pixel_values[indices])
+        grids = to_grid(foreground_mask(outputs.patch_logits), tuple(outputs.grid_size[0].tolist()))
+        kept = {f"kept {layer}": (outputs.patch_exit_layer > layer).sum(1).numpy() for layer in layers}
+        return {
+            "label": observe_classes(outputs.logits, labels[indices]),
+            "cls": observe_classes(outputs.cls_logits, labels[indices]),
+            "masks": _observe_scenes(grids, masks[indices]),
+            **{name: (counts, counts) for name, counts in kept.items()},
+        }
+
+    kept = {f"kept {layer}": MeanOf(f"kept {layer}") for layer in layers}
+    metrics = {"label": TopKAccuracy((1,)), "cls": TopKAccuracy((1,)), "masks": ForegroundSegmentation(), **kept}
     with evaluation_mode(model):
-        for start in tqdm(range(0, len(pixel_values), batch_size), desc="pruning", unit="batch"):
-            outputs = model(pixel_values[start : start + batch_size])
-            truth = labels[start : start + batch_size]
-            correct.append(outputs.logits.argmax(-1).numpy() == truth)
-            cls_correct.append(outputs.cls_logits.argmax(-1).numpy() == truth)
-            predicted = foreground_mask(outputs.patch_logits).numpy()
-            areas.append(_areas(predicted, object_areas[start : start + batch_size], cell))
-            exits = outputs.patch_exit_layer.numpy()
-            kept.append(np.stack([(exits > layer).sum(1) for layer in layers], 1) if layers else exits[:, :0])
-    return PruningRows(*(np.concatenate(parts) for parts in (correct, cls_correct, areas, kept)))
+        rows = collect_rows(predict, range(len(pixel_values)), metrics, batch_size, "pruning")
+    counts = [rows[f"{name}/value"].astype(np.int64) for name in kept]
+    kept_rows = np.stack(counts, axis=1) if counts else np.empty((len(labels), 0), dtype=np.int64)
+    return PruningRows(rows["label/rank"] == 0, rows["cls/rank"] == 0, _areas(rows), kept_rows)
 
 
-def _areas(predicted: np.ndarray, object_areas: np.ndarray, cell: int) -> np.ndarray:
+def ceiling_rows(masks: np.ndarray, patch_size: int) -> PruningRows:
+    """Return the rows of a map that calls a patch foreground where the object covers at least half of it.
+
+    Args:
+        masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
+        patch_size: Side of a patch in pixels.
+    """
+    grids = torch.nn.functional.avg_pool2d(torch.from_numpy(masks).float(), patch_size) >= 0.5
+    rows = make_rows({"masks": _observe_scenes(grids, masks)}, {"masks": ForegroundSegmentation()})
+    unknown = np.zeros(len(masks), dtype=bool)
+    return PruningRows(unknown, unknown, _areas(rows), np.empty((len(masks), 0)))
+
+
+def _observe_scenes(grids: Tensor, masks: np.ndarray) -> Observation:
+    """Return predicted and true masks of scenes that are drawn at the size of the input."""
+    size = (masks.shape[1], masks.shape[2])
+    return observe_masks(grids, masks, [ImageGeometry.from_resize(size, size)] * len(masks))
+
+
+def _areas(rows: Rows) -> np.ndarray:
     """Return pixels by true and predicted side, `(num_images, 2, 2)`."""
-    sides = [[((cell - object_areas) * side).sum(1), (object_areas * side).sum(1)] for side in (~predicted, predicted)]
-    return np.stack([np.stack([sides[guess][true] for guess in (0, 1)], 1) for true in (0, 1)], 1)
+    sides = [["true_background", "false_foreground"], ["false_background", "true_foreground"]]
+    return np.stack([np.stack([rows[f"masks/{name}"] for name in row], axis=1) for row in sides], axis=1)
 
 
 def summarize_pruning(
@@ -130,9 +149,11 @@ def summarize_pruning(
         lines.append(
             {
                 "name": name,
-                "top_1": _spread([rows.top_1 for rows in seeds]),
-                "difference": _spread([100 * (rows.top_1 - other.top_1) for rows, other in pairs]),
-                "mean_iou": None if config.logits_source == "cls" else _spread([rows.mean_iou for rows in seeds]),
+                "top_1": summarize_over_seeds([rows.top_1 for rows in seeds]),
+                "difference": summarize_over_seeds([100 * (rows.top_1 - other.top_1) for rows, other in pairs]),
+                "mean_iou": None
+                if config.logits_source == "cls"
+                else summarize_over_seeds([rows.mean_iou for rows in seeds]),
                 "kept": np.mean([rows.kept.mean(axis=0) for rows in seeds], axis=0).round(1).tolist(),
                 "megamacs": statistics.mean(_macs(config, rows, num_patches) for rows in seeds) / 1e6,
             }
@@ -141,7 +162,8 @@ def summarize_pruning(
     return [{**line, "ideal_speed_up": base / line["megamacs"]} for line in lines]
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
+def summarize_over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; of one value, no deviation."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
@@ -158,14 +180,15 @@ def _macs(config: Any, rows: PruningRows, num_patches: int) -> float:
 
 def pruning_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lay the lines of `summarize_pruning` out as a Markdown table."""
-    heads = ["model, run", "top-1", "points", "mean IoU", "patches after each cut", "MMACs", "ideal speed-up"]
-    table = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for line in lines:
-        cells = [line["name"], _pair(line["top_1"], 4), _pair(line["difference"], 2), _pair(line["mean_iou"], 3)]
-        cells += [", ".join(f"{count:g}" for count in line["kept"]) or "-", f"{line['megamacs']:.1f}"]
-        table.append("| " + " | ".join([*cells, f"{line['ideal_speed_up']:.2f}"]) + " |")
-    return "\n".join(table) + "\n"
-
-
-def _pair(pair: tuple[float, float] | None, digits: int) -> str:
-    return "-" if pair is None else f"{pair[0]:.{digits}f} ± {pair[1]:.{digits}f}"
+    headers = {
+        "name": "model, run",
+        "top_1": "top-1",
+        "difference": "points",
+        "mean_iou": "mean IoU",
+        "kept": "patches after each cut",
+        "megamacs": "MMACs",
+        "ideal_speed_up": "ideal speed-up",
+    }
+    digits = {"difference": 2, "mean_iou": 3, "megamacs": 1, "ideal_speed_up": 2}
+    rows = [{**line, "kept": ", ".join(f"{count:g}" for count in line["kept"]) or None} for line in lines]
+    return format_markdown_table(rows, headers, digits)

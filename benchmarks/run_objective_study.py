@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from objective_scores import ceiling_rows, objective_table, summarize_objectives
-from pruning_scores import PruningRows
+from objective_scores import objective_table, summarize_objectives
+from pruning_scores import PruningRows, ceiling_rows
 from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
 
 from transformers_ice.output_files import replaced, write_text
@@ -102,7 +102,7 @@ def report(arguments: argparse.Namespace, images: tuple) -> str:
     if REFERENCE not in runs:
         return f"No table yet: it compares with the rows of {REFERENCE!r}.\n"
     start = float(measure_rows(arguments.start, {}, images).is_cls_correct.mean())
-    ceiling = ceiling_rows(images[2], PATCH_SIZE**2).mean_iou
+    ceiling = ceiling_rows(images[2], PATCH_SIZE).mean_iou
     lines = summarize_objectives(runs, seconds, start, ceiling, REFERENCE)
     settings = {"start_cls_top_1": start, "ceiling": ceiling, "reference": REFERENCE, "lines": lines}
     write_text(arguments.output_dir / "results.json", json.dumps(settings, indent=1))

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from pruning_scores import (
     PruningRows,
-    cell_areas,
     pruning_rows,
     pruning_table,
     summarize_pruning,
@@ -124,15 +123,15 @@ def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, option
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Return pixel values, labels and the object's pixels in every patch of the held-out scenes."""
+    """Return pixel values, labels and masks of the held-out scenes."""
     processor = AutoImageProcessor.from_pretrained(arguments.start)
     first, last = arguments.skip_eval, arguments.skip_eval + arguments.num_eval
     scenes = load_scenes("test", last, image_size=IMAGE_SIZE).select(range(first, last))
-    pixel_values, areas = [], []
+    pixel_values, masks = [], []
     for batch in scenes.iter(500):
         pixel_values.append(processor(batch["image"], return_tensors="pt")["pixel_values"])
-        areas.append(cell_areas(np.stack([np.asarray(mask) > 0 for mask in batch["mask"]]), PATCH_SIZE))
-    return torch.cat(pixel_values), np.asarray(scenes["label"]), np.concatenate(areas)
+        masks.append(np.stack([np.asarray(mask) > 0 for mask in batch["mask"]]))
+    return torch.cat(pixel_values), np.asarray(scenes["label"]), np.concatenate(masks)
 
 
 def measure_rows(folder: str | Path, changes: Mapping[str, Any], images: tuple) -> PruningRows:

@@ -24,7 +24,8 @@ from transformers_ice.data.scenes import draw_scene
 from transformers_ice.ice_deit.configuration_ice_deit import IceDeiTConfig
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from transformers_ice.speed.timing import Spread, interleave, summarize_spread, time_call
+from transformers_ice.speed import interleave, summarize_spread, time_call
+from transformers_ice.tables import format_table
 from transformers_ice.training import DataArguments, IceTrainer, IceTrainingArguments, ImageCollator, LabelledImages
 
 
@@ -307,9 +308,9 @@ def training_table(
     rows += [(f"--augmentation {name} (images/s, one core)", list(values)) for name, values in augmentation.items()]
     rows.append(("step of the Trainer (ms)", [1000 * value for value in waiting["seconds"]]))
     rows.append(("of which waiting for data (%)", [100 * value for value in waiting["waiting_share"]]))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{'':<{width}}  {'median':>9}  {'quartiles':>21}"]
+    lines = []
     for name, values in rows:
-        spread: Spread = summarize_spread(values)
-        lines.append(f"{name:<{width}}  {spread.median:9.3f}  {spread.low:9.3f} - {spread.high:9.3f}")
-    return "\n".join(lines)
+        spread = summarize_spread(values)
+        lines.append([name, spread.median, f"{spread.low:.3f} - {spread.high:.3f}"])
+    headers = dict(enumerate(("", "median", "quartiles")))
+    return format_table([dict(enumerate(line)) for line in lines], headers, digits=3)

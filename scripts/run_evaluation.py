@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 
 from transformers_ice.data.benchmarks import load_evaluation_set
@@ -62,6 +60,7 @@ from transformers_ice.evaluation.arguments import EvaluationArguments
 from transformers_ice.explainers import EXPLAINERS
 from transformers_ice.ice_deit.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
 from transformers_ice.output_files import check_outputs, make_folder, write_json, write_text
+from transformers_ice.speed import describe_machine
 from transformers_ice.visualization import method_panel, save_figure, score_bars
 
 
@@ -189,28 +188,6 @@ def draw_scores(results: Sequence[Result], file: Path) -> None:
         save_figure(score_bars(scores, headings), file)
 
 
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def processor_name() -> str:
-    """Return the processor as Linux calls it, or what the platform says elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def write_report(
     arguments: EvaluationArguments,
     checkpoints: Sequence[Checkpoint],
@@ -226,7 +203,7 @@ def write_report(
         "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints},
         "settings": asdict(arguments),
         "protocol": asdict(protocol),
-        "machine": machine(),
+        "machine": describe_machine(checkpoints[0].model.device),
     }
     write_results(output_dir, report, results, {})  # first of all: what follows needs more memory and may fail
     count = min(COST_BATCH, arguments.batch_size)

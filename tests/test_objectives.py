@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import run_objective_study
 import torch
-from objective_scores import ceiling_rows, objective_table, summarize_objectives
-from pruning_scores import PruningRows
+from objective_scores import objective_table, summarize_objectives
+from pruning_scores import PruningRows, ceiling_rows
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.training import ModelArguments
@@ -92,7 +92,7 @@ def rows_of(correct, areas) -> PruningRows:
 
 def test_ceiling_is_that_of_the_majority():
     # two patches of four pixels: 3 and 1 pixels of the object
-    rows = ceiling_rows(np.array([[3, 1]]), 4)
+    rows = ceiling_rows(np.array([[[1, 1, 0, 0], [1, 0, 0, 1]]], dtype=bool), 2)
     assert rows.areas.tolist() == [[[3, 1], [1, 3]]]
     assert rows.mean_iou == pytest.approx(3 / 5)
 

@@ -11,7 +11,6 @@ import run_pruning_study
 import torch
 from pruning_scores import (
     PruningRows,
-    cell_areas,
     pruning_rows,
     pruning_table,
     summarize_pruning,
@@ -32,17 +31,11 @@ def build(**fields) -> IceDeiTForImageClassification:
     return model
 
 
-def test_cells_count_their_pixels_of_the_object():
-    mask = np.zeros((1, 4, 4), dtype=bool)
-    mask[0, :3, 2:] = True
-    assert cell_areas(mask, 2).tolist() == [[0, 4, 0, 2]]
-
-
 def test_rows_are_those_of_a_loop_over_pixels():
     model = build(pruning_strategy="background", pruning_layers=[1, 2])
     pixel_values, labels = torch.randn(5, 3, 32, 32), np.array([0, 1, 2, 0, 1])
     masks = np.random.default_rng(0).random((5, 32, 32)) < 0.4
-    rows = pruning_rows(model, pixel_values, labels, cell_areas(masks, 8), batch_size=2)
+    rows = pruning_rows(model, pixel_values, labels, masks, batch_size=2)
     assert model.training
     with torch.no_grad():
         outputs = model.eval()(pixel_values)

@@ -445,6 +445,8 @@ def test_summaries_by_hand():
     assert cls_class.tolist() == [[5]]
     assert foreground.tolist() == [[0, 0, 0, 1]]
     assert summarize_outputs(logits)[0].tolist() == top.tolist()
+    # nothing found: equal logits are no answer, and class 0 is not right by accident
+    assert summarize_outputs(torch.zeros(1, 6))[0].tolist() == [[-1] * 5]
 
 
 def test_top_5_is_reported_from_five_classes_on():

@@ -87,7 +87,7 @@ def test_photographs_are_jpeg_files_of_the_size():
 def test_table_by_hand():
     steps = {"DeiT": [0.1, 0.2, 0.4], "ICE": [0.2, 0.2, 0.6]}
     table = training_table(steps, {"deit": [50.0]}, {"seconds": [1.0], "waiting_share": [0.25]})
-    rows = {line[: line.index("  ")]: line.split()[-4:] for line in table.splitlines()[1:]}
+    rows = {line[: line.index("  ")]: line.split()[-4:] for line in table.splitlines()[2:]}
     assert rows["step, DeiT (ms)"] == ["200.000", "150.000", "-", "300.000"]
     assert rows["step, ICE / DeiT"] == ["1.500", "1.250", "-", "1.750"]
     assert rows["of which waiting for data (%)"][0] == "25.000"

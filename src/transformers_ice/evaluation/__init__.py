@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmarks: data, models and explainers in, scores out."""
 
+from ..tables import format_table
 from .arguments import EvaluationArguments, ProtocolArguments, parse_evaluation_arguments
 from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap
 from .checkpoints import Checkpoint, load_checkpoint
-from .comparison import ComparisonRow, compare_with_baselines, evaluate_classification, evaluate_segmentation
+from .comparison import ComparisonRow, compare_with_baselines, score_checkpoint
 from .cost import Cost, measure_costs
 from .inputs import ExplainedBatch, InputBatch
 from .maps import CEILING, majority_grid, score_maps
@@ -14,7 +15,7 @@ from .report import SCORES, markdown_table, results_as_json, text_table
 from .row_store import RowKey, RowStore
 from .runner import BENCHMARKS, Processes, Result, run_benchmarks
 from .sanity import randomization_similarity
-from .tables import format_table
+from .scoring import observe_classes, observe_masks, score
 
 
 __all__ = [
@@ -37,17 +38,19 @@ __all__ = [
     "RowStore",
     "bootstrap",
     "compare_with_baselines",
-    "evaluate_classification",
-    "evaluate_segmentation",
     "format_table",
     "load_checkpoint",
     "majority_grid",
     "markdown_table",
     "measure_costs",
+    "observe_classes",
+    "observe_masks",
     "parse_evaluation_arguments",
     "randomization_similarity",
     "results_as_json",
     "run_benchmarks",
+    "score",
+    "score_checkpoint",
     "score_maps",
     "text_table",
 ]

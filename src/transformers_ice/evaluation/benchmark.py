@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from .inputs import ExplainedBatch
 from .metrics import RowMetric
 from .protocol import Protocol
+from .scoring import Observation, Rows, make_rows, score_rows
 
 
-__all__ = ["Benchmark", "Observation", "Rows"]
-
-Rows = dict[str, np.ndarray]
-Observation = tuple[Sequence[Any] | np.ndarray, Sequence[Any] | np.ndarray]  # predictions and references of a metric
+__all__ = ["Benchmark"]
 
 
 class Benchmark(ABC):
@@ -54,17 +51,8 @@ class Benchmark(ABC):
 
     def rows(self, batch: ExplainedBatch) -> Rows:
         """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""
-        return {
-            f"{name}/{column}": np.asarray(values)
-            for name, (predictions, references) in self.observe(batch).items()
-            for column, values in self.metrics[name].rows(list(predictions), list(references)).items()
-        }
+        return make_rows(self.observe(batch), self.metrics)
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Return the scores of all examples whose rows are given."""
-        scores: dict[str, float] = {}
-        for name, metric in self.metrics.items():
-            own = {key.partition("/")[2]: values for key, values in rows.items() if key.partition("/")[0] == name}
-            prefix = name if name.endswith("_") else ""
-            scores |= {prefix + score: value for score, value in metric.score(own).items()}
-        return scores
+        return score_rows(rows, self.metrics)

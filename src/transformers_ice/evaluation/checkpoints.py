@@ -24,7 +24,7 @@ from ..model_names import resolve_model_name
 from .protocol import Protocol
 
 
-__all__ = ["Checkpoint", "class_logits", "has_answer", "labels_by_name", "load_checkpoint", "whole_image_processor"]
+__all__ = ["Checkpoint", "class_logits", "labels_by_name", "load_checkpoint", "whole_image_processor"]
 
 logger = logging.get_logger(__name__)
 
@@ -139,11 +139,6 @@ def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published:
     if published:
         settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
     return type(processor).from_dict(settings)
-
-
-def has_answer(logits: Tensor) -> Tensor:
-    """Return which rows of `(batch_size, num_labels)` name a class: ICE gives equal logits where it finds nothing."""
-    return logits.amax(dim=1) > logits.amin(dim=1)
 
 
 def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) -> dict[int, int] | None:

@@ -1,132 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICE beside what attention explains of the model it came from: the short comparison that a demo prints.
-
-A data set, a model and its image processor in, `(name, value)` pairs out. Images go through in batches and only counts
-are kept.
-"""
+"""A checkpoint in the scoring loop, and ICE next to what attention explains of the model it came from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..explainers import EXPLAINERS, evaluation_mode, explain
-from ..ice_deit.patch_maps import nearest_to_image
-from .maps import CEILING, binary_maps, image_geometry, majority_grid, model_grid_size, preprocess
+from ..data.benchmarks.examples import EvaluationSet, Example
+from ..data.benchmarks.table_evaluation import TableEvaluation
+from ..explainers import EXPLAINERS
+from .checkpoints import Checkpoint
+from .inputs import ExplainedBatch, InputBatch
+from .maps import CEILING
 from .metrics import ForegroundSegmentation, TopKAccuracy
+from .protocol import Protocol
+from .region_benchmarks import Segmentation
+from .scoring import Observation, observe_classes, score
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ComparisonRow", "compare_with_baselines", "evaluate_classification", "evaluate_segmentation"]
-
-_TOP_K = (1, 5)
+__all__ = ["ComparisonRow", "compare_with_baselines", "score_checkpoint"]
 
 
-@torch.inference_mode()
-def evaluate_classification(
-    model: PreTrainedModel, image_processor: Any, dataset: Dataset, batch_size: int = 64
-) -> Iterator[tuple[str, float]]:
-    """Score how often the model names the true class.
+def score_checkpoint(
+    checkpoint: Checkpoint, examples: EvaluationSet, methods: Sequence[str], batch_size: int = 64
+) -> dict[str, float]:
+    """Score a classifier and its explanations as masks, in one pass over the images.
 
     Args:
-        model: An image classifier. Comes back as it was.
-        image_processor: The one that belongs to the model.
-        dataset: Columns `image` and `label`.
+        checkpoint: A ViT, DeiT or ICE classifier.
+        examples: Images with labels and masks.
+        methods: Names in `EXPLAINERS`, or "ceiling": the best that any 0/1 map on the patch grid can do.
         batch_size: Images that go through the model at once.
 
-    Yields:
-        `top_1`, and `top_5` from five classes on, of `outputs.logits`, in [0, 1]; of ICE models also `cls_top_1` and
-        `cls_top_5` of `outputs.cls_logits`.
+    Returns:
+        `top_1` of `outputs.logits`, `cls_top_1` of the [CLS] classifier, `<method>_pixel_accuracy` and
+        `<method>_mean_iou`, in [0, 1], as `run_benchmarks` gives them under "classification" and "segmentation".
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a method is unknown.
     """
-    _check_columns(dataset, "image", "label")
-    metrics: dict[str, TopKAccuracy] = {}
-    with evaluation_mode(model):
-        for batch in _batches(dataset, batch_size, "classification"):
-            outputs = model(preprocess(model, image_processor, batch["image"]))
-            for prefix, name in (("", "logits"), ("cls_", "cls_logits")):
-                if name in outputs:
-                    top_k = tuple(k for k in _TOP_K if k <= outputs[name].shape[-1])
-                    metric = metrics.setdefault(prefix, TopKAccuracy(top_k=top_k))
-                    metric.add_batch(predictions=outputs[name].float().cpu().numpy(), references=batch["label"])
-    for prefix, metric in metrics.items():
-        for name, value in (metric.compute() or {}).items():
-            yield prefix + name, value
+    known = {*EXPLAINERS, CEILING}
+    if not known.issuperset(methods):
+        raise ValueError(f"`methods` must be some of {', '.join(sorted(known))}, got {methods!r}.")
+    segmentation = Segmentation(Protocol())
 
+    def predict(batch: list[Example]) -> dict[str, Observation]:
+        inputs = InputBatch(checkpoint, batch, segmentation.protocol, examples.class_names)
+        return {
+            "classes": observe_classes(inputs.logits, inputs.labels),
+            "cls_": (inputs.explained_classes[:, None].numpy(), inputs.labels.numpy()),
+            **{f"{method}_": segmentation.observe(ExplainedBatch(inputs, method))["masks"] for method in methods},
+        }
 
-def evaluate_segmentation(
-    model: PreTrainedModel,
-    image_processor: Any,
-    dataset: Dataset,
-    methods: Sequence[str] = ("ice_hard", CEILING),
-    batch_size: int = 64,
-) -> Iterator[tuple[str, float]]:
-    """Score explanations as masks of the foreground, against true masks, pixel by pixel over the whole set.
-
-    A soft map is interpolated bilinearly to the model's input and cut at its mean, per image. A hard map, and the
-    ceiling, go to the pixels by the nearest patch. The comparison takes place in the resolution of the true masks.
-
-    Args:
-        model: A ViT, DeiT or ICE model. Comes back as it was.
-        image_processor: The one that belongs to the model.
-        dataset: Columns `image` and `mask`. A mask is an image (0 is background, anything else foreground) or an array
-            of 1, 0 and -1, which is ignored; of the size of its image.
-        methods: Names in `EXPLAINERS`, or "ceiling": the best that any 0/1 map on the patch grid can do, where each
-            patch has the class of most of its true pixels.
-        batch_size: Images that go through the model at once.
-
-    Yields:
-        `<method>/pixel_accuracy` and `<method>/mean_iou`, in [0, 1], as `ForegroundSegmentation` defines them.
-
-    Raises:
-        ValueError: If a column is missing, a method is unknown or does not fit the model, or images are cropped by a
-            processor that cannot say where.
-
-    Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`; there images and masks are
-    resized to the model's input first.
-    """
-    _check_columns(dataset, "image", "mask")
-    _check_methods(methods)
-    metrics = {method: ForegroundSegmentation() for method in methods}
-    for batch in _batches(dataset, batch_size, "segmentation"):
-        references = [_reference_mask(mask) for mask in batch["mask"]]
-        pixel_values = preprocess(model, image_processor, batch["image"])
-        input_size = (pixel_values.shape[2], pixel_values.shape[3])
-        geometries = [image_geometry(image_processor, mask.shape, input_size) for mask in references]
-        for method, metric in metrics.items():
-            if method == CEILING:
-                grid_size = model_grid_size(model, input_size)
-                grids = [majority_grid(*pair, grid_size) for pair in zip(references, geometries, strict=True)]
-            else:
-                grids = list(binary_maps(explain(model, pixel_values, method=method), method, input_size))
-            pairs = zip(grids, geometries, strict=True)
-            predictions = [nearest_to_image(grid, geometry, fill=False).numpy() for grid, geometry in pairs]
-            metric.add_batch(predictions=predictions, references=references)
-    for method, metric in metrics.items():
-        for name, value in (metric.compute() or {}).items():
-            yield f"{method}/{name}", value
+    metrics = {"classes": TopKAccuracy(top_k=(1,)), "cls_": TopKAccuracy(top_k=(1,))}
+    masks = {f"{method}_": ForegroundSegmentation() for method in methods}
+    return score(predict, examples, {**metrics, **masks}, batch_size, f"evaluating {checkpoint.name}")
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """Hold one line of the comparison of ICE with its starting point; all scores in [0, 1], `None` where undefined.
+    """Line of the comparison of ICE with its starting point; all scores in [0, 1], `None` where undefined.
 
     Attributes:
         method: What explains.
-        patch_top_1: Accuracy of the class that the foreground patches name.
+        patch_top_1: Accuracy of the class that the foreground patches predict.
         cls_top_1: Accuracy of the [CLS] classifier.
-        pixel_accuracy: Share of pixels that are rightly foreground or background.
+        pixel_accuracy: Fraction of pixels that are rightly foreground or background.
         mean_iou: Mean over background and foreground of intersection / union, over the whole set.
         ceiling_share: `mean_iou` divided by that of the ceiling.
     """
@@ -159,51 +104,34 @@ def compare_with_baselines(
 
     Returns:
         Four rows: ICE (hard mask), raw attention and rollout on the starting model, the ceiling of the patch grid.
+
+    Raises:
+        ValueError: If a column is missing.
     """
-    data = (dataset, batch_size)
-    ice_accuracy = dict(evaluate_classification(ice_model, ice_processor, *data))
-    start_accuracy = dict(evaluate_classification(start_model, start_processor, *data))
-    scores = dict(evaluate_segmentation(ice_model, ice_processor, dataset, ("ice_hard", CEILING), batch_size))
-    scores |= evaluate_segmentation(start_model, start_processor, dataset, ("raw_attention", "rollout"), batch_size)
-    patch_top_1 = ice_accuracy["top_1"] if ice_model.config.logits_source == "patch" else None
-    best = scores[f"{CEILING}/mean_iou"]
-
-    def row(method: str, key: str, patch_top_1: float | None, cls_top_1: float | None) -> ComparisonRow:
-        pixel_accuracy, mean_iou = scores[f"{key}/pixel_accuracy"], scores[f"{key}/mean_iou"]
-        return ComparisonRow(method, patch_top_1, cls_top_1, pixel_accuracy, mean_iou, mean_iou / best)
-
-    return [
-        row("ICE (hard mask)", "ice_hard", patch_top_1, ice_accuracy["cls_top_1"]),
-        row("raw attention, starting DeiT", "raw_attention", None, start_accuracy["top_1"]),
-        row("rollout, starting DeiT", "rollout", None, start_accuracy["top_1"]),
-        row("ceiling of the patch grid", CEILING, None, None),
-    ]
-
-
-def _check_columns(dataset: Dataset, *names: str) -> None:
-    missing = [name for name in names if name not in dataset.column_names]
+    missing = {"image", "label", "mask"} - set(dataset.column_names)
     if missing:
         raise ValueError(
-            f"`dataset` must have the columns {list(names)}, got {dataset.column_names}. "
-            f"Rename what holds {missing[0]!r} with `dataset.rename_column`."
+            f"`dataset` must have the columns image, label and mask, got {dataset.column_names}. "
+            f"Rename what holds {min(missing)!r} with `dataset.rename_column`."
         )
+    examples = TableEvaluation(dataset)
+    ice = score_checkpoint(
+        Checkpoint("ICE", ice_model, ice_processor, ""), examples, ["ice_hard", CEILING], batch_size
+    )
+    start_checkpoint = Checkpoint("starting point", start_model, start_processor, "")
+    start = score_checkpoint(start_checkpoint, examples, ["raw_attention", "rollout"], batch_size)
+    patch_top_1 = ice["top_1"] if ice_model.config.logits_source == "patch" else None
+    best = ice[f"{CEILING}_mean_iou"]
 
+    def row(
+        title: str, scores: dict[str, float], method: str, patch_top_1: float | None, cls_top_1: float | None
+    ) -> ComparisonRow:
+        pixel_accuracy, mean_iou = (scores[f"{method}_{name}"] for name in ("pixel_accuracy", "mean_iou"))
+        return ComparisonRow(title, patch_top_1, cls_top_1, pixel_accuracy, mean_iou, mean_iou / best)
 
-def _check_methods(methods: Sequence[str]) -> None:
-    known = {*EXPLAINERS, CEILING}
-    unknown = [method for method in methods if method not in known]
-    if unknown or isinstance(methods, str):
-        raise ValueError(f"`methods` must be a list of {', '.join(sorted(known))}, got {methods!r}.")
-
-
-def _batches(dataset: Dataset, batch_size: int, task: str) -> Iterator[dict[str, list[Any]]]:
-    with tqdm(total=len(dataset), desc=f"evaluating {task}", unit="image") as progress:
-        for batch in dataset.iter(batch_size):
-            yield batch
-            progress.update(len(batch["image"]))
-
-
-def _reference_mask(mask: Any) -> np.ndarray:
-    """Return a true mask as `(height, width)`, int8: 1 foreground, 0 background, -1 ignored."""
-    array = np.asarray(mask)
-    return (array > 0).astype(np.int8) if isinstance(mask, Image.Image) else array.astype(np.int8)
+    return [
+        row("ICE (hard mask)", ice, "ice_hard", patch_top_1, ice["cls_top_1"]),
+        row("raw attention, starting DeiT", start, "raw_attention", None, start["top_1"]),
+        row("rollout, starting DeiT", start, "rollout", None, start["top_1"]),
+        row("ceiling of the patch grid", ice, CEILING, None, None),
+    ]

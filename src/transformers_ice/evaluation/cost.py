@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from ..explainers import explain
+from ..speed import interleave, summarize_spread, time_call
 from .checkpoints import class_logits
 
 
@@ -63,33 +62,26 @@ def measure_costs(
     calls: dict[str, Callable[[], Any]] = {"": forward}
     calls |= {method: partial(explain, model, pixel_values, method) for method in methods}
     peaks = {name: peak_tensor_bytes(call) for name, call in calls.items()}  # the run that is not timed
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(num_repeats):
-        for name, call in calls.items():
-            times[name].append(_seconds(call, pixel_values.device))
+    measures = {name: partial(_seconds, call, pixel_values.device) for name, call in calls.items()}
+    times = interleave(measures, num_repeats, num_warmups=0)
     batch_size = pixel_values.shape[0]
     costs = {}
     for method in methods:
         ratios = [taken / base for taken, base in zip(times[method], times[""], strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        spread = summarize_spread(ratios)
         costs[method] = Cost(
-            milliseconds=1000 * statistics.median(times[method]) / batch_size,
-            forward_passes=median,
-            forward_passes_spread=(high - low) / 2,
+            milliseconds=1000 * summarize_spread(times[method]).median / batch_size,
+            forward_passes=spread.median,
+            forward_passes_spread=(spread.high - spread.low) / 2,
             peak_megabytes=peaks[method] / batch_size / 1e6,
             memory_ratio=peaks[method] / peaks[""],
         )
     return costs
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def _seconds(call: Callable[[], Any], device: torch.device, repeat: int) -> float:
+    """Return the seconds of a call, the same in every repeat."""
+    return time_call(call, device)
 
 
 def peak_tensor_bytes(call: Callable[[], Any]) -> int:

@@ -131,6 +131,13 @@ class InputBatch:
             )
         return torch.tensor(labels)
 
+    @property
+    def true_masks(self) -> tuple[list[np.ndarray], list[ImageGeometry]]:
+        """The true masks, and where the pixels of their images are in the square inputs."""
+        masks = [np.asarray(example.mask) for example in self.examples]
+        sizes = [(mask.shape[0], mask.shape[1]) for mask in masks]
+        return masks, [ImageGeometry.from_resize(size, self.input_size) for size in sizes]
+
 
 class ExplainedBatch:
     """Explain a batch by one method.

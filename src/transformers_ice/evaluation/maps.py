@@ -22,7 +22,6 @@ __all__ = [
     "CEILING",
     "binary_maps",
     "explains_classes",
-    "image_geometry",
     "is_hard",
     "majority_grid",
     "model_grid_size",
@@ -163,16 +162,3 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(labels.astype(np.int32))
     resized = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized).astype(labels.dtype)
-
-
-def image_geometry(image_processor: Any, image_size: tuple[int, ...], input_size: tuple[int, int]) -> ImageGeometry:
-    """Return where the pixels of an image `(height, width)` end up in the model's input."""
-    height, width = image_size
-    if hasattr(image_processor, "image_geometry"):
-        return image_processor.image_geometry((height, width))
-    if getattr(image_processor, "do_center_crop", False):
-        raise ValueError(
-            f"`image_processor` must not crop, got {type(image_processor).__name__} with do_center_crop=True: the "
-            "maps would not cover the image. Set `image_processor.do_center_crop = False`."
-        )
-    return ImageGeometry.from_resize((height, width), input_size)

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmark import Benchmark, Observation
-from .checkpoints import class_logits, has_answer
+from .benchmark import Benchmark
+from .checkpoints import class_logits
 from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
 from .metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
+from .scoring import Observation, has_answer, observe_classes
 
 
 __all__ = ["Classification", "Faithfulness"]
@@ -33,9 +34,7 @@ class Classification(Benchmark):
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return scores of the classes beside the true one."""
-        logits = batch.inputs.logits
-        answers = logits.masked_fill(~has_answer(logits)[:, None], float("nan"))  # NaN is never right
-        return {"accuracy": (answers.numpy(), batch.inputs.labels.numpy())}
+        return {"accuracy": observe_classes(batch.inputs.logits, batch.inputs.labels)}
 
 
 class Faithfulness(Benchmark):

@@ -12,8 +12,7 @@ from torch import Tensor
 from ..data.benchmarks.examples import Example
 from ..explainers.inspection import attention_maps, num_prefix_tokens
 from ..ice_deit.patch_maps import component_box, largest_component
-from .benchmark import Benchmark, Observation
-from .checkpoints import has_answer
+from .benchmark import Benchmark
 from .inputs import ExplainedBatch
 from .maps import (
     CEILING,
@@ -40,6 +39,7 @@ from .metrics import (
     normalize_score_map,
     resize_boxes,
 )
+from .scoring import Observation, has_answer, observe_masks
 
 
 __all__ = ["ATTENTION_HEADS", "Discovery", "Jaccard", "Localization", "Segmentation"]
@@ -68,15 +68,13 @@ class Segmentation(Benchmark):
         published = self.protocol.paper_compat
         relevance = batch.published_relevance() if published else batch.relevance()
         size = batch.inputs.input_size
-        maps = to_unit_range(score_maps(relevance, batch.method, size))
+        maps = score_maps(relevance, batch.method, size)
         masks = binary_maps(relevance, batch.method, size)
-        if is_hard(batch.method):
-            maps = score_maps(relevance, batch.method, size)
-            masks = maps > 0.5
-            if published:  # there, min-max makes NaN of a constant map, and NaN is background
-                masks = masks & varies(relevance)
-        truths = [resize_labels(np.asarray(example.mask), size) for example in batch.inputs.examples]
-        predictions = list(masks.numpy())
+        if not is_hard(batch.method):
+            maps = to_unit_range(maps)
+        elif published:  # there, min-max makes NaN of a constant map, and NaN is background
+            masks = masks & varies(relevance)
+        predictions, truths = observe_masks(masks, *batch.inputs.true_masks)
         return {"masks": (predictions, truths), "maps": (list(maps.numpy()), truths), "f1": (predictions, truths)}
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..tables import format_cell, format_markdown_table, format_table
 from .bootstrap import Interval
 from .cost import Cost
 from .maps import CEILING
 from .region_benchmarks import ATTENTION_HEADS
 from .runner import Result
-from .tables import format_table
 
 
 __all__ = ["SCORES", "markdown_table", "results_as_json", "text_table"]
@@ -94,14 +94,12 @@ def markdown_table(results: Sequence[Result], costs: Costs | None = None) -> str
     lines = _lines(results, costs or {})
     headers = _headers(lines)
     best = {name: _best(name, lines) for name in headers if name in SCORES}
-    table = ["| " + " | ".join(headers.values()) + " |", "| --- " * len(headers) + "|"]
+    rows = []
     for (checkpoint, method), cells in lines.items():
-        words = [checkpoint, f"`{method}`" if method else _MODEL_ROW]
-        for name in list(headers)[2:]:
-            text = _cell(cells.get(name))
-            words.append(f"**{text}**" if best.get(name) == (checkpoint, method) else text)
-        table.append("| " + " | ".join(words) + " |")
-    return "\n".join(table) + "\n"
+        row = {name: _cell(cells.get(name)) for name in headers}
+        row |= {name: f"**{row[name]}**" for name, winner in best.items() if winner == (checkpoint, method)}
+        rows.append({**row, "checkpoint": checkpoint, "method": f"`{method}`" if method else _MODEL_ROW})
+    return format_markdown_table(rows, headers)
 
 
 def _best(name: str, lines: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, str] | None:
@@ -121,11 +119,10 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if not isinstance(value, Interval):
-        return f"{value:.2f}"
+        return format_cell(value, 2)
     digits = 1 if abs(value.value) > 1.5 else 3
-    if math.isnan(value.low):
-        return f"{value.value:.{digits}f}"
-    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    middle, low, high = (format_cell(number, digits) for number in (value.value, value.low, value.high))
+    return middle if math.isnan(value.low) else f"{middle} ({low} to {high})"
 
 
 def results_as_json(results: Sequence[Result], costs: Costs | None = None) -> list[dict[str, Any]]:

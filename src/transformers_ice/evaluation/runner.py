@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-
 from ..data.benchmarks.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
 from .benchmark import Benchmark
@@ -27,6 +24,7 @@ from .model_benchmarks import Classification, Faithfulness
 from .protocol import Protocol
 from .region_benchmarks import ATTENTION_HEADS, Discovery, Jaccard, Localization, Segmentation
 from .row_store import RowKey, RowStore
+from .scoring import iterate_chunks, split_chunks
 
 
 __all__ = ["BENCHMARKS", "Processes", "Result", "plan_tasks", "run_benchmarks"]
@@ -115,13 +113,12 @@ def run_benchmarks(
     """
     processes, protocol = processes or Processes(), protocol or Protocol()
     tasks = plan_tasks(checkpoints, dataset, benchmarks, methods, protocol, batch_size)
-    chunks = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    chunks = split_chunks(len(dataset), batch_size)
     own = [chunk for chunk in range(len(chunks)) if chunk % processes.count == processes.index]
     pending = [chunk for chunk in own if any(not store.has(task.key, chunk) for task in tasks)]
-    batches = [list(chunks[chunk]) for chunk in pending]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=list)
-    progress = tqdm(loader, total=len(pending), desc="evaluating", unit="batch", disable=processes.index > 0)
-    for chunk, examples in zip(pending, progress, strict=True):
+    description = None if processes.index else "evaluating"
+    batches = iterate_chunks(dataset, [chunks[chunk] for chunk in pending], num_workers, description)
+    for chunk, examples in zip(pending, batches, strict=True):
         missing = [task for task in tasks if not store.has(task.key, chunk)]
         _run_chunk(missing, examples, dataset.class_names, protocol, store, chunk)
     processes.wait()

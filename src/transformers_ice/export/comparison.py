@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from ..explainers import evaluation_mode
 from ..ice_deit.adversarial_normalization import foreground_mask
 from ..ice_deit.configuration_ice_deit import as_pair
-from ..ice_deit.patch_maps import grid_size, nearest_to_image
 from .onnx_file import OUTPUT_NAMES, require
 
 
@@ -133,7 +132,7 @@ class ExportScores:
     Args:
         name: What was scored.
         top_1: Share of images whose best class is the true one.
-        mean_iou: Of the foreground mask with the true one; see `transformers_ice.evaluation.metrics.ForegroundSegmentation`.
+        mean_iou: Of the foreground mask with the true one; see `evaluation.observe_masks`.
         top_1_agreement: Share of images with the best class of the PyTorch model.
     """
 
@@ -153,8 +152,7 @@ def score_exports(
 ) -> list[ExportScores]:
     """Score a model and its exported files side by side, on the same images.
 
-    A patch is foreground where its best class is not background. The mask goes to the pixels of the original image by
-    the nearest patch.
+    A patch is foreground where its best class is not background.
 
     Args:
         model: The classifier. Comes back as it was.
@@ -170,45 +168,38 @@ def score_exports(
     Raises:
         ValueError: If onnxruntime is not installed, or an image comes in another size than a file takes.
     """
-    from ..evaluation.metrics import ForegroundSegmentation, TopKAccuracy  # they need the extra `train`
+    # they need the extra `train`
+    from ..evaluation.metrics import ForegroundSegmentation, RowMetric, TopKAccuracy
+    from ..evaluation.scoring import Observation, observe_classes, observe_masks, score
 
     runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: OnnxModel(file) for name, file in files.items()}}
-    metrics: dict[str, tuple[Any, Any]] = {name: (TopKAccuracy(top_k=(1,)), ForegroundSegmentation()) for name in runs}
-    classes: dict[str, list[np.ndarray]] = {name: [] for name in runs}
-    for batch in _batches(examples, batch_size):
+    patch_size = as_pair(model.config.patch_size)
+    metrics: dict[str, RowMetric] = {}
+    for name in runs:
+        metrics |= {f"{name} {what}_": TopKAccuracy(top_k=(1,)) for what in ("label", "same")}
+        metrics[f"{name} mask_"] = ForegroundSegmentation()
+
+    def predict(batch: list[Example]) -> dict[str, Observation]:
         pixel_values = image_processor([example.image for example in batch], return_tensors="pt")["pixel_values"]
         labels = [label_map[example.label] if label_map else example.label for example in batch]  # type: ignore[index]
-        for name, run in runs.items():
-            outputs = run(pixel_values)
-            classes[name].append(outputs["logits"].argmax(axis=1))
-            top_1, segmentation = metrics[name]
-            top_1.add_batch(predictions=outputs["logits"], references=labels)
-            masks = _image_masks(outputs["patch_logits"], pixel_values, image_processor, batch, model.config)
-            segmentation.add_batch(predictions=masks, references=[example.mask for example in batch])
-    reference = np.concatenate(classes["PyTorch"])
+        truths = [cast(np.ndarray, example.mask) for example in batch]
+        geometries = [image_processor.image_geometry(truth.shape) for truth in truths]
+        grid_size = [side // patch for side, patch in zip(pixel_values.shape[2:], patch_size, strict=True)]
+        outputs = {name: run(pixel_values) for name, run in runs.items()}
+        classes = outputs["PyTorch"]["logits"].argmax(axis=1)
+        observations: dict[str, Observation] = {}
+        for name, arrays in outputs.items():
+            observations[f"{name} label_"] = observe_classes(torch.from_numpy(arrays["logits"]), labels)
+            observations[f"{name} same_"] = arrays["logits"], classes
+            grids = foreground_mask(torch.from_numpy(arrays["patch_logits"])).unflatten(1, grid_size)
+            observations[f"{name} mask_"] = observe_masks(grids, truths, geometries)
+        return observations
+
+    scores = score(predict, examples, metrics, batch_size)
     return [
-        ExportScores(
-            name,
-            (top_1.compute() or {})["top_1"],
-            (segmentation.compute() or {})["mean_iou"],
-            float((np.concatenate(classes[name]) == reference).mean()),
-        )
-        for name, (top_1, segmentation) in metrics.items()
+        ExportScores(name, *(scores[f"{name} {key}"] for key in ("label_top_1", "mask_mean_iou", "same_top_1")))
+        for name in runs
     ]
-
-
-def _batches(examples: EvaluationSet, batch_size: int) -> Iterator[list[Example]]:
-    for start in range(0, len(examples), batch_size):
-        yield [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
-
-
-def _image_masks(
-    patch_logits: np.ndarray, pixel_values: Tensor, image_processor: Any, batch: Sequence[Example], config: Any
-) -> list[np.ndarray]:
-    rows_and_columns = grid_size((pixel_values.shape[2], pixel_values.shape[3]), as_pair(config.patch_size))
-    grids = foreground_mask(torch.from_numpy(patch_logits)).unflatten(1, rows_and_columns)
-    geometries = [image_processor.image_geometry((example.image.height, example.image.width)) for example in batch]
-    return [nearest_to_image(*pair, fill=False).numpy() for pair in zip(grids, geometries, strict=True)]
 
 
 def _runner(model: PreTrainedModel) -> Run:

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
-from ..output_files import staged
 from ..ice_deit.patch_maps import grid_size
+from ..output_files import staged
 
 
 __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..tables import format_markdown_table
 from .facts import ModelFacts
 from .records import METRICS, ModelRecord, ResultEntry
 from .snippets import first_snippet, second_snippet
@@ -83,7 +84,8 @@ def _size_table(facts: ModelFacts) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows))
+    columns = dict(enumerate(headings))
+    return format_markdown_table([dict(enumerate(row)) for row in rows], columns).rstrip()
 
 
 def intended_use(record: ModelRecord, facts: ModelFacts) -> str:

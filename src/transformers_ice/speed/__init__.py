@@ -5,8 +5,9 @@ from .arguments import BenchmarkArguments, parse_benchmark_arguments
 from .freed_memory import keep_freed_memory
 from .inputs import load_model, load_workload
 from .keep_counts import counts_from_shares, draw_keep_shares, prescribed_counts, read_keep_shares
+from .machine import describe_machine
 from .macs import TokenCounts, count_macs, count_tokens, ideal_macs
-from .report import describe_machine, read_accuracies, rows_from_json, speed_table, write_results
+from .report import read_accuracies, speed_table, write_results
 from .speed import SpeedRow, TimingPlan, Workload, count_variant_tokens, measure_speed
 from .timing import Spread, interleave, summarize_spread, time_call
 from .variants import BACKGROUND, REFERENCE, Variant, build_variants, share_as_vit, share_weights
@@ -39,7 +40,6 @@ __all__ = [
     "prescribed_counts",
     "read_accuracies",
     "read_keep_shares",
-    "rows_from_json",
     "share_as_vit",
     "share_weights",
     "speed_table",

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from ..data.images.tables import LabelledImages
-from ..evaluation.metrics import ForegroundSegmentation, TopKAccuracy
-from ..ice_deit.patch_maps import class_map, grid_size, nearest_to_image, to_grid
+from ..evaluation.metrics import ForegroundSegmentation, MeanOf, RowMetric, TopKAccuracy
+from ..evaluation.scoring import Observation, has_answer, observe_masks, score
+from ..ice_deit.patch_maps import class_map, grid_size
 
 
 __all__ = ["KEPT_OUTPUTS", "EvaluationMetrics", "summarize_outputs"]
@@ -21,7 +22,7 @@ KEPT_OUTPUTS = ("logits", "cls_logits", "patch_logits")
 """Outputs of the model that the numbers need, in the order in which the model returns them."""
 
 _TOP_K = 5
-_MASK_BATCH = 256
+_BATCH_SIZE = 256
 
 
 def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -34,11 +35,12 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
         labels: Not used; part of the Trainer's protocol.
 
     Returns:
-        The best classes `(batch_size, k)`, best first; for ICE models also the best class of [CLS] `(batch_size, 1)`
-        and which patches are foreground `(batch_size, num_patches)`, uint8.
+        The best classes `(batch_size, k)`, best first, -1 where the model finds nothing; for ICE models also the best
+        class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
     """
     logits, *explanation = outputs if isinstance(outputs, tuple) else (outputs,)
     top_classes = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1).indices
+    top_classes = top_classes.masked_fill(~has_answer(logits)[:, None], -1)
     if not explanation:
         return (top_classes,)
     cls_logits, patch_logits = explanation
@@ -48,11 +50,11 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
 
 
 class EvaluationMetrics:
-    """Turn the summaries of a whole data set into numbers (`compute_metrics` of the Trainer).
+    """Numbers of a whole data set from the summaries of its batches (`compute_metrics` of the Trainer).
 
-    Reports `top_1` and, from five classes on, `top_5` of `outputs.logits`; of ICE models also `cls_top_1` and the mean
+    `top_1` and, from five classes on, `top_5` of `outputs.logits`; of ICE models also `cls_top_1` and the mean
     `foreground_ratio`; where the data have masks `pixel_accuracy` and `mean_iou` (background and foreground, counts
-    over the whole set), in the size of the masks. All in [0, 1].
+    over the whole set), as `evaluation.observe_masks` compares them. All in [0, 1].
 
     Args:
         patch_size: Height and width of a patch in pixels of the model's input.
@@ -68,36 +70,30 @@ class EvaluationMetrics:
         # the Trainer hands a single array over as itself, several as a tuple
         summaries: Any = prediction.predictions
         top_classes, *explanation = summaries if isinstance(summaries, tuple) else (summaries,)
-        labels = np.asarray(prediction.label_ids)
-        numbers = _top_k_accuracy(top_classes, labels)
+        labels: Any = np.asarray(prediction.label_ids)
+        has_masks = bool(explanation) and isinstance(self.dataset, LabelledImages) and self.dataset.has_masks
+        top_k = (1, _TOP_K) if top_classes.shape[1] >= _TOP_K else (1,)
+        metrics: dict[str, RowMetric] = {"classes": TopKAccuracy(top_k=top_k)}
         if explanation:
-            cls_classes, foreground = explanation
-            numbers["cls_top_1"] = _top_k_accuracy(cls_classes, labels)["top_1"]
-            numbers["foreground_ratio"] = float(foreground.mean())
-            if isinstance(self.dataset, LabelledImages) and self.dataset.has_masks:
-                numbers |= self._segmentation(foreground.astype(bool), self.dataset)
-        return numbers
+            metrics |= {"cls_": TopKAccuracy(top_k=(1,)), "foreground": MeanOf("foreground_ratio")}
+        if has_masks:
+            metrics["masks"] = ForegroundSegmentation()
 
-    def _segmentation(self, foreground: np.ndarray, dataset: LabelledImages) -> dict[str, float]:
-        """Compare the foreground patches `(num_images, num_patches)` with the masks."""
-        metric = ForegroundSegmentation()
-        rows_and_columns = grid_size(dataset.input_size, self.patch_size)
-        for start in range(0, len(foreground), _MASK_BATCH):
-            patches = foreground[start : start + _MASK_BATCH]
-            masks = [dataset.foreground_mask(start + offset) for offset in range(len(patches))]
-            predictions = [
-                nearest_to_image(
-                    to_grid(torch.from_numpy(row), rows_and_columns), dataset.geometry(mask.shape), fill=0
-                ).numpy()
-                for row, mask in zip(patches, masks, strict=True)
-            ]
-            metric.add_batch(predictions=predictions, references=masks)
-        return metric.compute() or {}
+        def look_up(indices: list[int]) -> dict[str, Observation]:
+            observations: dict[str, Observation] = {"classes": (top_classes[indices], labels[indices])}
+            if explanation:
+                cls_classes, foreground = (summary[indices] for summary in explanation)
+                observations["cls_"] = cls_classes, labels[indices]
+                observations["foreground"] = foreground.mean(axis=1), labels[indices]
+                if has_masks:
+                    observations["masks"] = self._observe_masks(foreground, indices)
+            return observations
 
+        return score(look_up, range(len(labels)), metrics, batch_size=_BATCH_SIZE)
 
-def _top_k_accuracy(top_classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return `top_1` and, where enough classes are given, `top_5`."""
-    top_k = (1, _TOP_K) if top_classes.shape[1] >= _TOP_K else (1,)
-    metric = TopKAccuracy(top_k=top_k)
-    metric.add_batch(predictions=list(top_classes), references=list(labels))
-    return metric.compute() or {}
+    def _observe_masks(self, foreground: np.ndarray, indices: list[int]) -> Observation:
+        """Return the foreground patches `(batch_size, num_patches)` next to the true masks."""
+        masks = [self.dataset.foreground_mask(index) for index in indices]
+        geometries = [self.dataset.geometry(mask.shape) for mask in masks]
+        rows_and_columns = grid_size(geometries[0].crop_size, self.patch_size)
+        return observe_masks(torch.from_numpy(foreground).unflatten(1, rows_and_columns), masks, geometries)

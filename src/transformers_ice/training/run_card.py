@@ -22,6 +22,7 @@ from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, wr
 from ..hub.snippets import for_repository
 from ..output_files import write_text
 from ..redaction import known_secrets, redact_arguments, redact_text
+from ..speed import describe_machine
 from .arguments import ModelArguments
 from .trainer import IceTrainer
 
@@ -144,11 +145,6 @@ def hardware_in_words(num_processes: int = 1) -> str:
     """Return what this process runs on, in words."""
     if torch.cuda.is_available():
         return f"{num_processes} x {torch.cuda.get_device_name()}"
-    processor = "a CPU"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # no Linux, or a processor without a name
-    threads = torch.get_num_threads() * num_processes
-    return f"{threads} thread{'' if threads == 1 else 's'} of {processor}"
+    machine = describe_machine(torch.device("cpu"))
+    threads = machine["threads"] * num_processes
+    return f"{threads} thread{'' if threads == 1 else 's'} of {machine['processor']}"

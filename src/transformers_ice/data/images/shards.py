@@ -21,9 +21,8 @@ import pyarrow.parquet
 from datasets import load_dataset_builder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from .labels import Cells, cells_from_json, cells_to_json
-
 from ...output_files import write_json
+from .labels import Cells, cells_from_json, cells_to_json
 
 
 __all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]

@@ -58,14 +58,9 @@ class RowMetric(evaluate.Metric):
         super().__init__(keep_in_memory=keep_in_memory, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        info = evaluate.MetricInfo(
-            description=(type(self).__doc__ or "").strip(),
-            citation="",
-            inputs_description="",
-            features=datasets.Features(dict(self.row_features)),
-        )
-        info.format = "arrow"  # set afterwards: the constructor takes it for a format of single values only
-        return info
+        description = (type(self).__doc__ or "").strip()
+        features = datasets.Features(dict(self.row_features))
+        return evaluate.MetricInfo(description=description, citation="", inputs_description="", features=features)
 
     def rows(self, predictions: Sequence[Any], references: Sequence[Any] | None = None) -> dict[str, np.ndarray]:
         """Reduce a batch to rows; nothing is stored.
@@ -138,22 +133,21 @@ class RowMetric(evaluate.Metric):
         Raises:
             ValueError: If only one of the two is given, or there is nothing to score.
         """
-        if predictions is None and references is not None:
-            raise ValueError("`predictions` and `references` must be given together, got only `references`.")
-        if predictions is not None and references is None and self.uses_references:
-            raise ValueError("`predictions` and `references` must be given together, got only `predictions`.")
+        if (predictions is None and references is not None) or (
+            predictions is not None and references is None and self.uses_references
+        ):
+            only = "references" if predictions is None else "predictions"
+            raise ValueError(f"`predictions` and `references` must be given together, got only `{only}`.")
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         if self.writer is None and self.num_process == 1:
             raise ValueError("There is nothing to score, expected at least one example. Call `add_batch` first.")
         if self.writer is None:  # a process without examples still has to meet the others, with an empty table
-            self.selected_feature_format = self.features
-            self._init_writer()
+            super().add_batch(**self._stacked({}))
         return super().compute()
 
     def _compute(self, **columns: Any) -> dict[str, float]:
-        # arrow columns, in a chunk per batch and process
-        return self.score({name: _to_numpy(column, self.row_features[name]) for name, column in columns.items()})
+        return self.score(self._stacked(columns))
 
     def _rows(self, predictions: Sequence[Any], references: Sequence[Any]) -> Mapping[str, Any]:
         """Return the columns of a batch of at least one example."""
@@ -211,11 +205,3 @@ def _row_shape(feature: Any) -> tuple[int, ...]:
 
 def _row_dtype(feature: Any) -> np.dtype:
     return np.dtype((feature.feature if isinstance(feature, datasets.List) else feature).dtype)
-
-
-def _to_numpy(column: Any, feature: Any) -> np.ndarray:
-    """Return an arrow column as an array, `(num_rows,)` or `(num_rows, length)`."""
-    chunks = [chunk.flatten() if _row_shape(feature) else chunk for chunk in column.chunks]
-    arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
-    values = np.concatenate(arrays) if arrays else np.zeros(0, dtype=_row_dtype(feature))
-    return values.reshape(-1, *_row_shape(feature))

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scoring loop: batches of examples to a predictor, a row of numbers per example, scores of all rows.
+
+A predictor is a function from a batch of examples to observations: by the name of a metric, predictions and
+references. It may run a checkpoint with an explainer, an exported file or a pruned model, or look up what the Trainer
+has gathered; `observe_classes` and `observe_masks` make its observations, so top-1 and mean IoU mean the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..ice_deit.patch_maps import ImageGeometry
+from .maps import resize_labels
+from .metrics import RowMetric
+
+
+__all__ = [
+    "Observation",
+    "Predictor",
+    "Rows",
+    "collect_rows",
+    "has_answer",
+    "iterate_chunks",
+    "make_rows",
+    "observe_classes",
+    "observe_masks",
+    "score",
+    "score_rows",
+    "split_chunks",
+]
+
+Rows = dict[str, np.ndarray]
+Observation = tuple[Sequence[Any] | np.ndarray, Sequence[Any] | np.ndarray]  # predictions and references of a metric
+Predictor = Callable[[list[Any]], Mapping[str, Observation]]
+
+
+def score(
+    predict: Predictor,
+    examples: Any,
+    metrics: Mapping[str, RowMetric],
+    batch_size: int = 64,
+    description: str | None = None,
+) -> dict[str, float]:
+    """Score what a predictor answers.
+
+    Args:
+        predict: From a batch of examples to the observations of every metric, under its name.
+        examples: A sequence, such as an `EvaluationSet`, or the indices of examples that the predictor looks up.
+        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+        batch_size: Examples that are predicted at once.
+        description: Text of the progress bar; `None` shows no bar.
+
+    Returns:
+        The scores by name, as the metrics define them.
+
+    Example:
+        >>> predict = lambda batch: {"top": ([[example % 2, 0] for example in batch], [1] * len(batch))}
+        >>> score(predict, range(4), {"top": TopKAccuracy(top_k=(1,))})
+        {'top_1': 0.5}
+    """
+    return score_rows(collect_rows(predict, examples, metrics, batch_size, description), metrics)
+
+
+def collect_rows(
+    predict: Predictor,
+    examples: Any,
+    metrics: Mapping[str, RowMetric],
+    batch_size: int = 64,
+    description: str | None = None,
+) -> Rows:
+    """Return the rows of all examples; the arguments are those of `score`.
+
+    Raises:
+        ValueError: If there is no example.
+    """
+    chunks = split_chunks(len(examples), batch_size)
+    if not chunks:
+        raise ValueError("There is nothing to score, expected at least one example.")
+    batches = iterate_chunks(examples, chunks, description=description)
+    parts = [make_rows(predict(batch), metrics) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def split_chunks(num_examples: int, batch_size: int) -> list[range]:
+    """Return the indices of every chunk of one batch, in their order."""
+    return [range(start, min(start + batch_size, num_examples)) for start in range(0, num_examples, batch_size)]
+
+
+def iterate_chunks(
+    examples: Any, chunks: Sequence[range], num_workers: int = 0, description: str | None = None
+) -> Iterator[list[Any]]:
+    """Read chunks of examples in their order.
+
+    Args:
+        examples: A sequence.
+        chunks: From `split_chunks`, all or some.
+        num_workers: Processes that read examples.
+        description: Text of the progress bar; `None` shows no bar.
+    """
+    # a generator of its own: an evaluation in the midst of a training draws nothing from the global one
+    loader = DataLoader(
+        examples,
+        batch_sampler=[list(chunk) for chunk in chunks],
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    yield from tqdm(loader, total=len(chunks), desc=description, unit="batch", disable=description is None)
+
+
+def make_rows(observations: Mapping[str, Observation], metrics: Mapping[str, RowMetric]) -> Rows:
+    """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""
+    return {
+        f"{name}/{column}": np.asarray(values)
+        for name, (predictions, references) in observations.items()
+        for column, values in metrics[name].rows(list(predictions), list(references)).items()
+    }
+
+
+def score_rows(rows: Mapping[str, np.ndarray], metrics: Mapping[str, RowMetric]) -> dict[str, float]:
+    """Return the scores of all examples whose rows are given."""
+    scores: dict[str, float] = {}
+    for name, metric in metrics.items():
+        own = {key.rpartition("/")[2]: values for key, values in rows.items() if key.rpartition("/")[0] == name}
+        prefix = name if name.endswith("_") else ""
+        scores |= {prefix + key: value for key, value in metric.score(own).items()}
+    return scores
+
+
+def has_answer(logits: Tensor) -> Tensor:
+    """Return which rows of `(batch_size, num_labels)` name a class: ICE gives equal logits where it finds nothing."""
+    if logits.shape[1] == 1:  # a single class: zero is no answer
+        return logits[:, 0] != 0
+    return logits.amax(dim=1) > logits.amin(dim=1)
+
+
+def observe_classes(logits: Tensor, labels: Any) -> Observation:
+    """Return scores of the classes and true classes for `TopKAccuracy`; an image without an answer is never right.
+
+    Args:
+        logits: `(batch_size, num_labels)`.
+        labels: `(batch_size,)` true classes.
+    """
+    logits = logits.detach().float().cpu()
+    # NaN is never in favour of the true class
+    return logits.masked_fill(~has_answer(logits)[:, None], float("nan")).numpy(), np.asarray(labels)
+
+
+def observe_masks(masks: Tensor, truths: Sequence[Any], geometries: Sequence[ImageGeometry]) -> Observation:
+    """Return predicted and true masks for `ForegroundSegmentation`, both at the resolution of the model's input.
+
+    This is the resolution of every mean IoU and pixel accuracy here, so each image weighs the same. The true mask
+    goes the way of its image, by the nearest pixel; what a crop removes, and the padding, count nowhere.
+
+    Args:
+        masks: `(batch_size, rows, columns)`, bool, on the patch grid or finer; enlarged by the nearest patch.
+        truths: Per image `(height, width)`: 1 foreground, 0 background, -1 ignored, or bool.
+        geometries: What the preprocessing did to each image.
+
+    Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`.
+    """
+    sizes = {geometry.crop_size for geometry in geometries}
+    if len(sizes) > 1:
+        raise ValueError(f"`geometries` must lead to inputs of one size, got {sorted(sizes)}.")
+    size = sizes.pop()
+    enlarged = torch.nn.functional.interpolate(masks[:, None].float().cpu(), size=size, mode="nearest-exact")[:, 0]
+    pairs = zip(truths, geometries, strict=True)
+    return list((enlarged > 0.5).numpy()), [_truth_at_input(np.asarray(truth), geometry) for truth, geometry in pairs]
+
+
+def _truth_at_input(truth: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
+    """Return a true mask as the preprocessing resizes and crops its image; padding is -1, ignored."""
+    resized = resize_labels(truth.astype(np.int8), geometry.resized_size)
+    (top, left), (height, width) = geometry.crop_offset, geometry.crop_size
+    if (top, left) == (0, 0) and resized.shape == (height, width):
+        return resized
+    seen = np.full((height, width), -1, dtype=np.int8)
+    inside = resized[max(top, 0) : top + height, max(left, 0) : left + width]
+    above, before = max(-top, 0), max(-left, 0)
+    seen[above : above + inside.shape[0], before : before + inside.shape[1]] = inside
+    return seen

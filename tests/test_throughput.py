@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers_ice.training.throughput`: images per second, with a clock that is set by hand."""
+"""`ThroughputMeter`: images per second, with a clock that is set by hand."""
 
 from __future__ import annotations
 
-from transformers_ice.training.throughput import ThroughputMeter
+from transformers_ice.training.progress import ThroughputMeter
 
 
 class Clock:

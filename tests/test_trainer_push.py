@@ -64,7 +64,7 @@ def pushed(tmp_path_factory) -> SimpleNamespace:
     FakeHub.uploads = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.trainer.hf_api", FakeHub)
-        patch.setattr("transformers_ice.training.hub_trainer.HfApi", FakeHub)
+        patch.setattr("transformers_ice.training.pushing.HfApi", FakeHub)
         words = [*WORDS, "--output_dir", str(folder), "--push_to_hub", "true", "--hub_model_id", "me/tiny-ice"]
         run_train.main([*words, "--save_strategy", "steps", "--save_steps", "1", "--hub_token", "hf_secret"])
     return SimpleNamespace(folder=folder, uploads=FakeHub.uploads)

@@ -51,6 +51,7 @@ _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, Stop
 
 
 def _place_of_callback(callback: TrainerCallback) -> int:
+    """Return a key to sort callbacks by; all but the last ones stay as they were added."""
     return next((place for place, kind in enumerate(_LAST_CALLBACKS) if isinstance(callback, kind)), -1)
 
 

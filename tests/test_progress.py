@@ -50,3 +50,13 @@ def test_first_images_start_the_clock():
     meter.count(8)
     clock.seconds += 4
     assert meter.read() == 2
+
+
+def test_a_pause_before_the_first_images_does_not_count():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    with meter.paused():
+        clock.seconds += 100  # e.g. `eval_on_start`
+    meter.count(8)
+    clock.seconds += 4
+    assert meter.read() == 2

@@ -25,7 +25,7 @@ from transformers_ice.data.augmentation.batch_augmentation import (
 from transformers_ice.data.augmentation.rand_augment import RandAugment
 from transformers_ice.data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from transformers_ice.training import ImageCollator, LabelledImages, TrainingAugmentation, build_trainer
-from transformers_ice.training.plain_losses import use_soft_label_loss
+from transformers_ice.training.losses import use_soft_label_loss
 
 
 DEIT_MIXING = BatchMixing(0.8, 1.0)
@@ -385,5 +385,6 @@ def test_data_without_an_epoch_cannot_be_repeated():
 
 def test_trainer_repeats_where_it_is_told_to(tmp_path):
     trainer = make_trainer(tmp_path, repeated_augmentation=3, max_steps=1)
-    assert isinstance(trainer._get_train_sampler(), RepeatedAugmentationSampler)
-    assert not isinstance(make_trainer(tmp_path)._get_train_sampler(), RepeatedAugmentationSampler)
+    assert isinstance(trainer.get_train_dataloader().batch_sampler.sampler, RepeatedAugmentationSampler)
+    other = make_trainer(tmp_path).get_train_dataloader()
+    assert not isinstance(other.batch_sampler.sampler, RepeatedAugmentationSampler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`training.distillation`: the loss, the teacher's pixels and classes, and a run with a teacher."""
+"""Distillation: the loss, the teacher's pixels and classes, and a run with a teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers_ice.training import (
     ModelArguments,
     run_training,
 )
-from transformers_ice.training.distillation import Distillation, Teacher, distillation_loss, load_teacher
+from transformers_ice.training.losses import Distillation, Teacher, distillation_loss, load_teacher
 
 
 def make_teacher_model(seed: int = 3, **fields) -> DeiTForImageClassification:

@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 from transformers_ice.training import IceTrainingArguments, TrainingStoppedError, resume_command
 from transformers_ice.training.checkpoints import (
     COMPLETION_MARKER,
+    choose_checkpoint,
     is_complete,
     last_complete_checkpoint,
     list_checkpoints,
@@ -38,7 +39,7 @@ from transformers_ice.training.checkpoints import (
     step_of,
     surplus_checkpoints,
 )
-from transformers_ice.training.run import check_launch, choose_checkpoint
+from transformers_ice.training.run import check_launch
 from transformers_ice.training.stopping import NOT_FINITE_EXIT_CODE, NOT_WRITTEN_EXIT_CODE, StopRequest, writing_to
 
 
@@ -134,7 +135,7 @@ def test_removal_takes_the_marker_first(tmp_path, monkeypatch):
 
 def test_auto_names_what_it_does_not_resume(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr("transformers_ice.training.run.logger.warning", warnings.append)
+    monkeypatch.setattr("transformers_ice.training.checkpoints.logger.warning", warnings.append)
     complete = make_checkpoint(tmp_path / "checkpoint-3")
     make_checkpoint(tmp_path / "checkpoint-6", complete=False)
     args = make_args(tmp_path, resume_from_checkpoint="auto")

@@ -37,10 +37,9 @@ from transformers_ice.training import (
     build_image_processor,
     build_model,
     parse_arguments,
-    step_count,
+    progress,
 )
-from transformers_ice.training.checkpoints import mark_complete
-from transformers_ice.training.run import choose_checkpoint
+from transformers_ice.training.checkpoints import choose_checkpoint, mark_complete
 
 
 ROOT = Path(__file__).parents[1]
@@ -231,9 +230,9 @@ def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (99, True), (100, False)])
 def test_a_run_of_few_steps_says_so_and_what_makes_them_more(monkeypatch, tmp_path, steps, warns):
     said = []
-    monkeypatch.setattr(step_count.logger, "warning", said.append)
+    monkeypatch.setattr(progress.logger, "warning", said.append)
     args = IceTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
-    step_count.StepCountCallback().on_train_begin(args, TrainerState(max_steps=steps), TrainerControl())
+    progress.StepCountCallback().on_train_begin(args, TrainerState(max_steps=steps), TrainerControl())
     assert bool(said) == warns
     if warns:
         assert f"{steps} steps of 8 images" in said[0]

@@ -402,11 +402,11 @@ import torch.distributed
 from transformers import TrainingArguments
 sys.path.insert(0, {tests!r})
 from test_streaming import make_stream, rows_of_batch
-from transformers_ice.training.streaming_trainer import StreamingTrainer
+from transformers_ice.training import IceTrainer
 stream = make_stream({pattern!r})
 args = TrainingArguments({folder!r}, use_cpu=True, per_device_train_batch_size=2, dataloader_num_workers=2,
     remove_unused_columns=False)
-trainer = StreamingTrainer(torch.nn.Linear(1, 1), args, train_dataset=stream, data_collator=rows_of_batch)
+trainer = IceTrainer(torch.nn.Linear(1, 1), args, train_dataset=stream, data_collator=rows_of_batch)
 loader, epochs = trainer.get_train_dataloader(), []
 for epoch in range(2):
     loader.set_epoch(epoch)

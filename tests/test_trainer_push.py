@@ -21,7 +21,7 @@ from transformers_ice.hub.published_files import sort_files
 from transformers_ice.ice_deit.remote_code import remote_code_files
 from transformers_ice.training import IceTrainingArguments
 from transformers_ice.training.checkpoints import COMPLETION_MARKER
-from transformers_ice.training.hub_trainer import HubTrainer
+from transformers_ice.training.pushing import upload_checkpoint, upload_published
 from transformers_ice.training.run_card import MARK, RECORD_FILE
 
 
@@ -75,7 +75,7 @@ def pushed(run_train, tmp_path_factory) -> SimpleNamespace:
     FakeHub.uploads = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.trainer.hf_api", FakeHub)
-        patch.setattr("transformers_ice.training.hub_trainer.HfApi", FakeHub)
+        patch.setattr("transformers_ice.training.pushing.HfApi", FakeHub)
         words = [*WORDS, "--output_dir", str(folder), "--push_to_hub", "true", "--hub_model_id", "me/tiny-ice"]
         run_train.main([*words, "--save_strategy", "steps", "--save_steps", "1", "--hub-token", SECRET])
     return SimpleNamespace(folder=folder, uploads=FakeHub.uploads)
@@ -139,7 +139,7 @@ def test_nothing_that_a_run_writes_prints_or_uploads_holds_the_token(
     assert files_with_secret(pushed.folder) == []
     monkeypatch.setattr(FakeHub, "uploads", [])
     monkeypatch.setattr("transformers.trainer.hf_api", FakeHub)
-    monkeypatch.setattr("transformers_ice.training.hub_trainer.HfApi", FakeHub)
+    monkeypatch.setattr("transformers_ice.training.pushing.HfApi", FakeHub)
     folder, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     words = [*WORDS, "--output_dir", str(folder), "--push_to_hub", "--hub_model_id", "me/run"]
     words += ["--save_strategy", "steps", "--save_steps", "1", "--hub_strategy", "checkpoint"]
@@ -167,11 +167,11 @@ def test_nothing_that_a_run_writes_prints_or_uploads_holds_the_token(
 def test_a_pushed_checkpoint_is_what_training_resumes_from(pushed, monkeypatch):
     """By definition: everything a checkpoint holds, but for its marker and foreign files."""
     monkeypatch.setattr(FakeHub, "uploads", [])
-    monkeypatch.setattr("transformers_ice.training.hub_trainer.HfApi", FakeHub)
+    monkeypatch.setattr("transformers_ice.training.pushing.HfApi", FakeHub)
     checkpoint = pushed.folder / "checkpoint-2"
     (checkpoint / "notes.txt").write_text("mine")
     args = SimpleNamespace(hub_strategy="all_checkpoints", hub_token=SECRET, hub_revision=None)
-    HubTrainer._upload_checkpoint(SimpleNamespace(args=args, hub_model_id="me/tiny-ice"), checkpoint, "message")
+    upload_checkpoint(SimpleNamespace(args=args, hub_model_id="me/tiny-ice"), checkpoint, "message")
     (upload,) = FakeHub.uploads
     assert upload.options["path_in_repo"] == "checkpoint-2"
     assert upload.tried - set(upload.files) == {"notes.txt", COMPLETION_MARKER}
@@ -183,9 +183,9 @@ def test_a_pushed_checkpoint_is_what_training_resumes_from(pushed, monkeypatch):
 
 def test_a_file_with_a_token_is_not_pushed(pushed, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeHub, "uploads", [])
-    monkeypatch.setattr("transformers_ice.training.hub_trainer.HfApi", FakeHub)
+    monkeypatch.setattr("transformers_ice.training.pushing.HfApi", FakeHub)
     folder = Path(shutil.copytree(pushed.folder, tmp_path / "own"))
     (folder / "LICENSE").write_text(f"mine\n{SECRET}\n")
     args = IceTrainingArguments(output_dir=str(folder), hub_token=SECRET, use_cpu=True)
-    HubTrainer._upload(SimpleNamespace(args=args, hub_model_id="me/own"), "message")
+    upload_published(SimpleNamespace(args=args, hub_model_id="me/own"), "message")
     assert set(FakeHub.uploads[0].files) == set(pushed.uploads[-1].files)

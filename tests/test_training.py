@@ -27,8 +27,9 @@ from transformers_ice.training import (
     build_trainer,
 )
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
+from transformers_ice.training.image_loaders import EpochCallback
 from transformers_ice.training.objectives import OBJECTIVES
-from transformers_ice.training.trainer import LOSS_PARTS, EpochCallback
+from transformers_ice.training.trainer import LOSS_PARTS
 
 
 SIZE = 16

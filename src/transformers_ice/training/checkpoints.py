@@ -12,14 +12,20 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import wait_for_everyone
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from ..output_files import synchronize, write_json
 
 
 __all__ = [
     "COMPLETION_MARKER",
+    "CompletionCallback",
+    "choose_checkpoint",
     "is_complete",
     "last_complete_checkpoint",
     "list_checkpoints",
@@ -29,6 +35,8 @@ __all__ = [
     "step_of",
     "surplus_checkpoints",
 ]
+
+logger = logging.get_logger(__name__)
 
 COMPLETION_MARKER = "checkpoint_complete.json"
 """Name of the file that says: everything else in this folder is complete, and on the disk."""
@@ -113,3 +121,105 @@ def remove_checkpoint(folder: Path) -> None:
     (folder / COMPLETION_MARKER).unlink(missing_ok=True)
     if folder.is_dir():
         shutil.rmtree(folder)
+
+
+class CompletionCallback(TrainerCallback):
+    """Completion of checkpoints: a marker once all is on the disk, and only then are older ones removed.
+
+    It has to come after all callbacks that store something: their files are part of the checkpoint.
+
+    Args:
+        save_total_limit: Complete checkpoints to keep; the best one and the last one stay whatever it is.
+    """
+
+    def __init__(self, save_total_limit: int | None) -> None:
+        self.save_total_limit = save_total_limit
+        self._being_written: Path | None = None
+        self._last_completed: Path | None = None
+
+    def begin(self, folder: Path, args: TrainingArguments) -> bool:
+        """Make room for a checkpoint; every process must call it.
+
+        Returns:
+            Whether it is to be written: not if it was just completed. The weights are the same, and a complete
+            checkpoint is never taken apart to be written again.
+        """
+        if folder == self._last_completed:
+            return False
+        if args.should_save:
+            # what an interrupted run has left there must not pass for a part of this one
+            remove_checkpoint(folder)
+        wait_for_everyone()
+        self._being_written = folder
+        return True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint, of which all processes have written their files, and remove what is too much."""
+        folder = self._being_written
+        if folder is None:
+            return
+        wait_for_everyone()
+        if args.should_save:
+            mark_complete(folder)
+            complete = list(filter(is_complete, list_checkpoints(folder.parent)))
+            kept = {folder, folder.with_name(Path(state.best_model_checkpoint or folder).name)}
+            for surplus in surplus_checkpoints(complete, kept, self.save_total_limit):
+                remove_checkpoint(surplus)
+        wait_for_everyone()
+        self._being_written, self._last_completed = None, folder
+
+
+def choose_checkpoint(training_args: TrainingArguments) -> str | None:
+    """Return the checkpoint to resume from, or None for a fresh start.
+
+    Args:
+        training_args: With `resume_from_checkpoint` a folder, "auto" (the last complete checkpoint of `output_dir`, if
+            there is one) or None. A folder that was saved without a completion marker must be named.
+
+    Raises:
+        ValueError: If the folder is no checkpoint or lacks files, or a fresh start would mix with checkpoints of
+            another run.
+    """
+    wanted, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
+    if wanted not in (None, "auto"):
+        _check_checkpoint(Path(wanted))
+        return wanted
+    if wanted is None:
+        _check_fresh_start(output_dir)
+        return None
+    incomplete = [folder for folder in list_checkpoints(output_dir) if not is_complete(folder)]
+    if incomplete:
+        names = ", ".join(folder.name for folder in incomplete)
+        logger.warning(
+            f"Not resuming from {names} in {output_dir}: incomplete, as after a run that was killed while it saved. "
+            "If an earlier version of this package saved it, pass its path to `--resume_from_checkpoint`."
+        )
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint is None:
+        return None
+    logger.warning(f"Resuming from {checkpoint}.")
+    return str(checkpoint)
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Raise unless a folder that was named is a checkpoint with all that its marker lists, if it has one."""
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
+    missing = missing_files(folder)
+    if missing == [COMPLETION_MARKER]:
+        logger.warning(f"{folder} has no completion marker: nobody knows whether it is complete.")
+    elif missing:
+        raise ValueError(
+            f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
+            "saved. Pass `--resume_from_checkpoint auto` to go on from the last complete one."
+        )
+
+
+def _check_fresh_start(output_dir: str | None) -> None:
+    """Raise if `output_dir` holds checkpoints that a fresh run would replace."""
+    earlier = [folder for folder in list_checkpoints(output_dir) if (folder / "trainer_state.json").is_file()]
+    if earlier:
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
+            "Pass `--resume_from_checkpoint auto` to go on from it, or another `--output_dir`."
+        )

@@ -4,42 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, set_seed
-from transformers.utils import logging
 
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
 from ..data.images.loading import build_data_sets, load_images
 from ..data.images.pixels import input_size
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
-from .checkpoints import (
-    COMPLETION_MARKER,
-    is_complete,
-    last_complete_checkpoint,
-    list_checkpoints,
-    missing_files,
-)
-from .distillation import Distillation, load_teacher
+from .checkpoints import choose_checkpoint
+from .losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model
-from .plain_losses import use_soft_label_loss
-from .step_count import StepCountCallback
-from .stopping import StopRequest, writing_to
-from .trainer import IceTrainer, build_trainer
+from .progress import StepCountCallback
+from .stopping import StopCallback, StopRequest, writing_to
+from .trainer import IceTrainer, build_trainer, check_training_arguments
 
 
-__all__ = [
-    "build_augmentation",
-    "build_train_collator",
-    "check_launch",
-    "choose_checkpoint",
-    "prepare_training",
-    "run_training",
-]
-
-logger = logging.get_logger(__name__)
+__all__ = ["check_launch", "prepare_training", "run_training"]
 
 
 def run_training(
@@ -70,14 +51,16 @@ def run_training(
             NaN or infinite, or by a file that could not be written.
     """
     check_launch(training_args)
+    check_training_arguments(training_args)
     checkpoint = choose_checkpoint(training_args)
     trainer = prepare_training(model_args, data_args, training_args, callbacks)
     trainer.card_writer = card_writer
-    with StopRequest().listening() as trainer.stop_request:
+    with StopRequest().listening() as request:
+        trainer.add_callback(StopCallback(request))
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
-        with trainer.push_deferred():
-            trainer.save_model()
+        trainer.check_weights()
+        trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
         trainer.save_state()
         trainer.save_metrics("train", result.metrics)
         evaluation = trainer.evaluate()
@@ -124,11 +107,10 @@ def prepare_training(
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
     data_sets = build_data_sets(tables, data_args, image_processor, augmentation, training_args.seed)
     train_collator = build_train_collator(data_args, image_processor, len(tables.class_names))
-    distillation = _build_distillation(model, model_args, training_args, tables.class_names, image_processor)
-    if not isinstance(model, IceDeiTForImageClassification):
-        needs_own_loss = distillation is not None or (train_collator is not None and train_collator.makes_soft_labels)
-        if needs_own_loss or model_args.loss_type is not None:
-            use_soft_label_loss(model, model_args.loss_type or "cross_entropy")
+    hub_options = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    distillation = build_distillation(model, training_args, tables.class_names, image_processor, **hub_options)
+    makes_soft_labels = train_collator is not None and train_collator.makes_soft_labels
+    _choose_plain_loss(model, model_args.loss_type, distillation is not None or makes_soft_labels)
     return build_trainer(
         model,
         training_args,
@@ -149,78 +131,7 @@ def _check_repeats(data_args: DataArguments, training_args: IceTrainingArguments
         )
 
 
-def _build_distillation(
-    model: PreTrainedModel,
-    model_args: ModelArguments,
-    training_args: IceTrainingArguments,
-    class_names: Sequence[str],
-    image_processor: Any,
-) -> Distillation | None:
-    """Return what mixes a teacher's answers into the loss, where there is a teacher."""
-    if training_args.teacher_model_name_or_path is None or training_args.distillation_type == "none":
-        return None
-    teacher = load_teacher(
-        training_args.teacher_model_name_or_path,
-        class_names,
-        image_processor,
-        cache_dir=model_args.cache_dir,
-        token=model_args.token,
-    )
-    alpha, tau = training_args.distillation_alpha, training_args.distillation_tau
-    return Distillation(teacher, model, training_args.distillation_type, alpha, tau)
-
-
-def choose_checkpoint(training_args: IceTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from, or None for a fresh start.
-
-    Args:
-        training_args: With `resume_from_checkpoint` a folder, "auto" (the last complete checkpoint of `output_dir`, if
-            there is one) or None. A folder that was saved without a completion marker must be named.
-
-    Raises:
-        ValueError: If the folder is no checkpoint or lacks files, or a fresh start would mix with checkpoints of
-            another run.
-    """
-    wanted, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
-    if wanted not in (None, "auto"):
-        _check_checkpoint(Path(wanted))
-        return wanted
-    if wanted is None:
-        _check_fresh_start(output_dir)
-        return None
-    incomplete = [folder for folder in list_checkpoints(output_dir) if not is_complete(folder)]
-    if incomplete:
-        names = ", ".join(folder.name for folder in incomplete)
-        logger.warning(
-            f"Not resuming from {names} in {output_dir}: incomplete, as after a run that was killed while it saved. "
-            "If an earlier version of this package saved it, pass its path to `--resume_from_checkpoint`."
-        )
-    checkpoint = last_complete_checkpoint(output_dir)
-    if checkpoint is None:
-        return None
-    logger.warning(f"Resuming from {checkpoint}.")
-    return str(checkpoint)
-
-
-def _check_checkpoint(folder: Path) -> None:
-    """Raise unless a folder that was named is a checkpoint with all that its marker lists, if it has one."""
-    if not (folder / "trainer_state.json").is_file():
-        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
-    missing = missing_files(folder)
-    if missing == [COMPLETION_MARKER]:
-        logger.warning(f"{folder} has no completion marker: nobody knows whether it is complete.")
-    elif missing:
-        raise ValueError(
-            f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
-            "saved. Pass `--resume_from_checkpoint auto` to go on from the last complete one."
-        )
-
-
-def _check_fresh_start(output_dir: str | None) -> None:
-    """Raise if `output_dir` holds checkpoints that a fresh run would replace."""
-    earlier = [folder for folder in list_checkpoints(output_dir) if (folder / "trainer_state.json").is_file()]
-    if earlier:
-        raise ValueError(
-            f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
-            "Pass `--resume_from_checkpoint auto` to go on from it, or another `--output_dir`."
-        )
+def _choose_plain_loss(model: PreTrainedModel, loss_type: str | None, is_needed: bool) -> None:
+    """Give a plain classifier the loss that was asked for, or that its labels or its teacher need."""
+    if not isinstance(model, IceDeiTForImageClassification) and (is_needed or loss_type is not None):
+        use_soft_label_loss(model, loss_type or "cross_entropy")

@@ -8,18 +8,24 @@ program.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed
+from accelerate.utils import reduce
 from safetensors import SafetensorError
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..redaction import PLACEHOLDER, is_secret_name, redact_arguments
 from .checkpoints import last_complete_checkpoint
@@ -28,8 +34,11 @@ from .checkpoints import last_complete_checkpoint
 __all__ = [
     "NOT_FINITE_EXIT_CODE",
     "NOT_WRITTEN_EXIT_CODE",
+    "FiniteLossCallback",
+    "StopCallback",
     "StopRequest",
     "TrainingStoppedError",
+    "check_weights",
     "resume_command",
     "start_worker",
     "writing_to",
@@ -70,7 +79,7 @@ class StopRequest:
 
     Example:
         >>> with StopRequest().listening() as request:
-        ...     trainer.stop_request = request
+        ...     trainer.add_callback(StopCallback(request))
         ...     trainer.train()
     """
 
@@ -111,6 +120,85 @@ class StopRequest:
         number = torch.tensor(self.signal_number)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(number)
+
+
+class StopCallback(TrainerCallback):
+    """End of training after the step in which a signal came, with a checkpoint.
+
+    Args:
+        request: Asked after every step.
+    """
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+        self._signal = 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask, but not after the last step of an epoch: what is due at its end, a resumed run would leave out."""
+        if not float(state.epoch or 0).is_integer():
+            self._ask(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask once an epoch is over."""
+        self._ask(control)
+
+    def _ask(self, control: TrainerControl) -> None:
+        self._signal = self.request.agreed_signal()
+        control.should_save |= bool(self._signal)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Raise `TrainingStoppedError` where a signal was obeyed."""
+        if self._signal:
+            reason = f"Training stopped after step {state.global_step}, as {signal.Signals(self._signal).name} asked."
+            raise TrainingStoppedError(reason, args.output_dir, 128 + self._signal)
+
+    # where an evaluation decides that nothing is saved (`save_strategy="best"`), `on_save` is not called
+    on_step_begin = on_epoch_begin = on_train_end = on_save
+
+
+class FiniteLossCallback(TrainerCallback):
+    """End of training where the mean loss of the lines since the last one is not finite.
+
+    The mean is that over all processes: they stop together.
+    """
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the loss of a line of the log."""
+        logs = kwargs["logs"]
+        loss = logs.get("loss", logs.get("train_loss", 0.0))
+        if not math.isfinite(loss):
+            raise _not_finite(f"the loss is {loss}", state.global_step, args.output_dir)
+
+
+def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
+    """End training if a weight is NaN or infinite, in any process; waits for the accelerator once.
+
+    Args:
+        model: The model; of a sharded tensor, each process looks at what it holds.
+        step: Step of the training, for the message.
+        args: Name the device and the folder of the run.
+
+    Raises:
+        TrainingStoppedError: In all processes.
+    """
+    num_bad: Any = torch.zeros((), dtype=torch.int64, device=args.device)
+    for tensor in chain[Any](model.parameters(), model.buffers()):
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        num_bad += (~local.isfinite()).sum().to(num_bad.device)
+    if int(reduce(num_bad, reduction="sum")):
+        raise _not_finite("weights of the model are NaN or infinite", step, args.output_dir)
+
+
+def _not_finite(fault: str, step: int, output_dir: str | None) -> TrainingStoppedError:
+    reason = (
+        f"Training stopped at step {step}: {fault}. Nothing of it was saved. Going on with the same arguments would "
+        "end alike: lower `--learning_rate`, or raise `--warmup_steps`."
+    )
+    return TrainingStoppedError(reason, output_dir, NOT_FINITE_EXIT_CODE)
 
 
 def start_worker(initialize: Callable[[int], None] | None, worker_id: int) -> None:

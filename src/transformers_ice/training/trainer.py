@@ -6,30 +6,35 @@ The loss itself lives in the model's `forward`; nothing here changes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
+from ..data.images.streamed_images import StreamedImages
 from ..ice_deit.configuration_ice_deit import as_pair
-from .checkpointed_trainer import CheckpointedTrainer
-from .distillation import Distillation
+from ..redaction import tokens_hidden
+from .checkpoints import CompletionCallback
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
-from .hub_trainer import HubTrainer
-from .layer_decay import decay_layer_rates
-from .streaming_trainer import StreamingTrainer
-from .throughput import ThroughputMeter
-from .weight_averaging import WeightAveragingTrainer
+from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, use_collator
+from .losses import Distillation
+from .parameter_groups import decay_layer_rates, decaying_parameters
+from .progress import LossParts, ThroughputMeter
+from .pushing import push_checkpoint, upload_published
+from .stopping import FiniteLossCallback, StopCallback, check_weights, writing_to
+from .weight_averaging import WeightAveragingCallback, bare_model
 
 
-__all__ = ["LOSS_PARTS", "EpochCallback", "IceTrainer", "build_trainer"]
+__all__ = ["LOSS_PARTS", "IceTrainer", "build_trainer", "check_training_arguments"]
 
 LOSS_PARTS = (
     "classification_loss",
@@ -42,56 +47,108 @@ LOSS_PARTS = (
 )
 """Outputs of an ICE model that stand in the log beside the loss: their mean since the line before."""
 
-_TOKENS_AND_POSITIONS = {"cls_token", "distillation_token", "mask_token", "position_embeddings"}
-_CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
+_LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, StopCallback)
+"""They come after all others, in this order: what the others log and store belongs to a checkpoint and to its time."""
 
 
-class EpochCallback(TrainerCallback):
-    """Tell the training images which epoch it is.
-
-    `DataLoader`s of accelerate do so themselves, but not in a run of several processes.
-
-    Args:
-        dataset: Has `set_epoch`.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Pass the number of the epoch on; within an epoch that is resumed, `state.epoch` is a fraction."""
-        self.dataset.set_epoch(int(state.epoch or 0))
+def _place_of_callback(callback: TrainerCallback) -> int:
+    """Return a key to sort callbacks by; all but the last ones stay as they were added."""
+    return next((place for place, kind in enumerate(_LAST_CALLBACKS) if isinstance(callback, kind)), -1)
 
 
-class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, HubTrainer):
+class IceTrainer(Trainer):
     """Train image classifiers, ICE models above all.
 
-    Differences from its parents: the parts of the ICE loss and the images per second are logged; weight decay leaves
-    out what it would only harm; evaluation keeps a summary instead of all outputs; files hold the names of
-    `state_dict()`; complete folders are pushed, without pickles; and what `RecipeArguments` ask for.
+    Differences from `Trainer`:
+
+    - Log and evaluation: the parts of the ICE loss and the images per second are logged; evaluation keeps a summary
+      instead of all outputs.
+    - Recipe: weight decay leaves out what it would only harm; there are layer decay, repeated augmentation, weight
+      averaging, a collator for training and distillation.
+    - Images: of a stream each process reads its own rows, and a resumed run does not read what it skips.
+    - Checkpoints: they get a marker once the files of all processes and callbacks are on the disk, and only then are
+      older ones removed, never the last; training ends where the loss or a weight is not finite, or a file cannot be
+      written. A `StopCallback` ends it in order where a signal asks.
+    - Files: weights have the names of `state_dict()`; complete folders are pushed, without pickles.
+
+    Four private methods of `Trainer` are overridden, each for the reason beside it; tests/test_trainer_overrides.py
+    fails where transformers moves one of them.
 
     Args:
-        *args: Passed to the `Trainer`.
+        model: The classifier.
+        args: Arguments of the run.
+        *others: Passed to the `Trainer`.
         train_collator: Makes the training batches, if not `data_collator`.
-        distillation: Adds what a teacher says to the loss of training batches.
-        card_writer: Writes the model card into `args.output_dir`; called with the trainer.
+        distillation: Adds the loss against a teacher to that of training batches.
+        card_writer: Writes the model card, `README.md`, into `args.output_dir`; called with the trainer. None leaves
+            the card to `Trainer`.
         **kwargs: Passed to the `Trainer`.
+
+    Attributes:
+        args: A copy of the arguments given. Its `save_total_limit` is None, or `Trainer` would remove checkpoints
+            before the new one is complete; `save_total_limit` of the trainer is the one that holds, and is saved.
+        save_total_limit: Complete checkpoints to keep.
+
+    Raises:
+        ValueError: If the arguments ask for what would go wrong; see `check_training_arguments`.
     """
+
+    hub_model_id: Any  # the type of `Trainer` is that of its first value, None
+    push_in_progress: Any
 
     def __init__(
         self,
-        *args: Any,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
         train_collator: Callable | None = None,
         distillation: Distillation | None = None,
         card_writer: Callable[[IceTrainer], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.train_collator, self.distillation = train_collator, distillation
-        self.card_writer = card_writer
-        self._part_sums: dict[str, Tensor] = {}
-        self._num_batches = 0
+        args = copy(args or TrainingArguments("tmp_trainer"))
+        check_training_arguments(args)
+        self.save_total_limit, args.save_total_limit = args.save_total_limit, None
+        super().__init__(model, args, *others, **kwargs)
+        self.train_collator, self.distillation, self.card_writer = train_collator, distillation, card_writer
+        self._loss_parts = LossParts((*LOSS_PARTS, "distillation_loss"))
         self._throughput = ThroughputMeter()
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._averaging = WeightAveragingCallback(getattr(args, "ema_decay", None), is_sharded)
+        self._completion = CompletionCallback(self.save_total_limit)
+        # in front, so that the other callbacks find weights and average of the same step
+        self.callback_handler.callbacks.insert(0, self._averaging)
+        for callback in (FiniteLossCallback(), self._completion, self._throughput):
+            self.add_callback(callback)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(EpochCallback(self.train_dataset))
+        if isinstance(self.train_dataset, StreamedImages):
+            self.add_callback(ResumedStreamCallback(self.train_dataset))
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        """Add a callback, before those that have to be the last."""
+        super().add_callback(callback)
+        self.callback_handler.callbacks.sort(key=_place_of_callback)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, as `Trainer.train`.
+
+        Raises:
+            TrainingStoppedError: If training ends early.
+        """
+        if resume_from_checkpoint is True:
+            # also where there is none, which `Trainer` refuses
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        self._averaging.average, self._averaging.checkpoint = None, cast(Any, resume_from_checkpoint or None)
+        with writing_to(self.args.output_dir):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def compute_loss(
         self,
@@ -105,43 +162,14 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, 
         if model.training:
             if self.distillation is not None:
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])
-            self._num_batches += 1
+            self._loss_parts.add(outputs)
             self._throughput.count(len(inputs["pixel_values"]))
-            for name in (*LOSS_PARTS, "distillation_loss"):
-                part = outputs.get(name) if isinstance(outputs, dict) else None
-                if part is not None:
-                    self._part_sums[name] = self._part_sums.get(name, 0) + part.detach().float().mean()
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and put the mean parts of the loss, over batches and processes, beside the loss."""
-        if "loss" in logs and self._part_sums:
-            means = torch.stack(list(self._part_sums.values())) / self._num_batches
-            means = self.accelerator.reduce(means, reduction="mean")
-            logs = {**logs, **dict(zip(self._part_sums, means.tolist(), strict=True))}
-            self._part_sums, self._num_batches = {}, 0
-        if "loss" in logs:
-            # the processes share the images evenly
-            rate = self._throughput.read() * self.args.world_size
-            logs = {**logs, "images_per_second": round(rate, 1)}
-        super().log(logs, start_time)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Do what is due after a step; the clock of the images stands still."""
-        with self._throughput.paused():
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters that weight decay applies to.
-
-        Beyond biases and norms, which `Trainer` leaves out: tokens and position embeddings (as in DeiT), and the [CLS]
-        classifiers where `cls_loss_weight` is 0, which get no loss and would be shrunk by decay alone.
-        """
-        left_out = set(_TOKENS_AND_POSITIONS)
-        if getattr(model.config, "cls_loss_weight", None) == 0 and self.distillation is None:
-            left_out |= _CLS_CLASSIFIERS
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if left_out.isdisjoint(name.split("."))]
+        """Return the names of the parameters that weight decay applies to; see `decaying_parameters`."""
+        cls_is_trained = getattr(model.config, "cls_loss_weight", None) != 0 or self.distillation is not None
+        return decaying_parameters(super().get_decay_parameter_names(model), cls_is_trained)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; with a `layer_decay`, the lower layers learn slower."""
@@ -152,24 +180,54 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, 
             decay_layer_rates(optimizer, cast(nn.Module, self.model if model is None else model), decay)
         return optimizer
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches, made by `train_collator` where there is one."""
-        if self.train_collator is None:
-            return super().get_train_dataloader()
-        evaluation_collator, self.data_collator = self.data_collator, self.train_collator
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = evaluation_collator
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; beside the loss its mean parts, over batches and processes, and the images per second."""
+        if "loss" in logs:
+            # the processes share the images evenly
+            rate = self._throughput.read() * self.args.world_size
+            logs = {**logs, **self._loss_parts.read(), "images_per_second": round(rate, 1)}
+        super().log(logs, start_time)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """Return the order of the training images; with `repeated_augmentation`, one that repeats them."""
-        num_repeats = getattr(self.args, "repeated_augmentation", 1)
-        if num_repeats == 1:
-            return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RepeatedAugmentationSampler(dataset, num_repeats, seed, self._train_batch_size, self.args.world_size)
+    # --- images ----------------------------------------------------------------------------------------------------
+
+    # Overridden: `Trainer` has one collator for training and evaluation, no sampler that repeats images, no loader
+    # that lets each process read its own part of a stream, and no way to say how workers begin.
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        """Return the `DataLoader` of a data set, whose workers live through a request to stop."""
+        collate = self.train_collator if is_training else None
+        if isinstance(dataset, StreamedImages):
+            device = self.accelerator.device
+            loader = load_stream(dataset, collate or self.data_collator, batch_size, self.args, device)
+        else:
+            if is_training and getattr(self.args, "repeated_augmentation", 1) != 1:
+                sampler_fn = self._repeat_images
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+            if collate is not None:
+                use_collator(loader, self._get_collator_with_removed_columns(collate, description))
+        shield_workers(loader)
+        return loader
+
+    def _repeat_images(self, dataset: Any) -> RepeatedAugmentationSampler:
+        """Return the order of the training images in which each comes several times."""
+        args: Any = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        repeats = args.repeated_augmentation
+        return RepeatedAugmentationSampler(dataset, repeats, seed, self._train_batch_size, args.world_size)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of images, those of all processes together."""
+        dataset: Any = dataloader.dataset
+        return dataset.num_rows if isinstance(dataset, StreamedImages) else super().num_examples(dataloader)
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -182,27 +240,114 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, 
             if ignore_keys is None:
                 ignored = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
                 ignore_keys = [key for key in ignored if key not in KEPT_OUTPUTS]
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.is_in_train:
+            self.check_weights()  # rather than report, and draw, what they make of images
+        with self._throughput.paused():
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict, with the average of the weights during training."""
+        with self._averaging.in_place_of(cast(nn.Module, self.model)):
+            return super().evaluation_loop(*args, **kwargs)
+
+    # --- checkpoints and files -------------------------------------------------------------------------------------
+
+    # Overridden: before the first file of a checkpoint is written no callback is called and nothing public is asked.
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint that does not count before `CompletionCallback` marks it."""
+        self._throughput.begin_pause()
+        self.check_weights()
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self._completion.begin(folder, self.args):
+            super()._save_checkpoint(model, trial)
+
+    # Overridden: `Trainer` lets ViT and DeiT write an older key layout, which it does not convert back when it resumes
+    # or loads the best checkpoint (the encoder would stay as it is), and it knows one set of weights only.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save a checkpoint whose keys are those of `state_dict()`."""
-        with _state_dict_names_on_disk(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
-            super()._save(output_dir, state_dict)
+        """Write a model folder: weights by their names in `state_dict()`, image processor, arguments of the run."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        state_dict = self._averaging.averaged_weights() or state_dict
+        bare_model(self.model).save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        self._averaging.save_raw_weights(cast(nn.Module, self.model), folder)
+        processor: Any = self.processing_class
+        if processor is not None:
+            processor.save_pretrained(folder)
+        self._save_arguments(folder)
+
+    def _save_arguments(self, folder: Path) -> None:
+        """Write the arguments as they were given but without tokens, for whoever asks later how a model was trained."""
+        args = copy(self.args)
+        args.save_total_limit = self.save_total_limit
+        with tokens_hidden(args):
+            torch.save(args, folder / TRAINING_ARGS_NAME)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, as `Trainer.save_model`, if all its weights are finite."""
+        if not _internal_call:
+            self.check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def check_weights(self) -> None:
+        """End training if a weight is NaN or infinite, in any process."""
+        check_weights(cast(nn.Module, self.model), self.state.global_step, self.args)
+
+    # --- the Hub ---------------------------------------------------------------------------------------------------
+
+    # Overridden: `Trainer` pushes pickles, and neither the code of the model nor its card.
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push what a checkpoint holds of the model, in the background."""
+        push_checkpoint(self, Path(checkpoint_folder))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save, write the card and upload; as `Trainer.push_to_hub`."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        kwargs.setdefault("model_name", str(self.hub_model_id).split("/")[-1])
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        return upload_published(self, commit_message, token, revision, run_as_future=not blocking)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card, by `card_writer` where there is one."""
+        if self.card_writer is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.card_writer(self)
 
 
-@contextmanager
-def _state_dict_names_on_disk(model: nn.Module) -> Iterator[None]:
-    """Let `model.save_pretrained` write the names of `state_dict()`.
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Refuse arguments of `Trainer` that would not do what they say.
 
-    That of ViT and DeiT writes an older key layout by default. `Trainer` does not convert it when it resumes or loads
-    the best checkpoint: the encoder would stay as it is, with a warning only.
+    Raises:
+        ValueError: With the reason and the way out.
     """
-    save_pretrained: Any = model.save_pretrained
-    model.__dict__["save_pretrained"] = partial(save_pretrained, save_original_format=False)
-    try:
-        yield
-    finally:
-        del model.__dict__["save_pretrained"]
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "
+            "of its own from `logits`, and the ICE loss would be lost silently. Use `--label_smoothing`, or a "
+            "`train_collator` that makes `labels` of shape (batch_size, num_labels), which the models take."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` must be False, got True: training here already saves a checkpoint and ends when "
+            "SIGTERM comes, and on Ctrl-C too, in all processes at the same step, and the checkpoint counts once its "
+            "files are on the disk. The signal handler of transformers would never be called. Leave the option out; "
+            "docs/training/resume.md says what is guaranteed."
+        )
 
 
 def build_trainer(
@@ -229,22 +374,14 @@ def build_trainer(
         **kwargs: Passed to the `IceTrainer`: `train_collator`, `distillation`, `card_writer` and others.
 
     Raises:
-        ValueError: If `args` would make the Trainer take the labels away from the model, or there is neither a
-            collator nor an image processor.
+        ValueError: If `check_training_arguments` refuses `args`, or there is neither a collator nor an image
+            processor.
     """
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "
-            "of its own from `logits`, and the ICE loss would be lost silently. Use `--label_smoothing`, or a "
-            "`train_collator` that makes `labels` of shape (batch_size, num_labels), which the models take."
-        )
+    check_training_arguments(args)
     if data_collator is None:
         if image_processor is None:
             raise ValueError("`build_trainer` needs an `image_processor` or a `data_collator`, got neither.")
         data_collator = ImageCollator.from_image_processor(image_processor)
-    callbacks = list(callbacks or [])
-    if hasattr(train_dataset, "set_epoch"):
-        callbacks.append(EpochCallback(train_dataset))
     kwargs.setdefault("compute_metrics", EvaluationMetrics(as_pair(getattr(model.config, "patch_size", 1))))
     kwargs.setdefault("preprocess_logits_for_metrics", summarize_outputs)
     return IceTrainer(

@@ -8,21 +8,22 @@ starts from the first weights, as timm's `ModelEma`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..output_files import replaced
 
 
-__all__ = ["RAW_WEIGHTS_FILE", "WeightAverage", "WeightAveragingTrainer"]
+__all__ = ["RAW_WEIGHTS_FILE", "WeightAverage", "WeightAveragingCallback", "bare_model"]
 
 RAW_WEIGHTS_FILE = "raw_weights.safetensors"
 """File of a checkpoint with the weights that train on; `model.safetensors` beside it holds their average."""
@@ -77,88 +78,83 @@ def _copy_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
         tensor.copy_(tensors[name])
 
 
-class WeightAveragingTrainer(Trainer):
-    """A `Trainer` that averages the weights where its arguments have an `ema_decay`.
+class WeightAveragingCallback(TrainerCallback):
+    """Moving average of the weights during training: started, updated, saved, resumed, and made the model at the end.
 
-    During training, evaluation and `model.safetensors` are those of the average, and `RAW_WEIGHTS_FILE` beside it
-    holds the weights that train on, so that a resumed run has both exactly. When training ends, the average (or the
-    best checkpoint, which holds one) is the model. Every process keeps its own average of the same weights.
+    During training `model.safetensors` of a checkpoint holds the average, and `RAW_WEIGHTS_FILE` beside it the weights
+    that train on, so that a resumed run has both exactly. Every process keeps its own average of the same weights.
+
+    Args:
+        decay: See `WeightAverage`; None averages nothing, and only resumes runs that did.
+        is_sharded: Whether a process holds a part of the weights only.
+
+    Attributes:
+        average: The average, during training; else None.
+        checkpoint: Folder that training resumes from, whose weights the model has when training begins.
+
+    Raises:
+        ValueError: If sharded weights are to be averaged.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.weight_average: WeightAverage | None = None
-        self.ema_decay: float | None = getattr(self.args, "ema_decay", None)
-        if self.ema_decay is None:
-            return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+    def __init__(self, decay: float | None, is_sharded: bool = False) -> None:
+        if decay is not None and is_sharded:
             raise ValueError(
-                f"`ema_decay` needs whole weights in every process, got {self.ema_decay} with FSDP or DeepSpeed. "
+                f"`ema_decay` needs whole weights in every process, got {decay} with FSDP or DeepSpeed. "
                 "Leave it out, or train with DDP."
             )
-        self.add_callback(_WeightAveragingCallback(self))
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate or predict, with the average during training."""
-        if self.weight_average is None:
-            return super().evaluation_loop(*args, **kwargs)
-        with self.weight_average.in_place_of(self._bare_model):
-            return super().evaluation_loop(*args, **kwargs)
-
-    @property
-    def _bare_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the average as the model, and the weights that train on beside it."""
-        if self.weight_average is not None:
-            # a copy: `save_pretrained` empties the dictionary as it writes
-            state_dict = dict(self.weight_average.tensors)
-        super()._save(output_dir, state_dict)
-        if self.weight_average is not None and self.args.should_save:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self._bare_model.state_dict().items()}
-            with replaced(Path(output_dir or self.args.output_dir or ".") / RAW_WEIGHTS_FILE) as temporary:
-                save_file(weights, temporary)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load a checkpoint: the average, where there is one, and the weights that train on."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        raw_weights = Path(resume_from_checkpoint) / RAW_WEIGHTS_FILE
-        if self.ema_decay is not None:
-            self.weight_average = WeightAverage(self._bare_model, self.ema_decay)
-            if not raw_weights.is_file():
-                logger.warning(f"{resume_from_checkpoint} holds no averaged weights: the average starts from it.")
-        elif raw_weights.is_file():
-            logger.warning(
-                f"Resuming without `ema_decay`: the average that {resume_from_checkpoint} holds is dropped."
-            )
-        if raw_weights.is_file():
-            _copy_weights(load_file(raw_weights), self._bare_model)
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint; nothing is averaged any more."""
-        super()._load_best_model()
-        self.weight_average = None
-
-
-class _WeightAveragingCallback(TrainerCallback):
-    """Start, update and end the average of a trainer."""
-
-    def __init__(self, trainer: WeightAveragingTrainer) -> None:
-        self.trainer = trainer
+        self.decay = decay
+        self.average: WeightAverage | None = None
+        self.checkpoint: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start from the present weights, unless a checkpoint has been loaded."""
-        if self.trainer.weight_average is None and self.trainer.ema_decay is not None:
-            self.trainer.weight_average = WeightAverage(self.trainer._bare_model, self.trainer.ema_decay)
+        """Start from the present weights, which of an averaged checkpoint are the average; then load its raw ones."""
+        if self.average is not None:
+            return  # another attempt of this run, with smaller batches
+        model = bare_model(kwargs["model"])
+        if self.decay is not None:
+            self.average = WeightAverage(model, self.decay)
+        if self.checkpoint is not None:
+            self._load_raw_weights(Path(self.checkpoint) / RAW_WEIGHTS_FILE, model)
+
+    def _load_raw_weights(self, file: Path, model: nn.Module) -> None:
+        """Load the weights that train on, where a checkpoint has them."""
+        if not file.is_file():
+            if self.decay is not None:
+                logger.warning(f"{self.checkpoint} holds no averaged weights: the average starts from it.")
+            return
+        if self.decay is None:
+            logger.warning(f"Resuming without `ema_decay`: the average that {self.checkpoint} holds is dropped.")
+        _copy_weights(load_file(file), model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the weights after a step of the optimizer into the average."""
-        if self.trainer.weight_average is not None:
-            self.trainer.weight_average.update(self.trainer._bare_model)
+        if self.average is not None:
+            self.average.update(bare_model(kwargs["model"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the average the model."""
-        if self.trainer.weight_average is not None:
-            self.trainer.weight_average.copy_to(self.trainer._bare_model)
-            self.trainer.weight_average = None
+        """Make the average the model, unless that is the best checkpoint by now, which holds one."""
+        is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if self.average is not None and not is_best:
+            self.average.copy_to(bare_model(kwargs["model"]))
+        self.average = None
+
+    def in_place_of(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Let the model have the average as its weights for a while, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place_of(bare_model(model))
+
+    def averaged_weights(self) -> dict[str, Tensor] | None:
+        """Return what is saved as the model during training; None stands for its own weights."""
+        # a copy: `save_pretrained` empties the dictionary as it writes
+        return None if self.average is None else dict(self.average.tensors)
+
+    def save_raw_weights(self, model: nn.Module, folder: Path) -> None:
+        """Save the weights that train on, where the model file holds their average."""
+        if self.average is not None:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in bare_model(model).state_dict().items()}
+            with replaced(folder / RAW_WEIGHTS_FILE) as temporary:
+                save_file(weights, temporary)
+
+
+def bare_model(model: Any) -> Any:
+    """Return a model without what DDP, FSDP or `torch.compile` have put around it."""
+    return extract_model_from_parallel(model, keep_torch_compile=False)

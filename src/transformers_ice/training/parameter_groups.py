@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer-wise learning-rate decay: the nearer a layer is to the pixels, the slower it learns.
+"""Which parameters decay, and how fast each learns: weight decay by name, learning-rate decay by layer.
+
+With a layer decay, the nearer a layer is to the pixels, the slower it learns.
 
 Source: Clark et al., "ELECTRA" (2020); Bao et al., "BEiT" (2022), whose numbering of the layers this follows, as timm
 does.
@@ -8,6 +10,7 @@ does.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -15,9 +18,25 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-__all__ = ["decay_layer_rates", "layer_scale"]
+__all__ = ["decay_layer_rates", "decaying_parameters", "layer_scale"]
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+_TOKENS_AND_POSITIONS = {"cls_token", "distillation_token", "mask_token", "position_embeddings"}
+_CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
+
+
+def decaying_parameters(names: Iterable[str], cls_is_trained: bool) -> list[str]:
+    """Return the names of the parameters that weight decay applies to, out of those that `Trainer` decays.
+
+    Left out are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
+    would be shrunk by decay alone.
+
+    Args:
+        names: All parameters but biases and norms.
+        cls_is_trained: Whether a loss reaches the [CLS] classifiers.
+    """
+    left_out = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
+    return [name for name in names if left_out.isdisjoint(name.split("."))]
 
 
 def layer_scale(name: str, num_layers: int, decay: float) -> float:

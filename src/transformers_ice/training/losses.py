@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Knowledge distillation: the student also learns what a trained classifier says of the same pixels.
+"""Losses beside that of an ICE model: soft labels for plain classifiers, and distillation from a teacher.
+
+A distilled student also learns what a trained classifier predicts for the same pixels.
 
 Source: Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT, 2021),
 equations 2 and 3, and DeiT's `losses.py` for how the parts are averaged.
@@ -8,6 +10,7 @@ equations 2 and 3, and DeiT's `losses.py` for how the parts are averaged.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,12 +19,33 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.images.pixels import input_size
+from ..ice_deit.adversarial_normalization import CLASSIFICATION_LOSSES, soft_targets
 from ..model_names import resolve_model_name
+from .recipe_arguments import RecipeArguments
 
 
-__all__ = ["Distillation", "Teacher", "distillation_loss", "load_teacher"]
+__all__ = ["Distillation", "Teacher", "build_distillation", "distillation_loss", "load_teacher", "use_soft_label_loss"]
 
 DistillationType = Literal["soft", "hard"]
+
+
+def use_soft_label_loss(model: PreTrainedModel, loss_type: str = "cross_entropy") -> None:
+    """Let a classifier take `labels` of shape (batch_size, num_labels), too.
+
+    The loss of transformers would flatten them, or change the problem type of the configuration. This one is the mean
+    of a batch, so the Trainer has to divide it by the accumulated batches, as `accepts_loss_kwargs = False` tells it.
+
+    Args:
+        model: A classifier whose `forward` calls `self.loss_function`, e.g. ViT or DeiT; changed in place, not saved.
+        loss_type: One of `CLASSIFICATION_LOSSES`.
+    """
+    model.loss_function = partial(_soft_label_loss, loss_type=loss_type)
+    model.accepts_loss_kwargs = False  # type: ignore[assignment]
+
+
+def _soft_label_loss(labels: Tensor, logits: Tensor, config: Any, loss_type: str, **kwargs: Any) -> Tensor:
+    """Return the loss of a batch, 0-dim, from class indices or soft labels."""
+    return CLASSIFICATION_LOSSES[loss_type](logits, soft_targets(labels.to(logits.device), config.num_labels))
 
 
 def distillation_loss(
@@ -182,3 +206,21 @@ class Distillation:
             )
         part = distillation_loss(student_logits, self.teacher(pixel_values), self.distillation_type, self.tau)
         return (1 - self.alpha) * loss + self.alpha * part, part
+
+
+def build_distillation(
+    student: PreTrainedModel, args: RecipeArguments, class_names: Sequence[str], student_processor: Any, **options: Any
+) -> Distillation | None:
+    """Return what mixes a teacher's answers into the loss, where the arguments name a teacher.
+
+    Args:
+        student: The model that is trained.
+        args: `teacher_model_name_or_path` and how to distil.
+        class_names: Names of the student's classes, in the order of the labels.
+        student_processor: Image processor of the student.
+        **options: Options of `from_pretrained`, for the teacher.
+    """
+    if args.teacher_model_name_or_path is None or args.distillation_type == "none":
+        return None
+    teacher = load_teacher(args.teacher_model_name_or_path, class_names, student_processor, **options)
+    return Distillation(teacher, student, args.distillation_type, args.distillation_alpha, args.distillation_tau)

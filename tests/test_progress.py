@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transformers_ice.training.throughput`: images per second, with a clock that is set by hand."""
+"""`ThroughputMeter`: images per second, with a clock that is set by hand."""
 
 from __future__ import annotations
 
-from transformers_ice.training.throughput import ThroughputMeter
+from transformers_ice.training.progress import ThroughputMeter
 
 
 class Clock:
@@ -47,6 +47,16 @@ def test_first_images_start_the_clock():
     clock = Clock()
     meter = ThroughputMeter(clock)
     clock.seconds += 1000
+    meter.count(8)
+    clock.seconds += 4
+    assert meter.read() == 2
+
+
+def test_a_pause_before_the_first_images_does_not_count():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    with meter.paused():
+        clock.seconds += 100  # e.g. `eval_on_start`
     meter.count(8)
     clock.seconds += 4
     assert meter.read() == 2

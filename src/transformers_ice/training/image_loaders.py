@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How training images reach the trainer: loaders of streams, collators, the epoch, and what a resumed run skips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.images.streamed_images import StreamedImages, leave_out_skipped
+from .stopping import start_worker
+
+
+__all__ = ["EpochCallback", "ResumedStreamCallback", "load_stream", "shield_workers", "use_collator"]
+
+
+def load_stream(
+    images: StreamedImages, collate: Callable, batch_size: int, args: TrainingArguments, device: torch.device
+) -> Any:
+    """Return the `DataLoader` of this process: no process reads for the others, or reads their rows and drops them.
+
+    Args:
+        images: The stream; told which part of it this process reads.
+        collate: Makes a batch of a list of rows.
+        batch_size: Images that a process takes at once.
+        args: Say how many processes and workers there are.
+        device: Where the batches go.
+    """
+    images.divide(args.process_index, args.world_size, batch_size, drop_last=args.dataloader_drop_last)
+    loader = DataLoader(
+        images,
+        batch_size=batch_size,
+        collate_fn=partial(leave_out_skipped, collate),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    # "one process": the rows are divided already; accelerate brings them to the device, and knows the last batch
+    return prepare_data_loader(
+        loader, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )
+
+
+def use_collator(loader: Any, collate: Callable) -> None:
+    """Let a `DataLoader` that has not begun make its batches with another collator."""
+    _starter_of(loader).collate_fn = collate
+
+
+def shield_workers(loader: Any) -> None:
+    """Keep the workers of a `DataLoader` alive through a request to stop, e.g. Ctrl-C."""
+    starter = _starter_of(loader)
+    starter.worker_init_fn = partial(start_worker, starter.worker_init_fn)
+
+
+def _starter_of(loader: Any) -> Any:
+    """Return the `DataLoader` that starts the workers: accelerate wraps it."""
+    return getattr(loader, "base_dataloader", loader)
+
+
+class EpochCallback(TrainerCallback):
+    """Number of the epoch for the training images.
+
+    `DataLoader`s of accelerate pass it on themselves, but not in a run of several processes.
+
+    Args:
+        dataset: Has `set_epoch`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pass the number of the epoch on; within an epoch that is resumed, `state.epoch` is a fraction."""
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class ResumedStreamCallback(TrainerCallback):
+    """Resumed epoch of a stream: it begins where it was left, and the images of the batches before are not read.
+
+    Args:
+        images: The stream.
+    """
+
+    def __init__(self, images: StreamedImages) -> None:
+        self.images = images
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say how many batches of which epoch an earlier run has trained on, as `Trainer` counts them."""
+        num_batches = args.gradient_accumulation_steps
+        steps_per_epoch = -(-len(kwargs["train_dataloader"]) // num_batches)
+        epoch, step = divmod(state.global_step, steps_per_epoch)
+        self.images.skip_batches(epoch, 0 if args.ignore_data_skip else step * num_batches)

@@ -23,7 +23,7 @@ from ..command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from .arguments import ModelArguments
+from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
 from .objectives import OBJECTIVES
 
@@ -31,34 +31,6 @@ from .objectives import OBJECTIVES
 __all__ = ["build_config", "build_image_processor", "build_model"]
 
 logger = logging.get_logger(__name__)
-
-_ICE_FIELDS = (
-    "background_loss_weight",
-    "background_logit_scale",
-    "min_foreground_ratio",
-    "max_foreground_ratio",
-    "cls_loss_weight",
-    "classification_loss_weight",
-    "foreground_pooling",
-    "candidate_label_loss_weight",
-    "num_local_windows",
-    "local_loss_weight",
-    "local_distillation_weight",
-    "local_image_share",
-    "local_appearance_weight",
-    "local_smoothing_steps",
-    "logits_source",
-    "drop_path_rate",
-    "patch_head_hidden_size",
-    "pruning_strategy",
-    "pruning_layers",
-    "keep_rates",
-    "background_margin",
-    "fuse_pruned_tokens",
-    "pruning_head",
-    "pruning_loss_weight",
-    "prune_in_training",
-)
 
 
 def build_config(model_args: ModelArguments, image_size: int | None = None) -> PreTrainedConfig:
@@ -73,9 +45,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         ValueError: If a field is unknown, or an ICE field is given for another architecture.
     """
     fields = parse_config_overrides(model_args.config_overrides)
-    fields |= {name: getattr(model_args, name) for name in _ICE_FIELDS if getattr(model_args, name) is not None}
-    if model_args.loss_type is not None and _becomes_ice(model_args):
-        fields["classification_loss_type"] = model_args.loss_type
+    fields |= _given_fields(model_args)
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
@@ -94,6 +64,14 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     if isinstance(default, IceDeiTConfig):
         fields = {**_objective(model_args, is_ice=False), **fields}
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """Return the fields of `IceDeiTConfig` that options set."""
+    values = {field: getattr(model_args, option) for option, field in ICE_OPTIONS.items()}
+    if not _becomes_ice(model_args):
+        del values["classification_loss_type"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
+from ..ice_deit.adversarial_normalization import LOSS_PARTS
 from ..ice_deit.configuration_ice_deit import as_pair
 from .checkpointed_trainer import CheckpointedTrainer
 from .distillation import Distillation
@@ -29,18 +30,10 @@ from .throughput import ThroughputMeter
 from .weight_averaging import WeightAveragingTrainer
 
 
-__all__ = ["LOSS_PARTS", "EpochCallback", "IceTrainer", "build_trainer"]
+__all__ = ["EpochCallback", "IceTrainer", "build_trainer"]
 
-LOSS_PARTS = (
-    "classification_loss",
-    "background_loss",
-    "cls_loss",
-    "candidate_label_loss",
-    "local_loss",
-    "pruning_loss",
-    "foreground_ratio",
-)
-"""Outputs of an ICE model that stand in the log beside the loss: their mean since the line before."""
+_LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
+"""Outputs that stand in the log beside the loss: their mean since the line before."""
 
 _TOKENS_AND_POSITIONS = {"cls_token", "distillation_token", "mask_token", "position_embeddings"}
 _CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
@@ -107,7 +100,7 @@ class IceTrainer(WeightAveragingTrainer, CheckpointedTrainer, StreamingTrainer, 
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])
             self._num_batches += 1
             self._throughput.count(len(inputs["pixel_values"]))
-            for name in (*LOSS_PARTS, "distillation_loss"):
+            for name in _LOGGED:
                 part = outputs.get(name) if isinstance(outputs, dict) else None
                 if part is not None:
                     self._part_sums[name] = self._part_sums.get(name, 0) + part.detach().float().mean()

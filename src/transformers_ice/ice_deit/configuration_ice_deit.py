@@ -124,17 +124,17 @@ class IceDeiTConfig(DeiTConfig):
     """In training, some images are also run in windows, and patches learn from the predictions there. Must divide the
     patch grid of the training images, whose size may differ from `image_size`. Published: none, 0."""
 
-    local_loss_weight: float | int = ice_field(1.0, "Weight of what is learnt from windows.", within=_WEIGHT)
+    local_loss_weight: float | int = ice_field(1.0, "Weight of the loss in windows.", within=_WEIGHT)
     """The ICE loss in the windows, and the distillation from them to patches that attend to the whole image."""
 
     local_distillation_weight: float | int = ice_field(
-        1.0, "Weight, in it, of the cross-entropy with the predictions in windows.", within=_WEIGHT
+        1.0, "Weight, inside that loss, of the cross-entropy with predictions in windows.", within=_WEIGHT
     )
 
     local_image_share: float | int = ice_field(0.5, "Ratio of images that are also run in windows.", within="(0, 1]")
 
     local_appearance_weight: float | int = ice_field(
-        0.0, "How much less neighbours of other looks count when that is averaged; 0: no less.", within=_WEIGHT
+        0.0, "How much less neighbours of other looks count in that average; 0: no less.", within=_WEIGHT
     )
     """Predictions in windows are averaged with those of their neighbours before they are learnt. A neighbour counts by
     4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), d the distance in mean and deviation of the normalised
@@ -153,7 +153,7 @@ class IceDeiTConfig(DeiTConfig):
     where background is one more class with target 0."""
 
     logits_source: str = ice_field(
-        "patch", "Which logits the model answers with; ICE training writes patch.", choices=("patch", "cls")
+        "patch", "Which logits the model returns as `logits`; ICE training writes patch.", choices=("patch", "cls")
     )
     """What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier)."""
 

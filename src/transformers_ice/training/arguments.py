@@ -22,7 +22,15 @@ from ..model_names import resolve_model_name
 from .recipe_arguments import RecipeArguments
 
 
-__all__ = ["ICE_OPTIONS", "NOT_OPTIONS", "DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
+__all__ = [
+    "ICE_OPTIONS",
+    "NOT_OPTIONS",
+    "DataArguments",
+    "IceTrainingArguments",
+    "ModelArguments",
+    "StartArguments",
+    "parse_arguments",
+]
 
 
 @dataclass

@@ -22,13 +22,14 @@ from transformers.utils import logging
 from ..command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..ice_deit.local_windows import split_windows
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
 from .objectives import OBJECTIVES
 
 
-__all__ = ["build_config", "build_image_processor", "build_model"]
+__all__ = ["build_config", "build_image_processor", "build_model", "check_windows"]
 
 logger = logging.get_logger(__name__)
 
@@ -100,6 +101,20 @@ def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
                 f"A {config.model_type} model has no configuration field `{name}`."
                 + (f" Did you mean {' or '.join(f'`{field}`' for field in close)}?" if close else "")
             )
+
+
+def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None:
+    """Raise, before the first step, if local windows do not divide the patch grid of the training images.
+
+    Args:
+        config: Configuration of the model.
+        image_size: Height and width of the training images in pixels, which may differ from the model's own.
+    """
+    if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
+        patch_height, patch_width = as_pair(config.patch_size)
+        grid_size = image_size[0] // patch_height, image_size[1] // patch_width
+        # a grid of empty patches, which is refused as that of the images would be
+        split_windows(torch.empty(1, grid_size[0] * grid_size[1], 0), grid_size, config.num_local_windows)
 
 
 def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str]) -> PreTrainedModel:

@@ -27,7 +27,7 @@ from .checkpoints import (
     missing_files,
 )
 from .distillation import Distillation, load_teacher
-from .models import build_config, build_image_processor, build_model
+from .models import build_config, build_image_processor, build_model, check_windows
 from .plain_losses import use_soft_label_loss
 from .step_count import StepCountCallback
 from .stopping import StopRequest, writing_to
@@ -119,6 +119,7 @@ def prepare_training(
     config = build_config(model_args, data_args.image_size)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
+    check_windows(config, size)
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):
         tables = load_images(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)

@@ -12,6 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+LOSS_PARTS = (
+    "classification_loss",
+    "background_loss",
+    "cls_loss",
+    "candidate_label_loss",
+    "local_loss",
+    "pruning_loss",
+)
+"""Names of the parts of the loss: what the model returns beside `loss`, unweighted, and what training logs."""
+
+
 @dataclass(frozen=True)
 class AdversarialNormalizationLoss:
     """Hold the loss and its unweighted parts, each 0-dim.
@@ -246,6 +257,7 @@ def adversarial_normalization_loss(
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
+    "LOSS_PARTS",
     "AdversarialNormalizationLoss",
     "PooledPatches",
     "adversarial_normalization_loss",

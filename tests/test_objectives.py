@@ -36,8 +36,8 @@ def test_objective_sets_allowed_values_of_fields_that_are_options(name):
 
 @pytest.mark.parametrize("name", sorted(run_objective_study.VARIANTS))
 def test_variant_of_the_study_is_made_of_options(name):
-    words = ["--model_type", "ice_deit", "--output_dir", "x", *run_objective_study.VARIANTS[name].split()]
-    build_config(parse_arguments(words)[0])
+    words = ["--model_type", "ice_deit", "--output_dir", "x", "--dataset_name", "scenes"]
+    build_config(parse_arguments([*words, *run_objective_study.VARIANTS[name].split()])[0])
 
 
 @pytest.mark.parametrize(

@@ -285,13 +285,13 @@ def other_value(name: str):
     """Return a value of a field that is not its default."""
     if name in CHOSEN:
         return CHOSEN[name]
-    return IceDeiTConfig().to_dict()[name] * 0.5 + 0.25 if name != "local_smoothing_steps" else 3
+    return IceDeiTConfig().to_dict()[name] * 0.5 + 0.2 if name != "local_smoothing_steps" else 3
 
 
 def test_every_option_reaches_its_field_and_the_saved_configuration(tmp_path):
     expected = {name: other_value(name) for name in ICE_OPTIONS.values()}
     assert all(expected[name] != getattr(IceDeiTConfig(), name) for name in expected)
-    words = ["--model_type", "ice_deit", "--config_overrides", TINY, "--output_dir", str(tmp_path)]
+    words = ["--model_type", "ice_deit", "--config_overrides", TINY, "--output_dir", str(tmp_path), *SCENES]
     for option, name in ICE_OPTIONS.items():
         value = expected[name]
         words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
@@ -325,7 +325,7 @@ def test_choices_of_an_option_are_those_of_the_field(capsys):
 
 
 def test_loss_type_is_the_short_name_of_classification_loss_type():
-    words = ["--model_type", "ice_deit", "--output_dir", "x"]
+    words = ["--model_type", "ice_deit", "--output_dir", "x", *SCENES]
     for option in ("--loss_type", "--classification_loss_type"):
         assert build_config(parse_arguments([*words, option, "bce"])[0]).classification_loss_type == "bce"
 

@@ -13,7 +13,8 @@ from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.training import ModelArguments
+from transformers_ice.training import ModelArguments, parse_arguments
+from transformers_ice.training.arguments import ICE_OPTIONS
 from transformers_ice.training.models import build_config
 from transformers_ice.training.objectives import OBJECTIVES
 
@@ -24,11 +25,19 @@ START = run_objective_study.ROOT / "checkpoints/deit-scenes"
 def test_published_is_what_the_configuration_says_by_default():
     config = IceDeiTConfig()
     assert all(getattr(config, name) == value for name, value in OBJECTIVES["published"].items())
+    assert len(OBJECTIVES["published"]) == 9
 
 
-def test_balanced_is_a_valid_configuration_of_known_fields():
-    config = IceDeiTConfig(**OBJECTIVES["balanced"])
-    assert set(OBJECTIVES["balanced"]) <= set(config.to_dict())
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_objective_sets_allowed_values_of_fields_that_are_options(name):
+    IceDeiTConfig(**OBJECTIVES[name])
+    assert OBJECTIVES[name].keys() <= set(ICE_OPTIONS.values())
+
+
+@pytest.mark.parametrize("name", sorted(run_objective_study.VARIANTS))
+def test_variant_of_the_study_is_made_of_options(name):
+    words = ["--model_type", "ice_deit", "--output_dir", "x", "--dataset_name", "scenes"]
+    build_config(parse_arguments([*words, *run_objective_study.VARIANTS[name].split()])[0])
 
 
 @pytest.mark.parametrize(

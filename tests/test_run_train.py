@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,14 @@ from transformers import (
     DeiTForImageClassification,
     TrainerControl,
     TrainerState,
+    ViTConfig,
     ViTForImageClassification,
 )
 
-from transformers_ice import IceDeiTForImageClassification
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.command_line import clean_exit, parse_config_overrides
 from transformers_ice.data.images.pixels import input_size
+from transformers_ice.ice_deit.configuration_ice_deit import ICE_FIELDS
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.training import (
     DataArguments,
@@ -39,7 +42,9 @@ from transformers_ice.training import (
     parse_arguments,
     progress,
 )
+from transformers_ice.training.arguments import ICE_OPTIONS, NOT_OPTIONS, StartArguments
 from transformers_ice.training.checkpoints import choose_checkpoint, mark_complete
+from transformers_ice.training.models import check_windows
 
 
 ROOT = Path(__file__).parents[1]
@@ -254,6 +259,83 @@ def test_config_overrides_are_parsed():
     assert parse_config_overrides(None) == {}
     with pytest.raises(ValueError, match="must be name=value,name=value, got 'hidden_size'"):
         parse_config_overrides("hidden_size")
+
+
+# --- one option for each field of the configuration ----------------------------------------------------------------
+
+CHOSEN = {
+    "background_loss_weight": 0.3,
+    "foreground_pooling": "soft",
+    "num_local_windows": 2,
+    "classification_loss_type": "bce",
+    "logits_source": "cls",
+    "patch_head_hidden_size": 8,
+    "pruning_strategy": "attentiveness",
+    "pruning_layers": [1],
+    "keep_rates": [0.25],
+    "background_margin": -1.5,
+    "fuse_pruned_tokens": True,
+    "pruning_head": "patch",
+    "prune_in_training": True,
+}
+
+
+def other_value(name: str):
+    """Return a value of a field that is not its default."""
+    if name in CHOSEN:
+        return CHOSEN[name]
+    return IceDeiTConfig().to_dict()[name] * 0.5 + 0.2 if name != "local_smoothing_steps" else 3
+
+
+def test_every_option_reaches_its_field_and_the_saved_configuration(tmp_path):
+    expected = {name: other_value(name) for name in ICE_OPTIONS.values()}
+    assert all(expected[name] != getattr(IceDeiTConfig(), name) for name in expected)
+    words = ["--model_type", "ice_deit", "--config_overrides", TINY, "--output_dir", str(tmp_path), *SCENES]
+    for option, name in ICE_OPTIONS.items():
+        value = expected[name]
+        words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    model_args, _, _ = parse_arguments(words)
+    build_config(model_args).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert {name: saved[name] for name in expected} == expected
+
+
+def test_every_field_of_the_configuration_is_an_option_or_named_with_its_reason():
+    assert set(ICE_OPTIONS.values()) | set(NOT_OPTIONS) == set(ICE_FIELDS)
+    assert not set(ICE_OPTIONS.values()) & set(NOT_OPTIONS)
+    assert all(NOT_OPTIONS.values())
+    given = {field.name for field in fields(ModelArguments)} - {field.name for field in fields(StartArguments)}
+    assert given == set(ICE_OPTIONS)
+
+
+def test_help_is_that_of_the_configuration(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for option, name in ICE_OPTIONS.items():
+        assert f"--{option}" in shown
+        assert " ".join(ICE_FIELDS[name].metadata["help"].split()) in shown, name
+
+
+def test_choices_of_an_option_are_those_of_the_field(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--model_type", "ice_deit", "--output_dir", "x", "--foreground_pooling", "mean"])
+    assert re.search(r"invalid choice: 'mean' \(choose from '?hard'?, '?soft'?\)", capsys.readouterr().err)
+
+
+def test_loss_type_is_the_short_name_of_classification_loss_type():
+    words = ["--model_type", "ice_deit", "--output_dir", "x", *SCENES]
+    for option in ("--loss_type", "--classification_loss_type"):
+        assert build_config(parse_arguments([*words, option, "bce"])[0]).classification_loss_type == "bce"
+
+
+def test_windows_that_do_not_divide_the_grid_of_the_training_images_are_refused_before_training():
+    config = IceDeiTConfig(image_size=56, patch_size=8, num_local_windows=2)
+    with pytest.raises(ValueError, match=r"`num_local_windows` must divide .* got 2 for a grid of 7 x 7"):
+        check_windows(config, (56, 56))
+    check_windows(config, (64, 48))
+    check_windows(IceDeiTConfig(image_size=56, patch_size=8), (56, 56))
+    check_windows(ViTConfig(), (56, 56))
 
 
 # --- models --------------------------------------------------------------------------------------------------------

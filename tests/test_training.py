@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageCl
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.data.augmentation.image_augmentation import random_crop_box
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS
 from transformers_ice.training import (
     IceTrainingArguments,
     ImageCollator,
@@ -29,7 +30,6 @@ from transformers_ice.training import (
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from transformers_ice.training.image_loaders import EpochCallback
 from transformers_ice.training.objectives import OBJECTIVES
-from transformers_ice.training.trainer import LOSS_PARTS
 
 
 SIZE = 16
@@ -159,6 +159,7 @@ PRUNING = {"pruning_strategy": "background", "pruning_layers": [1], "prune_in_tr
 # the parts that a configuration without them does not have
 OPTIONAL_PARTS = {"pruning_loss": PRUNING, "candidate_label_loss": OBJECTIVES["balanced"]}
 OPTIONAL_PARTS["local_loss"] = OPTIONAL_PARTS["candidate_label_loss"]
+LOGGED = (*LOSS_PARTS, "foreground_ratio")
 
 
 @pytest.mark.parametrize("fields", [{}, PRUNING, OBJECTIVES["balanced"]], ids=["published", "pruned", "balanced"])
@@ -168,7 +169,7 @@ def test_log_holds_the_mean_parts_of_the_loss(tmp_path, fields):
     class Spy(IceDeiTForImageClassification):
         def forward(self, *args, **kwargs):
             outputs = super().forward(*args, **kwargs)
-            seen.append({name: outputs[name].detach().mean().item() for name in LOSS_PARTS if name in outputs})
+            seen.append({name: outputs[name].detach().mean().item() for name in LOGGED if name in outputs})
             return outputs
 
     model = Spy(make_model(**fields).config)
@@ -176,7 +177,7 @@ def test_log_holds_the_mean_parts_of_the_loss(tmp_path, fields):
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 2
-    names = [name for name in LOSS_PARTS if OPTIONAL_PARTS.get(name, fields) == fields]
+    names = [name for name in LOGGED if OPTIONAL_PARTS.get(name, fields) == fields]
     for index, line in enumerate(lines):
         for name in names:
             batches = [batch[name] for batch in seen[4 * index : 4 * index + 4]]
@@ -193,7 +194,7 @@ def test_log_holds_the_mean_parts_of_the_loss(tmp_path, fields):
 def test_plain_classifier_logs_no_parts(tmp_path):
     trainer = make_trainer(tmp_path, ViTForImageClassification(ViTConfig(**SHAPE)), max_steps=1)
     trainer.train()
-    assert LOSS_PARTS[0] not in trainer.state.log_history[0]
+    assert next(iter(LOSS_PARTS)) not in trainer.state.log_history[0]
     assert "loss" in trainer.state.log_history[0]
 
 

@@ -1,64 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of ICE-DeiT: every number of the paper stands here once, with its source, and is checked."""
 
-import difflib
-import math
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import DeiTConfig
+from transformers.activations import ACT2FN
 
 from .adversarial_normalization import CLASSIFICATION_LOSSES
+from .configuration_fields import as_pair, check_choice, check_fields, check_interval, ice_field, refuse_near_misses
+from .objective_ice_deit import LOSS_PARTS
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
 
-LOGITS_SOURCES = ("patch", "cls")
-FOREGROUND_POOLINGS = ("hard", "soft")
+# A larger factor on a loss is a slip, and from 1e38 on infinite in float32.
+_WEIGHT = "[0, 1e6]"
 
-# Fields that DeiT does not have. A misspelt one would be stored silently (the parent accepts any keyword).
-_ICE_FIELDS = (
-    "use_distillation_token",
-    "use_distillation_head",
-    "drop_path_rate",
-    "background_loss_weight",
-    "background_logit_scale",
-    "min_foreground_ratio",
-    "max_foreground_ratio",
-    "cls_loss_weight",
-    "classification_loss_weight",
-    "foreground_pooling",
-    "candidate_label_loss_weight",
-    "num_local_windows",
-    "local_loss_weight",
-    "local_distillation_weight",
-    "local_image_share",
-    "local_appearance_weight",
-    "local_smoothing_steps",
-    "classification_loss_type",
-    "logits_source",
-    "patch_head_hidden_size",
-    "pruning_strategy",
-    "pruning_layers",
-    "keep_rates",
-    "background_margin",
-    "fuse_pruned_tokens",
-    "pruning_execution",
-    "pruning_head",
-    "pruning_loss_weight",
-    "prune_in_training",
-)
-
-_LOSS_WEIGHTS = (
-    "background_loss_weight",
-    "cls_loss_weight",
-    "classification_loss_weight",
-    "candidate_label_loss_weight",
-    "local_loss_weight",
-    "local_distillation_weight",
-)
-
-# Keys of old Hub configurations that only look like one of those.
-_FOREIGN_FIELDS = ("pruned_heads",)
+# What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
+_DEIT_INTERVALS = {
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"), "[1, inf)"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
+    "num_hidden_layers": "[0, inf)",
+    "initializer_range": "(0, inf)",
+}
 
 # Families whose folders load as ICE-DeiT: Hub DeiT models without a distillation token are of type "vit".
 _SOURCE_MODEL_TYPES = ("vit", "deit")
@@ -66,65 +31,17 @@ _SOURCE_MODEL_TYPES = ("vit", "deit")
 
 @strict
 class IceDeiTConfig(DeiTConfig):
-    """Store the configuration of an ICE-DeiT model.
+    """Configuration of an ICE-DeiT model.
 
-    Extends `DeiTConfig`; the defaults of the fields below are the published method.
+    Extends `DeiTConfig`; the defaults of the fields below are the published method. A field is declared here and
+    nowhere else: its check, the refusal of misspellings, and the option of `run_train.py` follow from `ice_field`.
 
     Args:
-        use_distillation_token: Whether a distillation token follows [CLS]. The paper's DeiT-S has none.
-        use_distillation_head: Whether the distillation token has a classifier of its own, whose logits are averaged
-            with those of [CLS]. `None` means: whenever there is a distillation token.
-        layer_norm_eps: 1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own).
-        drop_path_rate: Stochastic depth of the last layer, in [0, 1), growing linearly from 0 (DeiT recipe: 0.1).
-        background_loss_weight: Weight of the adversarial background loss, >= 0 (authors' `engine_ICE.py`: 0.025).
-        background_logit_scale: Factor on the mean patch logits before the background loss (0.5 in `models_ICE.py`).
-        min_foreground_ratio: The background loss counts only while the batch's mean share of foreground patches is at
-            least this, in [0, 1] (0.1 in `engine_ICE.py`).
-        max_foreground_ratio: From this mean share of foreground patches on, in [0, 1], the background loss gains
-            weight, up to 1 more where every patch is foreground; published: 1, which adds nothing.
-        cls_loss_weight: Weight of the [CLS] classifier's cross-entropy, >= 0 (0.0 in `engine_ICE.py`).
-        classification_loss_weight: Weight of the foreground logits' cross-entropy, >= 0 (published: 1). With 0 here
-            and for the background loss, the [CLS] classifier trains alone, as in DeiT and EViT.
-        foreground_pooling: Which patches the classification loss pools: "hard" (published), those whose best class is
-            not background, or "soft", all, each by 1 - p(background). The outputs of the model are the hard ones.
-        candidate_label_loss_weight: Weight, >= 0, of the loss that lets a patch be only the image's class or
-            background (published: none, 0).
-        num_local_windows: In training, some images are also run in windows, so many along each side of the patch grid,
-            and patches learn from what they say there (published: none, 0).
-        local_loss_weight: Weight, >= 0, of what is learnt from the windows: the ICE loss in them, and that patches
-            which see everything say the same.
-        local_distillation_weight: Weight, >= 0, of the cross-entropy with what is said in windows, inside that loss.
-        local_image_share: Share of the images, in (0, 1], that are run in windows.
-        local_appearance_weight: What patches say in windows is averaged with what their neighbours say before it is
-            learnt. A neighbour counts by 4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), >= 0, d the
-            distance in mean and deviation of the normalised pixels of both, over all channels.
-        local_smoothing_steps: How often it is averaged, at least 1.
-        classification_loss_type: How foreground and [CLS] logits are compared with the labels: "cross_entropy"
-            (published) or "bce" (binary, the mean over classes; background is one more class with target 0).
-        logits_source: What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier).
-        patch_head_hidden_size: Width of the hidden layer of the patch head; `None` is the published single linear map.
-        pruning_strategy: Which patches leave: none (`None`), "background" (as many as the pruning heads call
-            background), "top_k" (a fixed number, ranked by the same heads) or "attentiveness" (a fixed number, ranked
-            by the attention of [CLS]: EViT).
-        pruning_layers: Layers, 0-based and ascending, before which patches leave; under "attentiveness" they leave
-            inside it, between attention and MLP. The fields from here on are checked only with a strategy.
-        keep_rates: Share of the tokens entering each pruning layer that stays, in (0, 1], rounded up; not used under
-            "background".
-        background_margin: Under "background" a patch leaves when its background score exceeds its best class, of a
-            gate 0, by more than this.
-        fuse_pruned_tokens: Whether the patches that leave go on as one token, their sum weighted by attention
-            ("attentiveness" only).
-        pruning_execution: "masked" (patches that left are computed but not attended to), or "packed" (they cost
-            nothing), which "auto" stands for today. Masked in any case while pruning heads train, where hidden states
-            or attentions are asked for, and under "background" where `torch.compile` takes fixed shapes only.
-        pruning_head: What decides early: "gate" (one logit a patch) or "patch" (a patch head at each pruning layer).
-        pruning_loss_weight: Weight of the pruning heads' loss, >= 0.
-        prune_in_training: Whether patches leave in training too, or the heads only learn to tell which would
-            (docs/pruning.md compares the two). Under "attentiveness", which has no heads, they leave in any case.
-        **kwargs: Fields of `DeiTConfig`. Foreign keys are stored, near-misses of the fields above are refused.
+        **kwargs: The fields below and those of `DeiTConfig`. Foreign keys are stored, near-misses of the fields below
+            are refused.
 
     Raises:
-        ValueError: If a field is out of its range, contradicts another one, or is a misspelling of a field above.
+        ValueError: If a field is out of its range, contradicts another one, or is a misspelling of a field below.
 
     Source: Choi, Jin, Han, "Adversarial Normalization: I Can Visualize Everything (ICE)", CVPR 2023, and the authors'
     repository Hanyang-HCC-Lab/ICE. "attentiveness": Liang et al., "Not All Patches are What You Need" (EViT), ICLR
@@ -140,50 +57,156 @@ class IceDeiTConfig(DeiTConfig):
         "foreground_ratio",
         "patch_exit_layer",
         "grid_size",
-        "classification_loss",
-        "background_loss",
-        "cls_loss",
-        "pruning_loss",
-        "candidate_label_loss",
-        "local_loss",
+        *LOSS_PARTS,
         "hidden_states",
         "attentions",
     ]
 
-    use_distillation_token: bool = False
-    use_distillation_head: bool | None = None
-    layer_norm_eps: float | int = 1e-6
-    drop_path_rate: float | int = 0.0
-    background_loss_weight: float | int = 0.025
-    background_logit_scale: float | int = 0.5
-    min_foreground_ratio: float | int = 0.1
-    max_foreground_ratio: float | int = 1.0
-    cls_loss_weight: float | int = 0.0
-    classification_loss_weight: float | int = 1.0
-    foreground_pooling: str = "hard"
-    candidate_label_loss_weight: float | int = 0.0
-    num_local_windows: int = 0
-    local_loss_weight: float | int = 1.0
-    local_distillation_weight: float | int = 1.0
-    local_image_share: float | int = 0.5
-    local_appearance_weight: float | int = 0.0
-    local_smoothing_steps: int = 1
-    classification_loss_type: str = "cross_entropy"
-    logits_source: str = "patch"
-    patch_head_hidden_size: int | None = None
-    pruning_strategy: str | None = None
-    pruning_layers: list[int] | None = None
-    keep_rates: list[float | int] | None = None
-    background_margin: float | int = 0.0
-    fuse_pruned_tokens: bool = False
-    pruning_execution: str = "auto"
-    pruning_head: str = "gate"
-    pruning_loss_weight: float | int = 1.0
-    prune_in_training: bool = False
+    use_distillation_token: bool = ice_field(False, "Whether a distillation token follows [CLS].")
+    """The paper's DeiT-S has none."""
+
+    use_distillation_head: bool | None = ice_field(None, "Whether the distillation token has a classifier of its own.")
+    """Its logits are averaged with those of [CLS]. `None`: whenever there is a distillation token."""
+
+    layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[0, 1]")
+    """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own)."""
+
+    drop_path_rate: float | int = ice_field(
+        0.0, "Stochastic depth: the drop rate of the last layer, growing linearly to it.", within="[0, 1)"
+    )
+    """DeiT's recipe: 0.1."""
+
+    background_loss_weight: float | int = ice_field(
+        0.025, "Weight of the loss that pulls every patch to background; larger masks less.", within=_WEIGHT
+    )
+    """Authors' `engine_ICE.py`: 0.025."""
+
+    background_logit_scale: float | int = ice_field(
+        0.5, "Factor on the mean patch logits inside the background loss.", within=_WEIGHT
+    )
+    """0.5 in `models_ICE.py`."""
+
+    min_foreground_ratio: float | int = ice_field(
+        0.1, "The background loss is off while a smaller ratio of the patches is foreground.", within="[0, 1]"
+    )
+    """The mean ratio of the batch counts (0.1 in `engine_ICE.py`)."""
+
+    max_foreground_ratio: float | int = ice_field(
+        1.0, "From this ratio of foreground patches on the background loss gains weight; 1: never.", within="[0, 1]"
+    )
+    """The mean ratio of the batch counts. Up to 1 more where every patch is foreground. Published: 1, never."""
+
+    cls_loss_weight: float | int = ice_field(
+        0.0, "Weight of the [CLS] classifier's own cross-entropy; 0 leaves it untrained.", within=_WEIGHT
+    )
+    """0.0 in `engine_ICE.py`."""
+
+    classification_loss_weight: float | int = ice_field(
+        1.0, "Weight of the cross-entropy of the foreground patches; 0 trains [CLS] alone.", within=_WEIGHT
+    )
+    """Published: 1. With 0 here and for the background loss, [CLS] trains alone, as in DeiT and EViT."""
+
+    foreground_pooling: str = ice_field(
+        "hard",
+        "What the loss pools: hard (foreground patches), soft (by 1 - p(background)).",
+        choices=("hard", "soft"),
+    )
+    """Of the classification loss. "hard" (published): patches whose best class is not background; "soft": all. The
+    outputs of the model are the hard ones in any case."""
+
+    candidate_label_loss_weight: float | int = ice_field(
+        0.0, "Weight of the loss that lets a patch be only the image's class or background.", within=_WEIGHT
+    )
+    """Published: none, 0."""
+
+    num_local_windows: int = ice_field(
+        0, "Also train on windows, so many along each side of the patch grid; 0: do not.", within="[0, inf)"
+    )
+    """In training, some images are also run in windows, and patches learn from the predictions there. Must divide the
+    patch grid of the training images, whose size may differ from `image_size`. Published: none, 0."""
+
+    local_loss_weight: float | int = ice_field(1.0, "Weight of the loss in windows.", within=_WEIGHT)
+    """The ICE loss in the windows, and the distillation from them to patches that attend to the whole image."""
+
+    local_distillation_weight: float | int = ice_field(
+        1.0, "Weight, inside that loss, of the cross-entropy with predictions in windows.", within=_WEIGHT
+    )
+
+    local_image_share: float | int = ice_field(0.5, "Ratio of images that are also run in windows.", within="(0, 1]")
+
+    local_appearance_weight: float | int = ice_field(
+        0.0, "How much less neighbours of other looks count in that average; 0: no less.", within=_WEIGHT
+    )
+    """Predictions in windows are averaged with those of their neighbours before they are learnt. A neighbour counts by
+    4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), d the distance in mean and deviation of the normalised
+    pixels of both, over all channels."""
+
+    local_smoothing_steps: int = ice_field(
+        1, "How often predictions in windows are averaged with the neighbours.", within="[1, inf)"
+    )
+
+    classification_loss_type: str = ice_field(
+        "cross_entropy",
+        "How logits are compared with labels: cross_entropy, or bce (each class alone).",
+        choices=tuple(CLASSIFICATION_LOSSES),
+    )
+    """Of the foreground and of the [CLS] logits. "cross_entropy" is published; "bce" is binary, the mean over classes,
+    where background is one more class with target 0."""
+
+    logits_source: str = ice_field(
+        "patch", "Which logits the model returns as `logits`; ICE training writes patch.", choices=("patch", "cls")
+    )
+    """What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier)."""
+
+    patch_head_hidden_size: int | None = ice_field(
+        None, "Makes the patch head an MLP with this many hidden units.", within="[1, inf)"
+    )
+    """`None` is the published single linear map."""
+
+    pruning_strategy: str | None = ice_field(
+        None, "Prune patches: background (ICE), top_k (fixed number), attentiveness (EViT).", choices=tuple(STRATEGIES)
+    )
+    """`None` prunes nothing. "background" prunes what the pruning heads predict to be background; "top_k" a fixed
+    number, ranked by the same heads; "attentiveness" a fixed number, ranked by the attention of [CLS] (EViT)."""
+
+    pruning_layers: list[int] | None = ice_field(None, "0-based layers before which patches are pruned, e.g. 3 6 9.")
+    """Ascending; `None` is [3, 6, 9] (EViT). Under "attentiveness" they are pruned inside the layer, before its MLP.
+    Like `keep_rates`, checked only with a strategy."""
+
+    keep_rates: list[float | int] | None = ice_field(
+        None, "Ratio of tokens that a pruning layer keeps, e.g. 0.7 0.7 0.7."
+    )
+    """Of the tokens that enter the layer, in (0, 1], rounded up; `None` is 0.7 at each (EViT). Not used under
+    "background"."""
+
+    background_margin: float | int = ice_field(
+        0.0, "Prune a patch when background wins by more than this; larger keeps more.", within="[-inf, inf]"
+    )
+    """Under "background": by how much the background score must exceed the best class, of a gate 0."""
+
+    fuse_pruned_tokens: bool = ice_field(False, "Keep the sum of pruned patches as one token (attentiveness only).")
+    """Their sum is weighted by attention (EViT)."""
+
+    pruning_execution: str = ice_field(
+        "auto", "How pruned patches are left out: auto, packed (cost nothing) or masked.", choices=tuple(EXECUTIONS)
+    )
+    """"masked": pruned patches are computed but not attended to; "packed", which "auto" stands for today: they cost
+    nothing. Masked in any case while pruning heads train, where hidden states or attentions are returned, and under
+    "background" where `torch.compile` takes fixed shapes only."""
+
+    pruning_head: str = ice_field(
+        "gate", "What decides: gate (one logit a patch) or patch (a patch head).", choices=tuple(PRUNING_HEADS)
+    )
+    """Of each pruning layer, under "background" and "top_k"."""
+
+    pruning_loss_weight: float | int = ice_field(1.0, "Weight of the pruning heads' loss.", within=_WEIGHT)
+
+    prune_in_training: bool = ice_field(False, "Prune in training too; by default the heads only learn.")
+    """docs/pruning.md compares the two. Under "attentiveness", which has no heads, training prunes in any case."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuse misspelt fields, fill the parent's derived fields, check the values."""
-        refuse_near_misses(kwargs)
+        refuse_near_misses(kwargs, ICE_FIELDS)
         if not __name__.startswith("transformers_modules"):
             # Where the package is installed the task is registered; this entry of a saved folder would make `pipeline`
             # insist on running the folder's code instead.
@@ -213,7 +236,7 @@ class IceDeiTConfig(DeiTConfig):
         Raises:
             ValueError: If an override is a misspelling of an ICE field.
         """
-        refuse_near_misses(kwargs)
+        refuse_near_misses(kwargs, ICE_FIELDS)
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") in _SOURCE_MODEL_TYPES:
             config_dict = _adopt_source_config(config_dict)
@@ -224,7 +247,7 @@ class IceDeiTConfig(DeiTConfig):
         """Number of image classes; background is never one of them."""
         if self.id2label is None:  # only while the parent's constructor fills in the default labels
             return None  # type: ignore[return-value]
-        return len(self.id2label) - self._counts_background
+        return len(self.id2label) - ("_background_label" in self.__dict__)
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
@@ -262,10 +285,6 @@ class IceDeiTConfig(DeiTConfig):
         self._check_pruning()  # fields may be changed one by one after construction
         return STRATEGIES[self.pruning_strategy].schedule(self.pruning_layers or (), self.keep_rates or ())
 
-    @property
-    def _counts_background(self) -> bool:
-        return "_background_label" in self.__dict__
-
     def with_background_label(self) -> "IceDeiTConfig":
         """Return a copy whose `id2label` names the background class too, for `pipeline("image-segmentation")`.
 
@@ -297,39 +316,15 @@ class IceDeiTConfig(DeiTConfig):
         Raises:
             ValueError: If a value is out of range or contradicts another one.
         """
-        for name in _LOSS_WEIGHTS:
-            _check_range(name, getattr(self, name), 0.0, float("inf"))
-        _check_range("min_foreground_ratio", self.min_foreground_ratio, 0.0, 1.0)
-        _check_range("max_foreground_ratio", self.max_foreground_ratio, 0.0, 1.0)
-        if self.foreground_pooling not in FOREGROUND_POOLINGS:
-            raise ValueError(
-                f"`foreground_pooling` must be one of {list(FOREGROUND_POOLINGS)}, got {self.foreground_pooling!r}."
-            )
-        if self.num_local_windows < 0:
-            raise ValueError(f"`num_local_windows` must be at least 0, got {self.num_local_windows}.")
-        if not 0.0 < self.local_image_share <= 1.0:
-            raise ValueError(f"`local_image_share` must be in (0, 1], got {self.local_image_share}.")
-        _check_range("local_appearance_weight", self.local_appearance_weight, 0.0, float("inf"))
-        if self.local_smoothing_steps < 1:
-            raise ValueError(f"`local_smoothing_steps` must be at least 1, got {self.local_smoothing_steps}.")
-        _check_range("background_logit_scale", self.background_logit_scale, 0.0, float("inf"))
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ValueError(f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
-        if self.logits_source not in LOGITS_SOURCES:
-            raise ValueError(f"`logits_source` must be one of {list(LOGITS_SOURCES)}, got {self.logits_source!r}.")
-        if self.classification_loss_type not in CLASSIFICATION_LOSSES:
-            raise ValueError(
-                f"`classification_loss_type` must be one of {list(CLASSIFICATION_LOSSES)}, got "
-                f"{self.classification_loss_type!r}."
-            )
-        if self.patch_head_hidden_size is not None and self.patch_head_hidden_size < 1:
-            raise ValueError(f"`patch_head_hidden_size` must be positive or None, got {self.patch_head_hidden_size}.")
+        check_fields(self)
+        for name, interval in _DEIT_INTERVALS.items():
+            check_interval(name, getattr(self, name), interval)
+        check_choice("hidden_act", self.hidden_act, ACT2FN)
         if self.has_distillation_head and not self.use_distillation_token:
             raise ValueError(
                 "`use_distillation_head=True` needs `use_distillation_token=True`: the head reads that token."
             )
-        if self.num_labels < 1:
-            raise ValueError("ICE needs at least one image class: set `num_labels` or `id2label`, got none.")
+        self._check_labels()
         self._check_sizes()
         if self.pruning_strategy is not None:
             self._check_pruning()
@@ -340,8 +335,7 @@ class IceDeiTConfig(DeiTConfig):
             ("pruning_execution", EXECUTIONS),
             ("pruning_head", PRUNING_HEADS),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+            check_choice(name, getattr(self, name), choices)
         strategy = STRATEGIES[self.pruning_strategy or ""]
         layers, rates = list(self.pruning_layers or ()), list(self.keep_rates or ())
         if not layers or layers != sorted({*layers}) or layers[0] < 0 or layers[-1] >= self.num_hidden_layers:
@@ -360,9 +354,17 @@ class IceDeiTConfig(DeiTConfig):
                 f"`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy={names}`, got "
                 f"{self.pruning_strategy!r}."
             )
-        if self.background_margin != self.background_margin:
-            raise ValueError("`background_margin` must be a number, got nan.")
-        _check_range("pruning_loss_weight", self.pruning_loss_weight, 0.0, float("inf"))
+
+    def _check_labels(self) -> None:
+        if self.num_labels < 1:
+            raise ValueError("ICE needs at least one image class: set `num_labels` or `id2label`, got none.")
+        # names may come twice, as "crane" does in ImageNet
+        indices = sorted(int(index) for index in self.id2label or ())
+        if indices != list(range(len(indices))):
+            raise ValueError(
+                f"`id2label` must name the classes 0 to {len(indices) - 1}, without a gap, got the keys "
+                f"{indices[:10]}{'...' if len(indices) > 10 else ''}. Number the classes from 0, as the labels are."
+            )
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -370,7 +372,8 @@ class IceDeiTConfig(DeiTConfig):
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
-        for image_side, patch_side in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
+        image_size, patch_size = as_pair(self.image_size, "image_size"), as_pair(self.patch_size, "patch_size")
+        for image_side, patch_side in zip(image_size, patch_size, strict=True):
             if patch_side < 1 or image_side < patch_side or image_side % patch_side:
                 raise ValueError(
                     f"`image_size` must be a positive multiple of `patch_size`, got {self.image_size} and "
@@ -378,38 +381,8 @@ class IceDeiTConfig(DeiTConfig):
                 )
 
 
-def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """Return a size as (height, width)."""
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise ValueError(f"A size must be one number or [height, width], got {size}.")
-    return size[0], size[1]
-
-
-def refuse_near_misses(names: Any) -> None:
-    """Raise if a name looks like a misspelt ICE field.
-
-    Args:
-        names: Iterable of keyword names that are no field of the configuration.
-
-    Raises:
-        ValueError: If one is close to, but not equal to, a field that ICE adds to DeiT.
-    """
-    for name in names:
-        if name in _ICE_FIELDS or name in _FOREIGN_FIELDS:
-            continue
-        # 0.75 catches dropped words and letters ("background_weight") and no key of the ViT and DeiT configurations
-        close = difflib.get_close_matches(name.lower(), _ICE_FIELDS, n=1, cutoff=0.75)
-        if close:
-            raise ValueError(f"Unknown configuration field `{name}`. Did you mean `{close[0]}`?")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"`{name}` must be in [{low:g}, {high:g}], got {value}.")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
+ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}
+"""Fields that ICE adds to DeiT, by name; `metadata` holds what `ice_field` was given."""
 
 
 def _adopt_source_config(config_dict: dict) -> dict:
@@ -426,4 +399,4 @@ def _adopt_source_config(config_dict: dict) -> dict:
     }
 
 
-__all__ = ["LOGITS_SOURCES", "IceDeiTConfig", "as_pair", "refuse_near_misses"]
+__all__ = ["ICE_FIELDS", "IceDeiTConfig", "as_pair"]

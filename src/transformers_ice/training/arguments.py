@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of `scripts/run_train.py`: what to train, on which images, and how.
 
-Three data classes for `HfArgumentParser`. The numbers of the method itself live in `IceDeiTConfig`; an argument that
-is `None` here keeps what the checkpoint says.
+Three data classes for `HfArgumentParser`. The numbers of the method itself live in `IceDeiTConfig`, and its fields are
+options by themselves; an argument that is `None` here keeps the checkpoint's value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass, field, make_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
 
 from ..command_line import parse_dataclasses
 from ..data.images.arguments import DataArguments
+from ..ice_deit.configuration_ice_deit import ICE_FIELDS
 from ..model_names import resolve_model_name
 from .recipe_arguments import RecipeArguments
 
 
-__all__ = ["DataArguments", "IceTrainingArguments", "ModelArguments", "parse_arguments"]
+__all__ = [
+    "ICE_OPTIONS",
+    "NOT_OPTIONS",
+    "DataArguments",
+    "IceTrainingArguments",
+    "ModelArguments",
+    "StartArguments",
+    "parse_arguments",
+]
 
 
 @dataclass
-class ModelArguments:
-    """Which model to train, and the fields of its configuration to change.
+class StartArguments:
+    """Which model to train, from which weights, and by which objective.
 
     Args:
         model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
@@ -38,38 +48,8 @@ class ModelArguments:
         token: Hub token for private repositories.
         trust_remote_code: Whether code of the image processor's repository may run; models need none.
         ignore_mismatched_sizes: Whether a head of another number of classes is replaced by a fresh one.
-        objective: Name of a set of the fields below that are not given: "balanced", "published", or "kept", those of
-            the checkpoint. By default balanced, and kept where the checkpoint is an ICE model.
-        background_loss_weight: See `IceDeiTConfig`, like the fields below.
-        background_logit_scale: See `IceDeiTConfig`.
-        min_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
-        max_foreground_ratio: See `IceDeiTConfig`, in [0, 1].
-        cls_loss_weight: See `IceDeiTConfig`.
-        classification_loss_weight: See `IceDeiTConfig`.
-        foreground_pooling: See `IceDeiTConfig`.
-        candidate_label_loss_weight: See `IceDeiTConfig`.
-        num_local_windows: See `IceDeiTConfig`.
-        local_loss_weight: See `IceDeiTConfig`.
-        local_distillation_weight: See `IceDeiTConfig`.
-        local_image_share: See `IceDeiTConfig`, in (0, 1].
-        local_appearance_weight: See `IceDeiTConfig`.
-        local_smoothing_steps: See `IceDeiTConfig`, >= 1.
-        logits_source: See `IceDeiTConfig`; ICE training writes "patch" unless told otherwise.
-        loss_type: `classification_loss_type` of `IceDeiTConfig`, and the loss of a plain classifier.
-        drop_path_rate: See `IceDeiTConfig`, in [0, 1).
-        patch_head_hidden_size: See `IceDeiTConfig`, like the fields below.
-        pruning_strategy: Which patches leave on the way; pruning heads that the checkpoint lacks are drawn anew.
-        pruning_layers: 0-based layers before which they leave.
-        keep_rates: One for each pruning layer, in (0, 1].
-        background_margin: By how much background must win for a patch to leave.
-        fuse_pruned_tokens: Whether leaving patches go on as one token ("attentiveness").
-        pruning_head: Kind of the heads that decide.
-        pruning_loss_weight: Weight of their loss.
-        prune_in_training: Whether patches leave in training too.
-
-    Raises:
-        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, the first names a folder that
-            does not exist, or `initialization` is chosen for a checkpoint.
+        objective: Name of a set of configuration fields, for those that are not given: "balanced", "published", or
+            "kept", those of the checkpoint. By default balanced, and kept where the checkpoint is an ICE model.
     """
 
     model_name_or_path: str | None = field(
@@ -110,90 +90,51 @@ class ModelArguments:
             "options below change parts of it. Default: balanced, and kept for a checkpoint that is ICE already."
         },
     )
-    background_loss_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the loss that pulls every patch to background; larger masks less."}
-    )
-    background_logit_scale: float | None = field(
-        default=None, metadata={"help": "Factor on the mean patch logits inside the background loss."}
-    )
-    min_foreground_ratio: float | None = field(
-        default=None,
-        metadata={"help": "The background loss is off while fewer than this share of the patches is foreground."},
-    )
-    max_foreground_ratio: float | None = field(
-        default=None,
-        metadata={"help": "From this share of foreground patches on the background loss gains weight; 1: never."},
-    )
-    cls_loss_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the [CLS] classifier's own cross-entropy; 0 leaves it untrained."}
-    )
-    classification_loss_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the cross-entropy of the foreground patches; 0 trains [CLS] alone."}
-    )
-    foreground_pooling: Literal["hard", "soft"] | None = field(
-        default=None,
-        metadata={"help": "What the loss pools: hard (foreground patches), soft (all, by 1 - p(background))."},
-    )
-    candidate_label_loss_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of the loss that lets a patch be only the image's class or background."},
-    )
-    num_local_windows: int | None = field(
-        default=None,
-        metadata={"help": "Also train on windows, so many along each side of the patch grid; 0: do not."},
-    )
-    local_loss_weight: float | None = field(default=None, metadata={"help": "Weight of what is learnt from them."})
-    local_distillation_weight: float | None = field(
-        default=None, metadata={"help": "Weight, in it, of saying elsewhere what is said in windows."}
-    )
-    local_image_share: float | None = field(
-        default=None, metadata={"help": "Share of the images that are run in windows, too."}
-    )
-    local_appearance_weight: float | None = field(
-        default=None,
-        metadata={"help": "How much less neighbours of other looks count when that is averaged; 0: no less."},
-    )
-    local_smoothing_steps: int | None = field(
-        default=None, metadata={"help": "How often what is said in windows is averaged with the neighbours."}
-    )
-    logits_source: Literal["patch", "cls"] | None = field(
-        default=None, metadata={"help": "Which logits the trained model answers with; ICE training writes patch."}
-    )
-    loss_type: Literal["cross_entropy", "bce"] | None = field(
-        default=None,
-        metadata={"help": "How logits are compared with labels: cross_entropy, or bce (each class alone)."},
-    )
-    drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth: the drop rate of the last layer, growing linearly to it."}
-    )
-    patch_head_hidden_size: int | None = field(
-        default=None, metadata={"help": "Makes the patch head an MLP with this many hidden units."}
-    )
-    pruning_strategy: Literal["background", "top_k", "attentiveness"] | None = field(
-        default=None,
-        metadata={"help": "Let patches leave: background (ICE), top_k (fixed numbers), attentiveness (EViT)."},
-    )
-    pruning_layers: list[int] | None = field(
-        default=None, metadata={"help": "0-based layers before which patches leave, e.g. 3 6 9."}
-    )
-    keep_rates: list[float] | None = field(
-        default=None, metadata={"help": "Share of the patches that each pruning layer keeps, e.g. 0.7 0.7 0.7."}
-    )
-    background_margin: float | None = field(
-        default=None, metadata={"help": "A patch leaves when background wins by more than this; larger keeps more."}
-    )
-    fuse_pruned_tokens: bool | None = field(
-        default=None, metadata={"help": "Let leaving patches go on as one token (attentiveness only)."}
-    )
-    pruning_head: Literal["gate", "patch"] | None = field(
-        default=None, metadata={"help": "What decides: gate (one logit a patch) or patch (a whole patch head)."}
-    )
-    pruning_loss_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the loss that teaches the pruning heads."}
-    )
-    prune_in_training: bool | None = field(
-        default=None, metadata={"help": "Let patches leave in training too; by default the heads only learn."}
-    )
+
+
+NOT_OPTIONS = {
+    "use_distillation_token": "it belongs to the weights of a checkpoint",
+    "use_distillation_head": "it belongs to the weights of a checkpoint",
+    "pruning_execution": "it changes the speed of a trained model, not its training",
+}
+"""Fields of the configuration that only `--config_overrides` reaches, with the reason."""
+
+_OPTION_NAMES = {"classification_loss_type": "loss_type"}  # a plain classifier has this option, too
+
+
+def _option_type(field_type: Any) -> Any:
+    """Return the one type that an option of a field has, which may be `float | int`, or `None` too."""
+    types = set(get_args(field_type) if isinstance(field_type, UnionType) else (field_type,)) - {NoneType}
+    only = float if float in types else types.pop()
+    return list[_option_type(*get_args(only))] if get_origin(only) is list else only  # type: ignore[misc]
+
+
+def _declare_option(name: str) -> tuple[str, Any, Any]:
+    """Return the option of a field of the configuration, as `make_dataclass` takes it."""
+    option, choices = _OPTION_NAMES.get(name, name), ICE_FIELDS[name].metadata["choices"]
+    kind = _option_type(ICE_FIELDS[name].type) if choices is None else cast(Any, Literal)[choices]
+    metadata = {"help": ICE_FIELDS[name].metadata["help"], "aliases": [] if option == name else [f"--{name}"]}
+    return option, kind | None, field(default=None, metadata=metadata)
+
+
+ICE_OPTIONS = {_OPTION_NAMES.get(name, name): name for name in ICE_FIELDS if name not in NOT_OPTIONS}
+"""Field of `IceDeiTConfig` by the option that sets it."""
+
+_IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name in ICE_OPTIONS.values()])
+
+
+@dataclass
+class ModelArguments(_IceOptions, StartArguments):
+    """Which model to train, and the fields of its configuration to change.
+
+    Args:
+        **ice_fields: `ICE_OPTIONS`, the fields of `IceDeiTConfig`: `None` keeps what the checkpoint or the objective
+            holds. Their types, choices and help come from there.
+
+    Raises:
+        ValueError: If not exactly one of `model_name_or_path` and `model_type` is given, the first names a folder that
+            does not exist, or `initialization` is chosen for a checkpoint.
+    """
 
     def __post_init__(self) -> None:
         """Check the values against each other."""

@@ -22,43 +22,16 @@ from transformers.utils import logging
 from ..command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from ..ice_deit.local_windows import split_windows
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from .arguments import ModelArguments
+from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
 from .objectives import OBJECTIVES
 
 
-__all__ = ["build_config", "build_image_processor", "build_model"]
+__all__ = ["build_config", "build_image_processor", "build_model", "check_windows"]
 
 logger = logging.get_logger(__name__)
-
-_ICE_FIELDS = (
-    "background_loss_weight",
-    "background_logit_scale",
-    "min_foreground_ratio",
-    "max_foreground_ratio",
-    "cls_loss_weight",
-    "classification_loss_weight",
-    "foreground_pooling",
-    "candidate_label_loss_weight",
-    "num_local_windows",
-    "local_loss_weight",
-    "local_distillation_weight",
-    "local_image_share",
-    "local_appearance_weight",
-    "local_smoothing_steps",
-    "logits_source",
-    "drop_path_rate",
-    "patch_head_hidden_size",
-    "pruning_strategy",
-    "pruning_layers",
-    "keep_rates",
-    "background_margin",
-    "fuse_pruned_tokens",
-    "pruning_head",
-    "pruning_loss_weight",
-    "prune_in_training",
-)
 
 
 def build_config(model_args: ModelArguments, image_size: int | None = None) -> PreTrainedConfig:
@@ -73,9 +46,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         ValueError: If a field is unknown, or an ICE field is given for another architecture.
     """
     fields = parse_config_overrides(model_args.config_overrides)
-    fields |= {name: getattr(model_args, name) for name in _ICE_FIELDS if getattr(model_args, name) is not None}
-    if model_args.loss_type is not None and _becomes_ice(model_args):
-        fields["classification_loss_type"] = model_args.loss_type
+    fields |= _given_fields(model_args)
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
@@ -94,6 +65,14 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     if isinstance(default, IceDeiTConfig):
         fields = {**_objective(model_args, is_ice=False), **fields}
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """Return the fields of `IceDeiTConfig` that options set."""
+    values = {field: getattr(model_args, option) for option, field in ICE_OPTIONS.items()}
+    if not _becomes_ice(model_args):
+        del values["classification_loss_type"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
@@ -122,6 +101,20 @@ def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
                 f"A {config.model_type} model has no configuration field `{name}`."
                 + (f" Did you mean {' or '.join(f'`{field}`' for field in close)}?" if close else "")
             )
+
+
+def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None:
+    """Raise, before the first step, if local windows do not divide the patch grid of the training images.
+
+    Args:
+        config: Configuration of the model.
+        image_size: Height and width of the training images in pixels, which may differ from the model's own.
+    """
+    if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
+        patch_height, patch_width = as_pair(config.patch_size)
+        grid_size = image_size[0] // patch_height, image_size[1] // patch_width
+        # a grid of empty patches, which is refused as that of the images would be
+        split_windows(torch.empty(1, grid_size[0] * grid_size[1], 0), grid_size, config.num_local_windows)
 
 
 def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str]) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .checkpoints import choose_checkpoint
 from .losses import build_distillation, use_soft_label_loss
-from .models import build_config, build_image_processor, build_model
+from .models import build_config, build_image_processor, build_model, check_windows
 from .progress import StepCountCallback
 from .stopping import StopCallback, StopRequest, writing_to
 from .trainer import IceTrainer, build_trainer, check_training_arguments
@@ -98,6 +98,7 @@ def prepare_training(
     config = build_config(model_args, data_args.image_size)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
+    check_windows(config, size)
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):
         tables = load_images(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)

@@ -22,6 +22,7 @@ from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from ..data.images.streamed_images import StreamedImages
 from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.objective_ice_deit import LOSS_PARTS
 from ..redaction import tokens_hidden
 from .checkpoints import CompletionCallback
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
@@ -34,18 +35,10 @@ from .stopping import FiniteLossCallback, StopCallback, check_weights, writing_t
 from .weight_averaging import WeightAveragingCallback, bare_model
 
 
-__all__ = ["LOSS_PARTS", "IceTrainer", "build_trainer", "check_training_arguments"]
+__all__ = ["IceTrainer", "build_trainer", "check_training_arguments"]
 
-LOSS_PARTS = (
-    "classification_loss",
-    "background_loss",
-    "cls_loss",
-    "candidate_label_loss",
-    "local_loss",
-    "pruning_loss",
-    "foreground_ratio",
-)
-"""Outputs of an ICE model that stand in the log beside the loss: their mean since the line before."""
+_LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
+"""Outputs that stand in the log beside the loss: their mean since the line before."""
 
 _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, StopCallback)
 """They come after all others, in this order: what the others log and store belongs to a checkpoint and to its time."""
@@ -111,7 +104,7 @@ class IceTrainer(Trainer):
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model, args, *others, **kwargs)
         self.train_collator, self.distillation, self.card_writer = train_collator, distillation, card_writer
-        self._loss_parts = LossParts((*LOSS_PARTS, "distillation_loss"))
+        self._loss_parts = LossParts(_LOGGED)
         self._throughput = ThroughputMeter()
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._averaging = WeightAveragingCallback(getattr(args, "ema_decay", None), is_sharded)
@@ -277,7 +270,7 @@ class IceTrainer(Trainer):
         self._save_arguments(folder)
 
     def _save_arguments(self, folder: Path) -> None:
-        """Write the arguments as they were given but without tokens, for whoever asks later how a model was trained."""
+        """Write the arguments as they were given, but without tokens."""
         args = copy(self.args)
         args.save_total_limit = self.save_total_limit
         with tokens_hidden(args):

@@ -61,15 +61,16 @@ RESULTS = CARDS / "results.json"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the words of the command line by name."""
+    """Return the options of the command line by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="the model; without --all")
     parser.add_argument("--all", action="store_true", help="every model of model_cards/results.json")
     parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its picture")
-    parser.add_argument("--evaluation", help="words of scripts/run_evaluation.py; by default those of the record")
+    parser.add_argument("--evaluation", help="options of scripts/run_evaluation.py; by default those of the record")
+    parser.add_argument("--license", help="of the weights, as the Hub writes it (cc-by-nc-4.0); by default the record's")
     arguments = parser.parse_args(argv)
-    if arguments.all == (arguments.folder is not None) or (arguments.all and arguments.record):
-        parser.error("give one folder, with or without --record, or --all")
+    if arguments.all == (arguments.folder is not None) or (arguments.all and (arguments.record or arguments.license)):
+        parser.error("give one folder, with or without --record and --license, or --all")
     return arguments
 
 
@@ -140,10 +141,11 @@ def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
     command = shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)])
     where = (command, hardware_in_words(), date.today().isoformat(), record.training.seed)
     results = entries_from_evaluation(report, record.name, *where)
-    output = ""
-    if (home / record.image).is_file():
-        output = run_command(["-c", first_snippet(record, read_facts(folder))], home).strip()
-    return replace(record, results=results, weights_sha256=weights_digest(folder), output=output)
+    record = replace(record, results=results, weights_sha256=weights_digest(folder), is_template=False, output="")
+    if not (home / record.image).is_file():
+        return record
+    snippet = first_snippet(build_card(record, read_facts(folder)))
+    return replace(record, output=run_command(["-c", snippet], home).strip())
 
 
 def read_own_record(folder: Path) -> ModelRecord:
@@ -172,7 +174,8 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
             f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
         )
     record = read_own_record(folder) if name is None else records[name]
-    record = replace(record, evaluation=arguments.evaluation or record.evaluation)
+    changes = {"evaluation": arguments.evaluation, "license": arguments.license}
+    record = replace(record, **{name: value for name, value in changes.items() if value})
     if arguments.record:
         draw_pictures(folder, record)
         before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()
@@ -183,7 +186,6 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     if name is None:
         write_record(folder / RECORD_FILE, record)
         return write_own_card(folder, record)
-    record = replace(record, is_template=record.is_template and not record.results)
     write_records(RESULTS, {**records, name: record})
     return write_project_card(record)
 

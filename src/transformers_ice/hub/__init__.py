@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards and publishing: a card from recorded results, the checks, a proof in a fresh process, the upload."""
 
-from .card import build_card
-from .checks import check_folder
-from .facts import ModelFacts, facts_of_architecture, read_facts
+from .card import build_card, facts_of_architecture, first_snippet, for_repository, read_facts
+from .checks import check_card, check_card_for_publication, check_folder
 from .fresh_process import compare_without_package
-from .metadata import check_card, check_card_for_publication, make_metadata
 from .pictures import draw_explanations, write_example_image
-from .published_files import FolderContents, sort_files
 from .records import (
     ModelRecord,
     ResultEntry,
@@ -20,13 +17,10 @@ from .records import (
     write_record,
     write_records,
 )
-from .snippets import first_snippet, for_repository
 from .upload import Publication, prepare_publication, upload_publication
 
 
 __all__ = [
-    "FolderContents",
-    "ModelFacts",
     "ModelRecord",
     "Publication",
     "ResultEntry",
@@ -42,12 +36,10 @@ __all__ = [
     "facts_of_architecture",
     "first_snippet",
     "for_repository",
-    "make_metadata",
     "prepare_publication",
     "read_facts",
     "read_record",
     "read_records",
-    "sort_files",
     "upload_publication",
     "weights_digest",
     "write_example_image",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a model beside its weights: how it was made, and every number that is published of it.
+"""Recorded facts of a model that its folder does not hold: how it was made, and every number published of it.
 
 `model_cards/results.json` holds one `ModelRecord` for each model; a run of `scripts/run_train.py` writes one into its
 folder.
@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 
 __all__ = [
+    "LICENSE",
     "METRICS",
     "Metric",
     "ModelRecord",
@@ -30,16 +31,12 @@ __all__ = [
     "write_records",
 ]
 
+LICENSE = "apache-2.0"
+"""Licence of the weights where a record names no other, as an identifier of the Hub."""
 
-@dataclass(frozen=True)
-class Metric:
-    """Say what a score is called.
 
-    Attributes:
-        title: In a table.
-        benchmark: Which benchmark gives it.
-        hub_type: Identifier of the metric on the Hub.
-    """
+class Metric(NamedTuple):
+    """Names of a score: in a table, of the benchmark that gives it, and on the Hub."""
 
     title: str
     benchmark: str
@@ -59,27 +56,21 @@ METRICS: dict[str, Metric] = {
 }
 """The scores that are published, in the order of the tables."""
 
-_EVALUATION_METRICS = {"eval_top_1": "", "eval_top_5": "", "eval_cls_top_1": ""}
-_MASK_METRICS = {"eval_pixel_accuracy": "ice_hard", "eval_mean_iou": "ice_hard"}
+# score of the evaluation that ends a training run -> method of its maps
+_TRAINING_SCORES = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultEntry:
-    """Hold one published number, with all that is needed to get it again.
+    """One published number, with all that is needed to reproduce it.
 
     Attributes:
         benchmark: As `scripts/run_evaluation.py` calls it.
-        dataset: Name of the data set.
-        split: Part of it.
         metric: A key of `METRICS`.
         method: Explainer that made the maps; "" for the classifier itself.
-        value: The number.
-        low: Lower end of its 95 % interval over resampled images; None where it was not computed.
-        high: Upper end.
-        num_images: Images it was measured on.
+        low: Lower end of the 95 % interval over resampled images, up to `high`; None where it was not computed.
         seed: Of the training run.
         command: What prints the number.
-        hardware: What it ran on.
         date: Year-month-day.
     """
 
@@ -89,8 +80,8 @@ class ResultEntry:
     metric: str
     method: str
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     num_images: int
     seed: int
     command: str
@@ -100,16 +91,15 @@ class ResultEntry:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Say how a model was made.
+    """How a model was made.
 
     Attributes:
         command: What makes it again.
-        data: A sentence on the images it was trained on.
+        data: A sentence on its training images.
         datasets: Their names, as the Hub writes ids.
         base_model: Id of the model it was started from; None for random weights.
-        hardware: What it ran on; "" where nobody wrote it down.
-        seed: Seed of the run.
-        settings: What a reader asks for first: steps, batch, learning rate, objective.
+        hardware: What it ran on; "" where it was not written down.
+        settings: What a reader looks for first: steps, batch size, learning rate, objective.
         power_watts: Assumed power of that hardware; None where nothing is assumed.
         power_basis: Where that number comes from.
         note: A sentence on what is special about this run.
@@ -129,20 +119,18 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Hold all that a card says and the folder does not.
+    """All that a card shows and the folder does not hold.
 
     Attributes:
-        name: Name of the model.
-        training: How it was made.
         location: Folder that the snippets load.
-        evaluation: Words of `scripts/run_evaluation.py` after `--models` and the folder.
-        results: The numbers.
-        weights_sha256: Of the weights that they belong to.
+        evaluation: Arguments of `scripts/run_evaluation.py` after `--models` and the folder.
+        weights_sha256: Digest of the weights that the results belong to.
         is_template: Whether the model is still to be trained.
         architecture: Sizes of a template's model.
         image: Image that the snippets explain.
         output: What the first snippet prints; "" where it was not run.
         limits: Sentences on what the model is not for, beyond those of every card.
+        license: Licence of the weights, as an identifier of the Hub.
     """
 
     name: str
@@ -156,6 +144,7 @@ class ModelRecord:
     image: str = "photo.jpg"
     output: str = ""
     limits: tuple[str, ...] = ()
+    license: str = LICENSE
 
 
 T = TypeVar("T")
@@ -178,6 +167,17 @@ def _record_from_json(values: Mapping[str, Any], where: str) -> ModelRecord:
     return _from_json(ModelRecord, {**values, "training": training, "results": results}, where)
 
 
+def _record_to_json(record: ModelRecord) -> dict[str, Any]:
+    values = asdict(record)
+    if record.license == LICENSE:  # files from before other licences stay as they are
+        del values["license"]
+    return values
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def read_records(file: Path) -> dict[str, ModelRecord]:
     """Read the records of all models, by name.
 
@@ -192,10 +192,10 @@ def read_records(file: Path) -> dict[str, ModelRecord]:
 
 def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
     """Write the records of all models."""
-    content = {name: _as_json(record) for name, record in records.items()}
+    content = {name: _record_to_json(record) for name, record in records.items()}
     for values in content.values():
-        values.pop("name")
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        del values["name"]
+    _write_json(file, content)
 
 
 def read_record(file: Path) -> ModelRecord:
@@ -205,11 +205,7 @@ def read_record(file: Path) -> ModelRecord:
 
 def write_record(file: Path, record: ModelRecord) -> None:
     """Write the record of one model."""
-    file.write_text(json.dumps(_as_json(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _as_json(record: ModelRecord) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(record)))
+    _write_json(file, _record_to_json(record))
 
 
 def weights_digest(folder: Path) -> str:
@@ -236,26 +232,26 @@ def entries_from_evaluation(
     Raises:
         ValueError: If the report has no number of this model.
     """
-    split = report["settings"]["split"] or ("test" if report["dataset"]["name"] == "scenes" else "default")
     dataset = report["dataset"]["name"]
-    lines = [line for line in report["results"] if line["checkpoint"] == checkpoint]
+    run = {
+        "dataset": dataset,
+        "split": report["settings"]["split"] or ("test" if dataset == "scenes" else "default"),
+        "seed": seed,
+        "command": command,
+        "hardware": hardware,
+        "date": date,
+    }
     entries = tuple(
         ResultEntry(
             benchmark=metric.benchmark,
-            dataset=dataset,
-            split=split,
             metric=name,
             method=line["method"],
-            value=round(score["value"], 6),
-            low=_rounded(score["low"]),
-            high=_rounded(score["high"]),
+            **{end: None if score[end] is None else round(score[end], 6) for end in ("value", "low", "high")},
             num_images=score["num_examples"],
-            seed=seed,
-            command=command,
-            hardware=hardware,
-            date=date,
+            **run,
         )
-        for line in lines
+        for line in report["results"]
+        if line["checkpoint"] == checkpoint
         for name, metric in METRICS.items()
         if (score := line["scores"].get(name)) is not None and score["value"] is not None
     )
@@ -264,19 +260,24 @@ def entries_from_evaluation(
     return entries
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
 def entries_from_training(
     numbers: Mapping[str, float], dataset: str, num_images: int, command: str, hardware: str, date: str, seed: int
 ) -> tuple[ResultEntry, ...]:
     """Return the published numbers of the evaluation that ends a training run (`all_results.json`)."""
     return tuple(
         ResultEntry(
-            METRICS[name].benchmark, dataset, "validation", name, method, round(numbers[key], 6), None, None,
-            num_images, seed, command, hardware, date,
+            benchmark=METRICS[name].benchmark,
+            dataset=dataset,
+            split="validation",
+            metric=name,
+            method=method,
+            value=round(numbers[f"eval_{name}"], 6),
+            num_images=num_images,
+            seed=seed,
+            command=command,
+            hardware=hardware,
+            date=date,
         )
-        for key, method in {**_EVALUATION_METRICS, **_MASK_METRICS}.items()
-        if key in numbers and (name := key.removeprefix("eval_")) in METRICS
-    )  # fmt: skip
+        for name, method in _TRAINING_SCORES.items()
+        if f"eval_{name}" in numbers
+    )

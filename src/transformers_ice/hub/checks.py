@@ -186,12 +186,12 @@ def _check_values(folder: Path, published: Sequence[str]) -> Iterator[str]:
         try:
             with safe_open(str(folder / file), "pt") as weights:
                 tensors = ((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118
-                bad = [name for name, tensor in tensors if not tensor.isfinite().all()]
+                bad = _some([name for name, tensor in tensors if not tensor.isfinite().all()])
         except (SafetensorError, OSError) as error:
             yield f"{file}: expected safetensors, got a file that cannot be read ({error}). Save it again"
             continue
         if bad:
-            yield f"{file}: expected finite numbers, got NaN or infinity in {_some(bad)}. Publish an earlier checkpoint"
+            yield f"{file}: expected finite numbers, got NaN or infinity in {bad}. Publish an earlier checkpoint"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -50,7 +50,10 @@ _TRAINING_PATTERNS = (
     *("checkpoint-*/*", "runs/*", "panels/*"),
 )
 _HIDDEN_PATTERNS = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "_*")
-_PICKLE_ENDINGS = frozenset(".bin .pt .pth .pkl .pickle .ckpt .joblib .npy .npz .h5 .msgpack .t7 .dill".split())
+_PICKLE_ENDINGS = {
+    *(".bin", ".pt", ".pth", ".t7", ".pkl", ".pickle", ".dill", ".joblib"),
+    *(".ckpt", ".npy", ".npz", ".h5", ".msgpack"),
+}
 _OTHER_CODE_ENDINGS = {".py", ".pyc", ".so", ".sh", ".dll", ".dylib"}
 
 

@@ -56,95 +56,61 @@ METRICS: dict[str, Metric] = {
 }
 """The scores that are published, in the order of the tables."""
 
-# score of the evaluation that ends a training run -> method of its maps
-_TRAINING_SCORES = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
+# what the evaluation that ends a training run measures -> method of its maps
+_TRAINING_METHODS = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultEntry:
-    """One published number, with all that is needed to reproduce it.
+    """One published number, with all that is needed to reproduce it."""
 
-    Attributes:
-        benchmark: As `scripts/run_evaluation.py` calls it.
-        metric: A key of `METRICS`.
-        method: Explainer that made the maps; "" for the classifier itself.
-        low: Lower end of the 95 % interval over resampled images, up to `high`; None where it was not computed.
-        seed: Of the training run.
-        command: What prints the number.
-        date: Year-month-day.
-    """
-
-    benchmark: str
+    benchmark: str  # as `scripts/run_evaluation.py` calls it
     dataset: str
     split: str
-    metric: str
-    method: str
+    metric: str  # a key of `METRICS`
+    method: str  # explainer that made the maps; "" for the classifier itself
     value: float
-    low: float | None = None
+    low: float | None = None  # end of the 95 % interval over resampled images; None where it was not computed
     high: float | None = None
     num_images: int
-    seed: int
-    command: str
+    seed: int  # of the training run
+    command: str  # what prints the number
     hardware: str
-    date: str
+    date: str  # year-month-day
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a model was made.
-
-    Attributes:
-        command: What makes it again.
-        data: A sentence on its training images.
-        datasets: Their names, as the Hub writes ids.
-        base_model: Id of the model it was started from; None for random weights.
-        hardware: What it ran on; "" where it was not written down.
-        settings: What a reader looks for first: steps, batch size, learning rate, objective.
-        power_watts: Assumed power of that hardware; None where nothing is assumed.
-        power_basis: Where that number comes from.
-        note: A sentence on what is special about this run.
-    """
+    """How a model was made."""
 
     command: str
-    data: str
-    datasets: tuple[str, ...] = ()
-    base_model: str | None = None
+    data: str  # a sentence on the training images
+    datasets: tuple[str, ...] = ()  # their names, as the Hub writes ids
+    base_model: str | None = None  # id of the model it was started from; None for random weights
     hardware: str = ""
     seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    power_watts: float | None = None
-    power_basis: str = ""
-    note: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # steps, batch size, learning rate, objective
+    power_watts: float | None = None  # assumed power of the hardware; None where nothing is assumed
+    power_basis: str = ""  # where that number comes from
+    note: str = ""  # a sentence on what is special about this run
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """All that a card shows and the folder does not hold.
-
-    Attributes:
-        location: Folder that the snippets load.
-        evaluation: Arguments of `scripts/run_evaluation.py` after `--models` and the folder.
-        weights_sha256: Digest of the weights that the results belong to.
-        is_template: Whether the model is still to be trained.
-        architecture: Sizes of a template's model.
-        image: Image that the snippets explain.
-        output: What the first snippet prints; "" where it was not run.
-        limits: Sentences on what the model is not for, beyond those of every card.
-        license: Licence of the weights, as an identifier of the Hub.
-    """
+    """All that a card shows and the folder of the model does not hold."""
 
     name: str
     training: TrainingRecord
-    location: str = ""
-    evaluation: str = ""
+    location: str = ""  # folder that the snippets load
+    evaluation: str = ""  # arguments of `scripts/run_evaluation.py` after `--models` and the folder
     results: tuple[ResultEntry, ...] = ()
-    weights_sha256: str = ""
-    is_template: bool = False
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-    image: str = "photo.jpg"
-    output: str = ""
-    limits: tuple[str, ...] = ()
-    license: str = LICENSE
+    weights_sha256: str = ""  # of the weights that the results belong to
+    is_template: bool = False  # whether the model is still to be trained
+    architecture: Mapping[str, Any] = field(default_factory=dict)  # sizes of a template's model
+    image: str = "photo.jpg"  # what the snippets explain
+    output: str = ""  # what the first snippet prints; "" where it was not run
+    limits: tuple[str, ...] = ()  # what the model is not for, beyond the sentences of every card
+    license: str = LICENSE  # of the weights
 
 
 T = TypeVar("T")
@@ -216,38 +182,28 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def entries_from_evaluation(
-    report: Mapping[str, Any], checkpoint: str, command: str, hardware: str, date: str, seed: int = 0
-) -> tuple[ResultEntry, ...]:
+def entries_from_evaluation(report: Mapping[str, Any], checkpoint: str, **run: Any) -> tuple[ResultEntry, ...]:
     """Return the published numbers of a report of `scripts/run_evaluation.py`.
 
     Args:
         report: Its `results.json`.
         checkpoint: Name of the model in it.
-        command: What wrote it.
-        hardware: What it ran on, in words.
-        date: Year-month-day.
-        seed: Of the training run.
+        run: What the report does not hold: `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
 
     Raises:
         ValueError: If the report has no number of this model.
     """
     dataset = report["dataset"]["name"]
-    run = {
-        "dataset": dataset,
-        "split": report["settings"]["split"] or ("test" if dataset == "scenes" else "default"),
-        "seed": seed,
-        "command": command,
-        "hardware": hardware,
-        "date": date,
-    }
+    split = report["settings"]["split"] or ("test" if dataset == "scenes" else "default")
     entries = tuple(
         ResultEntry(
             benchmark=metric.benchmark,
+            dataset=dataset,
+            split=split,
             metric=name,
             method=line["method"],
-            **{end: None if score[end] is None else round(score[end], 6) for end in ("value", "low", "high")},
             num_images=score["num_examples"],
+            **_rounded(score),
             **run,
         )
         for line in report["results"]
@@ -260,24 +216,27 @@ def entries_from_evaluation(
     return entries
 
 
-def entries_from_training(
-    numbers: Mapping[str, float], dataset: str, num_images: int, command: str, hardware: str, date: str, seed: int
-) -> tuple[ResultEntry, ...]:
-    """Return the published numbers of the evaluation that ends a training run (`all_results.json`)."""
+def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a score and its interval to six decimals."""
+    return {key: None if score[key] is None else round(score[key], 6) for key in ("value", "low", "high")}
+
+
+def entries_from_training(numbers: Mapping[str, float], **run: Any) -> tuple[ResultEntry, ...]:
+    """Return the published numbers of the evaluation that ends a training run.
+
+    Args:
+        numbers: Scores by name, as in `all_results.json`.
+        run: `dataset`, `num_images`, `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
+    """
+    scores = {name: numbers[f"eval_{name}"] for name in _TRAINING_METHODS if f"eval_{name}" in numbers}
     return tuple(
         ResultEntry(
             benchmark=METRICS[name].benchmark,
-            dataset=dataset,
             split="validation",
             metric=name,
-            method=method,
-            value=round(numbers[f"eval_{name}"], 6),
-            num_images=num_images,
-            seed=seed,
-            command=command,
-            hardware=hardware,
-            date=date,
+            method=_TRAINING_METHODS[name],
+            value=round(value, 6),
+            **run,
         )
-        for name, method in _TRAINING_SCORES.items()
-        if f"eval_{name}" in numbers
+        for name, value in scores.items()
     )

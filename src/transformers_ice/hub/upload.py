@@ -94,7 +94,7 @@ def upload_publication(
     create_pr: bool = False,
     api: HfApi | None = None,
 ) -> str:
-    """Upload a prepared folder. An upload that broke off goes on where it was when it is called again.
+    """Upload a prepared folder. An interrupted upload resumes when it is called again.
 
     Args:
         publication: What `prepare_publication` returned.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -34,18 +35,19 @@ MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_ca
 logger = logging.get_logger(__name__)
 
 
+@dataclass(frozen=True)
 class RunCard:
     """Writer of the card of a run; the `card_writer` of an `IceTrainer`.
 
-    Args:
-        words: Arguments of the command line; tokens and passwords among them are left out.
+    Attributes:
+        words: Arguments of the command line; tokens and passwords among them are left out of the card.
         model_args: Which model.
         data_args: Which images.
     """
 
-    def __init__(self, words: Sequence[str], model_args: ModelArguments, data_args: DataArguments) -> None:
-        self.words = tuple(words)
-        self.model_args, self.data_args = model_args, data_args
+    words: Sequence[str]
+    model_args: ModelArguments
+    data_args: DataArguments
 
     def __call__(self, trainer: IceTrainer) -> None:
         """Write `README.md`, `model_card.json` and, for drawn scenes, the pictures into the trainer's `output_dir`.
@@ -70,30 +72,26 @@ class RunCard:
         """Return what the run knows of its model; its numbers are those of the last evaluation."""
         args, folder = trainer.args, Path(str(trainer.args.output_dir)).as_posix()
         secrets = known_secrets(self.model_args, args)
-        command = shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)])
         dataset, data = self._describe_data(trainer.train_dataset, secrets)
-        hardware = hardware_in_words(args.world_size)
+        run: dict[str, Any] = {
+            "command": shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)]),
+            "hardware": hardware_in_words(args.world_size),
+            "seed": args.seed,
+        }
+        base_model = _base_model(self.model_args.model_name_or_path)
+        settings = {"Steps": trainer.state.global_step, **_settings(self.model_args, args)}
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
+        num_images = len(cast(Any, trainer.eval_dataset))
         return ModelRecord(
             name=(trainer.hub_model_id or Path(folder).resolve().name).split("/")[-1],
-            training=TrainingRecord(
-                command=command,
-                data=data,
-                datasets=(dataset,),
-                base_model=_base_model(self.model_args.model_name_or_path),
-                hardware=hardware,
-                seed=args.seed,
-                settings={"Steps": trainer.state.global_step, **_settings(self.model_args, args)},
-            ),
+            training=TrainingRecord(data=data, datasets=(dataset,), base_model=base_model, settings=settings, **run),
             location=folder,
             results=entries_from_training(
                 evaluations[-1] if evaluations else {},
                 dataset=dataset,
-                num_images=len(cast(Any, trainer.eval_dataset)),
-                command=command,
-                hardware=hardware,
+                num_images=num_images,
                 date=date.today().isoformat(),
-                seed=args.seed,
+                **run,
             ),
             image=f"{folder}/images/scene.png" if self.data_args.dataset_name == "scenes" else "photo.jpg",
             limits=("It knows the classes it was trained on and nothing else.",),

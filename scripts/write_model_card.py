@@ -15,6 +15,8 @@ in the words of scripts/run_evaluation.py:
     python scripts/write_model_card.py outputs/photos --record --evaluation "--benchmark classification segmentation \
         --data_dir photos/masks"
 
+`--license cc-by-nc-4.0` names another licence of the weights than Apache-2.0, and is kept in the record.
+
 The card of a checkpoint NAME is written twice, as model_cards/NAME.md and as checkpoints/NAME/README.md, with its
 pictures beside it; that of another folder as its README.md. `--record` of a sample checkpoint took six minutes on two
 cores (AMD EPYC) beside other work.
@@ -39,18 +41,15 @@ from transformers_ice.hub import (
     ModelRecord,
     build_card,
     check_card,
-    draw_explanations,
-    entries_from_evaluation,
-    facts_of_architecture,
-    first_snippet,
     read_facts,
     read_record,
     read_records,
-    weights_digest,
-    write_example_image,
     write_record,
     write_records,
 )
+from transformers_ice.hub.card import facts_of_architecture, first_snippet
+from transformers_ice.hub.pictures import draw_explanations, write_example_image
+from transformers_ice.hub.records import entries_from_evaluation, weights_digest
 from transformers_ice.output_files import replaced, write_text
 from transformers_ice.redaction import redact_arguments
 from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
@@ -62,15 +61,16 @@ RESULTS = CARDS / "results.json"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the words of the command line by name."""
+    """Return the options of the command line by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="the model; without --all")
     parser.add_argument("--all", action="store_true", help="every model of model_cards/results.json")
     parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its picture")
-    parser.add_argument("--evaluation", help="words of scripts/run_evaluation.py; by default those of the record")
+    parser.add_argument("--evaluation", help="options of scripts/run_evaluation.py; by default those of the record")
+    parser.add_argument("--license", help="of the weights, as the Hub writes it; by default that of the record")
     arguments = parser.parse_args(argv)
-    if arguments.all == (arguments.folder is not None) or (arguments.all and arguments.record):
-        parser.error("give one folder, with or without --record, or --all")
+    if arguments.all == (arguments.folder is not None) or (arguments.all and (arguments.record or arguments.license)):
+        parser.error("give one folder, with or without --record and --license, or --all")
     return arguments
 
 
@@ -138,13 +138,19 @@ def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
         quiet = ["--num_pictures", "0", "--measure_cost", "false", "--output_dir", output_dir]
         run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], home)
         report = json.loads(Path(output_dir, "results.json").read_text(encoding="utf-8"))
-    command = shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)])
-    where = (command, hardware_in_words(), date.today().isoformat(), record.training.seed)
-    results = entries_from_evaluation(report, record.name, *where)
-    output = ""
-    if (home / record.image).is_file():
-        output = run_command(["-c", first_snippet(record, read_facts(folder))], home).strip()
-    return replace(record, results=results, weights_sha256=weights_digest(folder), output=output)
+    results = entries_from_evaluation(
+        report,
+        record.name,
+        seed=record.training.seed,
+        command=shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)]),
+        hardware=hardware_in_words(),
+        date=date.today().isoformat(),
+    )
+    record = replace(record, results=results, weights_sha256=weights_digest(folder), is_template=False, output="")
+    if not (home / record.image).is_file():
+        return record
+    snippet = first_snippet(build_card(record, read_facts(folder)))
+    return replace(record, output=run_command(["-c", snippet], home).strip())
 
 
 def read_own_record(folder: Path) -> ModelRecord:
@@ -176,7 +182,8 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     if name is None and card.is_file() and MARK not in card.read_text(encoding="utf-8"):
         raise ValueError(f"{card} must be a card of this project, got one that somebody else wrote. Move it away.")
     record = read_own_record(folder) if name is None else records[name]
-    record = replace(record, evaluation=arguments.evaluation or record.evaluation)
+    changes = {"evaluation": arguments.evaluation, "license": arguments.license}
+    record = replace(record, **{name: value for name, value in changes.items() if value})
     if arguments.record:
         draw_pictures(folder, record)
         before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()
@@ -187,7 +194,6 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     if name is None:
         write_record(folder / RECORD_FILE, record)
         return write_own_card(folder, record)
-    record = replace(record, is_template=record.is_template and not record.results)
     write_records(RESULTS, {**records, name: record})
     return write_project_card(record)
 

@@ -23,17 +23,15 @@ from transformers_ice.hub import (
     build_card,
     check_card,
     check_card_for_publication,
-    entries_from_evaluation,
-    entries_from_training,
-    facts_of_architecture,
     for_repository,
     read_facts,
     read_record,
     read_records,
-    weights_digest,
     write_record,
     write_records,
 )
+from transformers_ice.hub.card import facts_of_architecture, first_snippet
+from transformers_ice.hub.records import entries_from_evaluation, entries_from_training, weights_digest
 from transformers_ice.training.run_card import MARK, _base_model
 
 
@@ -231,20 +229,58 @@ def test_entries_come_from_a_report_of_the_evaluation():
             {"checkpoint": "other", "method": "", "scores": {"top_1": score}},
         ],
     }
-    (entry,) = entries_from_evaluation(report, "tiny", "command", "hardware", "2026-01-01")
+    run = {"seed": 0, "command": "command", "hardware": "hardware", "date": "2026-01-01"}
+    (entry,) = entries_from_evaluation(report, "tiny", **run)
     assert (entry.benchmark, entry.metric, entry.method, entry.split) == ("segmentation", "mean_iou", "ice", "test")
     assert (entry.value, entry.low, entry.high, entry.num_images) == (0.5, 0.4, None, 7)
     with pytest.raises(ValueError, match="must hold scores of 'absent'"):
-        entries_from_evaluation(report, "absent", "command", "hardware", "2026-01-01")
+        entries_from_evaluation(report, "absent", **run)
 
 
 def test_entries_come_from_the_evaluation_that_ends_a_run():
     numbers = {"eval_top_1": 0.9, "eval_mean_iou": 0.5, "eval_loss": 1.0, "train_loss": 2.0}
-    entries = entries_from_training(numbers, "imagefolder", 8, "command", "hardware", "2026-01-01", 3)
+    run = {"dataset": "imagefolder", "num_images": 8, "command": "c", "hardware": "h", "date": "2026-01-01", "seed": 3}
+    entries = entries_from_training(numbers, **run)
     assert [(e.metric, e.method, e.value, e.seed) for e in entries] == [
         ("top_1", "", 0.9, 3),
         ("mean_iou", "ice_hard", 0.5, 3),
     ]
+
+
+def test_the_first_snippet_loads_the_folder_and_a_template_has_none(folder):
+    record = make_record(folder)
+    snippet = first_snippet(build_card(record, read_facts(folder)))
+    assert snippet.startswith("from transformers import pipeline\n")
+    assert f'\ncheckpoint = "{folder.as_posix()}"\n' in snippet
+    assert "```" not in snippet
+    assert first_snippet(build_card(replace(record, is_template=True), read_facts(folder))) == ""
+
+
+def test_the_template_is_part_of_the_package():
+    assert (ROOT / "src" / "transformers_ice" / "hub" / "model_card_template.md").is_file()
+    assert '"hub/model_card_template.md"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_what_a_record_holds_is_text_and_no_template(folder):
+    card = build_card(make_record(folder, limits=("{{ record.name }} {% if",)), read_facts(folder))
+    assert "\n- {{ record.name }} {% if\n" in card
+
+
+def test_weights_may_have_another_licence(write_cards, folder):
+    write_record(folder / "model_card.json", make_record(folder))
+    assert "license" not in json.loads((folder / "model_card.json").read_text())
+    before = (folder / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: apache-2.0\n" in before
+    try:
+        assert write_cards.main([str(folder), "--license", "cc-by-nc-4.0"]) == 0
+        assert write_cards.main([str(folder)]) == 0, "the record keeps it"
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert check_card_for_publication(text) == []
+        assert ModelCard(text).data.license == "cc-by-nc-4.0"
+        assert "\nWeights: cc-by-nc-4.0. Code: Apache-2.0. " in text
+    finally:
+        (folder / "README.md").write_text(before, encoding="utf-8")
+        (folder / "model_card.json").unlink()
 
 
 def test_snippets_of_a_published_card_load_the_repository(folder):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -293,12 +294,11 @@ def test_code_that_needs_the_package_is_noticed(folder):
 
 
 def test_outputs_are_compared_by_kind():
-    import numpy as np
-
-    assert _is_same(0.5, 0.5 + TOLERANCE / 2)
-    assert not _is_same(0.5, 0.5 + TOLERANCE * 2)
-    assert _is_same("a", "a")
-    assert not _is_same({"xmin": 1}, {"xmin": 2})
+    assert _is_same(np.array(0.5), np.array(0.5 + TOLERANCE / 2))
+    assert not _is_same(np.array(0.5), np.array(0.5 + TOLERANCE * 2))
+    assert _is_same(np.array("a"), np.array("a"))
+    assert not _is_same(np.array('{"xmin": 1}'), np.array('{"xmin": 2}'))
+    assert not _is_same(np.array("disc"), np.array("square"))
     assert not _is_same(np.zeros(2, np.uint8), np.ones(2, np.uint8))
     assert not _is_same(np.zeros(2, np.float32), np.zeros(3, np.float32))
     assert not _is_same(np.zeros(2, np.float32), np.full(2, np.nan, np.float32))

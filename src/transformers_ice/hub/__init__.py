@@ -1,32 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards and publishing: a card from recorded results, the checks, a proof in a fresh process, the upload."""
 
-from .card import build_card
-from .checks import check_folder
-from .facts import ModelFacts, facts_of_architecture, read_facts
+from .card import build_card, for_repository, read_facts
+from .checks import check_card, check_card_for_publication, check_folder
 from .fresh_process import compare_without_package
-from .metadata import check_card, check_card_for_publication, make_metadata
-from .pictures import draw_explanations, write_example_image
-from .published_files import FolderContents, sort_files
-from .records import (
-    ModelRecord,
-    ResultEntry,
-    TrainingRecord,
-    entries_from_evaluation,
-    entries_from_training,
-    read_record,
-    read_records,
-    weights_digest,
-    write_record,
-    write_records,
-)
-from .snippets import first_snippet, for_repository
+from .records import ModelRecord, ResultEntry, TrainingRecord, read_record, read_records, write_record, write_records
 from .upload import Publication, prepare_publication, upload_publication
 
 
 __all__ = [
-    "FolderContents",
-    "ModelFacts",
     "ModelRecord",
     "Publication",
     "ResultEntry",
@@ -36,21 +18,12 @@ __all__ = [
     "check_card_for_publication",
     "check_folder",
     "compare_without_package",
-    "draw_explanations",
-    "entries_from_evaluation",
-    "entries_from_training",
-    "facts_of_architecture",
-    "first_snippet",
     "for_repository",
-    "make_metadata",
     "prepare_publication",
     "read_facts",
     "read_record",
     "read_records",
-    "sort_files",
     "upload_publication",
-    "weights_digest",
-    "write_example_image",
     "write_record",
     "write_records",
 ]

@@ -1,35 +1,193 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A card from a record and the facts of a folder: text in, text out."""
+"""Model cards: `model_card_template.md`, filled from a record and from the folder of a model."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.patch_maps import grid_size
 from ..redaction import redact_text
-from . import sections
-from .facts import ModelFacts
-from .metadata import make_metadata
-from .records import ModelRecord
+from .records import METRICS, ModelRecord, ResultEntry
 
 
-__all__ = ["build_card"]
+__all__ = ["ModelFacts", "build_card", "facts_of_architecture", "first_snippet", "for_repository", "read_facts"]
+
+_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# task type and name on the Hub, per benchmark
+_TASKS = {
+    "classification": ("image-classification", "image classification"),
+    "segmentation": ("image-segmentation", "foreground masks learnt from image labels"),
+    "localization": ("object-detection", "object localization learnt from image labels"),
+    "discovery": ("object-detection", "object discovery learnt from image labels"),
+}
+_ICE_TAGS = ["image-segmentation", "explainability", "weakly-supervised", "ice", "custom_code"]
+_LOCATION = re.compile(r'^checkpoint = "([^"\n]+)"$', re.MULTILINE)
+_PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the folder of a model holds.
+
+    Attributes:
+        config: `config.json`.
+        num_parameters: Number of values in the weights.
+        class_names: In the order of their indices.
+        train_seconds: Time of the last call of the training; None where it was not written down.
+        train_epochs: Number of passes over the training images.
+    """
+
+    config: Mapping[str, Any]
+    num_parameters: int
+    class_names: tuple[str, ...] = ()
+    train_seconds: float | None = None
+    train_epochs: float | None = None
+
+    @property
+    def is_ice(self) -> bool:
+        """Whether the model explains itself."""
+        return self.config.get("model_type") == IceDeiTConfig.model_type
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input, in pixels."""
+        return as_pair(self.config["image_size"])
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return grid_size(self.image_size, as_pair(self.config["patch_size"]))
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """Read the facts of a folder.
+
+    Raises:
+        ValueError: If it holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} must hold a model, got no config.json there. Pass the folder that training wrote.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = {int(index): name for index, name in config.get("id2label", {}).items()}
+    results = folder / "all_results.json"
+    numbers = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    return ModelFacts(
+        config=config,
+        num_parameters=sum(map(_count_weights, folder.glob("model*.safetensors"))),
+        class_names=tuple(names[index] for index in sorted(names)),
+        train_seconds=numbers.get("train_runtime"),
+        train_epochs=numbers.get("epoch"),
+    )
+
+
+def _count_weights(file: Path) -> int:
+    with safe_open(str(file), "pt") as weights:
+        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def facts_of_architecture(architecture: Mapping[str, Any]) -> ModelFacts:
+    """Return the facts of a model that is still to be trained, from its sizes; nothing is allocated."""
+    config = IceDeiTConfig(**architecture)
+    with torch.device("meta"):
+        model = IceDeiTForImageClassification(config)
+    return ModelFacts(config.to_dict(), sum(weight.numel() for weight in model.parameters()))
 
 
 def build_card(record: ModelRecord, facts: ModelFacts, picture: str | None = None) -> str:
     """Return the card of a model, as the Hub reads it.
 
     Args:
-        record: How it was made, and its numbers.
-        facts: What its folder says.
+        record: How the model was made, and its numbers.
+        facts: What its folder holds.
         picture: Path of its picture, relative to the card.
+
+    Raises:
+        ImportError: If Jinja2 is not installed.
     """
-    parts = [
-        f"---\n{make_metadata(record, facts).to_yaml()}\n---",
-        sections.introduction(record, facts, picture),
-        sections.intended_use(record, facts),
-        sections.how_to_use(record, facts),
-        sections.results(record),
-        sections.training(record, facts),
-        sections.energy(record, facts),
-        sections.licence(),
-        sections.citation(),
-    ]
-    return redact_text("\n\n".join(parts) + "\n")  # a record may be older than its redaction
+    card = ModelCard.from_template(
+        _card_data(record, facts),
+        template_path=str(_TEMPLATE),
+        record=record,
+        facts=facts,
+        picture=picture,
+        metrics=METRICS,
+        tables=_result_tables(record.results),
+    )
+    return redact_text(f"{card}\n")  # a record may be older than its redaction
+
+
+def _card_data(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
+    # the ceiling of the patch grid is measured for comparison: it is no result of the model
+    own = [entry for entry in record.results if entry.method != "ceiling"]
+    planned = ["accuracy", "mean_iou"] if facts.is_ice else ["accuracy"]
+    return ModelCardData(
+        license=record.license,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        base_model=record.training.base_model,
+        datasets=list(record.training.datasets) or None,
+        metrics=list(dict.fromkeys(METRICS[entry.metric].hub_type for entry in own)) or planned,
+        tags=["vision", "image-classification", *(_ICE_TAGS if facts.is_ice else [])],
+        model_name=record.name if own else None,  # belongs to the results
+        eval_results=[_eval_result(entry) for entry in own] or None,
+    )
+
+
+def _eval_result(entry: ResultEntry) -> EvalResult:
+    task_type, task_name = _TASKS[entry.benchmark]
+    metric = METRICS[entry.metric]
+    return EvalResult(
+        task_type=task_type,
+        task_name=task_name,
+        dataset_type=entry.dataset,
+        dataset_name=entry.dataset,
+        dataset_split=entry.split,
+        metric_type=metric.hub_type,
+        metric_name=f"{metric.title} ({entry.method})" if entry.method else metric.title,
+        metric_value=entry.value,
+    )
+
+
+def _result_tables(results: Iterable[ResultEntry]) -> list[dict[tuple[str, str], ResultEntry]]:
+    """Return the cells of one table for each command, by metric and method."""
+    tables: dict[tuple[str, int], dict[tuple[str, str], ResultEntry]] = {}
+    for entry in results:
+        tables.setdefault((entry.command, entry.num_images), {})[entry.metric, entry.method] = entry
+    return list(tables.values())
+
+
+def first_snippet(card: str) -> str:
+    """Return the first python block of a card, which loads the pipelines; "" where there is none."""
+    found = _PYTHON_BLOCK.search(card)
+    return "" if found is None else found[1]
+
+
+def for_repository(card: str, repo_id: str) -> str:
+    """Let the snippets of a card load a repository of the Hub instead of a folder.
+
+    Args:
+        card: The text, whose snippets may load `checkpoint = "FOLDER"`.
+        repo_id: The repository, `owner/name`.
+    """
+    found = _LOCATION.search(card)
+    if found is None:
+        return card
+    location, files = found[1], f"https://huggingface.co/{repo_id}/resolve/main"
+
+    def replace(block: re.Match[str]) -> str:
+        text = block[0].replace(f"https://huggingface.co/{location}/resolve/main", files)  # published before
+        return text.replace(f'"{location}/', f'"{files}/').replace(f'"{location}"', f'"{repo_id}"')
+
+    return _PYTHON_BLOCK.sub(replace, card)

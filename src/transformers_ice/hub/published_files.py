@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a folder belong on the Hub, which stay at home, and which must not be there at all."""
+"""Files of a folder: those that are published, those that are kept local, and those that must not be there."""
 
 from __future__ import annotations
 
@@ -15,72 +15,55 @@ from ..redaction import find_secret_line
 
 __all__ = ["PUBLISHED_PATTERNS", "RESUME_PATTERNS", "FolderContents", "find_secret_files", "sort_files"]
 
-PUBLISHED_PATTERNS = (
-    "README.md",
-    "LICENSE",
+_MODEL_PATTERNS = (
     "config.json",
     "preprocessor_config.json",
     "model.safetensors",
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
-    "all_results.json",
-    "training_log.jsonl",
-    "images/*.png",
-    "images/*.jpg",
     *remote_code_files(),
+)
+
+PUBLISHED_PATTERNS = (
+    *("README.md", "LICENSE"),
+    *_MODEL_PATTERNS,
+    *("all_results.json", "training_log.jsonl"),
+    *("images/*.png", "images/*.jpg"),
 )
 """Files of a published model, as glob patterns relative to its folder; `images/` is one level deep."""
 
 RESUME_PATTERNS = (
-    "config.json",
-    "preprocessor_config.json",
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    *remote_code_files(),
-    "raw_weights.safetensors",
-    "trainer_state.json",
-    "training_args.bin",
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
+    *_MODEL_PATTERNS,
+    *("raw_weights.safetensors", "trainer_state.json", "training_args.bin"),
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
     # FSDP, whole and in shards
-    "optimizer.bin",
-    "pytorch_model_fsdp*.bin",
-    "optimizer_?/*",
-    "pytorch_model_fsdp_?/*",
+    *("optimizer.bin", "pytorch_model_fsdp*.bin", "optimizer_?/*", "pytorch_model_fsdp_?/*"),
 )
 """Files of a checkpoint that training resumes from, as glob patterns relative to its folder."""
 
-# metadata of the header come first; behind it are numbers
+# the header with its metadata comes first; after it come numbers
 _NUM_SEARCHED_BYTES = 1 << 20
 
-# What a run leaves in its folder beside the model. Some of it is pickled by torch; none of it is the model.
+# what a run writes into its folder next to the model; some of it is pickled by torch
 _TRAINING_PATTERNS = (
-    "training_args.bin",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state*.pth",
-    "scaler.pt",
-    "checkpoint-*/*",
-    "runs/*",
-    "panels/*",
+    *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt"),
+    *("checkpoint-*/*", "runs/*", "panels/*"),
 )
 _HIDDEN_PATTERNS = (".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "_*")
 _PICKLE_ENDINGS = {
-    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".t7", ".dill",
-}  # fmt: skip
+    *(".bin", ".pt", ".pth", ".t7", ".pkl", ".pickle", ".dill", ".joblib"),
+    *(".ckpt", ".npy", ".npz", ".h5", ".msgpack"),
+}
 _OTHER_CODE_ENDINGS = {".py", ".pyc", ".so", ".sh", ".dll", ".dylib"}
 
 
 @dataclass
 class FolderContents:
-    """Hold the files of a folder, as paths relative to it, sorted.
+    """Files of a folder, as sorted paths relative to it.
 
     Attributes:
         published: Those that belong on the Hub.
-        left_out: Those that stay at home.
+        left_out: Those that are not uploaded.
         refused: Why a file must not be in a folder that is published, by its path.
     """
 
@@ -90,7 +73,7 @@ class FolderContents:
 
 
 def sort_files(folder: Path) -> FolderContents:
-    """Return the files of a folder by what is to become of them. Reads names only.
+    """Sort the files of a folder, by their names only.
 
     Args:
         folder: A saved model, or the `output_dir` of a run.
@@ -112,7 +95,7 @@ def find_secret_files(folder: Path, names: Sequence[str], secrets: Sequence[str]
     """Return which files hold something that looks like a token or a password, with the number of its line.
 
     Args:
-        folder: Where the files lie.
+        folder: The folder of the files.
         names: Their paths relative to it; of weights, the header is read.
         secrets: Values known to be secret, such as the token in use.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a model beside its weights: how it was made, and every number that is published of it.
+"""Recorded facts of a model that its folder does not hold: how it was made, and every number published of it.
 
 `model_cards/results.json` holds one `ModelRecord` for each model; a run of `scripts/run_train.py` writes one into its
 folder.
@@ -12,12 +12,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..output_files import write_json
 
 
 __all__ = [
+    "LICENSE",
     "METRICS",
     "Metric",
     "ModelRecord",
@@ -32,16 +33,12 @@ __all__ = [
     "write_records",
 ]
 
+LICENSE = "apache-2.0"
+"""Licence of the weights where a record names no other, as an identifier of the Hub."""
 
-@dataclass(frozen=True)
-class Metric:
-    """Say what a score is called.
 
-    Attributes:
-        title: In a table.
-        benchmark: Which benchmark gives it.
-        hub_type: Identifier of the metric on the Hub.
-    """
+class Metric(NamedTuple):
+    """Names of a score: in a table, of the benchmark that gives it, and on the Hub."""
 
     title: str
     benchmark: str
@@ -61,103 +58,61 @@ METRICS: dict[str, Metric] = {
 }
 """The scores that are published, in the order of the tables."""
 
-_EVALUATION_METRICS = {"eval_top_1": "", "eval_top_5": "", "eval_cls_top_1": ""}
-_MASK_METRICS = {"eval_pixel_accuracy": "ice_hard", "eval_mean_iou": "ice_hard"}
+# what the evaluation that ends a training run measures -> method of its maps
+_TRAINING_METHODS = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultEntry:
-    """Hold one published number, with all that is needed to get it again.
+    """One published number, with all that is needed to reproduce it."""
 
-    Attributes:
-        benchmark: As `scripts/run_evaluation.py` calls it.
-        dataset: Name of the data set.
-        split: Part of it.
-        metric: A key of `METRICS`.
-        method: Explainer that made the maps; "" for the classifier itself.
-        value: The number.
-        low: Lower end of its 95 % interval over resampled images; None where it was not computed.
-        high: Upper end.
-        num_images: Images it was measured on.
-        seed: Of the training run.
-        command: What prints the number.
-        hardware: What it ran on.
-        date: Year-month-day.
-    """
-
-    benchmark: str
+    benchmark: str  # as `scripts/run_evaluation.py` calls it
     dataset: str
     split: str
-    metric: str
-    method: str
+    metric: str  # a key of `METRICS`
+    method: str  # explainer that made the maps; "" for the classifier itself
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None  # end of the 95 % interval over resampled images; None where it was not computed
+    high: float | None = None
     num_images: int
-    seed: int
-    command: str
+    seed: int  # of the training run
+    command: str  # what prints the number
     hardware: str
-    date: str
+    date: str  # year-month-day
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Say how a model was made.
-
-    Attributes:
-        command: What makes it again.
-        data: A sentence on the images it was trained on.
-        datasets: Their names, as the Hub writes ids.
-        base_model: Id of the model it was started from; None for random weights.
-        hardware: What it ran on; "" where nobody wrote it down.
-        seed: Seed of the run.
-        settings: What a reader asks for first: steps, batch, learning rate, objective.
-        power_watts: Assumed power of that hardware; None where nothing is assumed.
-        power_basis: Where that number comes from.
-        note: A sentence on what is special about this run.
-    """
+    """How a model was made."""
 
     command: str
-    data: str
-    datasets: tuple[str, ...] = ()
-    base_model: str | None = None
+    data: str  # a sentence on the training images
+    datasets: tuple[str, ...] = ()  # their names, as the Hub writes ids
+    base_model: str | None = None  # id of the model it was started from; None for random weights
     hardware: str = ""
     seed: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    power_watts: float | None = None
-    power_basis: str = ""
-    note: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # steps, batch size, learning rate, objective
+    power_watts: float | None = None  # assumed power of the hardware; None where nothing is assumed
+    power_basis: str = ""  # where that number comes from
+    note: str = ""  # a sentence on what is special about this run
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Hold all that a card says and the folder does not.
-
-    Attributes:
-        name: Name of the model.
-        training: How it was made.
-        location: Folder that the snippets load.
-        evaluation: Words of `scripts/run_evaluation.py` after `--models` and the folder.
-        results: The numbers.
-        weights_sha256: Of the weights that they belong to.
-        is_template: Whether the model is still to be trained.
-        architecture: Sizes of a template's model.
-        image: Image that the snippets explain.
-        output: What the first snippet prints; "" where it was not run.
-        limits: Sentences on what the model is not for, beyond those of every card.
-    """
+    """All that a card shows and the folder of the model does not hold."""
 
     name: str
     training: TrainingRecord
-    location: str = ""
-    evaluation: str = ""
+    location: str = ""  # folder that the snippets load
+    evaluation: str = ""  # arguments of `scripts/run_evaluation.py` after `--models` and the folder
     results: tuple[ResultEntry, ...] = ()
-    weights_sha256: str = ""
-    is_template: bool = False
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-    image: str = "photo.jpg"
-    output: str = ""
-    limits: tuple[str, ...] = ()
+    weights_sha256: str = ""  # of the weights that the results belong to
+    is_template: bool = False  # whether the model is still to be trained
+    architecture: Mapping[str, Any] = field(default_factory=dict)  # sizes of a template's model
+    image: str = "photo.jpg"  # what the snippets explain
+    output: str = ""  # what the first snippet prints; "" where it was not run
+    limits: tuple[str, ...] = ()  # what the model is not for, beyond the sentences of every card
+    license: str = LICENSE  # of the weights
 
 
 T = TypeVar("T")
@@ -180,6 +135,13 @@ def _record_from_json(values: Mapping[str, Any], where: str) -> ModelRecord:
     return _from_json(ModelRecord, {**values, "training": training, "results": results}, where)
 
 
+def _record_to_json(record: ModelRecord) -> dict[str, Any]:
+    values = asdict(record)
+    if record.license == LICENSE:  # files from before other licences stay as they are
+        del values["license"]
+    return values
+
+
 def read_records(file: Path) -> dict[str, ModelRecord]:
     """Read the records of all models, by name.
 
@@ -194,9 +156,9 @@ def read_records(file: Path) -> dict[str, ModelRecord]:
 
 def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
     """Write the records of all models."""
-    content = {name: _as_json(record) for name, record in records.items()}
+    content = {name: _record_to_json(record) for name, record in records.items()}
     for values in content.values():
-        values.pop("name")
+        del values["name"]
     write_json(file, content)
 
 
@@ -207,11 +169,7 @@ def read_record(file: Path) -> ModelRecord:
 
 def write_record(file: Path, record: ModelRecord) -> None:
     """Write the record of one model."""
-    write_json(file, _as_json(record))
-
-
-def _as_json(record: ModelRecord) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(record)))
+    write_json(file, _record_to_json(record))
 
 
 def weights_digest(folder: Path) -> str:
@@ -222,25 +180,19 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def entries_from_evaluation(
-    report: Mapping[str, Any], checkpoint: str, command: str, hardware: str, date: str, seed: int = 0
-) -> tuple[ResultEntry, ...]:
+def entries_from_evaluation(report: Mapping[str, Any], checkpoint: str, **run: Any) -> tuple[ResultEntry, ...]:
     """Return the published numbers of a report of `scripts/run_evaluation.py`.
 
     Args:
         report: Its `results.json`.
         checkpoint: Name of the model in it.
-        command: What wrote it.
-        hardware: What it ran on, in words.
-        date: Year-month-day.
-        seed: Of the training run.
+        run: What the report does not hold: `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
 
     Raises:
         ValueError: If the report has no number of this model.
     """
-    split = report["settings"]["split"] or ("test" if report["dataset"]["name"] == "scenes" else "default")
     dataset = report["dataset"]["name"]
-    lines = [line for line in report["results"] if line["checkpoint"] == checkpoint]
+    split = report["settings"]["split"] or ("test" if dataset == "scenes" else "default")
     entries = tuple(
         ResultEntry(
             benchmark=metric.benchmark,
@@ -248,16 +200,12 @@ def entries_from_evaluation(
             split=split,
             metric=name,
             method=line["method"],
-            value=round(score["value"], 6),
-            low=_rounded(score["low"]),
-            high=_rounded(score["high"]),
             num_images=score["num_examples"],
-            seed=seed,
-            command=command,
-            hardware=hardware,
-            date=date,
+            **_rounded(score),
+            **run,
         )
-        for line in lines
+        for line in report["results"]
+        if line["checkpoint"] == checkpoint
         for name, metric in METRICS.items()
         if (score := line["scores"].get(name)) is not None and score["value"] is not None
     )
@@ -266,19 +214,27 @@ def entries_from_evaluation(
     return entries
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a score and its interval to six decimals."""
+    return {key: None if score[key] is None else round(score[key], 6) for key in ("value", "low", "high")}
 
 
-def entries_from_training(
-    numbers: Mapping[str, float], dataset: str, num_images: int, command: str, hardware: str, date: str, seed: int
-) -> tuple[ResultEntry, ...]:
-    """Return the published numbers of the evaluation that ends a training run (`all_results.json`)."""
+def entries_from_training(numbers: Mapping[str, float], **run: Any) -> tuple[ResultEntry, ...]:
+    """Return the published numbers of the evaluation that ends a training run.
+
+    Args:
+        numbers: Scores by name, as in `all_results.json`.
+        run: `dataset`, `num_images`, `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
+    """
+    scores = {name: numbers[f"eval_{name}"] for name in _TRAINING_METHODS if f"eval_{name}" in numbers}
     return tuple(
         ResultEntry(
-            METRICS[name].benchmark, dataset, "validation", name, method, round(numbers[key], 6), None, None,
-            num_images, seed, command, hardware, date,
+            benchmark=METRICS[name].benchmark,
+            split="validation",
+            metric=name,
+            method=_TRAINING_METHODS[name],
+            value=round(value, 6),
+            **run,
         )
-        for key, method in {**_EVALUATION_METRICS, **_MASK_METRICS}.items()
-        if key in numbers and (name := key.removeprefix("eval_")) in METRICS
-    )  # fmt: skip
+        for name, value in scores.items()
+    )

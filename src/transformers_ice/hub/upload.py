@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..redaction import known_secrets, redact_text
+from .card import for_repository
 from .checks import check_folder
 from .fresh_process import compare_without_package
 from .published_files import sort_files
-from .snippets import for_repository
 
 
 __all__ = ["Publication", "prepare_publication", "upload_publication"]
@@ -32,13 +32,13 @@ __all__ = ["Publication", "prepare_publication", "upload_publication"]
 
 @dataclass(frozen=True)
 class Publication:
-    """Hold a folder that is ready to be uploaded.
+    """A folder that is ready to be uploaded.
 
     Attributes:
         folder: Copies of the files that go to the Hub, and nothing else.
         repo_id: Where they go.
         sizes: Bytes of each file, by name.
-        left_out: Files of the original folder that stay at home.
+        left_out: Files of the original folder that are not uploaded.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ def upload_publication(
     create_pr: bool = False,
     api: HfApi | None = None,
 ) -> str:
-    """Upload a prepared folder. An upload that broke off goes on where it was when it is called again.
+    """Upload a prepared folder. An interrupted upload resumes when it is called again.
 
     Args:
         publication: What `prepare_publication` returned.

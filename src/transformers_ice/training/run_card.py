@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +16,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import is_matplotlib_available, logging
 
 from ..data.images.arguments import DataArguments
-from ..hub.card import build_card
-from ..hub.facts import read_facts
+from ..hub.card import build_card, for_repository, read_facts
 from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
-from ..hub.snippets import for_repository
 from ..output_files import write_text
 from ..redaction import known_secrets, redact_arguments, redact_text
 from ..speed import describe_machine
@@ -30,30 +29,31 @@ from .trainer import IceTrainer
 __all__ = ["MARK", "RECORD_FILE", "RunCard", "hardware_in_words"]
 
 RECORD_FILE = "model_card.json"
-"""What a run writes beside its card, for `scripts/write_model_card.py`; it is not published."""
+"""What a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 
 logger = logging.get_logger(__name__)
 
 
+@dataclass(frozen=True)
 class RunCard:
-    """Write the card of a run; the `card_writer` of an `IceTrainer`.
+    """Writer of the card of a run; the `card_writer` of an `IceTrainer`.
 
-    Args:
-        words: Those of the command line after the script's name; tokens and passwords among them are left out.
+    Attributes:
+        words: Arguments of the command line; tokens and passwords among them are left out of the card.
         model_args: Which model.
         data_args: Which images.
     """
 
-    def __init__(self, words: Sequence[str], model_args: ModelArguments, data_args: DataArguments) -> None:
-        self.words = tuple(words)
-        self.model_args, self.data_args = model_args, data_args
+    words: Sequence[str]
+    model_args: ModelArguments
+    data_args: DataArguments
 
     def __call__(self, trainer: IceTrainer) -> None:
         """Write `README.md`, `model_card.json` and, for drawn scenes, the pictures into the trainer's `output_dir`.
 
-        A `README.md` that somebody else wrote stays as it is.
+        A `README.md` that somebody else wrote is kept as it is.
         """
         folder = Path(str(trainer.args.output_dir))
         card = folder / "README.md"
@@ -71,46 +71,45 @@ class RunCard:
 
     def make_record(self, trainer: IceTrainer) -> ModelRecord:
         """Return what the run knows of its model; its numbers are those of the last evaluation."""
-        args, folder = trainer.args, Path(str(trainer.args.output_dir))
+        args, folder = trainer.args, Path(str(trainer.args.output_dir)).as_posix()
         secrets = known_secrets(self.model_args, args)
-        datasets, data = self._describe_data(trainer)
-        command = shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)])
-        hardware = hardware_in_words(args.world_size)
-        num_images = len(cast(Any, trainer.eval_dataset))
+        dataset, data = self._describe_data(trainer.train_dataset, secrets)
+        run: dict[str, Any] = {
+            "command": shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)]),
+            "hardware": hardware_in_words(args.world_size),
+            "seed": args.seed,
+        }
+        base_model = _base_model(self.model_args.model_name_or_path)
+        settings = {"Steps": trainer.state.global_step, **_settings(self.model_args, args)}
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
-        results = entries_from_training(
-            evaluations[-1] if evaluations else {},
-            datasets[0], num_images, command, hardware, date.today().isoformat(), args.seed,
-        )  # fmt: skip
-        training = TrainingRecord(
-            command, data, datasets, _base_model(self.model_args.model_name_or_path), hardware, args.seed,
-            {"Steps": trainer.state.global_step, **_settings(self.model_args, args)},
-        )  # fmt: skip
-        is_scenes = self.data_args.dataset_name == "scenes"
+        num_images = len(cast(Any, trainer.eval_dataset))
         return ModelRecord(
-            name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1],
-            training=training,
-            location=folder.as_posix(),
-            results=results,
-            image=f"{folder.as_posix()}/images/scene.png" if is_scenes else "photo.jpg",
+            name=(trainer.hub_model_id or Path(folder).resolve().name).split("/")[-1],
+            training=TrainingRecord(data=data, datasets=(dataset,), base_model=base_model, settings=settings, **run),
+            location=folder,
+            results=entries_from_training(
+                evaluations[-1] if evaluations else {},
+                dataset=dataset,
+                num_images=num_images,
+                date=date.today().isoformat(),
+                **run,
+            ),
+            image=f"{folder}/images/scene.png" if self.data_args.dataset_name == "scenes" else "photo.jpg",
             limits=("It knows the classes it was trained on and nothing else.",),
         )
 
-    def _describe_data(self, trainer: IceTrainer) -> tuple[tuple[str, ...], str]:
+    def _describe_data(self, images: Any, secrets: Sequence[str]) -> tuple[str, str]:
+        """Return the name of the training images, as an id of the Hub, and a sentence on them."""
         data_args = self.data_args
-        count = (
-            f"{len(cast(Any, trainer.train_dataset)):,} training images"
-            if hasattr(trainer.train_dataset, "__len__")
-            else ""
-        )
+        count = f"{len(images):,} training images" if hasattr(images, "__len__") else ""
         if data_args.dataset_name == "scenes":
-            return ("scenes",), f"{count} of the scenes that transformers-ice draws"
+            return "scenes", f"{count} of the scenes that transformers-ice draws"
         if data_args.dataset_name is not None:
-            name = redact_text(data_args.dataset_name, known_secrets(self.model_args, trainer.args))
-            return (name,), f"{count or 'images'} of `{name}`"
+            name = redact_text(data_args.dataset_name, secrets)
+            return name, f"{count or 'images'} of `{name}`"
         if data_args.train_dir is not None:
-            return ("imagefolder",), f"{count}, one folder per class"
-        return ("webdataset",), f"{count or 'images'}, from files of many images"
+            return "imagefolder", f"{count}, one folder per class"
+        return "webdataset", f"{count or 'images'}, from files of many images"
 
     def _draw(self, folder: Path, name: str) -> str | None:
         """Draw the pictures; of drawn scenes only, since images of one's own may not be for everybody."""
@@ -145,6 +144,5 @@ def hardware_in_words(num_processes: int = 1) -> str:
     """Return what this process runs on, in words."""
     if torch.cuda.is_available():
         return f"{num_processes} x {torch.cuda.get_device_name()}"
-    machine = describe_machine(torch.device("cpu"))
-    threads = machine["threads"] * num_processes
-    return f"{threads} thread{'' if threads == 1 else 's'} of {machine['processor']}"
+    threads = torch.get_num_threads() * num_processes
+    return f"{threads} thread{'' if threads == 1 else 's'} of {describe_machine(torch.device('cpu'))['processor']}"

@@ -133,7 +133,7 @@ class ExportScores:
     Args:
         name: What was scored.
         top_1: Share of images whose best class is the true one.
-        mean_iou: Of the foreground mask with the true one; see `transformers_ice.evaluation.metrics.ForegroundSegmentation`.
+        mean_iou: Of the foreground mask with the true one; see `evaluation.metrics.ForegroundSegmentation`.
         top_1_agreement: Share of images with the best class of the PyTorch model.
     """
 

@@ -278,6 +278,10 @@ def test_the_script_writes_the_card_of_a_folder_with_its_own_record(write_cards,
     write_record(folder / "model_card.json", make_record(folder, name="own"))
     before = (folder / "README.md").read_text(encoding="utf-8")
     try:
+        assert write_cards.main([str(folder)]) == 1
+        assert "must be a card of this project" in capsys.readouterr().err
+        assert (folder / "README.md").read_text(encoding="utf-8") == before, "somebody else wrote it"
+        (folder / "README.md").write_text(f"{before}\n{MARK}\n", encoding="utf-8")
         assert write_cards.main([str(folder)]) == 0
         text = (folder / "README.md").read_text(encoding="utf-8")
         assert "# own" in text

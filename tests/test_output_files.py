@@ -36,7 +36,6 @@ import convert_checkpoint as convert_script  # noqa: E402
 import run_benchmark  # noqa: E402
 import run_demo  # noqa: E402
 import run_evaluation  # noqa: E402
-import write_model_card  # noqa: E402
 
 
 def names(folder: Path) -> list[str]:
@@ -105,6 +104,8 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path):
         write_text(tmp_path / link, "new")
         assert (tmp_path / link).read_text() == "new"
         assert not (tmp_path / link).is_symlink()
+    os.link(tmp_path / "precious", tmp_path / "c")
+    write_text(tmp_path / "c", "new")
     assert (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
 
@@ -113,7 +114,7 @@ def test_a_folder_that_leads_out_by_a_link_is_refused(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "images").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="must lie in .*out, but a link leads to .*elsewhere"):
+    with pytest.raises(ValueError, match=r"must lie in .*out, but a link leads to .*elsewhere"):
         write_text(tmp_path / "out" / "images" / "a.txt", "a", inside=tmp_path / "out")
     assert names(tmp_path) == []
     (tmp_path / "alias").symlink_to(tmp_path / "out")  # the output folder itself may be a link
@@ -147,6 +148,12 @@ def test_an_output_folder_that_is_none_is_named(tmp_path: Path, make):
         write_text(tmp_path, "a")
 
 
+def stage_over(folder: Path) -> None:
+    with staged(folder, [folder / "a"]) as staging:
+        (staging / "a").write_text("other")
+        (staging / "c").write_text("c")
+
+
 def test_staged_files_appear_together_or_not_at_all(tmp_path: Path):
     with staged(tmp_path / "new" / "folder") as staging:
         (staging / "a").write_text("a")
@@ -155,12 +162,8 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path: Path):
         (staging / "deep").mkdir()
         (staging / "deep" / "b").write_text("b")
     assert names(tmp_path) == ["new/folder/a", "new/folder/deep/b"]
-    with (
-        pytest.raises(ValueError, match="must not replace the input"),
-        staged(tmp_path / "new" / "folder", [tmp_path / "new" / "folder" / "a"]) as staging,
-    ):
-        (staging / "a").write_text("other")
-        (staging / "c").write_text("c")
+    with pytest.raises(ValueError, match="must not replace the input"):
+        stage_over(tmp_path / "new" / "folder")
     assert names(tmp_path) == ["new/folder/a", "new/folder/deep/b"]
     assert (tmp_path / "new" / "folder" / "a").read_text() == "a"
 
@@ -189,8 +192,8 @@ def test_an_output_that_is_an_input_is_refused_in_every_spelling(tmp_path: Path,
     output = SPELLINGS[spelling](file)
     with pytest.raises(ValueError, match=r"must not replace the input .*a\.txt: they are the same file"):
         check_outputs([output], [file])
-    if spelling not in ("a link", "a hard link"):
-        with pytest.raises(ValueError, match="must not replace a file of the input .*in"):
+    if spelling != "a hard link":  # which loses a name and no content
+        with pytest.raises(ValueError, match=r"must not replace a file of the input .*in"):
             check_outputs([output], [file.parent])
 
 
@@ -232,7 +235,7 @@ def test_a_conversion_does_not_replace_its_checkpoint(tiny_folder: Path):
     with pytest.raises(ValueError, match=r"must not replace the input .*model\.safetensors"):
         convert_checkpoint(weights, tiny_folder, num_attention_heads=2, overwrite_output_dir=True)
     words = ["--checkpoint", str(tiny_folder), "--output_dir", str(tiny_folder.parent / "new")]
-    with pytest.raises(SystemExit, match="error: The output .* must not replace a file of the input"):
+    with pytest.raises(SystemExit, match=r"error: The output .* must not replace a file of the input"):
         convert_script.main([*words, "--report", str(weights)])
     assert {name: (tiny_folder / name).read_bytes() for name in names(tiny_folder)} == before
     assert not (tiny_folder.parent / "new").exists()
@@ -271,14 +274,6 @@ def test_commands_refuse_to_replace_what_they_did_not_write(tmp_path: Path, caps
         assert command() == 1
         assert message in capsys.readouterr().err
     assert {name: (out / name).read_bytes() for name in names(out)} == before
-
-
-def test_a_card_of_somebody_else_stays(tiny_folder: Path, capsys: pytest.CaptureFixture):
-    (tiny_folder / "model_card.json").write_text("{}")
-    (tiny_folder / "README.md").write_text("mine")
-    assert write_model_card.main([str(tiny_folder)]) == 1
-    assert "README.md must be a card of this project" in capsys.readouterr().err
-    assert (tiny_folder / "README.md").read_text() == "mine"
 
 
 def test_a_disk_that_is_really_full_keeps_the_former_file(tmp_path: Path):

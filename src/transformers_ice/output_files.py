@@ -147,8 +147,8 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
                     f"The output {output} must not replace the input {given}: they are the same file. Choose another "
                     "name or folder for the output."
                 )
-        entry = output.parent.resolve() / output.name
-        above = next((folders[parent] for parent in entry.parents if parent in folders), None)
+        above_it = (*(output.parent.resolve() / output.name).parents, *output.resolve().parents)
+        above = next((folders[parent] for parent in above_it if parent in folders), None)
         if above is not None and os.path.lexists(output):
             raise ValueError(
                 f"The output {output} must not replace a file of the input {above}. Choose another name or folder for "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a checkpoint: the command `transformers-ice convert` as a script, for a clone and `accelerate launch`."""
+"""Convert a checkpoint: `transformers-ice convert` as a script."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain image files: the command `transformers-ice explain` as a script, for a clone and `accelerate launch`."""
+"""Explain image files: `transformers-ice explain` as a script."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export to ONNX: the command `transformers-ice export` as a script, for a clone and `accelerate launch`."""
+"""Export to ONNX: `transformers-ice export` as a script."""
 
 import sys
 

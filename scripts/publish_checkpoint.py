@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish a checkpoint: the command `transformers-ice publish` as a script, for a clone and `accelerate launch`."""
+"""Publish a checkpoint: `transformers-ice publish` as a script."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show a model in the browser: the command `transformers-ice app` as a script, for a clone and `accelerate launch`."""
+"""Show a model in the browser: `transformers-ice app` as a script."""
 
 import sys
 

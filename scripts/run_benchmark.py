@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time pruned models: the command `transformers-ice benchmark` as a script, for a clone and `accelerate launch`."""
+"""Time pruned models: `transformers-ice benchmark` as a script."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train, measure and explain in one command: the command `transformers-ice demo` as a script, for a clone and `accelerate launch`."""
+"""Train, measure and explain in one command: `transformers-ice demo` as a script."""
 
 import sys
 

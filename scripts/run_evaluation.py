@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score explanations: the command `transformers-ice evaluate` as a script, for a clone and `accelerate launch`."""
+"""Score explanations: `transformers-ice evaluate` as a script."""
 
 import sys
 

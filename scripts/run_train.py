@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train ICE, or a classifier from random weights: the command `transformers-ice train` as a script, for a clone and `accelerate launch`.
+"""Train ICE, or a classifier from random weights: `transformers-ice train` as a script, for `accelerate launch`.
 
 accelerate launch scripts/run_train.py recipes/finetune-folder.yaml --train_dir photos/train
 """

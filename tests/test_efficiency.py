@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from pruning_models import hide_lengths
 from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.cli import benchmark as run_benchmark
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.speed import (
     BACKGROUND,
@@ -43,11 +43,6 @@ from transformers_ice.speed import (
     write_results,
 )
 from transformers_ice.visualization import speed_plot
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_benchmark
 
 
 SIZES = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain image files: one picture per image, by default heat map and box, and one JSON line per image.
+r"""Explain image files: one picture per image, by default heat map and box, and one JSON line per image.
 
     transformers-ice explain photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
         --output_dir explanations

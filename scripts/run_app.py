@@ -1,33 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show an ICE model in the browser: drop a picture, see what it is, where, and why.
-
-    python scripts/run_app.py --model checkpoints/ice-deit-scenes --port 7860
-
-prints the address to open once the model is loaded. `--model` takes any folder or Hub id of an ICE checkpoint;
-`checkpoints/ice-deit-scenes-pruned` has heads for all pruning strategies. Nothing is sent anywhere: no analytics, no
-fonts or scripts of other hosts; pictures of visitors are removed within 70 minutes. docs/app.md has the rest.
-"""
-
-from __future__ import annotations
+"""Show a model in the browser: `transformers-ice app` as a script."""
 
 import sys
-from collections.abc import Sequence
 
-from transformers_ice.app import launch_app, parse_app_arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve what the command line names until stopped; return the exit code."""
-    arguments = parse_app_arguments(sys.argv[1:] if argv is None else argv, __doc__)
-    print(f"Loading {arguments.model} ...", flush=True)
-    try:
-        page = launch_app(arguments, block=False)
-        print(f"Open {page.local_url} in your browser; Ctrl-C stops.", flush=True)
-        page.block_thread()
-    except (OSError, ValueError, ImportError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+from transformers_ice.cli.app import main
 
 
 if __name__ == "__main__":

@@ -1,84 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Train an ICE model from a ViT, DeiT or ICE checkpoint, or a classifier from random weights.
+"""Train ICE, or a classifier from random weights: `transformers-ice train` as a script, for `accelerate launch`.
 
-On the scenes that this package draws (no download), the classifier first and ICE from it:
-
-    python scripts/run_train.py recipes/deit-scenes.yaml
-    python scripts/run_train.py recipes/ice-deit-scenes.yaml
-
-10 minutes on two cores (AMD EPYC, Turin), top-1 0.974; then 6 on one (Intel Xeon), top-1 0.990, mean IoU 0.747.
-
-On images of your own, one subfolder per class, from a checkpoint of the Hub:
-
-    python scripts/run_train.py recipes/finetune-folder.yaml --train_dir photos/train --validation_dir photos/val \
-        --output_dir outputs/photos
-
-Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
-`output_dir` then holds the model with everything it needs, its card (`README.md`), the log (`trainer_state.json`),
-the numbers (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
-`--push_to_hub true --hub_model_id OWNER/NAME` uploads it at the end: docs/publishing.md.
-
-Parquet files, WebDataset tars, streams, and `--check_only true`, which looks at the data and trains nothing: see
-docs/training/data.md.
-
-A run that was killed goes on with `--resume_from_checkpoint auto`; docs/training/resume.md says what is guaranteed.
+accelerate launch scripts/run_train.py recipes/finetune-folder.yaml --train_dir photos/train
 """
-
-from __future__ import annotations
 
 import sys
 
-from transformers_ice.command_line import clean_exit
-from transformers_ice.redaction import known_secrets, redact_text
-from transformers_ice.training import (
-    DataArguments,
-    IceTrainingArguments,
-    ModelArguments,
-    TrainingStoppedError,
-    check_data,
-    parse_arguments,
-    resume_command,
-    run_training,
-)
-from transformers_ice.training.panels import PanelCallback
-from transformers_ice.training.run_card import RunCard
-
-
-def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
-    """Print what a look at the data found, and return the exit code."""
-    secrets = known_secrets(model_args, training_args)
-    try:
-        report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
-    except ValueError as error:
-        print(redact_text(str(error), secrets), file=sys.stderr)
-        return 1
-    print(redact_text(str(report), secrets))
-    return report.exit_code
-
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train as the arguments say; print and return the numbers."""
-    words = sys.argv[1:] if argv is None else argv
-    model_args, data_args, training_args = parse_arguments(words, __doc__)
-    if data_args.check_only:
-        sys.exit(print_check(model_args, data_args, training_args))
-    try:
-        callbacks = [PanelCallback(training_args.num_panel_images)]
-        card = RunCard(words, model_args, data_args)
-        numbers = run_training(model_args, data_args, training_args, callbacks, card)
-    except TrainingStoppedError as stopped:
-        command = resume_command("python scripts/run_train.py", words)
-        reason = redact_text(str(stopped), known_secrets(model_args, training_args))
-        print(f"{reason}\nTo go on: {command}", file=sys.stderr, flush=True)
-        sys.exit(stopped.exit_code)
-    if training_args.process_index == 0:
-        width = max(map(len, numbers))
-        for name, value in sorted(numbers.items()):
-            print(f"{name:<{width}} {value:14.4f}")
-        print(f"Model, log and numbers are in {training_args.output_dir}.")
-    return numbers
+from transformers_ice.cli.train import main
 
 
 if __name__ == "__main__":
-    with clean_exit():
-        main()
+    sys.exit(main())

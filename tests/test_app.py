@@ -9,7 +9,6 @@ import base64
 import json
 import re
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -392,8 +391,7 @@ def test_arguments_are_checked(capsys):
 
 
 def test_script_says_what_is_wrong_with_a_model(capsys, tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import run_app
+    from transformers_ice.cli import app as run_app
 
     assert run_app.main(["--model", str(tmp_path)]) == 1
     assert "Error:" in capsys.readouterr().err

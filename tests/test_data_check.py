@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -20,10 +19,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "run_train.py"
 
 @pytest.fixture(scope="module")
 def run_train():
-    spec = importlib.util.spec_from_file_location("run_train", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from transformers_ice.cli import train
+
+    return train
 
 
 def check(**arguments) -> DataReport:
@@ -102,14 +100,13 @@ def test_script_ends_with_the_code_of_the_check(run_train, tmp_path, capsys, is_
     words = ["--model_type", "vit", "--output_dir", str(tmp_path / "out"), "--train_files", train]
     words += ["--validation_files", write_parquet(tmp_path, [3], name="val") if not is_good else train]
     words += [] if is_good else ["--class_names_file", str(tmp_path / "names.txt")]
-    with pytest.raises(SystemExit, match="0" if is_good else "1"):
-        run_train.main([*words, "--streaming", "true", "--check_only", "true", "--use_cpu"])
+    code = run_train.main([*words, "--streaming", "true", "--check_only", "true", "--use_cpu"])
+    assert code == (0 if is_good else 1)
     assert ("can be trained on" if is_good else "must be mended") in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
 def test_script_says_what_cannot_even_be_counted(run_train, tmp_path, capsys):
     words = ["--model_type", "vit", "--output_dir", str(tmp_path / "out"), "--train_files", str(tmp_path / "*.tar")]
-    with pytest.raises(SystemExit, match="1"):
-        run_train.main([*words, "--check_only", "true", "--use_cpu"])
+    assert run_train.main([*words, "--check_only", "true", "--use_cpu"]) == 1
     assert "names no file" in capsys.readouterr().err

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from pruning_models import hide_lengths
 from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.cli import benchmark as run_benchmark
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.speed import (
     BACKGROUND,
@@ -44,11 +44,6 @@ from transformers_ice.speed import (
 )
 from transformers_ice.speed.keep_counts import smallest_margins
 from transformers_ice.visualization import speed_plot
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import run_benchmark
 
 
 SIZES = {

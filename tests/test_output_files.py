@@ -16,6 +16,10 @@ import pytest
 from PIL import Image
 
 from transformers_ice import output_files
+from transformers_ice.cli import benchmark as run_benchmark
+from transformers_ice.cli import convert as convert_script
+from transformers_ice.cli import demo as run_demo
+from transformers_ice.cli import evaluate as run_evaluation
 from transformers_ice.conversion import convert_checkpoint
 from transformers_ice.output_files import (
     check_outputs,
@@ -30,12 +34,6 @@ from transformers_ice.visualization import PICTURES, picture_figure, save_figure
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import convert_checkpoint as convert_script  # noqa: E402
-import run_benchmark  # noqa: E402
-import run_demo  # noqa: E402
-import run_evaluation  # noqa: E402
 
 
 def names(folder: Path) -> list[str]:
@@ -235,8 +233,7 @@ def test_a_conversion_does_not_replace_its_checkpoint(tiny_folder: Path):
     with pytest.raises(ValueError, match=r"must not replace the input .*model\.safetensors"):
         convert_checkpoint(weights, tiny_folder, num_attention_heads=2, overwrite_output_dir=True)
     words = ["--checkpoint", str(tiny_folder), "--output_dir", str(tiny_folder.parent / "new")]
-    with pytest.raises(SystemExit, match=r"error: The output .* must not replace a file of the input"):
-        convert_script.main([*words, "--report", str(weights)])
+    assert convert_script.main([*words, "--report", str(weights)]) == 1
     assert {name: (tiny_folder / name).read_bytes() for name in names(tiny_folder)} == before
     assert not (tiny_folder.parent / "new").exists()
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -76,10 +75,9 @@ def folder(complete, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def publish():
-    spec = importlib.util.spec_from_file_location("publish_checkpoint", ROOT / "scripts" / "publish_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from transformers_ice.cli import publish
+
+    return publish
 
 
 def change_weights(folder: Path, change) -> None:

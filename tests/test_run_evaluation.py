@@ -19,13 +19,11 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.cli import evaluate as run_evaluation
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import run_evaluation  # noqa: E402
 
 
 SIZES = {**TINY_SIZES, "num_labels": 10}  # as many as the scenes have

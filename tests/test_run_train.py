@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -65,10 +64,9 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def run_train():
-    spec = importlib.util.spec_from_file_location("run_train", ROOT / "scripts" / "run_train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from transformers_ice.cli import train
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def classifier(run_train, tmp_path_factory) -> Path:
     """A plain ViT that the script trained for two steps."""
     folder = tmp_path_factory.mktemp("deit-scenes")
     words = ["--model_type", "vit", "--config_overrides", TINY, "--output_dir", str(folder)]
-    run_train.main([*words, *SCENES, *STEPS])
+    run_train.train([*words, *SCENES, *STEPS])
     return folder
 
 
@@ -97,7 +95,7 @@ def test_plain_classifier_folder_is_complete(classifier, capsys):
 
 def test_checkpoint_becomes_an_ice_model(run_train, classifier, tmp_path, capsys):
     words = ["--model_name_or_path", str(classifier), "--output_dir", str(tmp_path), "--background_loss_weight", "0.2"]
-    numbers = run_train.main([*words, *SCENES, *STEPS])
+    numbers = run_train.train([*words, *SCENES, *STEPS])
     assert f"{numbers['eval_mean_iou']:.4f}" in capsys.readouterr().out
     assert {"eval_top_1", "eval_cls_top_1", "eval_pixel_accuracy", "eval_foreground_ratio"} <= numbers.keys()
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
@@ -111,17 +109,17 @@ def test_checkpoint_becomes_an_ice_model(run_train, classifier, tmp_path, capsys
     assert all((tmp_path / f"{name}.py").is_file() for name in names)
     # ... and goes on as one: its own fields are kept where none are given
     words = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "again"), "--max_steps", "1"]
-    run_train.main([*words, *SCENES, "--use_cpu", "--disable_tqdm", "true"])
+    run_train.train([*words, *SCENES, "--use_cpu", "--disable_tqdm", "true"])
     assert AutoConfig.from_pretrained(tmp_path / "again").background_loss_weight == 0.2
 
 
 def test_second_start_needs_a_word(run_train, tmp_path):
     words = ["--model_type", "ice_deit", "--config_overrides", TINY, "--output_dir", str(tmp_path)]
     words += [*SCENES, *STEPS]
-    first = run_train.main(words)
+    first = run_train.train(words)
     with pytest.raises(ValueError, match="--resume_from_checkpoint auto"):
-        run_train.main(words)
-    again = run_train.main([*words, "--resume_from_checkpoint", "auto"])
+        run_train.train(words)
+    again = run_train.train([*words, "--resume_from_checkpoint", "auto"])
     assert again["eval_loss"] == first["eval_loss"]
 
 
@@ -192,9 +190,21 @@ def test_help_lists_every_argument_with_its_default(capsys):
         parse_arguments(["--help"], "First line.\n\n    second line")
     text = capsys.readouterr().out
     assert "First line.\n\n    second line" in text
-    for name in ("--background_loss_weight", "--on_bad_image", "--learning_rate", "--random_resized_crop_scale"):
-        assert name in text
-    assert "(default: crop_flip)" in text
+    assert len(text.splitlines()) < 40
+    assert "augmentation (11)" in text
+    for topic, names in {
+        "all": ("--background_loss_weight", "--on_bad_image", "--learning_rate", "--random_resized_crop_scale"),
+        "augmentation": ("--random_resized_crop_scale", "(default: crop_flip)"),
+        "--on_bad_image": ("--on_bad_image {stop,skip}", "Unreadable images"),
+    }.items():
+        with pytest.raises(SystemExit, match="0"):
+            parse_arguments(["--help", topic] if topic != "--on_bad_image" else ["--help=on_bad_image"])
+        text = capsys.readouterr().out
+        assert all(name in text for name in names)
+        assert ("--adam_beta1" in text) == (topic == "all")
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments(["--help", "no_such_group"])
+    assert "--help takes one of" in capsys.readouterr().err
 
 
 def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):

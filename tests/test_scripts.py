@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,14 @@ from transformers import ViTConfig, ViTForImageClassification, pipeline
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, output_files
+from transformers_ice.cli import demo as run_demo
+from transformers_ice.cli import explain as explain_images
 from transformers_ice.data.scenes import SCENE_CLASSES
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import PICTURES
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import explain_images  # noqa: E402
-import run_demo  # noqa: E402
 
 
 SIZES = {

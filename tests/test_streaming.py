@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -72,10 +71,9 @@ def tars(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def run_train():
-    spec = importlib.util.spec_from_file_location("run_train", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from transformers_ice.cli import train
+
+    return train
 
 
 # --- who reads what ------------------------------------------------------------------------------------------------
@@ -377,7 +375,7 @@ def test_epochs_are_counted_without_max_steps(run_train, tmp_path, tars):
 def test_repeated_augmentation_is_refused(run_train, tmp_path, parquet):
     words = [*RUN, *files_of(parquet), "--repeated_augmentation", "3", "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match=r"`--repeated_augmentation 3` cannot be had with `--streaming true`"):
-        run_train.main(words)
+        run_train.train(words)
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import functools
 import json
 import re
 import sys
+import textwrap
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -22,7 +24,16 @@ from transformers import HfArgumentParser
 from .redaction import PLACEHOLDER, argument_secrets, is_secret_name, redact_text
 
 
-__all__ = ["check_number", "check_range", "clean_exit", "parse_config_overrides", "parse_dataclasses"]
+__all__ = [
+    "check_number",
+    "check_range",
+    "clean_exit",
+    "command",
+    "how_called",
+    "parse_config_overrides",
+    "parse_dataclasses",
+    "print_help",
+]
 
 
 @contextmanager
@@ -66,7 +77,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Show defaults, and keep the lines of the description."""
 
 
-def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
+def parse_dataclasses(
+    groups: Sequence[type],
+    argv: Sequence[str],
+    description: str | None = None,
+    positional: Sequence[str] = (),
+) -> tuple[Any, ...]:
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Mistakes end the program as `argparse` does, with exit code 2 and a message: an unknown or misspelt name (also in a
@@ -74,9 +90,10 @@ def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: 
 
     Args:
         groups: Data classes, whose fields are the options.
-        argv: The words after the script's name. Where the first ends in .yaml, .yml or .json, it is read as a mapping
-            from argument names to values.
+        argv: The arguments after the command's name. Where the first ends in .yaml, .yml or .json, it is read as a
+            mapping from option names to values.
         description: Text above the list of options in `--help`.
+        positional: Fields that may also be given without their name, in this order; a list takes all that is left.
 
     Returns:
         One instance of each data class.
@@ -85,13 +102,22 @@ def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: 
         cast(Any, list(groups)),
         description=description,
         formatter_class=_HelpFormatter,
-        usage="%(prog)s [FILE.yaml] [--name value ...]",
+        usage=f"%(prog)s [FILE.yaml] {''.join(f'{name.upper()} ' for name in positional)}[--name value ...]",
         # an abbreviation that is unique today would hide a misspelt name
         allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h", "--help", nargs="?", const="", metavar="GROUP", help="show options: of one group, or all"
     )
     try:
         words = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
-        *parsed, unknown = parser.parse_args_into_dataclasses(
+        topic = _help_topic(words)
+        if topic is not None:
+            print_help(parser, groups, topic)
+            sys.exit(0)
+        words = _name_positional(parser, groups, words, positional)
+        *parsed, _, unknown = parser.parse_args_into_dataclasses(
             words, look_for_args_file=False, return_remaining_strings=True
         )
     except ValueError as error:
@@ -99,6 +125,175 @@ def parse_dataclasses(groups: Sequence[type], argv: Sequence[str], description: 
     if unknown:
         parser.error(_describe_unknown(unknown, list(parser._option_string_actions)))
     return tuple(parsed)
+
+
+def _help_topic(words: Sequence[str]) -> str | None:
+    """Return what `--help` is asked about: nothing in particular (""), a group, "all"; `None` without `--help`."""
+    for position, word in enumerate(words):
+        if word in ("-h", "--help"):
+            following = words[position + 1 : position + 2]
+            return following[0] if following and not following[0].startswith("-") else ""
+        if word.startswith("--help="):
+            return word.partition("=")[2]
+    return None
+
+
+def _name_positional(
+    parser: HfArgumentParser, groups: Sequence[type], words: Sequence[str], positional: Sequence[str]
+) -> list[str]:
+    """Return the arguments with the names of those that were given without one."""
+    switches = {
+        option
+        for action in parser._actions
+        if action.nargs == "?" and action.const is True
+        for option in action.option_strings
+    }
+    # a switch takes no value here unless it is one: `--dry_run FOLDER` is a switch and a folder
+    explicit: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        explicit.append(word)
+        if word in switches and following and not following.startswith("-") and following.lower() not in _TRUTH_VALUES:
+            explicit.append("true")
+    if not positional:
+        return explicit
+    required, actions = [action for action in parser._actions if action.required], parser._actions
+    for action in required:
+        action.required = False
+    _, rest = parser.parse_known_args(explicit)
+    for action in required:
+        action.required = True
+    free = [word for word in rest if not word.startswith("-")]
+    for word in free:
+        explicit.remove(word)
+    takes_list = {action.dest for action in actions if action.nargs in ("+", "*")}
+    for name in positional:
+        taken = free if name in takes_list else free[:1]
+        free = free[len(taken) :]
+        explicit += [f"--{name}", *taken] if taken else []
+    return explicit + free
+
+
+_TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
+
+
+def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: str) -> None:
+    """Print the options: all of them where a screen holds them, else the list of groups, or one group.
+
+    Args:
+        parser: Made from the data classes.
+        groups: The data classes. Their fields form one group for every class of this package that declares them, named
+            by its `help_group`; fields inherited from transformers are shown by "all" only.
+        topic: "", "all", the name of a group, or of an option.
+    """
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    own: dict[str, list[str]] = {}
+    for group in groups:
+        for owner in reversed(group.__mro__):
+            if owner.__module__.partition(".")[0] == __name__.partition(".")[0] or owner is group:
+                names = [name for name in vars(owner).get("__annotations__", {}) if name in actions]
+                known = {name for shown in own.values() for name in shown}
+                title = vars(owner).get("help_group", owner.__name__.removesuffix("Arguments").lower() or "options")
+                own.setdefault(title, []).extend(name for name in names if name not in known)
+    own = {title: names for title, names in own.items() if names}
+    inherited = [name for name in actions if not any(name in names for names in own.values())]
+    option = topic.lstrip("-").replace("-", "_")
+    if topic == "all":
+        shown = {**own, **({"transformers.TrainingArguments": inherited} if inherited else {})}
+    elif topic in own:
+        shown = {topic: own[topic]}
+    elif option in actions:
+        shown = {"option": [option]}
+    elif topic:
+        raise ValueError(f"--help takes one of {', '.join(own)}, all, or the name of an option, got {topic!r}")
+    elif sum(map(len, own.values())) <= _SCREEN:
+        shown = own
+    else:
+        shown = {}
+    print(parser.format_usage())
+    if not topic and parser.description:
+        print(f"{parser.description.strip()}\n")
+    for title, names in shown.items():
+        print(f"{title}:")
+        for name in names:
+            print(_describe_option(actions[name]))
+        print()
+    if not shown or (inherited and topic in ("", *own)):
+        counts = [f"{title} ({len(names)})" for title, names in own.items()]
+        print(f"Options come in groups: {', '.join(counts)}.")
+        also = f", of these and the {len(inherited)} options of transformers.TrainingArguments" if inherited else ""
+        print(f"`--help GROUP` shows one group, `--help NAME` one option, `--help all` all{also}.")
+
+
+_SCREEN = 40  # options that are shown at once
+
+
+def _describe_option(action: argparse.Action) -> str:
+    """Return one option with its values, its help and its default, wrapped."""
+    choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
+    help_text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help).replace("%%", "%")
+    is_plain = action.default in (None, argparse.SUPPRESS) or callable(action.default)
+    default = "" if is_plain or action.required else f" (default: {action.default})"
+    required = " (required)" if action.required else ""
+    text = textwrap.fill(f"{help_text}{required}{default}", 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return (
+        f"  {action.option_strings[0]}{choices}\n{text}" if text.strip() else f"  {action.option_strings[0]}{choices}"
+    )
+
+
+def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
+    """Make a function of the arguments a command: it returns an exit code, and ends with a sentence, not a traceback.
+
+    0 after success, the function's own code, 1 where this package refused something, a file could not be read or
+    written, a library is missing or memory did not suffice, 2 for mistakes in the arguments, 130 after Ctrl-C. Errors
+    of any other kind keep their traceback. All messages are printed without tokens and passwords.
+
+    Args:
+        stopped: What to print after Ctrl-C.
+    """
+
+    def decorate(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            sys.excepthook = _print_redacted_traceback
+            try:
+                return main(list(sys.argv[1:] if argv is None else argv)) or 0
+            except KeyboardInterrupt:
+                print(stopped, file=sys.stderr)
+                return 130
+            except (OSError, ValueError, ImportError, RuntimeError) as error:
+                message = _message_for_user(error)
+                if message is None:
+                    raise
+                print(f"Error: {_redact(message)}", file=sys.stderr)
+                return 1
+
+        return run
+
+    return decorate
+
+
+def how_called(name: str) -> str:
+    """Return how a user calls a subcommand: as `transformers-ice NAME`, or by the script that was run."""
+    program = Path(sys.argv[0])
+    return (
+        f"python scripts/{program.name}"
+        if program.suffix == ".py" and program.parent.name == "scripts"
+        else f"transformers-ice {name}"
+    )
+
+
+def _message_for_user(error: BaseException) -> str | None:
+    """Return what to tell the user of an error, `None` where it is a fault of the program."""
+    message = str(error).strip()
+    if isinstance(error, RuntimeError):
+        return f"{message} Use a smaller batch." if type(error).__name__ == "OutOfMemoryError" else None
+    if isinstance(error, ValueError) and "DataLoader worker" in message:
+        return message.splitlines()[-1].partition(": ")[2] or message  # the last line of the worker's traceback
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        origin = frame.f_globals.get("__name__", "").partition(".")[0]
+        return message if origin in (__name__.partition(".")[0], "transformers", "huggingface_hub") else None
+    return message
 
 
 def _names_a_file(argv: Sequence[str]) -> bool:

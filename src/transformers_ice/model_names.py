@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -11,7 +13,29 @@ from transformers import AutoConfig
 from .ice_deit.configuration_ice_deit import IceDeiTConfig
 
 
-__all__ = ["resolve_ice_model_name", "resolve_model_name"]
+__all__ = ["resolve_ice_model_name", "resolve_model_name", "sample_folder"]
+
+
+def sample_folder(kind: str, name: str = "") -> Path:
+    """Return where the samples of this project lie: in a clone, or where a wheel installs them.
+
+    Args:
+        kind: "checkpoints" or "recipes".
+        name: Of a checkpoint's folder or a recipe's file.
+
+    Raises:
+        ValueError: If this installation has no such sample.
+    """
+    clone = Path(__file__).resolve().parents[2]
+    installed = Path(sysconfig.get_path("data"), "share", "transformers-ice")
+    for home in (clone, installed):
+        path = home / kind / name
+        # a site-packages folder may hold a folder of that name that is not ours
+        if path.exists() and (home is installed or (home / "pyproject.toml").is_file()):
+            return path
+    raise ValueError(
+        f"{kind}/{name} is in a clone of the project, and in the wheel; found in neither {clone} nor {installed}."
+    )
 
 
 def resolve_model_name(name: str) -> str:
@@ -24,6 +48,9 @@ def resolve_model_name(name: str) -> str:
         ValueError: If it is written like a path, or its parent is a folder here; says which folders are like it.
     """
     path = Path(name).expanduser()
+    if name.startswith("checkpoints/") and not path.exists():
+        with suppress(ValueError):  # a sample, from anywhere
+            return str(sample_folder("checkpoints", name.partition("/")[2]))
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
     if path.is_dir():
         return str(path) if name.startswith("~") else name

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `transformers-ice`: one subcommand for each task. Each module also runs by `python -m`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "train": "train ICE from a ViT, DeiT or ICE checkpoint, or a classifier from random weights",
+    "explain": "explain image files: heat map, class map, mask, box",
+    "evaluate": "score explanations against masks, boxes or the model itself",
+    "benchmark": "measure images per second of pruned models",
+    "convert": "turn a ViT, DeiT or ICE checkpoint of other projects into a folder",
+    "export": "export to ONNX",
+    "publish": "check a folder and upload it to the Hub",
+    "app": "show a model in the browser",
+    "demo": "train on drawn scenes, measure, explain, in a few minutes",
+}
+"""What each subcommand does. `transformers_ice.cli.NAME` holds it."""
+
+EXTRAS = {"convert": "", "app": "app,eval,viz", "explain": "viz", "export": "export,eval"}
+"""What has to be installed for a subcommand beyond the base; train, eval and viz for those that are not listed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        argv: The subcommand and its arguments; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: transformers-ice COMMAND [--name value ...]\n")
+        print(*(f"  {command:<{width}}  {summary}" for command, summary in COMMANDS.items()), sep="\n")
+        print("\n`transformers-ice COMMAND --help` shows the options of a command.")
+        return 0
+    if name == "--version":
+        print(f"transformers-ice {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"Error: expected one of {', '.join(COMMANDS)}, got {name!r}.{hint}", file=sys.stderr)
+        return 2
+    sys.argv[0] = f"transformers-ice {name}"  # how messages and `--help` call it
+    try:
+        module = importlib.import_module(f".{name}", __name__)
+    except ImportError as error:
+        extra = {"app": "app,viz,eval", "explain": "viz", "export": "export,eval", "benchmark": "train,viz"}.get(
+            name, "train,eval,viz"
+        )
+        print(
+            f"Error: {error}. `transformers-ice {name}` needs: pip install 'transformers-ice[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    return module.main(arguments[1:])

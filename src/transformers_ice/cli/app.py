@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show an ICE model in the browser: drop a picture, see what it is, where, and why.
+
+    transformers-ice app --model checkpoints/ice-deit-scenes --port 7860
+
+prints the address to open once the model is loaded. `--model` takes any folder or Hub id of an ICE checkpoint;
+`checkpoints/ice-deit-scenes-pruned` has heads for all pruning strategies. Nothing is sent anywhere: no analytics, no
+fonts or scripts of other hosts; pictures of visitors are removed within 70 minutes. docs/app.md has the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..app import launch_app, parse_app_arguments
+from ..command_line import command
+
+
+@command()
+def main(argv: list[str]) -> int:
+    """Serve what the command line names until stopped; return the exit code."""
+    arguments = parse_app_arguments(argv, __doc__)
+    print(f"Loading {arguments.model} ...", flush=True)
+    page = launch_app(arguments, block=False)
+    print(f"Open {page.local_url} in your browser; Ctrl-C stops.", flush=True)
+    page.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Time pruned models against the unpruned one, and against what their operations would allow.
+
+DeiT-S/16 of random weights, where each image keeps a share of its patches drawn from a beta distribution:
+
+    transformers-ice benchmark --keep_beta 0.5 0.2 --batch_sizes 1 32 --output_dir outputs/benchmark
+
+The images of a trained checkpoint, which decides by itself:
+
+    transformers-ice benchmark --model_name_or_path my-pruned-model --data_dir my-photos
+
+The numbers of patches that another model kept, on a larger one (a list of shares for every image, one share for each
+pruning layer, as `benchmarks/run_pruning_study.py` writes them), several side by side:
+
+    transformers-ice benchmark --keep_counts outputs/pruning-study/counts/patch-unmasked*.json
+
+Prints a table for each batch size: images per second, the speed-up over the unpruned model with its quartiles (all
+variants take turns in every repeat, on the same images), mean tokens in a layer, billions of MACs per image, the
+speed-up that the MACs would allow and how much of it was reached. OUTPUT_DIR/results.json holds these and every single
+time, with settings and machine; with `--accuracies`, OUTPUT_DIR/speed.png shows accuracy over images per second.
+An unpruned ViT-S/16 of 1000 classes has 4.5989 GMACs, the ICE model with its patch head and gates a little more.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import torch
+
+from ..command_line import command
+from ..output_files import check_outputs, make_folder
+from ..speed import (
+    BenchmarkArguments,
+    SpeedRow,
+    TimingPlan,
+    build_variants,
+    describe_machine,
+    keep_freed_memory,
+    load_model,
+    load_workload,
+    measure_speed,
+    parse_benchmark_arguments,
+    read_accuracies,
+    speed_table,
+    write_results,
+)
+from ..visualization import save_figure, speed_plot
+
+
+def choose_device(word: str) -> torch.device:
+    """Return a device by its name; "auto" is a GPU where there is one."""
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=word)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device must be a device of this machine, e.g. auto or cpu, got {word!r}: {error}"
+        ) from error
+    return torch.device(word)
+
+
+def input_files(arguments: BenchmarkArguments) -> list[str]:
+    """Return the files that the command line names to be read."""
+    return [*(arguments.keep_counts or ()), *([arguments.accuracies] if arguments.accuracies is not None else ())]
+
+
+def benchmark(arguments: BenchmarkArguments) -> None:
+    """Time everything, print the tables and write the files."""
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    output_dir = make_folder(arguments.output_dir)
+    check_outputs([output_dir / name for name in ("results.json", "speed.png")], input_files(arguments))
+    device = choose_device(arguments.device)
+    model = load_model(arguments, device)
+    variants = build_variants(model, arguments.keep_rates, arguments.compile, arguments.decided_names)
+    accuracies = None
+    if arguments.accuracies is not None:
+        accuracies = read_accuracies(arguments.accuracies, [variant.name for variant in variants])
+    workload = load_workload(arguments, model)
+    is_kept = arguments.keep_freed_memory and keep_freed_memory()
+    machine = {**describe_machine(device), "freed memory": "kept" if is_kept else "left to the allocator"}
+    print(*(f"{name}: {value}" for name, value in {**machine, "dtype": arguments.dtype}.items()), sep="\n")
+    plan = TimingPlan(arguments.num_repeats, arguments.num_warmups, arguments.images_per_repeat, arguments.seed)
+    rows: list[SpeedRow] = []
+    for batch_size in arguments.batch_sizes:
+        rows += measure_speed(variants, workload, batch_size, plan)
+        print(f"\nBatch size {batch_size}\n\n{speed_table(rows[-len(variants) :])}", flush=True)
+        # after every batch size, so that a run that is stopped leaves what it has
+        settings = {**asdict(arguments), "num_images": len(workload.pixel_values)}
+        config = model.config.to_dict()
+        write_results(output_dir / "results.json", rows, settings=settings, machine=machine, config=config)
+    if accuracies is not None:
+        points = {
+            f"batch size {size}": {
+                row.variant: (row.images_per_second.median, accuracies[row.variant])
+                for row in rows
+                if row.batch_size == size and row.variant in accuracies
+            }
+            for size in arguments.batch_sizes
+        }
+        save_figure(speed_plot(points), output_dir / "speed.png")
+    print(f"\nEverything is in {output_dir}")
+
+
+@command(stopped="Stopped. results.json holds the batch sizes that were finished.")
+def main(argv: list[str]) -> int:
+    """Benchmark what the command line names; return the exit code."""
+    benchmark(parse_benchmark_arguments(argv, __doc__))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

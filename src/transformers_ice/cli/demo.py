@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a DeiT checkpoint to pictures of where the model looks, in one command.
+
+    transformers-ice demo --images photo.jpg folder "more/*.png"
+
+Fine-tunes ICE from a small classifier of drawn scenes, compares its masks on held-out scenes with what attention
+explains of the classifier, and loads the result back through the Auto classes and the three pipelines.
+
+2 min on two cores (Intel Xeon) without the installation. Expected, seed 0: ICE top-1 0.985, mean IoU 0.745; raw
+attention 0.491, rollout 0.577, ceiling 0.835.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+from datasets import Dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from ..command_line import command, parse_dataclasses
+from ..data.scenes import load_scenes
+from ..evaluation import ComparisonRow, compare_with_baselines, format_table
+from ..model_names import sample_folder
+from ..output_files import check_outputs, make_folder, write_text
+from ..training import parse_arguments as parse_training_arguments
+from ..training import run_training
+from ..training.objectives import OBJECTIVES
+from ..visualization import PanelRow, explanation_panel, save_figure
+from .explain import explain_files, find_images, load_explainer
+
+
+NUM_PICTURES = 8
+HEADERS = {
+    "method": "held-out scenes",
+    "patch_top_1": "top-1 (patch)",
+    "cls_top_1": "top-1 ([CLS])",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_iou": "mean IoU",
+    "ceiling_share": "of the ceiling",
+}
+SETTINGS = tuple(OBJECTIVES["balanced"])
+
+T = TypeVar("T")
+
+
+class Stages:
+    """Announce the stages of the demo and keep the seconds that each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        """Announce and do one stage."""
+        print(f"\n{name}", flush=True)
+        start = time.monotonic()
+        result = work()
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        return result
+
+
+@dataclass
+class DemoArguments:
+    """Options of `transformers-ice demo`."""
+
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "Your own files, folders or globs to explain at the end."}
+    )
+    output_dir: str = field(default="runs/demo", metadata={"help": "Folder for everything that is written."})
+    start: str | None = field(
+        default=None, metadata={"help": "Classifier to start from; default: the one that comes with the package."}
+    )
+    recipe: str | None = field(
+        default=None, metadata={"help": "YAML file with options of `transformers-ice train`; default: that of scenes."}
+    )
+    num_train: int = field(default=12000, metadata={"help": "Scenes to train on."})
+    num_eval: int = field(default=1000, metadata={"help": "Held-out scenes to measure on."})
+    max_steps: int = field(default=250, metadata={"help": "Optimizer steps."})
+
+
+def start_of(arguments: DemoArguments) -> tuple[str, str]:
+    """Return the classifier to start from and the recipe; by default those that come with the package."""
+    start = arguments.start or str(sample_folder("checkpoints", "deit-scenes"))
+    return start, arguments.recipe or str(sample_folder("recipes", "ice-deit-scenes.yaml"))
+
+
+def check_paths(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: If the new model's folder is that of the start, or a file to be written is an input.
+    """
+    output_dir = make_folder(arguments.output_dir)
+    if Path(start).resolve() == model_dir.resolve():
+        raise ValueError(f"`--start` must not be OUTPUT_DIR/model, got {model_dir} for both. Choose another folder.")
+    outputs = [output_dir / name for name in ("explanations.png", "results.json")]
+    check_outputs(outputs, [start, recipe, *find_images(arguments.images, output_dir)])
+
+
+def train(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> dict[str, float]:
+    """Fine-tune by the recipe, cut down to the length of a demo."""
+    changes = {
+        "model_name_or_path": start,
+        "output_dir": model_dir,
+        "max_train_samples": arguments.num_train,
+        "max_eval_samples": min(arguments.num_eval, 500),
+        "max_steps": arguments.max_steps,
+        "num_proc": os.cpu_count() or 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "resume_from_checkpoint": "auto",  # a demo that was stopped has left a checkpoint
+    }
+    options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    return run_training(*parse_training_arguments([recipe, *options]))
+
+
+def compare(start: str, model_dir: Path, dataset: Dataset) -> list[ComparisonRow]:
+    """Load both models as a user would, and measure them on held-out scenes."""
+    folders = (str(model_dir), start)
+    models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
+    processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
+    return compare_with_baselines(models[0], processors[0], models[1], processors[1], dataset)
+
+
+def read_settings(arguments: DemoArguments, recipe: str, model_dir: Path) -> dict[str, Any]:
+    """Return what the result was made with."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    options = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    settings = {name: config[name] for name in SETTINGS if name in config}
+    settings |= {name: options[name] for name in ("learning_rate", "per_device_train_batch_size") if name in options}
+    return {**settings, "max_steps": arguments.max_steps, "num_train": arguments.num_train}
+
+
+def draw(arguments: DemoArguments, explainer: Any, dataset: Dataset) -> list[str]:
+    """Draw the first held-out scenes, and the user's own images; return what went wrong with those."""
+    output_dir = Path(arguments.output_dir)
+    draw_panel(explainer, dataset, output_dir / "explanations.png")
+    return explain_own_images(explainer, arguments.images, output_dir / "images") if arguments.images else []
+
+
+def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
+    """Draw the explanations of the first held-out scenes, as they come."""
+    names = dataset.features["label"].names
+    rows = []
+    for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
+        pixels, truth = np.asarray(scene["image"]), np.asarray(scene["mask"]) > 0
+        rows.append(PanelRow.from_result(pixels, explainer(scene["image"]), truth, names[scene["label"]]))
+    save_figure(explanation_panel(rows, names), file)
+
+
+def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
+    """Load the result back through all three pipelines; print what each says, return the explainer."""
+    # The folder also carries its own code, for where this package is missing; here the installed code is to run.
+    folder, image = str(model_dir), scene["image"]
+    best = pipeline("image-classification", model=folder, trust_remote_code=False)(image)[0]
+    print(f"  image-classification  {best['label']}, score {best['score']:.3f}")
+    segments = pipeline("image-segmentation", model=folder, trust_remote_code=False)(image)
+    print(f"  image-segmentation    {', '.join(segment['label'] for segment in segments)}")
+    explainer = load_explainer(folder)
+    result = explainer(image)
+    where = f"box {tuple(result['box'].values())}, foreground {result['foreground_ratio']:.0%}"
+    print(f"  patch-explanation     {result['label']}, score {result['score']:.3f}, {where}")
+    return explainer
+
+
+def explain_own_images(explainer: Any, paths: Sequence[str], output_dir: Path) -> list[str]:
+    """Explain the user's files; print a line per image and return what went wrong."""
+    files = find_images(paths, output_dir)
+    if not files:
+        return [f"no images found in {', '.join(paths)}"]
+    explanations = explain_files(explainer, files, output_dir)
+    for record in explanations.records:
+        ratio = f"foreground {record['foreground_ratio']:.0%}"
+        print(f"  {record['path']}: {record['label']}, score {record['score']:.2f}, {ratio} -> {record['output']}")
+    return explanations.problems
+
+
+@command(stopped="Stopped. The same command resumes the training.")
+def main(argv: list[str]) -> int:
+    """Run the demo; return the exit code."""
+    (arguments,) = parse_dataclasses([DemoArguments], argv, __doc__)
+    stages, output_dir = Stages(), Path(arguments.output_dir)
+    model_dir = output_dir / "model"
+    start, recipe = start_of(arguments)
+    check_paths(arguments, start, recipe, model_dir)
+    stages.run("1/4 Fine-tune ICE on drawn scenes", lambda: train(arguments, start, recipe, model_dir))
+    settings = read_settings(arguments, recipe, model_dir)
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+
+    size = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
+    image_size = (size["height"], size["width"])
+    dataset = load_scenes("test", arguments.num_eval, image_size=image_size, num_proc=os.cpu_count())
+    rows = stages.run(f"2/4 Measure on {len(dataset)} held-out scenes", lambda: compare(start, model_dir, dataset))
+    print("\n" + format_table([asdict(row) for row in rows], HEADERS))
+
+    explainer = stages.run("3/4 Load the result back", lambda: show_pipelines(model_dir, dataset[0]))
+    problems = stages.run("4/4 Draw explanations", lambda: draw(arguments, explainer, dataset))
+    results = {"settings": settings, "rows": [asdict(row) for row in rows], "seconds": stages.seconds}
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    own = f", your images in {output_dir / 'images'}" if arguments.images else ""
+    print(f"\nmodel in {model_dir}, picture {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Explain image files: one picture per image, by default heat map and box, and one JSON line per image.
+
+    transformers-ice explain photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
+        --output_dir explanations
+
+Folders are searched recursively. A picture is called like its image, photo.png for photo.jpg. An image and any other
+file that this command did not write are never replaced: the picture is then called photo-explained.png. A line per
+image goes to OUTPUT_DIR/explanations.jsonl.part, which becomes explanations.jsonl at the end of the run.
+
+`--picture` chooses what is drawn (heat map and box, class map with its legend, outline of the mask, cut-out, or a
+panel of all) and `--format` the kind of file. Standard output and
+OUTPUT_DIR/explanations.jsonl get a line per image: `path`, `label`, `score`, `box` (half-open pixels of the upright
+image), `foreground_ratio` and `output`, the picture. The exit code is 1 if there was nothing to explain or a file
+could not be read. About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO, cast
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import pipeline
+
+from .. import PatchExplanationPipeline
+from ..command_line import command, parse_dataclasses
+from ..ice_deit.image_conversion import IMAGE_ENDINGS
+from ..model_names import resolve_ice_model_name
+from ..output_files import check_outputs, is_own_picture, make_folder, name_errors
+from ..visualization import save_result
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Say what is drawn of each image: the arguments of `save_result`, and the ending of the files."""
+
+    picture: str = "heatmap"
+    suffix: str = "png"
+    scale: float = 1.0
+
+
+@dataclass
+class Explanations:
+    """Hold what became of the files.
+
+    Attributes:
+        records: One JSON-ready dict per explained image.
+        problems: One sentence per file that could not be explained; it names the file.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def load_explainer(model: str) -> PatchExplanationPipeline:
+    """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own.
+
+    Raises:
+        ValueError: If it holds another kind of model.
+    """
+    model = resolve_ice_model_name(model)
+    return pipeline("patch-explanation", model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
+
+
+def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
+    """Return the files that paths, folders and globs name, each once; a path to nothing is returned as it is.
+
+    Args:
+        paths: A file is taken whatever its name; folders and globs give files with the extension of an image.
+        output_dir: Left out of folders and globs: a second run must not explain the pictures of the first.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve()):
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
+
+
+def _expand(path: str, output_dir: Path) -> Iterator[Path]:
+    if not os.path.isdir(path) and not glob.has_magic(path):
+        yield Path(path)  # reading it will fail and say why
+        return
+    matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
+    for match in map(Path, matches):
+        for file in sorted(match.rglob("*")) if match.is_dir() else [match]:
+            is_image = file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
+            if is_image and output_dir not in file.resolve().parents:
+                yield file
+
+
+def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -> list[Path]:
+    """Return one picture name per image, under which no input and no file of somebody else stands.
+
+    The name is the stem of the image, with "-explained" where an input, or a file that this package did not write,
+    has that name, and with a number where another image has it.
+    """
+    inputs = {_identity(path) for path in paths if path.exists()}
+    taken: set[str] = set()
+    outputs = []
+    for path in paths:
+        stem = path.stem if _is_free(output_dir / f"{path.stem}.{suffix}", inputs) else f"{path.stem}-explained"
+        name, number = stem, 1
+        # some file systems do not tell A.png from a.png
+        while name.lower() in taken or not _is_free(output_dir / f"{name}.{suffix}", inputs):
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        outputs.append(output_dir / f"{name}.{suffix}")
+    return outputs
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what is the same for every name of a file, links included."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_free(output: Path, inputs: Collection[tuple[int, int]]) -> bool:
+    """Return whether a picture may have this name: nothing stands there, or a picture of an earlier run."""
+    if not os.path.lexists(output):
+        return True
+    return is_own_picture(output) and _identity(output) not in inputs
+
+
+def explain_files(
+    explainer: Any,
+    paths: Sequence[Path],
+    output_dir: Path,
+    target: str | int | None = None,
+    batch_size: int = 8,
+    stop_at_bad_image: bool = False,
+    options: PictureOptions = PictureOptions(),
+) -> Explanations:
+    """Explain image files and write their pictures and `explanations.jsonl`.
+
+    While the run goes on, its lines stand in `explanations.jsonl.part`; an interrupted run keeps them there, and
+    `explanations.jsonl` of an earlier run as it was.
+
+    Args:
+        explainer: A patch-explanation pipeline.
+        paths: The image files.
+        output_dir: Where to write; made if missing.
+        target: Class whose probability the heat map shows; by default that of the foreground.
+        batch_size: Images that are read and go through the model at once.
+        stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise the others go on.
+        options: What is drawn.
+
+    Raises:
+        OSError: If a file cannot be written; names it.
+        ValueError: If `target` is no class of the model, or `output_dir` no folder; nothing is written.
+    """
+    explainer._sanitize_parameters(target=target)  # refuses what is no class of the model
+    make_folder(output_dir)
+    log_file = output_dir / "explanations.jsonl"
+    check_outputs([log_file, unfinished_name(log_file)], paths)
+    jobs = list(zip(paths, name_outputs(paths, output_dir, options.suffix), strict=True))
+    explanations = Explanations()
+    with (
+        open_log(log_file) as log,
+        tqdm(total=len(jobs), desc="explaining", unit="image") as progress,
+    ):
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
+            for record in _explain_batch(explainer, readable, target, options):
+                log.write(json.dumps(record, ensure_ascii=False) + "\n")
+                explanations.records.append(record)
+            progress.update(len(batch))
+            if stop_at_bad_image and explanations.problems:
+                return explanations
+    if explanations.records:
+        os.replace(unfinished_name(log_file), log_file)
+    return explanations
+
+
+def unfinished_name(log_file: Path) -> Path:
+    """Return where the lines of a run stand that has not come to its end."""
+    return log_file.with_name(f"{log_file.name}.part")
+
+
+@contextmanager
+def open_log(log_file: Path) -> Iterator[TextIO]:
+    """Open the unfinished log; its lines are kept if the block fails, and an empty one is removed."""
+    file = unfinished_name(log_file)
+    file.unlink(missing_ok=True)  # a link is not followed
+    try:
+        with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
+            yield log
+            log.flush()
+            os.fsync(log.fileno())
+    finally:
+        if file.is_file() and not file.stat().st_size:
+            file.unlink()
+
+
+def _read_batch(
+    explainer: Any, jobs: Sequence[tuple[Path, Path]], stop_at_bad_image: bool, problems: list[str]
+) -> list[tuple[Path, Path, Image.Image]]:
+    """Return path, output and image of the files that can be read; note the others."""
+    pictures: list[tuple[Path, Path, Image.Image]] = []
+    for path, output in jobs:
+        try:
+            pictures.append((path, output, explainer.image_processor.read_image(path)))
+        except ValueError as error:
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            if stop_at_bad_image:
+                break
+    return pictures
+
+
+def _explain_batch(
+    explainer: Any,
+    pictures: Sequence[tuple[Path, Path, Image.Image]],
+    target: str | int | None,
+    options: PictureOptions,
+) -> Iterator[dict[str, Any]]:
+    """Explain one batch, write its pictures and yield a record for each."""
+    images = [image for *_, image in pictures]
+    results = explainer(images, target=target, batch_size=len(images)) if images else []
+    names = explainer.model.config.id2label
+    for (path, output, image), result in zip(pictures, results, strict=True):
+        save_result(np.asarray(image), result, names, output, options.picture, options.scale)
+        numbers = {"score": round(result["score"], 6), "box": result["box"]}
+        numbers["foreground_ratio"] = result["foreground_ratio"]
+        yield {"path": str(path), "label": result["label"], **numbers, "output": str(output)}
+
+
+@dataclass
+class ExplainArguments:
+    """Options of `transformers-ice explain`."""
+
+    paths: list[str] = field(metadata={"help": "Image files, folders, or globs in quotes."})
+    model: str = field(metadata={"help": "Folder or Hub id of an ICE model."})
+    output_dir: str = field(metadata={"help": "Folder for the figures; made if missing."})
+    target: str | None = field(
+        default=None, metadata={"help": "Class (name or index) that the heat maps show; default: the foreground."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images at once; changes no result."})
+    picture: Literal["heatmap", "class_map", "mask", "cut_out", "panel"] = field(
+        default="heatmap", metadata={"help": "What is drawn of each image."}
+    )
+    format: Literal["png", "svg", "pdf"] = field(default="png", metadata={"help": "Kind of the figures' files."})
+    scale: float = field(default=1.0, metadata={"help": "Resolution of the figures over the image's."})
+    on_bad_image: Literal["skip", "stop"] = field(
+        default="skip", metadata={"help": "Whether to continue after a file that cannot be read."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.scale <= 16:
+            raise ValueError(f"--scale must lie in (0, 16], got {self.scale}")
+
+
+def parse_arguments(argv: Sequence[str]) -> ExplainArguments:
+    """Parse the command line; mistakes end the program with exit code 2."""
+    return cast(ExplainArguments, parse_dataclasses([ExplainArguments], argv, __doc__, positional=["paths"])[0])
+
+
+_UNFINISHED = "Stopped. The lines so far are in explanations.jsonl.part of the output folder."
+
+
+@command(stopped=_UNFINISHED)
+def main(argv: list[str]) -> int:
+    """Explain what the command line names; return the exit code."""
+    arguments = parse_arguments(argv)
+    output_dir = Path(arguments.output_dir)
+    paths = find_images(arguments.paths, output_dir)
+    if not paths:
+        raise ValueError(f"No images found in {', '.join(arguments.paths)}.")
+    explainer = load_explainer(arguments.model)
+    stop = arguments.on_bad_image == "stop"
+    target: str | int | None = arguments.target
+    if arguments.target is not None and arguments.target.isdecimal():
+        target = int(arguments.target)
+    options = PictureOptions(arguments.picture, arguments.format, arguments.scale)
+    explanations = explain_files(explainer, paths, output_dir, target, arguments.batch_size, stop, options)
+    for record in explanations.records:
+        print(json.dumps(record, ensure_ascii=False))
+    for problem in explanations.problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    count = f"{len(explanations.records)} of {len(paths)} images explained"
+    print(f"{count}, pictures in {output_dir}", file=sys.stderr)
+    if stop and explanations.problems:
+        print(_UNFINISHED, file=sys.stderr)
+    return 1 if explanations.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

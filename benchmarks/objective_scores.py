@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning_scores import PruningRows, summarize_over_seeds
 
-from transformers_ice.tables import format_markdown_table
+from transformers_ice.console.tables import format_markdown_table
 
 
 __all__ = ["objective_table", "summarize_objectives"]

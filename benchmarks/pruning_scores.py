@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transformers_ice.console.tables import format_markdown_table
 from transformers_ice.evaluation.metrics import ForegroundSegmentation, MeanOf, TopKAccuracy
 from transformers_ice.evaluation.scoring import (
     Observation,
@@ -25,7 +26,6 @@ from transformers_ice.explainers import evaluation_mode
 from transformers_ice.ice_deit.adversarial_normalization import foreground_mask
 from transformers_ice.ice_deit.patch_maps import ImageGeometry, to_grid
 from transformers_ice.speed import count_tokens, ideal_macs
-from transformers_ice.tables import format_markdown_table
 
 
 __all__ = ["PruningRows", "ceiling_rows", "pruning_rows", "pruning_table", "summarize_over_seeds", "summarize_pruning"]

@@ -22,7 +22,7 @@ from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows
 from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
 
-from transformers_ice.output_files import replaced, write_text
+from transformers_ice.console.output_files import replaced, write_text
 from transformers_ice.training.objectives import OBJECTIVES
 
 

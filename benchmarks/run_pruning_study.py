@@ -29,8 +29,8 @@ from pruning_scores import (
 from transformers import AutoConfig, AutoImageProcessor
 
 from transformers_ice import IceDeiTForImageClassification
+from transformers_ice.console.output_files import replaced, write_json, write_text
 from transformers_ice.data.scenes import load_scenes
-from transformers_ice.output_files import replaced, write_json, write_text
 from transformers_ice.training import parse_arguments as parse_training_arguments
 from transformers_ice.training import run_training
 

@@ -30,7 +30,7 @@ from training_speed import (
     training_table,
 )
 
-from transformers_ice.output_files import make_folder, write_text
+from transformers_ice.console.output_files import make_folder, write_text
 from transformers_ice.speed import describe_machine
 
 

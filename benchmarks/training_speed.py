@@ -18,14 +18,14 @@ from PIL import Image
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, set_seed
 
-from transformers_ice.command_line import parse_dataclasses
+from transformers_ice.console.command_line import parse_dataclasses
+from transformers_ice.console.tables import format_table
 from transformers_ice.data.augmentation import build_augmentation, build_train_collator
 from transformers_ice.data.scenes import draw_scene
 from transformers_ice.ice_deit.configuration_ice_deit import IceDeiTConfig
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from transformers_ice.speed import interleave, summarize_spread, time_call
-from transformers_ice.tables import format_table
 from transformers_ice.training import DataArguments, IceTrainer, IceTrainingArguments, ImageCollator, LabelledImages
 
 

@@ -37,6 +37,8 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+from transformers_ice.console.output_files import replaced, write_text
+from transformers_ice.console.redaction import redact_arguments
 from transformers_ice.hub import (
     ModelRecord,
     build_card,
@@ -50,8 +52,6 @@ from transformers_ice.hub import (
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
 from transformers_ice.hub.pictures import draw_explanations, write_example_image
 from transformers_ice.hub.records import entries_from_evaluation, weights_digest
-from transformers_ice.output_files import replaced, write_text
-from transformers_ice.redaction import redact_arguments
 from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
 
 

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.console.tables import format_cell, format_markdown_table
 from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
 from transformers_ice.evaluation import (
     CEILING,
@@ -30,7 +31,6 @@ from transformers_ice.evaluation.metrics import MeanOf, TopKAccuracy
 from transformers_ice.explainers import explain
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.ice_deit.patch_maps import ImageGeometry
-from transformers_ice.tables import format_cell, format_markdown_table
 
 
 SIZES = {

@@ -19,8 +19,9 @@ import pytest
 import torch
 from conftest import randomize
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation, output_files
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation
 from transformers_ice.cli import export as export_script
+from transformers_ice.console import output_files
 from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
 from transformers_ice.data.scenes import SCENE_CLASSES, load_scenes
 from transformers_ice.export import (

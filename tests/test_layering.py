@@ -31,9 +31,8 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 
 # The layers of the package, from the ground up: a package or module may import those of the layers below it only.
 LAYERS = (
-    ("ice_deit", "redaction", "output_files", "tables"),
-    ("__init__", "command_line", "model_names", "explainers", "visualization"),
-    ("conversion", "data"),
+    ("ice_deit", "console"),
+    ("__init__", "model_names", "conversion", "data", "explainers", "visualization"),
     ("speed",),
     ("evaluation", "hub"),
     ("export", "app", "training"),

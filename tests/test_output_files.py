@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_ice import output_files
 from transformers_ice.cli import benchmark as run_benchmark
 from transformers_ice.cli import convert as convert_script
 from transformers_ice.cli import demo as run_demo
 from transformers_ice.cli import evaluate as run_evaluation
-from transformers_ice.conversion import convert_checkpoint
-from transformers_ice.output_files import (
+from transformers_ice.console import output_files
+from transformers_ice.console.output_files import (
     check_outputs,
     is_own_picture,
     make_folder,
@@ -30,6 +29,7 @@ from transformers_ice.output_files import (
     write_json,
     write_text,
 )
+from transformers_ice.conversion import convert_checkpoint
 from transformers_ice.visualization import PICTURES, picture_figure, save_figure, save_result
 
 

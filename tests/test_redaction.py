@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from transformers_ice.command_line import clean_exit, parse_dataclasses
-from transformers_ice.hub.published_files import find_secret_files
-from transformers_ice.redaction import (
+from transformers_ice.console.command_line import parse_dataclasses
+from transformers_ice.console.exits import clean_exit
+from transformers_ice.console.redaction import (
     find_secret_line,
     is_secret_name,
     known_secrets,
@@ -19,6 +19,7 @@ from transformers_ice.redaction import (
     redact_text,
     tokens_hidden,
 )
+from transformers_ice.hub.published_files import find_secret_files
 from transformers_ice.training import IceTrainingArguments, ModelArguments, parse_arguments, resume_command
 from transformers_ice.training.models import parse_config_overrides
 

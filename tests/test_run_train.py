@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
-from transformers_ice.command_line import clean_exit, parse_config_overrides
+from transformers_ice.console.command_line import parse_config_overrides
+from transformers_ice.console.exits import clean_exit
 from transformers_ice.data.images.pixels import input_size
 from transformers_ice.ice_deit.configuration_ice_deit import ICE_FIELDS
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor

@@ -15,9 +15,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, output_files
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.cli import demo as run_demo
 from transformers_ice.cli import explain as explain_images
+from transformers_ice.console import output_files
 from transformers_ice.data.scenes import SCENE_CLASSES
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.visualization import PICTURES

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from ..command_line import parse_dataclasses
+from ..console.command_line import parse_dataclasses
 from .analysis import explain_image, load_model, prepare_image
 from .limits import Limits
 

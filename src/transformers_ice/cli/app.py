@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from ..app import launch_app, parse_app_arguments
-from ..command_line import command
+from ..console.exits import command
 
 
 @command()

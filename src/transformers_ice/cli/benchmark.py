@@ -28,8 +28,8 @@ from dataclasses import asdict
 
 import torch
 
-from ..command_line import command
-from ..output_files import check_outputs, make_folder
+from ..console.exits import command
+from ..console.output_files import check_outputs, make_folder
 from ..speed import (
     BenchmarkArguments,
     SpeedRow,

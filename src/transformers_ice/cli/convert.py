@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from ..command_line import command, parse_dataclasses
+from ..console.command_line import parse_dataclasses
+from ..console.exits import command
+from ..console.output_files import check_outputs, write_json
 from ..conversion import ConversionReport, convert_checkpoint, read_id2label
-from ..output_files import check_outputs, write_json
 
 
 WRITTEN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")

@@ -26,11 +26,12 @@ import yaml
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from ..command_line import command, parse_dataclasses
+from ..console.command_line import parse_dataclasses
+from ..console.exits import command
+from ..console.output_files import check_outputs, make_folder, write_text
 from ..data.scenes import load_scenes
 from ..evaluation import ComparisonRow, compare_with_baselines, format_table
 from ..model_names import sample_folder
-from ..output_files import check_outputs, make_folder, write_text
 from ..training import parse_arguments as parse_training_arguments
 from ..training import run_training
 from ..training.objectives import OBJECTIVES

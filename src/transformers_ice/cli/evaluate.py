@@ -32,7 +32,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ..command_line import command
+from ..console.exits import command
+from ..console.output_files import check_outputs, make_folder, write_json, write_text
 from ..data.benchmarks import load_evaluation_set
 from ..data.benchmarks.examples import EvaluationSet
 from ..evaluation import (
@@ -60,7 +61,6 @@ from ..evaluation import (
 from ..evaluation.arguments import EvaluationArguments
 from ..explainers import EXPLAINERS
 from ..ice_deit.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
-from ..output_files import check_outputs, make_folder, write_json, write_text
 from ..speed import describe_machine
 from ..visualization import method_panel, save_figure, score_bars
 

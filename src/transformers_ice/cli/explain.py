@@ -33,10 +33,11 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from .. import PatchExplanationPipeline
-from ..command_line import command, parse_dataclasses
+from ..console.command_line import parse_dataclasses
+from ..console.exits import command
+from ..console.output_files import check_outputs, is_own_picture, make_folder, name_errors
 from ..ice_deit.image_conversion import IMAGE_ENDINGS
 from ..model_names import resolve_ice_model_name
-from ..output_files import check_outputs, is_own_picture, make_folder, name_errors
 from ..visualization import save_result
 
 

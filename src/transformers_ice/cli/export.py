@@ -36,12 +36,13 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from ..command_line import command, parse_dataclasses
+from ..console.command_line import parse_dataclasses
+from ..console.exits import command
+from ..console.output_files import check_outputs, staged, write_text
 from ..data.benchmarks import load_evaluation_set
 from ..evaluation.checkpoints import labels_by_name
 from ..export import compare_with_onnx, export_onnx, quantize_int8, score_exports
 from ..model_names import resolve_model_name
-from ..output_files import check_outputs, staged, write_text
 
 
 @dataclass

@@ -20,7 +20,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..command_line import command, parse_dataclasses
+from ..console.command_line import parse_dataclasses
+from ..console.exits import command
 from ..hub import Publication, prepare_publication, upload_publication
 
 

@@ -29,8 +29,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..command_line import command, how_called
-from ..redaction import known_secrets, redact_text
+from ..console.exits import command, how_called
+from ..console.redaction import known_secrets, redact_text
 from ..training import (
     DataArguments,
     IceTrainingArguments,

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..console.output_files import staged
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from ..output_files import staged
 from .files import read_checkpoint, read_json
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmarks: data, models and explainers in, scores out."""
 
-from ..tables import format_table
+from ..console.tables import format_table
 from .arguments import EvaluationArguments, ProtocolArguments, parse_evaluation_arguments
 from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from ..command_line import parse_dataclasses
+from ..console.command_line import parse_dataclasses
 from .protocol import Protocol
 
 

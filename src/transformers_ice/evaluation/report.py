@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..tables import format_cell, format_markdown_table, format_table
+from ..console.tables import format_cell, format_markdown_table, format_table
 from .bootstrap import Interval
 from .cost import Cost
 from .maps import CEILING

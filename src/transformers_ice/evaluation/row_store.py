@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..output_files import make_folder, replaced
+from ..console.output_files import make_folder, replaced
 
 
 __all__ = ["RowKey", "RowStore"]

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..console.output_files import staged
 from ..conversion import PREPROCESSING_FIELDS
 from ..explainers import evaluation_mode
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.patch_maps import grid_size
-from ..output_files import staged
 
 
 __all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]

@@ -15,10 +15,10 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..console.redaction import redact_text
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.patch_maps import grid_size
-from ..redaction import redact_text
 from .records import METRICS, ModelRecord, ResultEntry
 
 

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
+from ..console.redaction import known_secrets
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
-from ..redaction import known_secrets
 from .published_files import find_secret_files, sort_files
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from ..console.output_files import replaced
 from ..data.scenes import SCENE_CLASSES, Scene, draw_scene
 from ..explainers import explain
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.patch_maps import ImageGeometry, bilinear_to_image
-from ..output_files import replaced
 from ..visualization import PanelRow, explanation_panel, method_panel
 
 

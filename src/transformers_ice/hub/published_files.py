@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..console.redaction import find_secret_line
 from ..ice_deit.remote_code import remote_code_files
-from ..redaction import find_secret_line
 
 
 __all__ = ["PUBLISHED_PATTERNS", "RESUME_PATTERNS", "FolderContents", "find_secret_files", "sort_files"]

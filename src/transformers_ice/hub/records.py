@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..output_files import write_json
+from ..console.output_files import write_json
 
 
 __all__ = [

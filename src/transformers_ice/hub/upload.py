@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..redaction import known_secrets, redact_text
+from ..console.redaction import known_secrets, redact_text
 from .card import for_repository
 from .checks import check_folder
 from .fresh_process import compare_without_package

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from ..command_line import parse_dataclasses
+from ..console.command_line import parse_dataclasses
 from .variants import BACKGROUND
 
 

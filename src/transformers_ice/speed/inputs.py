@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..command_line import parse_config_overrides
+from ..console.command_line import parse_config_overrides
 from ..data.scenes import draw_scene
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..output_files import write_json
-from ..tables import format_table
+from ..console.output_files import write_json
+from ..console.tables import format_table
 from .speed import SpeedRow
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 import torch
 from transformers import TrainingArguments
 
-from ..command_line import parse_dataclasses
+from ..console.command_line import parse_dataclasses
 from ..data.images.arguments import DataArguments
 from ..ice_deit.configuration_ice_deit import ICE_FIELDS
 from ..model_names import resolve_model_name

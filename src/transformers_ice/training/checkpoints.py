@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..output_files import synchronize, write_json
+from ..console.output_files import synchronize, write_json
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.utils import logging
 
-from ..command_line import parse_config_overrides
+from ..console.command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.local_windows import split_windows

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import is_matplotlib_available, logging
 
+from ..console.output_files import make_folder
 from ..data.images.tables import LabelledImages
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.image_conversion import convert_to_rgb
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
-from ..output_files import make_folder
 from ..visualization import PanelRow, explanation_panel, save_figure
 
 

@@ -15,8 +15,8 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
+from ..console.redaction import known_secrets
 from ..hub.published_files import PUBLISHED_PATTERNS, RESUME_PATTERNS, find_secret_files, sort_files
-from ..redaction import known_secrets
 
 
 __all__ = ["push_checkpoint", "upload_checkpoint", "upload_published"]

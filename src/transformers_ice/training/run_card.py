@@ -15,12 +15,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import is_matplotlib_available, logging
 
+from ..console.output_files import write_text
+from ..console.redaction import known_secrets, redact_arguments, redact_text
 from ..data.images.arguments import DataArguments
 from ..hub.card import build_card, for_repository, read_facts
 from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
-from ..output_files import write_text
-from ..redaction import known_secrets, redact_arguments, redact_text
 from ..speed import describe_machine
 from .arguments import ModelArguments
 from .trainer import IceTrainer

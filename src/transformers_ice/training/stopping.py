@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..redaction import PLACEHOLDER, is_secret_name, redact_arguments
+from ..console.redaction import PLACEHOLDER, is_secret_name, redact_arguments
 from .checkpoints import last_complete_checkpoint
 
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
+from ..console.redaction import tokens_hidden
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from ..data.images.streamed_images import StreamedImages
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.objective_ice_deit import LOSS_PARTS
-from ..redaction import tokens_hidden
 from .checkpoints import CompletionCallback
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, use_collator

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..output_files import replaced
+from ..console.output_files import replaced
 
 
 __all__ = ["RAW_WEIGHTS_FILE", "WeightAverage", "WeightAveragingCallback", "bare_model"]

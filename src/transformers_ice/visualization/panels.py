@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..output_files import PICTURE_MARK, replaced
+from ..console.output_files import PICTURE_MARK, replaced
 from .colors import HEAT_COLORS, LEAVING_COLOR, OUTLINE_COLOR, as_rgb, class_colors, matplotlib_module
 from .outlines import outline_segments
 from .overlays import cut_out, kept_patches, overlay_class_map, overlay_heatmap

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..output_files import PICTURE_MARK, replaced
+from ..console.output_files import PICTURE_MARK, replaced
 from .colors import as_rgb, class_colors, matplotlib_module
 from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
 from .panels import PanelRow, SupportsToDict, as_mapping, explanation_panel, picture_figure, save_figure

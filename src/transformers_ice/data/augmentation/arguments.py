@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...command_line import check_number
+from ...console.command_line import check_number
 from .batch_augmentation import AugmentingCollator, BatchMixing, RandomErasing
 from .collator import ImageCollator
 from .image_augmentation import TrainingAugmentation

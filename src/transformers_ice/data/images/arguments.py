@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...command_line import check_range
+from ...console.command_line import check_range
 from ..augmentation.arguments import AugmentationArguments
 
 

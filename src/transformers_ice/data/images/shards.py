@@ -21,7 +21,7 @@ import pyarrow.parquet
 from datasets import load_dataset_builder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from ...output_files import write_json
+from ...console.output_files import write_json
 from .labels import Cells, cells_from_json, cells_to_json
 
 

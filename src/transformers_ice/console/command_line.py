@@ -6,63 +6,28 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import functools
 import json
 import re
 import sys
 import textwrap
-import traceback
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
 from transformers import HfArgumentParser
 
-from .redaction import PLACEHOLDER, argument_secrets, is_secret_name, redact_text
+from .exits import redact
+from .redaction import PLACEHOLDER, is_secret_name
 
 
 __all__ = [
     "check_number",
     "check_range",
-    "clean_exit",
-    "command",
-    "how_called",
     "parse_config_overrides",
     "parse_dataclasses",
     "print_help",
 ]
-
-
-@contextmanager
-def clean_exit() -> Iterator[None]:
-    """End the program with a message and exit code 1 where this package refused something.
-
-    What it raises as `ValueError`, and what transformers raises as `OSError` (no such model), is written for the user;
-    errors from anywhere else keep their traceback. Both are printed without tokens and passwords.
-    """
-    hook_before, sys.excepthook = sys.excepthook, _print_redacted_traceback
-    try:
-        yield
-        sys.excepthook = hook_before
-    except (ValueError, OSError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        raised_in = frame.f_globals.get("__name__", "").partition(".")[0]
-        if raised_in != ("transformers" if isinstance(error, OSError) else __name__.partition(".")[0]):
-            raise
-        sys.exit(f"Error: {_redact(str(error))}")
-
-
-def _redact(text: str) -> str:
-    return redact_text(text, argument_secrets(sys.argv[1:]))
-
-
-def _print_redacted_traceback(
-    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
-) -> None:
-    sys.stderr.write(_redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 class _RedactingParser(HfArgumentParser):
@@ -70,7 +35,7 @@ class _RedactingParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program as `argparse` does."""
-        super().error(_redact(message))
+        super().error(redact(message))
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -238,62 +203,6 @@ def _describe_option(action: argparse.Action) -> str:
     return (
         f"  {action.option_strings[0]}{choices}\n{text}" if text.strip() else f"  {action.option_strings[0]}{choices}"
     )
-
-
-def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
-    """Make a function of the arguments a command: it returns an exit code, and ends with a sentence, not a traceback.
-
-    0 after success, the function's own code, 1 where this package refused something, a file could not be read or
-    written, a library is missing or memory did not suffice, 2 for mistakes in the arguments, 130 after Ctrl-C. Errors
-    of any other kind keep their traceback. All messages are printed without tokens and passwords.
-
-    Args:
-        stopped: What to print after Ctrl-C.
-    """
-
-    def decorate(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
-        @functools.wraps(main)
-        def run(argv: Sequence[str] | None = None) -> int:
-            sys.excepthook = _print_redacted_traceback
-            try:
-                return main(list(sys.argv[1:] if argv is None else argv)) or 0
-            except KeyboardInterrupt:
-                print(stopped, file=sys.stderr)
-                return 130
-            except (OSError, ValueError, ImportError, RuntimeError) as error:
-                message = _message_for_user(error)
-                if message is None:
-                    raise
-                print(f"Error: {_redact(message)}", file=sys.stderr)
-                return 1
-
-        return run
-
-    return decorate
-
-
-def how_called(name: str) -> str:
-    """Return how a user calls a subcommand: as `transformers-ice NAME`, or by the script that was run."""
-    program = Path(sys.argv[0])
-    return (
-        f"python scripts/{program.name}"
-        if program.suffix == ".py" and program.parent.name == "scripts"
-        else f"transformers-ice {name}"
-    )
-
-
-def _message_for_user(error: BaseException) -> str | None:
-    """Return what to tell the user of an error, `None` where it is a fault of the program."""
-    message = str(error).strip()
-    if isinstance(error, RuntimeError):
-        return f"{message} Use a smaller batch." if type(error).__name__ == "OutOfMemoryError" else None
-    if isinstance(error, ValueError) and "DataLoader worker" in message:
-        return message.splitlines()[-1].partition(": ")[2] or message  # the last line of the worker's traceback
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        origin = frame.f_globals.get("__name__", "").partition(".")[0]
-        return message if origin in (__name__.partition(".")[0], "transformers", "huggingface_hub") else None
-    return message
 
 
 def _names_a_file(argv: Sequence[str]) -> bool:

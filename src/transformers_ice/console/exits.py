@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way to end: exit codes, and messages without tokens in place of tracebacks."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .redaction import argument_secrets, redact_text
+
+
+__all__ = ["clean_exit", "command", "how_called", "redact"]
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """End the program with a message and exit code 1 where this package refused something.
+
+    What it raises as `ValueError`, and what transformers raises as `OSError` (no such model), is written for the user;
+    errors from anywhere else keep their traceback. Both are printed without tokens and passwords.
+    """
+    hook_before, sys.excepthook = sys.excepthook, _print_redacted_traceback
+    try:
+        yield
+        sys.excepthook = hook_before
+    except (ValueError, OSError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        raised_in = frame.f_globals.get("__name__", "").partition(".")[0]
+        if raised_in != ("transformers" if isinstance(error, OSError) else _PACKAGE):
+            raise
+        sys.exit(f"Error: {redact(str(error))}")
+
+
+def redact(text: str) -> str:
+    """Return text without the secrets that stand on the command line."""
+    return redact_text(text, argument_secrets(sys.argv[1:]))
+
+
+def _print_redacted_traceback(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
+    """Make a function of the arguments a command: it returns an exit code, and ends with a sentence, not a traceback.
+
+    0 after success, the function's own code, 1 where this package refused something, a file could not be read or
+    written, a library is missing or memory did not suffice, 2 for mistakes in the arguments, 130 after Ctrl-C. Errors
+    of any other kind keep their traceback. All messages are printed without tokens and passwords.
+
+    Args:
+        stopped: What to print after Ctrl-C.
+    """
+
+    def decorate(main: Callable[[list[str]], int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            sys.excepthook = _print_redacted_traceback
+            try:
+                return main(list(sys.argv[1:] if argv is None else argv)) or 0
+            except KeyboardInterrupt:
+                print(stopped, file=sys.stderr)
+                return 130
+            except (OSError, ValueError, ImportError, RuntimeError) as error:
+                message = _message_for_user(error)
+                if message is None:
+                    raise
+                print(f"Error: {redact(message)}", file=sys.stderr)
+                return 1
+
+        return run
+
+    return decorate
+
+
+def how_called(name: str) -> str:
+    """Return how a user calls a subcommand: as `transformers-ice NAME`, or by the script that was run."""
+    program = Path(sys.argv[0])
+    return (
+        f"python scripts/{program.name}"
+        if program.suffix == ".py" and program.parent.name == "scripts"
+        else f"transformers-ice {name}"
+    )
+
+
+def _message_for_user(error: BaseException) -> str | None:
+    """Return what to tell the user of an error, `None` where it is a fault of the program."""
+    message = str(error).strip()
+    if isinstance(error, RuntimeError):
+        return f"{message} Use a smaller batch." if type(error).__name__ == "OutOfMemoryError" else None
+    if isinstance(error, ValueError) and "DataLoader worker" in message:
+        return message.splitlines()[-1].partition(": ")[2] or message  # the last line of the worker's traceback
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        origin = frame.f_globals.get("__name__", "").partition(".")[0]
+        return message if origin in (_PACKAGE, "transformers", "huggingface_hub") else None
+    return message

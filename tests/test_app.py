@@ -33,7 +33,7 @@ from transformers_ice.app.analysis import explain_image, load_model, prepare_ima
 from transformers_ice.app.examples import draw_examples  # noqa: E402
 from transformers_ice.app.fragments import answer_html, caption_html, figures_html, record_of  # noqa: E402
 from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
-from transformers_ice.app.methods import METHOD_NAMES, available_methods, compare_methods  # noqa: E402
+from transformers_ice.app.methods import available_methods, compare_methods, method_title  # noqa: E402
 from transformers_ice.app.page import FOREGROUND, Handlers, build_page  # noqa: E402
 from transformers_ice.app.pictures import (  # noqa: E402
     VIEWS,
@@ -46,7 +46,7 @@ from transformers_ice.app.pictures import (  # noqa: E402
     draw_method,
 )
 from transformers_ice.app.pruning import PruningSetting, measure_pruning, missing_heads  # noqa: E402
-from transformers_ice.explainers import EXPLAINERS  # noqa: E402
+from transformers_ice.explainers import EXPLAINERS, Explainer  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,8 +183,25 @@ def test_visitor_waits_no_longer_than_the_limit_and_the_next_one_is_served():
     assert worker.run(lambda _: "served") == "served"
 
 
-def test_every_method_has_a_name_and_its_map_fits_the_picture(loaded):
-    assert set(METHOD_NAMES) == set(EXPLAINERS) - {"ice"}
+def test_every_explainer_has_a_title_of_its_own():
+    titles = {name: method_title(name) for name in EXPLAINERS}
+    assert len(set(titles.values())) == len(EXPLAINERS)
+    assert titles["raw_attention"] == "Raw attention"  # from its name
+    assert titles["token_grad_cam"] == EXPLAINERS["token_grad_cam"].title == "Token Grad-CAM"
+
+
+def test_registered_explainer_is_offered_by_its_title(loaded, monkeypatch):
+    def brightness(model, pixel_values, target=None):
+        return pixel_values.mean(dim=1)
+
+    monkeypatch.setitem(EXPLAINERS, "brightness", Explainer(brightness, takes_target=False, title="How bright"))
+    assert available_methods()["brightness"] == "How bright"
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    (result,) = compare_methods(loaded, image, ["brightness"], None, Deadline(60))
+    assert (result.name, result.knows_target, result.heatmap.shape) == ("How bright", False, image.shown_size)
+
+
+def test_map_of_a_method_fits_the_picture(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     chosen = ["rollout", "grad_cam", "full_lrp"]
     assert set(chosen) <= set(available_methods())

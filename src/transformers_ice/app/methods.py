@@ -16,29 +16,9 @@ from .analysis import LoadedModel, PreparedImage
 from .limits import Deadline
 
 
-__all__ = ["DEFAULT_METHODS", "METHOD_NAMES", "MethodMap", "available_methods", "compare_methods"]
+__all__ = ["DEFAULT_METHODS", "MethodMap", "available_methods", "compare_methods", "method_title"]
 
 DEFAULT_METHODS = ("raw_attention", "rollout", "grad_cam", "generic_attention")
-METHOD_NAMES = {
-    "ice_hard": "ICE, yes or no",
-    "raw_attention": "Raw attention",
-    "rollout": "Attention rollout",
-    "grad_cam": "Grad-CAM",
-    "generic_attention": "Generic attention",
-    "legrad": "LeGrad",
-    "transformer_attribution": "Transformer attribution",
-    "partial_lrp": "Partial LRP",
-    "full_lrp": "Full LRP",
-    "saliency": "Saliency",
-    "input_x_gradient": "Input x gradient",
-    "integrated_gradients": "Integrated gradients",
-    "smooth_grad": "SmoothGrad",
-    "gradient_shap": "Gradient SHAP",
-    "feature_ablation": "Feature ablation",
-    "occlusion": "Occlusion",
-    "token_grad_cam": "Token Grad-CAM",
-    "layer_cam": "Layer-CAM",
-}
 
 
 @dataclass(frozen=True)
@@ -60,10 +40,15 @@ class MethodMap:
     problem: str = ""
 
 
+def method_title(name: str) -> str:
+    """Return the words that stand for a name in `EXPLAINERS`."""
+    return EXPLAINERS[name].title or name.replace("_", " ").capitalize()
+
+
 def available_methods() -> dict[str, str]:
     """Return the methods whose libraries are installed, name in `EXPLAINERS` to name in words; without ICE itself."""
     return {
-        name: METHOD_NAMES.get(name, name.replace("_", " "))
+        name: method_title(name)
         for name, explainer in EXPLAINERS.items()
         if name != "ice" and (explainer.library is None or find_spec(explainer.library) is not None)
     }
@@ -95,7 +80,7 @@ def compare_methods(
 
 
 def _run(loaded: LoadedModel, image: PreparedImage, method: str, target: int | None) -> MethodMap:
-    name, knows_target = METHOD_NAMES.get(method, method), EXPLAINERS[method].takes_target
+    name, knows_target = method_title(method), EXPLAINERS[method].takes_target
     start = time.perf_counter()
     try:
         (relevance,) = explain(loaded.model, image.pixel_values, method, target if knows_target else None)

@@ -33,6 +33,7 @@ class Explainer:
             pixels.
         resolution: "patch", or "pixel" for maps `(batch_size, height, width)`.
         library: What has to be installed for it, if anything.
+        title: Its name in user interfaces, such as the app; without one, its key in `EXPLAINERS` in words.
     """
 
     function: Callable[..., Tensor]
@@ -42,6 +43,7 @@ class Explainer:
     is_hard: bool = False
     resolution: Literal["patch", "pixel"] = "patch"
     library: str | None = None
+    title: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -54,25 +56,29 @@ class Explainer:
 
 
 EXPLAINERS: dict[str, Explainer] = {
-    "ice": Explainer(ice, model="ice"),
-    "ice_hard": Explainer(ice_hard, model="ice", is_hard=True),
+    "ice": Explainer(ice, model="ice", title="ICE"),
+    "ice_hard": Explainer(ice_hard, model="ice", is_hard=True, title="ICE, yes or no"),
     "raw_attention": Explainer(attention_based.raw_attention, takes_target=False),
-    "rollout": Explainer(attention_based.rollout, takes_target=False),
-    "grad_cam": Explainer(gradient_based.grad_cam, needs_gradient=True),
+    "rollout": Explainer(attention_based.rollout, takes_target=False, title="Attention rollout"),
+    "grad_cam": Explainer(gradient_based.grad_cam, needs_gradient=True, title="Grad-CAM"),
     "generic_attention": Explainer(gradient_based.generic_attention, needs_gradient=True),
-    "legrad": Explainer(gradient_based.legrad, needs_gradient=True),
+    "legrad": Explainer(gradient_based.legrad, needs_gradient=True, title="LeGrad"),
     "transformer_attribution": Explainer(relevance_based.transformer_attribution, needs_gradient=True),
-    "partial_lrp": Explainer(relevance_based.partial_lrp),
-    "full_lrp": Explainer(relevance_based.full_lrp, resolution="pixel"),
+    "partial_lrp": Explainer(relevance_based.partial_lrp, title="Partial LRP"),
+    "full_lrp": Explainer(relevance_based.full_lrp, resolution="pixel", title="Full LRP"),
     "saliency": Explainer(captum_based.saliency, needs_gradient=True, library="captum"),
     "input_x_gradient": Explainer(captum_based.input_x_gradient, needs_gradient=True, library="captum"),
     "integrated_gradients": Explainer(captum_based.integrated_gradients, needs_gradient=True, library="captum"),
-    "smooth_grad": Explainer(captum_based.smooth_grad, needs_gradient=True, library="captum"),
-    "gradient_shap": Explainer(captum_based.gradient_shap, needs_gradient=True, library="captum"),
+    "smooth_grad": Explainer(captum_based.smooth_grad, needs_gradient=True, library="captum", title="SmoothGrad"),
+    "gradient_shap": Explainer(
+        captum_based.gradient_shap, needs_gradient=True, library="captum", title="Gradient SHAP"
+    ),
     "feature_ablation": Explainer(captum_based.feature_ablation, library="captum"),
     "occlusion": Explainer(captum_based.occlusion, library="captum"),
-    "token_grad_cam": Explainer(torchcam_based.token_grad_cam, needs_gradient=True, library="torchcam"),
-    "layer_cam": Explainer(torchcam_based.layer_cam, needs_gradient=True, library="torchcam"),
+    "token_grad_cam": Explainer(
+        torchcam_based.token_grad_cam, needs_gradient=True, library="torchcam", title="Token Grad-CAM"
+    ),
+    "layer_cam": Explainer(torchcam_based.layer_cam, needs_gradient=True, library="torchcam", title="Layer-CAM"),
 }
 HARD_EXPLAINERS = frozenset(name for name, explainer in EXPLAINERS.items() if explainer.is_hard)
 

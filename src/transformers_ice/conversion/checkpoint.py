@@ -51,13 +51,13 @@ PREPROCESSING_FIELDS = (
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Account for a conversion.
+    """Account of a conversion.
 
     Args:
         layout: Naming of the source, a key of `KEY_LAYOUTS`.
         num_source_keys: Tensors found.
         num_converted_keys: Tensors of the result that come from the source; a fused `qkv` becomes three.
-        dropped_keys: Source name -> why it was left behind.
+        dropped_keys: Source name -> why it was dropped.
         initialized_keys: Tensors of the result that the source does not have; they hold random values.
         output_dir: Folder that was written, `None` if none was.
         sizes: What the configuration says of the model's shape.

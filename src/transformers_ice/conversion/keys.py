@@ -37,7 +37,7 @@ _SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
 
 
 class ConvertedKeys(NamedTuple):
-    """Hold renamed weights and the account of their keys."""
+    """Renamed weights and the account of their keys."""
 
     state_dict: dict[str, Tensor]
     layout: str

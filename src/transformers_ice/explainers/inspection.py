@@ -79,7 +79,7 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        # a layer inside which patches leave returns more behind its tokens
+        # a layer inside which patches are pruned returns more after its tokens
         calls[module] = (arguments[0], result[0] if isinstance(result, tuple) else result)
 
     handles = [module.register_forward_hook(note) for module in modules]
@@ -118,9 +118,9 @@ def _configs(model: PreTrainedModel) -> list[Any]:
 
 @contextmanager
 def full_grid(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model whose patches leave compute all of them, and hide those that left, inside the block.
+    """Let a model that prunes compute all patches, and mask out those that are pruned, inside the block.
 
-    Its answers do not change, and attention, hidden states and their gradients have the shape of the full grid.
+    Its outputs do not change, and attention, hidden states and their gradients have the shape of the full grid.
 
     Args:
         model: Any model of transformers.

@@ -2,7 +2,7 @@
 """Families of transformers whose checkpoints become ICE-DeiT: one entry each, read by loading and by conversion.
 
 A new family is one entry of `SOURCE_FAMILIES`; what its files are called outside transformers is in the package's
-`conversion/key_layouts.py`. The encoder stays DeiT's plain pre-norm encoder: an entry fits it to a checkpoint.
+`conversion/key_layouts.py`. The encoder is still DeiT's plain pre-norm encoder: an entry fits it to a checkpoint.
 """
 
 import re

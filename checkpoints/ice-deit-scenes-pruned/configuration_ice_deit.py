@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from .adversarial_normalization import CLASSIFICATION_LOSSES
 from .configuration_fields import as_pair, check_choice, check_fields, check_interval, ice_field, refuse_near_misses
 from .objective_ice_deit import LOSS_PARTS
+from .source_families import SOURCE_FAMILIES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
 
@@ -24,9 +25,6 @@ _DEIT_INTERVALS = {
     "num_hidden_layers": "[0, inf)",
     "initializer_range": "(0, inf)",
 }
-
-# Families whose folders load as ICE-DeiT: Hub DeiT models without a distillation token are of type "vit".
-_SOURCE_MODEL_TYPES = ("vit", "deit")
 
 
 @strict
@@ -222,7 +220,7 @@ class IceDeiTConfig(DeiTConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Read a configuration; one of an HF ViT or DeiT classifier becomes that of the ICE model it starts.
+        """Read a configuration; that of a family in `SOURCE_FAMILIES` becomes that of the ICE model it starts.
 
         Such a checkpoint has no trained patch head, so its `logits_source` is "cls": it classifies as before.
 
@@ -238,8 +236,9 @@ class IceDeiTConfig(DeiTConfig):
         """
         refuse_near_misses(kwargs, ICE_FIELDS)
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") in _SOURCE_MODEL_TYPES:
-            config_dict = _adopt_source_config(config_dict)
+        family = SOURCE_FAMILIES.get(config_dict.get("model_type", ""))
+        if family is not None:
+            config_dict = {**family.adopt_config(config_dict), "model_type": cls.model_type}
         return config_dict, unused
 
     @property
@@ -383,20 +382,5 @@ class IceDeiTConfig(DeiTConfig):
 
 ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}
 """Fields that ICE adds to DeiT, by name; `metadata` holds what `ice_field` was given."""
-
-
-def _adopt_source_config(config_dict: dict) -> dict:
-    has_token = config_dict["model_type"] == "deit"
-    with_teacher = "DeiTForImageClassificationWithTeacher" in (config_dict.get("architectures") or [])
-    return {
-        # `ViTConfig` and `DeiTConfig` leave their default eps out of no file, but be exact if one did
-        "layer_norm_eps": 1e-12,
-        **config_dict,
-        "use_distillation_token": has_token,
-        "use_distillation_head": has_token and with_teacher,
-        "logits_source": "cls",
-        "model_type": IceDeiTConfig.model_type,
-    }
-
 
 __all__ = ["ICE_FIELDS", "IceDeiTConfig", "as_pair"]

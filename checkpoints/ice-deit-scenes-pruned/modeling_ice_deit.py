@@ -33,6 +33,7 @@ from .local_windows import join_windows, split_windows
 from .objective_ice_deit import ObjectiveInputs, compute_losses
 from .packed_attention import Packing, attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
+from .source_families import unused_key_patterns
 from .token_layouts import choose_layout
 from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, TokenLayout, foreground_policy, num_kept
 
@@ -398,7 +399,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"classifier\.", r"mask_token$", r"pruning_heads\."]
+    _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"classifier\.", r"pruning_heads\."]
 
     def __init__(self, config: IceDeiTConfig) -> None:
         # not DeiT's own constructor: it would build and initialise modules only to have them replaced
@@ -549,7 +550,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
 class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
     """Classify images by their foreground patches, and give the logits of each patch."""
 
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token$", r"pruning_heads\."]
+    _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"pruning_heads\."]
 
     def __init__(self, config: IceDeiTConfig) -> None:
         super().__init__(config)
@@ -623,9 +624,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             is_training=self.training,
             cls_logits=cls_logits,
             pixel_values=pixel_values,
-            grid_size=self.deit.embeddings.grid_size_of(pixel_values),
-            patch_size=self.deit.embeddings.patch_size,
-            encode_windows=self.deit.encode_windows,
+            encoder=self.deit,
             pruning_logits=encoded.pruning_logits,
             last_patch_logits=encoded.last_patch_logits,
             patch_exit_layer=encoded.patch_exit_layer,

@@ -14,20 +14,7 @@ from transformers.models.deit.modeling_deit import DeiTEmbeddings, DeiTPreTraine
 
 from .configuration_ice_deit import IceDeiTConfig
 from .remote_code import copy_remote_code, remote_code_entries
-
-
-# The Hub has two families in two key layouts; one table reads all four (vit/deit prefix, `encoder.layer.N` names).
-_ENCODER_RENAMINGS = (
-    (r"^vit\.", "deit."),
-    (r"encoder\.layer\.", "layers."),
-    (r"attention\.attention\.query", "attention.q_proj"),
-    (r"attention\.attention\.key", "attention.k_proj"),
-    (r"attention\.attention\.value", "attention.v_proj"),
-    (r"attention\.output\.dense", "attention.o_proj"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-)
-_HEAD_RENAMINGS = (_ENCODER_RENAMINGS[0], (r"^cls_classifier\.", "classifier."))
+from .source_families import encoder_renamings, prefix_renamings
 
 
 def _pruning_keys(loading_info: dict[str, Any]) -> list[str]:
@@ -126,10 +113,12 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
 
 def _register_for_loading() -> None:
     """Tell transformers how to read Hub checkpoints into these classes; its tables skip code outside transformers."""
+    # the encoder inside a classifier is renamed by the table of `IceDeiTModel`
+    of_classifiers = [*prefix_renamings(), (r"^cls_classifier\.", "classifier.")]
     for class_name, renamings in (
-        ("IceDeiTModel", _ENCODER_RENAMINGS),
-        ("IceDeiTForImageClassification", _HEAD_RENAMINGS),
-        ("IceDeiTForSemanticSegmentation", _HEAD_RENAMINGS),
+        ("IceDeiTModel", encoder_renamings()),
+        ("IceDeiTForImageClassification", of_classifiers),
+        ("IceDeiTForSemanticSegmentation", of_classifiers),
     ):
         # the type allows for converters too, which these layouts do not need
         table: list[WeightConverter | WeightRenaming] = [WeightRenaming(old, new) for old, new in renamings]

@@ -26,6 +26,7 @@ from .adversarial_normalization import (
     pool_patches,
     pool_softly,
 )
+from .encoder_interface import IceEncoder
 from .local_windows import every_nth, local_distillation_loss, patch_appearance, smoothing_weights
 from .token_pruning import gate_loss
 
@@ -42,9 +43,7 @@ class ObjectiveInputs:
         is_training: Whether the model trains; the foreground ratio is then a mean over all processes.
         cls_logits: `(batch_size, num_labels)`, of the classifier of the prefix tokens.
         pixel_values: `(batch_size, num_channels, height, width)`.
-        grid_size: Rows and columns of the patch grid.
-        patch_size: Height and width of a patch in pixels.
-        encode_windows: Maps images to the patch logits that the model computes within local windows.
+        encoder: The model's encoder, which the local windows run through.
         pruning_logits: Per pruning layer, what its head predicts of every patch; `None` unless the heads are trained.
         last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, of the last head, also of pruned patches.
         patch_exit_layer: `(batch_size, num_patches)`, int.
@@ -57,9 +56,7 @@ class ObjectiveInputs:
     is_training: bool = False
     cls_logits: Tensor | None = None
     pixel_values: Tensor | None = None
-    grid_size: tuple[int, int] = (0, 0)
-    patch_size: tuple[int, int] = (0, 0)
-    encode_windows: Callable[[Tensor], Tensor] | None = None
+    encoder: IceEncoder | None = None
     pruning_logits: tuple[Tensor, ...] | None = None
     last_patch_logits: Tensor | None = None
     patch_exit_layer: Tensor | None = None
@@ -150,18 +147,18 @@ def _cls_loss(inputs: ObjectiveInputs) -> Tensor | None:
 
 def _local_loss(inputs: ObjectiveInputs) -> Tensor | None:
     """Return the ICE loss in local windows, plus the distillation from windows to the full image."""
-    config, pixel_values, encode_windows = inputs.config, inputs.pixel_values, inputs.encode_windows
+    config, pixel_values, encoder = inputs.config, inputs.pixel_values, inputs.encoder
     is_used = inputs.is_training and config.num_local_windows and config.local_loss_weight
-    if not is_used or pixel_values is None or encode_windows is None:
+    if not is_used or pixel_values is None or encoder is None:
         return None
     images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, inputs.targets))
-    window_logits = encode_windows(images)  # -> (num_images, num_patches, num_labels + 1)
+    window_logits = encoder.encode_windows(images)  # -> (num_images, num_patches, num_labels + 1)
     loss = ice_losses(inputs.of_head(window_logits, targets))["loss"]
     if not config.local_distillation_weight:
         return loss
     smoothing = smoothing_weights(
-        patch_appearance(images, inputs.patch_size),
-        inputs.grid_size,
+        patch_appearance(images, encoder.embeddings.patch_size),
+        encoder.embeddings.grid_size_of(images),
         config.local_appearance_weight,
         config.local_smoothing_steps,
     )

@@ -34,8 +34,8 @@ CUSTOM_PIPELINES = {
 def remote_code_entries(config: PreTrainedConfig) -> Iterator[None]:
     """Let a configuration name the code of its folder while it is written.
 
-    Only then: where this package is installed, a living configuration with these entries would make `pipeline` ask for
-    `trust_remote_code` although the classes are at hand.
+    Only then: where this package is installed, an instantiated configuration with these entries would make `pipeline`
+    ask for `trust_remote_code` although the classes are at hand.
     """
     config.auto_map = dict(AUTO_MAP)
     config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}

@@ -8,7 +8,8 @@ the weights, every key is accounted for, and no code of a checkpoint runs.
 
 from .checkpoint import PREPROCESSING_FIELDS, ConversionReport, convert_checkpoint, convert_state_dict, read_id2label
 from .files import ALLOWED_GLOBALS, read_checkpoint
-from .keys import DROPPED_KEYS, KEY_TABLES, revert_state_dict
+from .key_layouts import DROPPED_KEYS, KEY_TABLES
+from .keys import revert_state_dict
 from .sizes import config_from_state_dict
 
 

@@ -18,7 +18,9 @@ from ..console.output_files import staged
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.source_families import SOURCE_FAMILIES
 from .files import read_checkpoint, read_json
+from .key_layouts import KEY_LAYOUTS
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes
 
@@ -31,7 +33,7 @@ __all__ = [
     "read_id2label",
 ]
 
-_MODEL_TYPES = ("vit", "deit", "ice_deit")
+_MODEL_TYPES = (*SOURCE_FAMILIES, IceDeiTConfig.model_type)
 _PATCH_HEAD = "deit.patch_head."
 PREPROCESSING_FIELDS = (
     "do_resize",
@@ -49,13 +51,13 @@ PREPROCESSING_FIELDS = (
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Account for a conversion.
+    """Account of a conversion.
 
     Args:
-        layout: Naming of the source, a key of `keys.KEY_TABLES`.
+        layout: Naming of the source, a key of `KEY_LAYOUTS`.
         num_source_keys: Tensors found.
         num_converted_keys: Tensors of the result that come from the source; a fused `qkv` becomes three.
-        dropped_keys: Source name -> why it was left behind.
+        dropped_keys: Source name -> why it was dropped.
         initialized_keys: Tensors of the result that the source does not have; they hold random values.
         output_dir: Folder that was written, `None` if none was.
         sizes: What the configuration says of the model's shape.
@@ -122,7 +124,7 @@ def convert_checkpoint(
         base_config=base_config,
     )
     model, initialized_keys = _build_model(config, state_dict, report.layout)
-    image_processor, preprocessing_source = _build_image_processor(source, config)
+    image_processor, preprocessing_source = _build_image_processor(source, config, report.layout)
     _write_folder(source, target, model, image_processor)
     return replace(
         report,
@@ -240,7 +242,7 @@ def _build_model(
     return model.eval(), tuple(initial)
 
 
-def _build_image_processor(source: Path, config: IceDeiTConfig) -> tuple[IceDeiTImageProcessor, str]:
+def _build_image_processor(source: Path, config: IceDeiTConfig, layout: str) -> tuple[IceDeiTImageProcessor, str]:
     """Return the image processor for the model, and where its numbers are from."""
     if (source / "preprocessor_config.json").is_file():
         # its own class knows the defaults that older files leave out
@@ -253,7 +255,8 @@ def _build_image_processor(source: Path, config: IceDeiTConfig) -> tuple[IceDeiT
             ) from error
         return IceDeiTImageProcessor(**_preprocessing_of(own)), "preprocessor_config.json of the checkpoint"
     height, width = as_pair(config.image_size)
-    fields: dict[str, Any] = {"size": {"height": height, "width": width}}
+    default = KEY_LAYOUTS[layout].preprocessing
+    fields: dict[str, Any] = {**default.fields, "size": {"height": height, "width": width}}
     if (source / "config.json").is_file():
         timm = read_json(source / "config.json").get("pretrained_cfg") or {}
         named = {"image_mean": timm.get("mean"), "image_std": timm.get("std")}
@@ -261,7 +264,7 @@ def _build_image_processor(source: Path, config: IceDeiTConfig) -> tuple[IceDeiT
         fields.update({name: value for name, value in named.items() if value is not None})
         if timm:
             return IceDeiTImageProcessor(**fields), "pretrained_cfg of timm (without its crop)"
-    return IceDeiTImageProcessor(**fields), "ImageNet (the checkpoint states none)"
+    return IceDeiTImageProcessor(**fields), f"{default.name} (the checkpoint states none)"
 
 
 def _preprocessing_of(image_processor: Any) -> dict[str, Any]:

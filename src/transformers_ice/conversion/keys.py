@@ -13,86 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ice_deit.source_families import SOURCE_FAMILIES, key_pattern
+from .key_layouts import DROPPED_KEYS, KEY_TABLES, UNSUPPORTED_KEYS
 
-__all__ = ["DROPPED_KEYS", "KEY_TABLES", "ConvertedKeys", "convert_keys", "revert_state_dict", "source_key"]
+
+__all__ = ["ConvertedKeys", "convert_keys", "revert_state_dict", "source_key"]
 
 # fmt: off
-_TRANSFORMERS_SHARED = (
-    ("embeddings.cls_token",                             "deit.embeddings.cls_token"),
-    ("embeddings.distillation_token",                    "deit.embeddings.distillation_token"),
-    ("embeddings.position_embeddings",                   "deit.embeddings.position_embeddings"),
-    ("embeddings.patch_embeddings.projection.{p}",       "deit.embeddings.patch_embeddings.projection.{p}"),
-    ("layernorm.{p}",                                    "deit.layernorm.{p}"),
-    ("classifier.{p}",                                   "classifier.{p}"),
-    ("cls_classifier.{p}",                               "classifier.{p}"),
-    ("distillation_classifier.{p}",                      "distillation_classifier.{p}"),
-    ("patch_head.weight",                                "deit.patch_head.weight"),
-    ("patch_head.fc1.{p}",                               "deit.patch_head.fc1.{p}"),
-    ("patch_head.fc2.weight",                            "deit.patch_head.fc2.weight"),
-)
-
-KEY_TABLES: dict[str, tuple[tuple[str, str], ...]] = {
-    "timm": (
-        ("cls_token",                                        "deit.embeddings.cls_token"),
-        ("dist_token",                                       "deit.embeddings.distillation_token"),
-        ("pos_embed",                                        "deit.embeddings.position_embeddings"),
-        ("patch_embed.proj.{p}",                             "deit.embeddings.patch_embeddings.projection.{p}"),
-        ("blocks.{n}.norm1.{p}",                             "deit.layers.{n}.layernorm_before.{p}"),
-        ("blocks.{n}.attn.qkv.{p}",                          "deit.layers.{n}.attention.qkv_proj.{p}"),
-        ("blocks.{n}.attn.proj.{p}",                         "deit.layers.{n}.attention.o_proj.{p}"),
-        ("blocks.{n}.norm2.{p}",                             "deit.layers.{n}.layernorm_after.{p}"),
-        ("blocks.{n}.mlp.fc1.{p}",                           "deit.layers.{n}.mlp.fc1.{p}"),
-        ("blocks.{n}.mlp.fc2.{p}",                           "deit.layers.{n}.mlp.fc2.{p}"),
-        ("norm.{p}",                                         "deit.layernorm.{p}"),
-        ("head.{p}",                                         "classifier.{p}"),
-        ("head_dist.{p}",                                    "distillation_classifier.{p}"),
-        ("mlp_head.weight",                                  "deit.patch_head.weight"),
-    ),
-    "transformers (old)": (
-        ("encoder.layer.{n}.layernorm_before.{p}",           "deit.layers.{n}.layernorm_before.{p}"),
-        ("encoder.layer.{n}.attention.attention.query.{p}",  "deit.layers.{n}.attention.q_proj.{p}"),
-        ("encoder.layer.{n}.attention.attention.key.{p}",    "deit.layers.{n}.attention.k_proj.{p}"),
-        ("encoder.layer.{n}.attention.attention.value.{p}",  "deit.layers.{n}.attention.v_proj.{p}"),
-        ("encoder.layer.{n}.attention.output.dense.{p}",     "deit.layers.{n}.attention.o_proj.{p}"),
-        ("encoder.layer.{n}.layernorm_after.{p}",            "deit.layers.{n}.layernorm_after.{p}"),
-        ("encoder.layer.{n}.intermediate.dense.{p}",         "deit.layers.{n}.mlp.fc1.{p}"),
-        ("encoder.layer.{n}.output.dense.{p}",               "deit.layers.{n}.mlp.fc2.{p}"),
-        *_TRANSFORMERS_SHARED,
-    ),
-    "transformers": (
-        ("layers.{n}.layernorm_before.{p}",                  "deit.layers.{n}.layernorm_before.{p}"),
-        ("layers.{n}.attention.q_proj.{p}",                  "deit.layers.{n}.attention.q_proj.{p}"),
-        ("layers.{n}.attention.k_proj.{p}",                  "deit.layers.{n}.attention.k_proj.{p}"),
-        ("layers.{n}.attention.v_proj.{p}",                  "deit.layers.{n}.attention.v_proj.{p}"),
-        ("layers.{n}.attention.o_proj.{p}",                  "deit.layers.{n}.attention.o_proj.{p}"),
-        ("layers.{n}.layernorm_after.{p}",                   "deit.layers.{n}.layernorm_after.{p}"),
-        ("layers.{n}.mlp.fc1.{p}",                           "deit.layers.{n}.mlp.fc1.{p}"),
-        ("layers.{n}.mlp.fc2.{p}",                           "deit.layers.{n}.mlp.fc2.{p}"),
-        *_TRANSFORMERS_SHARED,
-    ),
-}
-"""Published name -> name in `IceDeiTForImageClassification`, per naming. `{n}` is the layer, `{p}` weight or bias. The
-fused `qkv` of timm keeps one row (`qkv_proj`) and is split afterwards; `vit.` or `deit.` is taken off before."""
-
-DROPPED_KEYS = {
-    "pooler.dense.{p}":       "the pooler stands beside the classifier, which does not read it",
-    "embeddings.mask_token":  "the mask token serves masked-image training only",
-    "mask_token":             "the mask token serves masked-image training only",
-    "decoder.0.{p}":          "the decoder redraws pixels in masked-image training only",
-}
-"""Known tensors that classification does not need -> the reason they are left behind."""
-
-# These change what the model computes, so dropping them would be wrong.
-_UNSUPPORTED_KEYS = {
-    r"pre_logits\.":                  "the classifier sits on an extra layer, which DeiT does not have",
-    r"blocks\.\d+\.ls[12]\.":         "LayerScale, which DeiT does not have",
-    r"blocks\.\d+\.attn\.[qk]_norm":  "normalised queries and keys, which DeiT does not have",
-    r"norm_pre\.":                    "a norm before the layers, which DeiT does not have",
-    r"fc_norm\.":                     "the classifier reads the mean of the patches instead of [CLS]",
-    r"reg_token":                     "register tokens, which DeiT does not have",
-    r"mlp_head\.bias":                "the published patch head has no bias",
-}
-
 # A group is there as a whole or not at all; everything else in a table has to be there.
 _OPTIONAL_GROUPS = (
     re.compile(r".*\.attention\.(qkv|[qkv])_proj\.bias"),
@@ -104,13 +31,13 @@ _OPTIONAL_GROUPS = (
 # fmt: on
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
-_FAMILY_PREFIX = re.compile(r"^(?:vit|deit)\.")
+_FAMILY_PREFIX = re.compile("|".join(rf"^{re.escape(family.key_prefix)}" for family in SOURCE_FAMILIES.values()))
 _FUSED = re.compile(r"(.*\.attention\.)qkv_proj(\..*)")
 _SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
 
 
 class ConvertedKeys(NamedTuple):
-    """Hold renamed weights and the account of their keys."""
+    """Renamed weights and the account of their keys."""
 
     state_dict: dict[str, Tensor]
     layout: str
@@ -216,15 +143,9 @@ def _detect_layout(names: Iterable[str]) -> str:
     return layout
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    """Return a template as a regular expression with the groups n and p."""
-    escaped = re.escape(template).replace(r"\{n\}", r"(?P<n>0|[1-9]\d{0,3})")
-    return re.compile(escaped.replace(r"\{p\}", "(?P<p>weight|bias)"))
-
-
 # compiled once: a checkpoint has some hundred keys, each tried on every row
 _PATTERNS = {
-    template: _pattern(template)
+    template: key_pattern(template)
     for template in [name for table in KEY_TABLES.values() for row in table for name in row] + list(DROPPED_KEYS)
 }
 
@@ -286,7 +207,7 @@ def _refuse_unaccounted(layout: str, unknown: list[str], missing: list[str], dou
 
 def _explain(key: str) -> str:
     """Return an unknown key, with what it stands for if that is known."""
-    meaning = next((text for pattern, text in _UNSUPPORTED_KEYS.items() if re.search(pattern, key)), None)
+    meaning = next((text for pattern, text in UNSUPPORTED_KEYS.items() if re.search(pattern, key)), None)
     return f"{key} ({meaning})" if meaning else key
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..ice_deit import patch_maps
 from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.encoder_interface import Encoder
 
 
 __all__ = [
@@ -78,7 +79,7 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        # a layer inside which patches leave returns more behind its tokens
+        # a layer inside which patches are pruned returns more after its tokens
         calls[module] = (arguments[0], result[0] if isinstance(result, tuple) else result)
 
     handles = [module.register_forward_hook(note) for module in modules]
@@ -117,9 +118,9 @@ def _configs(model: PreTrainedModel) -> list[Any]:
 
 @contextmanager
 def full_grid(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model whose patches leave compute all of them, and hide those that left, inside the block.
+    """Let a model that prunes compute all patches, and mask out those that are pruned, inside the block.
 
-    Its answers do not change, and attention, hidden states and their gradients have the shape of the full grid.
+    Its outputs do not change, and attention, hidden states and their gradients have the shape of the full grid.
 
     Args:
         model: Any model of transformers.
@@ -168,9 +169,10 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor
     return outputs.attentions
 
 
-def encoder_of(model: PreTrainedModel) -> Any:
-    """Return the encoder of a ViT, DeiT or ICE model; untyped, as transformers does not type its parts."""
-    return model.base_model
+def encoder_of(model: PreTrainedModel) -> Encoder:
+    """Return the encoder of a ViT, DeiT or ICE model, with or without a head."""
+    encoder: Any = model.base_model
+    return encoder
 
 
 def forward_options(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, bool]:
@@ -212,7 +214,10 @@ def check_start_layer(start_layer: int, model: PreTrainedModel) -> None:
 
 
 def num_prefix_tokens(model: PreTrainedModel) -> int:
-    """Return how many tokens stand before the patches, counted in the position embeddings (1 for ViT, 2 for DeiT).
+    """Return the number of tokens before the patches: [CLS], a distillation token, registers (1 for ViT, 2 for DeiT).
+
+    The embeddings of an ICE model name it. Others are counted: the positions that no patch has, and the registers of
+    the configuration, which have no position.
 
     Args:
         model: A ViT, DeiT or ICE model, with or without a head.
@@ -228,7 +233,8 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
             "which has no `embeddings.position_embeddings` over patches."
         )
     rows, columns = patch_maps.grid_size(as_pair(model.config.image_size), as_pair(model.config.patch_size))
-    return positions.shape[1] - rows * columns
+    counted = positions.shape[1] - rows * columns + (getattr(model.config, "num_register_tokens", None) or 0)
+    return getattr(embeddings, "num_prefix_tokens", counted)
 
 
 def grid_size(model: PreTrainedModel, pixel_values: Tensor) -> tuple[int, int]:

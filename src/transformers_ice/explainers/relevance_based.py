@@ -125,7 +125,7 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
 
 @dataclass(frozen=True)
 class _Rules:
-    """Hold what differs between the methods: see `linear_rule` and `addition_rule`."""
+    """Differences between the methods: see `linear_rule` and `addition_rule`."""
 
     joint: bool
     rescale: bool
@@ -137,7 +137,7 @@ _LRP_RULES = _Rules(joint=False, rescale=False)
 
 @dataclass(frozen=True)
 class _Trace:
-    """Hold what one forward pass left: calls by module, attention and its gradients by layer, and the targets."""
+    """Trace of one forward pass: calls by module, attention and its gradients by layer, and the targets."""
 
     model: PreTrainedModel
     calls: dict[nn.Module, tuple[Tensor, Tensor]]
@@ -156,7 +156,7 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Step:
-    """Hold the relevance of one layer: of its attention `(batch_size, heads, tokens, tokens)` and of its input."""
+    """Relevance of one layer: of its attention `(batch_size, heads, tokens, tokens)` and of its input."""
 
     index: int
     attention: Tensor

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ice_deit.encoder_interface import IceEncoder
 from ..ice_deit.token_pruning import KeepPolicy
 
 
@@ -114,7 +115,8 @@ def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iter
     Yields:
         Nothing; restores the model's own decision on exit.
     """
-    encoder, before = model.deit, model.deit.keep_policy
+    encoder: IceEncoder = model.base_model
+    before = encoder.keep_policy
     encoder.keep_policy = smallest_margins(counts, layers)
     try:
         yield

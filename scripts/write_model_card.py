@@ -52,7 +52,7 @@ from transformers_ice.hub import (
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
 from transformers_ice.hub.pictures import draw_explanations, write_example_image
 from transformers_ice.hub.records import entries_from_evaluation, weights_digest
-from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
+from transformers_ice.training.run_card import MARK, RECORD_FILE, describe_hardware
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
         record.name,
         seed=record.training.seed,
         command=shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)]),
-        hardware=hardware_in_words(),
+        hardware=describe_hardware(),
         date=date.today().isoformat(),
     )
     record = replace(record, results=results, weights_sha256=weights_digest(folder), is_template=False, output="")

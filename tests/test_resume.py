@@ -233,7 +233,7 @@ def test_stop_signal_saves_and_the_resumed_run_equals_the_whole(
     assert code == 128 + number
     assert signal.getsignal(number) == before
     message = capsys.readouterr().err
-    assert f"as {number.name} asked. The last complete checkpoint is {tmp_path}/checkpoint-{step}." in message
+    assert f"by {number.name}. The last complete checkpoint is {tmp_path}/checkpoint-{step}." in message
     assert f"--output_dir {tmp_path} --resume_from_checkpoint auto" in message
     run_train.main([*words, "--resume_from_checkpoint", "auto"])
     assert sha256_of(tmp_path) == sha256_of(whole)

@@ -2,7 +2,7 @@
 """Files that a command writes: complete or not at all, never over an input, never through a link.
 
 A file is written under a temporary name in its own folder, brought to the disk and renamed. So a full disk, an
-interruption or an error keeps what stood there before, and a link is replaced instead of followed.
+interruption or an error keeps the former file, and a link is replaced instead of followed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 PICTURE_MARK = "transformers-ice explanation"
-"""Text in the metadata of the pictures of this package, by which a later run knows that it may replace them."""
+"""Text in the metadata of the figures of this package, by which a later run recognizes files it may replace."""
 
 _PICTURE_ENDINGS = (".png", ".svg", ".pdf")
 _LONGEST_ENDING = 16
@@ -43,7 +43,7 @@ def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Pat
 
     Args:
         path: The file; its folder is made if missing. Devices such as /dev/stdout are written directly.
-        inside: Folder that `path` must not leave through a link among its folders.
+        inside: Folder that `path` must not lead out of through a link among its folders.
 
     Yields:
         The name to write to: in the same folder, with the same ending.
@@ -129,7 +129,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
 
     Args:
         outputs: Files that a command is going to write.
-        inputs: Files and folders that it reads; names of nothing (a Hub id, a pattern) are passed over.
+        inputs: Files and folders that it reads; names that are no files (a Hub id, a pattern) are ignored.
 
     Raises:
         ValueError: If an output is the same file as an input (also by a link or another spelling), exists within an
@@ -173,22 +173,22 @@ def make_folder(folder: str | Path, inside: str | Path | None = None) -> Path:
 
     Args:
         folder: Its path.
-        inside: Folder that it must not leave through a link.
+        inside: Folder that it must not lead out of through a link.
 
     Raises:
-        ValueError: If a file or a link to nothing has that name, or the folder leads out of `inside`.
+        ValueError: If a file or a broken link has that name, or the folder leads out of `inside`.
     """
     folder = Path(folder)
     if inside is not None and not folder.resolve().is_relative_to(Path(inside).resolve()):
         raise ValueError(
-            f"The folder {folder} must lie in {inside}, but a link leads to {folder.resolve()}. Remove the link."
+            f"The folder {folder} must be in {inside}, but a link leads to {folder.resolve()}. Remove the link."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
-            f"The output folder must be a folder or a new name, got {folder}, where a file or a link to nothing "
-            "stands. Choose another."
+            f"The output folder must be a folder or a new name, got {folder}, which is a file or a "
+            "broken link. Choose another."
         ) from error
     return folder
 
@@ -247,7 +247,7 @@ def _check_target(path: Path) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Return whether a path is no place for files: /dev/stdout, a pipe."""
+    """Return whether a path is a device or a pipe, such as /dev/stdout."""
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     return is_special or str(path.absolute()).startswith(("/dev/fd/", "/dev/std", "/proc/"))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiply-accumulate operations (MACs) of a forward pass: counted as it runs, and worked out by hand.
+"""Multiply-accumulate operations (MACs) of a forward pass: counted as it runs, and computed from the sizes.
 
-What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways take in matrix products and convolutions alone.
+What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways include matrix products and convolutions only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -
 
 
 def count_macs(call: Callable[[], Any]) -> int:
-    """Return the MACs of what a call computes, as torch counts them: the padding of a padded batch counts too.
+    """Count the MACs of a call, as torch does: the padding of a padded batch counts too.
 
     Not counted is the attention of torch's kernel for images of different lengths, which runs packed batches in half
-    precision on a GPU; `ideal_macs` has it.
+    precision on a GPU; `ideal_macs` includes it.
 
     Args:
         call: Runs the model; a compiled one cannot be counted.
@@ -68,7 +68,7 @@ def ideal_macs(
     class_attention_tokens: np.ndarray | int = 0,
     num_patches: int | None = None,
 ) -> np.ndarray:
-    """Work out the MACs of each image when nothing is computed in vain: no padding, no pruned token.
+    """Compute the MACs of each image without wasted computation: no padding, no pruned token.
 
     With N tokens of width D and an MLP of width I, a layer takes 4 N D^2 for its projections, 2 N^2 D for attention
     and 2 N D I for the MLP.

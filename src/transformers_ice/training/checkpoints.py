@@ -39,7 +39,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 COMPLETION_MARKER = "checkpoint_complete.json"
-"""Name of the file that says: everything else in this folder is complete, and on the disk."""
+"""Name of the marker file: everything else in this folder is complete, and on the disk."""
 
 
 def mark_complete(folder: Path) -> None:
@@ -63,7 +63,7 @@ def mark_complete(folder: Path) -> None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return what the marker of a checkpoint lists and the folder lacks, or holds in another size.
+    """Return the files that the marker of a checkpoint lists and the folder lacks, or has in another size.
 
     Returns:
         Names relative to `folder`; that of the marker itself if there is none, or none that can be read.
@@ -102,11 +102,11 @@ def last_complete_checkpoint(output_dir: str | Path | None) -> Path | None:
 
 
 def surplus_checkpoints(complete: Sequence[Path], kept: Collection[Path], limit: int | None) -> list[Path]:
-    """Return which complete checkpoints are too many.
+    """Return the complete checkpoints to remove.
 
     Args:
         complete: Complete checkpoints, oldest first.
-        kept: Those that stay whatever the limit: the one just completed, the best one.
+        kept: Those that are kept whatever the limit: the one just completed, the best one.
         limit: Checkpoints to keep; `None` or 0 keeps all.
     """
     if not limit or limit < 0:
@@ -129,7 +129,7 @@ class CompletionCallback(TrainerCallback):
     It has to come after all callbacks that store something: their files are part of the checkpoint.
 
     Args:
-        save_total_limit: Complete checkpoints to keep; the best one and the last one stay whatever it is.
+        save_total_limit: Complete checkpoints to keep; the best one and the last one are always kept.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
@@ -138,7 +138,7 @@ class CompletionCallback(TrainerCallback):
         self._last_completed: Path | None = None
 
     def begin(self, folder: Path, args: TrainingArguments) -> bool:
-        """Make room for a checkpoint; every process must call it.
+        """Clear the folder of a new checkpoint; every process must call it.
 
         Returns:
             Whether it is to be written: not if it was just completed. The weights are the same, and a complete
@@ -147,14 +147,14 @@ class CompletionCallback(TrainerCallback):
         if folder == self._last_completed:
             return False
         if args.should_save:
-            # what an interrupted run has left there must not pass for a part of this one
+            # files of an interrupted run in this folder must not become part of the new checkpoint
             remove_checkpoint(folder)
         wait_for_everyone()
         self._being_written = folder
         return True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint, of which all processes have written their files, and remove what is too much."""
+        """Mark the checkpoint as complete once all processes have written it, and remove the oldest ones."""
         folder = self._being_written
         if folder is None:
             return
@@ -207,11 +207,11 @@ def _check_checkpoint(folder: Path) -> None:
         raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
     missing = missing_files(folder)
     if missing == [COMPLETION_MARKER]:
-        logger.warning(f"{folder} has no completion marker: nobody knows whether it is complete.")
+        logger.warning(f"{folder} has no completion marker: completeness cannot be verified.")
     elif missing:
         raise ValueError(
             f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
-            "saved. Pass `--resume_from_checkpoint auto` to go on from the last complete one."
+            "saved. Pass `--resume_from_checkpoint auto` to resume from the last complete one."
         )
 
 
@@ -221,5 +221,5 @@ def _check_fresh_start(output_dir: str | None) -> None:
     if earlier:
         raise ValueError(
             f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
-            "Pass `--resume_from_checkpoint auto` to go on from it, or another `--output_dir`."
+            "Pass `--resume_from_checkpoint auto` to resume from it, or another `--output_dir`."
         )

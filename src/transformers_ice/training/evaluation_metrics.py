@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation during training reports: accuracy, foreground, and masks where the data have them."""
+"""Metrics of an evaluation during training: accuracy, foreground ratio, and mask scores where the data have masks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
         labels: Not used; part of the Trainer's protocol.
 
     Returns:
-        The best classes `(batch_size, k)`, best first, -1 where the model finds nothing; for ICE models also the best
-        class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
+        The best classes `(batch_size, k)`, best first, -1 where the model finds no foreground; for ICE models also the
+        best class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
     """
     logits, *explanation = outputs if isinstance(outputs, tuple) else (outputs,)
     top_classes = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1).indices
@@ -50,7 +50,7 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
 
 
 class EvaluationMetrics:
-    """Numbers of a whole data set from the summaries of its batches (`compute_metrics` of the Trainer).
+    """Metrics of a data set from the summaries of its batches (`compute_metrics` of the Trainer).
 
     `top_1` and, from five classes on, `top_5` of `outputs.logits`; of ICE models also `cls_top_1` and the mean
     `foreground_ratio`; where the data have masks `pixel_accuracy` and `mean_iou` (background and foreground, counts
@@ -58,7 +58,7 @@ class EvaluationMetrics:
 
     Args:
         patch_size: Height and width of a patch in pixels of the model's input.
-        dataset: What is evaluated, for its masks.
+        dataset: Evaluation images, for their masks.
     """
 
     def __init__(self, patch_size: tuple[int, int], dataset: Any = None) -> None:

@@ -51,7 +51,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
         is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
-        # training is what makes the patch logits worth answering with
+        # once trained, the patch logits are accurate enough to predict the class
         fields = {"logits_source": "patch", **_objective(model_args, is_ice), **fields}
         return IceDeiTConfig.from_pretrained(path, **hub, **fields)
     if image_size is not None:
@@ -76,7 +76,7 @@ def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
 
 
 def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
-    """Return the fields of the objective that is asked for."""
+    """Return the configuration fields of the chosen objective."""
     name = model_args.objective or ("kept" if is_ice else "balanced")
     return {} if name == "kept" else dict(OBJECTIVES[name])
 
@@ -87,7 +87,7 @@ def _becomes_ice(model_args: ModelArguments) -> bool:
 
 
 def _hub_options(model_args: ModelArguments) -> dict[str, Any]:
-    """Return where and how to look for files of a checkpoint."""
+    """Return the options of `from_pretrained` for files of a checkpoint."""
     return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
 
 
@@ -158,7 +158,7 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
 
 
 def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, image_size: int | None = None) -> Any:
-    """Return the image processor that travels with the model.
+    """Return the image processor that is saved with the model.
 
     That of `image_processor_name` or of the checkpoint. From scratch, one that converts to RGB, resizes to the model's
     input without cropping, and normalises with the mean and deviation of ImageNet.

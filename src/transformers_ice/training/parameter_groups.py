@@ -28,7 +28,7 @@ _CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
 def decaying_parameters(names: Iterable[str], cls_is_trained: bool) -> list[str]:
     """Return the names of the parameters that weight decay applies to, out of those that `Trainer` decays.
 
-    Left out are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
+    Excluded are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
     would be shrunk by decay alone.
 
     Args:
@@ -60,7 +60,7 @@ def layer_scale(name: str, num_layers: int, decay: float) -> float:
 def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay: float) -> None:
     """Split the parameter groups of a fresh optimizer by layer, and scale the learning rate of each.
 
-    Schedulers multiply the rate of every group alike, so the proportions stay through warm-up and cosine, and a least
+    Schedulers multiply the rate of every group alike, so the ratios hold through warm-up and cosine, and a minimum
     rate is scaled with the rest. The heads come first: their rate, the full one, is what the Trainer logs.
 
     Args:
@@ -76,7 +76,7 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
     if len(set(scales.values())) <= 2:
         raise ValueError(
             f"`layer_decay` finds the layers by their names (layers.0, ...), and {type(model).__name__} has none. "
-            "Leave it at 1."
+            "Set it to 1."
         )
     groups = []
     for group in optimizer.param_groups:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an explanation costs: its time and memory per image, beside one forward pass of the classifier."""
+"""Cost of an explanation: time and memory per image, relative to one forward pass of the classifier."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["Cost", "measure_costs", "peak_tensor_bytes"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold what one explanation costs.
+    """Cost of one explanation.
 
     Attributes:
         milliseconds: Median time per image.
         forward_passes: Median over the repeats of its time divided by that of a forward pass of the same batch.
         forward_passes_spread: Half the distance between the quartiles of that ratio.
-        peak_megabytes: Most memory per image that its tensors take at once, weights left out.
+        peak_megabytes: Peak memory of its tensors per image, without the weights.
         memory_ratio: The same, divided by that of a forward pass.
     """
 
@@ -96,7 +96,7 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Follow the storages that operations make, and the largest sum of their sizes."""
+    """Dispatch mode that tracks the storages of new tensors and the largest sum of their sizes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of examples as a checkpoint sees them, and one method's explanation of the batch.
+"""Inputs of a checkpoint for a batch of examples, and the explanation of the batch by one method.
 
-Everything is computed when first asked for and kept for the batch: the benchmarks of one run share the preprocessed
+Everything is computed on first use and cached for the batch: the benchmarks of one run share the preprocessed
 images, the predictions and the relevance maps.
 """
 
@@ -39,18 +39,18 @@ __all__ = ["ExplainedBatch", "InputBatch"]
 
 logger = logging.get_logger(__name__)
 
-# An image of 16 megapixels in patches of 16 pixels. Attention grows with the square of it.
+# an image of 16 megapixels in patches of 16 pixels; attention grows with the square of this number
 _MAX_PATCHES = 1 << 16
 
 
 class InputBatch:
-    """Show a batch of examples to a checkpoint.
+    """Batch of examples, preprocessed for a checkpoint.
 
     Args:
         checkpoint: The classifier.
-        examples: The images with what is known about them.
+        examples: The images with their annotations.
         protocol: How they are scored.
-        class_names: Names of the classes that the examples' labels count; `None` if they count as the model does.
+        class_names: Names of the classes of the examples' labels; `None` if the indices are those of the model.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class InputBatch:
 
     @cached_property
     def black(self) -> Tensor:
-        """What a black pixel becomes, `(num_channels, 1, 1)`."""
+        """Value of a black pixel after normalisation, `(num_channels, 1, 1)`."""
         pixels = preprocess(self.checkpoint.model, self.image_processor, [Image.new("RGB", self.input_size[::-1])])
         return pixels[0, :, :1, :1]
 
@@ -107,7 +107,7 @@ class InputBatch:
 
     @cached_property
     def logits(self) -> Tensor:
-        """What the classifier says, `(batch_size, num_labels)`."""
+        """Logits of the classifier, `(batch_size, num_labels)`."""
         return class_logits(self.checkpoint.model, self.pixel_values)
 
     @cached_property
@@ -119,7 +119,7 @@ class InputBatch:
 
     @cached_property
     def labels(self) -> Tensor:
-        """True classes as the model counts them, `(batch_size,)`; classes of one name are one class."""
+        """True classes as indices of the model, `(batch_size,)`; classes of one name are one class."""
         renamed = labels_by_name(self.checkpoint.model, self.class_names)
         labels = [cast(int, example.label) for example in self.examples]
         labels = labels if renamed is None else [renamed[label] for label in labels]
@@ -127,7 +127,7 @@ class InputBatch:
         if min(labels) < 0 or max(labels) >= num_labels:
             raise ValueError(
                 f"Labels must lie in [0, {num_labels - 1}] for a model of {num_labels} classes, got values from "
-                f"{min(labels)} to {max(labels)}. Does the model know the classes of this data set?"
+                f"{min(labels)} to {max(labels)}. Was the model trained on the classes of this data set?"
             )
         return torch.tensor(labels)
 
@@ -140,7 +140,7 @@ class InputBatch:
 
 
 class ExplainedBatch:
-    """Explain a batch by one method.
+    """Explanation of a batch by one method.
 
     Args:
         inputs: The batch.
@@ -150,24 +150,24 @@ class ExplainedBatch:
     def __init__(self, inputs: InputBatch, method: str) -> None:
         self.inputs = inputs
         self.method = method
-        self._kept: dict[tuple[int, ...] | None, Tensor] = {}
+        self._cache: dict[tuple[int, ...] | None, Tensor] = {}
 
     def relevance(self, target: Tensor | None = None) -> Tensor:
         """Return the maps of the square inputs, `(batch_size, rows, columns)`, float32, on the CPU.
 
         Args:
-            target: `(batch_size,)` classes to explain; `None` is what the method explains by itself.
+            target: `(batch_size,)` classes to explain; `None` takes the method's default.
         """
         key = None if target is None else tuple(target.tolist())
-        if key not in self._kept:
-            self._kept[key] = self._own_relevance() if target is None else self._relevance_of(target)
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = self._own_relevance() if target is None else self._explain_target(target)
+        return self._cache[key]
 
     def _own_relevance(self) -> Tensor:
         return self._explain(self.inputs.pixel_values, self.inputs.examples, None)
 
-    def _relevance_of(self, target: Tensor) -> Tensor:
-        """Return the maps of given classes; only the images whose own class is another one are explained anew."""
+    def _explain_target(self, target: Tensor) -> Tensor:
+        """Return the maps of given classes; only images with another default class are explained again."""
         if not explains_classes(self.method):
             return self._explain(self.inputs.pixel_values, self.inputs.examples, target)
         maps = self.relevance().clone()

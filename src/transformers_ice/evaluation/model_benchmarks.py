@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks that ask the model itself: its accuracy, and what becomes of its answer when relevant pixels change."""
+"""Benchmarks of the model's predictions: its accuracy, and how they change when relevant pixels are hidden."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FRACTIONS = tuple(tenth / 10 for tenth in range(10))  # 0 (the clean image) to 
 
 
 class Classification(Benchmark):
-    """Accuracy of the classifier, `top_1` and `top_5`; an image in which ICE finds nothing has no answer."""
+    """Accuracy of the classifier, `top_1` and `top_5`; without foreground ICE predicts no class, which is wrong."""
 
     name = "classification"
     needs = frozenset({"label"})
@@ -33,22 +33,22 @@ class Classification(Benchmark):
         return {"accuracy": TopKAccuracy(top_k=(1, 5))}
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return scores of the classes beside the true one."""
+        """Return the logits and the true classes."""
         return {"accuracy": observe_classes(batch.inputs.logits, batch.inputs.labels)}
 
 
 class Faithfulness(Benchmark):
-    """Does the model use what the map calls relevant?
+    """Faithfulness: how predictions change when the pixels that the map marks as relevant are hidden.
 
     - `positive_perturbation_auc` (smaller is better) and `negative_perturbation_auc` (larger is better): the most, or
       the least, relevant 10, 20, ... 90 % of the pixels turn black, and the accuracy against the true label is
-      integrated over the share of black pixels from 0 to 0.9, in percent.
+      integrated over the fraction of black pixels from 0 to 0.9, in percent.
     - `insertion_auc` (larger is better) and `deletion_auc` (smaller is better): probability of the class that the
       clean image is given, while pixels appear on black, or turn black, in the order of relevance; integrated over
       [0, 1].
 
     The map is enlarged bilinearly (a hard one by the nearest patch); pixels of equal relevance follow one fixed random
-    order, the same for every image and method. Where ICE finds nothing, its answer is not right.
+    order, the same for every image and method. Where ICE finds no foreground, its prediction is wrong.
 
     Source: `hila-chefer/Transformer-Explainability` (`baselines/ViT/pertubation_eval_from_hdf5.py`), the area with the
     clean image as its first point, as its author tells users to compute it; Petsiuk et al., "RISE", BMVC 2018.
@@ -68,7 +68,7 @@ class Faithfulness(Benchmark):
         }
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return the model's answers along the four ways from an image to black."""
+        """Return the model's predictions along the four sequences from an image to black."""
         inputs, labels = batch.inputs, batch.inputs.labels
         predicted = inputs.logits.argmax(dim=1)
         target = predicted if self.protocol.perturbation_target == "predicted" else labels
@@ -91,7 +91,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 
     Args:
         maps: `(batch_size, height, width)`.
-        seed: Of the order in which equally relevant pixels follow each other.
+        seed: Seed of the order of equally relevant pixels.
 
     Returns:
         `(batch_size, height, width)`, int64.

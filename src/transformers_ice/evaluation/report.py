@@ -69,7 +69,7 @@ def _headers(lines: Mapping[Any, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def text_table(results: Sequence[Result], costs: Costs | None = None) -> str:
-    """Lay all scores out as plain text, without their intervals.
+    """Format all scores as plain text, without their intervals.
 
     Args:
         results: What `run_benchmarks` returned.
@@ -85,7 +85,7 @@ def text_table(results: Sequence[Result], costs: Costs | None = None) -> str:
 
 
 def markdown_table(results: Sequence[Result], costs: Costs | None = None) -> str:
-    """Lay all scores out as a Markdown table, `value (low to high)`; the best of a column is bold.
+    """Format all scores as a Markdown table, `value (low to high)`; the best of a column is bold.
 
     Args:
         results: What `run_benchmarks` returned.

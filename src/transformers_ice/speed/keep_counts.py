@@ -69,7 +69,7 @@ def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{file} must hold a JSON list of images, each a list of keep rates: {error}") from error
     if rates.ndim != 2 or not rates.size:
-        raise ValueError(f"{file} must hold a list of images, each a list of keep rates, got shape {rates.shape}.")
+        raise ValueError(f"{file} must hold a list of images, each a list of keep rates, got the shape {rates.shape}.")
     if rates.shape[1] != num_pruning_layers:
         raise ValueError(
             f"{file} has rates for {rates.shape[1]} pruning layers, and the model prunes at {num_pruning_layers}. "

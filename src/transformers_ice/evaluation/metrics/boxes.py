@@ -112,7 +112,7 @@ def normalize_score_map(score_map: np.ndarray) -> np.ndarray:
     """Stretch a map to [0, 1] by its own extremes.
 
     Args:
-        score_map: `(height, width)`, any real numbers. Stays as it is.
+        score_map: `(height, width)`, any real numbers. Not changed.
 
     Returns:
         The same shape, floating; all 0 where the map is constant or not finite everywhere.
@@ -128,7 +128,7 @@ def normalize_score_map(score_map: np.ndarray) -> np.ndarray:
 
 
 def resize_boxes(boxes: np.ndarray, old_size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Bring boxes from the pixels of an image to those of its resized copy, rounded towards 0.
+    """Scale boxes from the pixels of an image to those of its resized copy, rounded towards 0.
 
     Args:
         boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`.

@@ -27,9 +27,9 @@ def checked_top_k(top_k: Sequence[int]) -> tuple[int, ...]:
 
 
 class TopKAccuracy(RowMetric):
-    """Share of examples whose true class is among the k best, as `top_1`, `top_5`, ...
+    """Fraction of examples whose true class is among the k best, as `top_1`, `top_5`, ...
 
-    Equal scores are ranked by class index, as `argmax` does; a NaN score is never in favour of the true class.
+    Equal scores are ranked by class index, as `argmax` does; a NaN score never ranks the true class higher.
 
     Predictions:
         `(batch_size, num_labels)` scores (any floating type), or `(batch_size, k)` integer class indices, best first,
@@ -82,7 +82,7 @@ class TopKAccuracy(RowMetric):
 
 
 def _rank_by_score(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how many classes stand before the true one, `(batch_size,)`."""
+    """Return how many classes rank before the true one, `(batch_size,)`."""
     num_labels = scores.shape[1]
     if labels.min() < 0 or labels.max() >= num_labels:
         raise ValueError(

@@ -21,7 +21,7 @@ _IOU_PERCENTS = (30, 50, 70)
 
 
 class MaxBoxAccuracy(RowMetric):
-    """Share of images whose object is found by thresholding a map, at the best threshold of the whole set.
+    """Fraction of images whose object is found by thresholding a map, at the best threshold of the whole set.
 
     The map becomes grey levels, `uint8(255 x map)`. At a threshold t, the pixels above `int(t x largest level)` are
     foreground, and boxes are drawn around its contours; without a contour the box is the first pixel. Boxes end with
@@ -32,7 +32,7 @@ class MaxBoxAccuracy(RowMetric):
       its own best threshold;
     - `max_box_acc_v2`: their mean.
 
-    All shares lie in [0, 1]. The threshold is chosen on the images that are scored, so the shares are upper bounds.
+    All fractions are in [0, 1]. The threshold is chosen on the images that are scored, so they are upper bounds.
 
     Predictions:
         One map per image, `(height, width)`, in [0, 1], as `normalize_score_map` returns it.
@@ -63,11 +63,11 @@ class MaxBoxAccuracy(RowMetric):
     def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
         levels = grey_levels(prediction)
         truth = _true_boxes(reference)
-        cuts = (self.thresholds * levels.max()).astype(np.int64)
-        # cuts with the same grey levels of the map below them make the same mask
-        num_below = (np.bincount(levels.ravel(), minlength=256) > 0).cumsum()[cuts]
+        bounds = (self.thresholds * levels.max()).astype(np.int64)
+        # bounds with the same grey levels of the map below them make the same mask
+        num_below = (np.bincount(levels.ravel(), minlength=256) > 0).cumsum()[bounds]
         _, first, inverse = np.unique(num_below, return_index=True, return_inverse=True)
-        largest, best = _contour_ious([levels > cut for cut in cuts[first]], truth)
+        largest, best = _contour_ious([levels > bound for bound in bounds[first]], truth)
         row = {f"any_{percent}": best[inverse] >= percent / 100 for percent in _IOU_PERCENTS}
         return {"largest_50": largest[inverse] >= 0.5, **row}
 
@@ -84,7 +84,7 @@ class MaxBoxAccuracy(RowMetric):
 
 
 class CorLoc(RowMetric):
-    """Share of images whose one predicted box has an IoU of at least 0.5 with any true box, as `corloc` in [0, 1].
+    """Fraction of images whose one predicted box has an IoU of at least 0.5 with any true box, as `corloc` in [0, 1].
 
     Predictions:
         One box per image, `(4,)`, `(x_min, y_min, x_max, y_max)`, half-open, in pixels; an empty list is a miss.
@@ -118,12 +118,12 @@ class CorLoc(RowMetric):
 
 
 class PointingGame(RowMetric):
-    """Share of images whose map is largest on the object, as `pointing_game` in [0, 1].
+    """Fraction of images whose map is largest on the object, as `pointing_game` in [0, 1].
 
-    Where several pixels share the maximum, the share of them that hit counts, which is what a random choice among them
-    would score: a constant map gets the object's share of the image. (Common implementations take the first of them,
+    Where several pixels share the maximum, the fraction of them that hit counts, which is what a random choice of one
+    would score: a constant map gets the object's fraction of the image. (Common implementations take the first one,
     the corner of a patch in maps of whole patches.) A map with NaN is a miss. Ignored pixels are no candidates for the
-    maximum. An image without an object pixel is left out of the mean; where that holds for all, the score is NaN.
+    maximum. An image without an object pixel is excluded from the mean; where that holds for all, the score is NaN.
 
     Predictions:
         One map per image, `(height, width)`, any real numbers, larger on what is relevant.
@@ -191,7 +191,7 @@ def box_is_hit(box: np.ndarray, boxes: Any, strict: bool = False) -> bool:
 def _true_boxes(boxes: Any) -> np.ndarray:
     array = checked_boxes("references", boxes)
     if len(array) == 0:
-        raise ValueError("Every image must have a true box in `references`, got none. Leave such images out.")
+        raise ValueError("Every image must have a true box in `references`, got none. Remove such images.")
     return array
 
 
@@ -207,7 +207,7 @@ def _contour_ious(masks: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.nd
 
 
 def _share_of_maxima(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
-    """Return which share of the largest pixels lies on the object; NaN where there is none."""
+    """Return the fraction of the largest pixels that are on the object; NaN where there is none."""
     if not is_object.any():
         return math.nan
     if np.isnan(score_map[counts]).any():

@@ -27,7 +27,7 @@ class ForegroundSegmentation(RowMetric):
     - `pixel_accuracy`: pixels with the right class / pixels that count, in [0, 1];
     - `mean_iou`: mean over the two classes of (summed intersection / summed union), in [0, 1].
 
-    A pixel whose reference is -1 counts nowhere. A class that neither predictions nor references hold is left out of
+    A pixel whose reference is -1 is ignored. A class that neither predictions nor references contain is excluded from
     the mean (the reference code scores it 0). Where no pixel counts at all, both scores are NaN.
 
     Predictions:
@@ -73,8 +73,8 @@ class ForegroundF1(RowMetric):
     """F1 of the foreground of each image, then the mean over images, as `mean_f1` in [0, 1].
 
     F1 = 2 x true foreground / (2 x true foreground + false foreground + false background), in pixels that count. An
-    image where neither mask has any foreground has no F1 and is left out of the mean (scikit-learn gives it 0); where
-    that holds for all images, the score is NaN.
+    image where neither mask has any foreground has no F1 and is excluded from the mean (scikit-learn gives it 0);
+    where that holds for all images, the score is NaN.
 
     Predictions, references and errors are those of `ForegroundSegmentation`.
 
@@ -101,8 +101,8 @@ class ForegroundAveragePrecision(RowMetric):
 
     Background and foreground are two channels with the scores 1 - R and R, and all pixels of both are ranked together
     ("micro"). Where a map is constant or holds NaN, all scores are 0 in both channels, which makes 0.5: the reference
-    code stretches each map to [0, 1] and puts 0 where that yields NaN. An image without a pixel that counts is left
-    out of the mean; where that holds for all images, the score is NaN.
+    code stretches each map to [0, 1] and puts 0 where that yields NaN. An image without a pixel that counts is
+    excluded from the mean; where that holds for all images, the score is NaN.
 
     Predictions:
         One `(height, width)` map R per image, in [0, 1], or bool. Sizes may differ between images.
@@ -140,8 +140,8 @@ class ForegroundAveragePrecision(RowMetric):
 class ObjectJaccard(RowMetric):
     """Overlap of a mask with each object class of an image, mean over its classes, then over images, as `jaccard`.
 
-    Of several candidate masks the best one counts, for each class anew: an oracle. Void pixels count nowhere. An image
-    without any object class is left out of the mean; where that holds for all images, the score is NaN.
+    Of several candidate masks the best one counts, separately for each class: an oracle. Void pixels are ignored. An
+    image without any object class is excluded from the mean; where that holds for all images, the score is NaN.
 
     Predictions:
         One mask per image, `(height, width)`, or several, `(num_candidates, height, width)`; bool or 0/1.
@@ -220,7 +220,7 @@ def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _scikit_learn_average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
-    try:  # here, not above: training imports this room and does without the libraries of an evaluation
+    try:  # not at the top: training imports this module without the libraries of the evaluation
         from sklearn.metrics import average_precision_score
     except ImportError as error:
         raise ImportError("Average precision needs scikit-learn: pip install transformers-ice[eval]") from error

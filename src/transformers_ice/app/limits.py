@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a visitor may ask for: size of an upload, number of pixels, seconds; and errors in plain words."""
+"""Limits of a request: size of an upload, number of pixels, seconds; with error messages for visitors."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class RequestError(ValueError):
-    """Something that a visitor can mend; its message is shown on the page as it is."""
+    """Error that a visitor can fix; its message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Hold what a visitor may ask for.
+    """Limits of a request.
 
     Attributes:
         max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
-        max_pixels: Largest picture, in pixels; a small file can hold a very large picture.
+        max_pixels: Largest image, in pixels; a small file can hold a very large image.
         timeout_s: Seconds after which a visitor gets an answer, whatever is still running.
     """
 
@@ -48,17 +48,17 @@ class Limits:
 
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
-    """Read a picture that a visitor sent, upright and with its bit depth and transparency.
+    """Read an uploaded image, upright and with its bit depth and transparency.
 
     Args:
-        path: The file; its name need not say what it is.
-        limits: What is too large. Both are checked before anything is decoded.
+        path: The file; its format is read from its content, not from its name.
+        limits: Largest size and number of pixels. Both are checked before anything is decoded.
 
     Returns:
         PIL image of any mode.
 
     Raises:
-        RequestError: If the file is too large, has too many pixels, or is no complete picture.
+        RequestError: If the file is too large, has too many pixels, or is no complete image.
     """
     size = Path(path).stat().st_size
     if size > limits.max_upload_mb * 2**20:
@@ -83,7 +83,7 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
         return load_image(os.fspath(path))
     except ValueError as error:
         raise RequestError(
-            "This picture is damaged or incomplete: it begins as a picture, and then breaks off. Save or send it anew."
+            "This picture is damaged or incomplete: the file ends too early. Save or send it again."
         ) from error
 
 
@@ -94,7 +94,7 @@ def _too_many_pixels(found: str, limits: Limits) -> RequestError:
 
 
 class Deadline:
-    """Remember when a request has to be answered; long work asks between its steps.
+    """Time by which a request has to be answered; long work checks it between its steps.
 
     Args:
         seconds: From now on.
@@ -106,7 +106,7 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, at least 0."""
+        """Remaining seconds, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
     def check(self) -> None:
@@ -127,7 +127,7 @@ def _timed_out(seconds: float) -> RequestError:
 
 
 class Worker:
-    """Run requests one after the other in a thread of its own, and stop waiting when their time is over.
+    """Worker that runs requests one after the other in a thread, and stops waiting when their time is over.
 
     One thread, because explainers change a model while they look into it, and measured times mean something only
     where nothing else runs. A thread cannot be stopped from outside: what is running ends at its next

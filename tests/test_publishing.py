@@ -401,7 +401,7 @@ def test_the_script_says_where_the_upload_went(complete, publish, capsys, monkey
     assert seen[0][1:] == (True, None, "Hello", False)
     printed = capsys.readouterr().out
     assert "Published: https://hub/commit/1" in printed
-    assert "Stays here: b, c/\n" in printed
+    assert "Not uploaded: b, c/\n" in printed
     with pytest.raises(SystemExit, match="2"):
         publish.main([str(complete), "me/tiny", "--create_pr", "--revision", "v1"])
 

@@ -160,8 +160,8 @@ def pruning_html(result: PruningResult | None) -> str:
     return (
         '<table class="ice-table"><thead><tr><th scope="col">One picture</th><th scope="col">unpruned</th>'
         f'<th scope="col">pruned</th><th scope="col">ratio</th></tr></thead><tbody>{body}</tbody></table>'
-        f'<p class="ice-caption">Milliseconds: median of {result.num_repeats} runs of each, alternating, and quartiles. A '
-        "small model, or a busy machine, gains less than the MACs allow.</p>"
+        f'<p class="ice-caption">Milliseconds: median of {result.num_repeats} runs of each, alternating; quartiles. '
+        "A small model, or a busy machine, gains less than the MACs allow.</p>"
         f'<ol class="ice-tokens" aria-label="Tokens that enter each layer">{tokens}</ol>'
     )
 

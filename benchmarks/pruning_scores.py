@@ -138,8 +138,8 @@ def summarize_pruning(
         num_patches: Cells of the patch grid.
 
     Returns:
-        Dicts of `name`; `top_1`, `difference` (of top-1, in percentage points), `mean_iou` (`None` where the patch head
-        is not trained), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches
+        Dicts of `name`; `top_1`, `difference` (of top-1, in percentage points), `mean_iou` (`None` without a trained
+        patch head), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches
         after each pruning layer; `megamacs` of an image; `ideal_speed_up` over the reference.
     """
     against = runs[reference][1]

@@ -74,7 +74,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def card_of(record: ModelRecord) -> str:
+def make_card(record: ModelRecord) -> str:
     """Return the card of a model of model_cards/results.json."""
     if record.is_template:
         return build_card(record, facts_of_architecture(record.architecture))
@@ -88,7 +88,7 @@ def write_project_card(record: ModelRecord) -> list[Path]:
     folders = [CARDS] if record.is_template else [CARDS, ROOT / record.location]
     files = [CARDS / f"{record.name}.md", *(folder / "README.md" for folder in folders[1:])]
     for file in files:
-        write_text(file, _checked(card_of(record), file))
+        write_text(file, _checked(make_card(record), file))
     picture = ROOT / record.location / "images" / f"{record.name}.png"
     if picture.is_file():
         with replaced(CARDS / "images" / picture.name, inside=CARDS) as temporary:

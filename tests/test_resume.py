@@ -34,8 +34,8 @@ from transformers_ice.training.checkpoints import (
     list_checkpoints,
     mark_complete,
     missing_files,
+    parse_step,
     remove_checkpoint,
-    step_of,
     surplus_checkpoints,
 )
 from transformers_ice.training.run import check_launch
@@ -392,7 +392,7 @@ def wait_for_a_new_checkpoint(process: subprocess.Popen, folder: Path, seconds: 
 
 def last_complete_step(folder: Path) -> int:
     checkpoint = last_complete_checkpoint(folder)
-    return step_of(checkpoint) if checkpoint else 0
+    return parse_step(checkpoint) if checkpoint else 0
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explana
         f"{heatmap.max():.2f})."
     )
     if heatmap.max() >= 0.5:
-        caption += f" It is strongest {_place(heatmap)}."
+        caption += f" It is strongest {_describe_position(heatmap)}."
     return Picture(overlay_heatmap(image.shown, heatmap), caption)
 
 
@@ -164,7 +164,7 @@ def _percent(share: Any) -> str:
     return f"{100 * float(share):.0f} %"
 
 
-def _place(heatmap: Array) -> str:
+def _describe_position(heatmap: Array) -> str:
     """Describe the position of a map's maximum."""
     row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
     vertical = ("at the top", "in the middle", "at the bottom")[3 * int(row) // heatmap.shape[0]]

@@ -25,9 +25,9 @@ from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_p
 from .maps import (
     CEILING,
     explains_classes,
+    get_patch_size,
     majority_grid,
     model_grid_size,
-    patch_size_of,
     preprocess,
     preprocess_padded,
     resize_labels,
@@ -84,7 +84,7 @@ class InputBatch:
     @cached_property
     def padded_pixel_values(self) -> list[Tensor]:
         """Every image by itself at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
-        patch_height, patch_width = patch_size_of(self.checkpoint.model)
+        patch_height, patch_width = get_patch_size(self.checkpoint.model)
         for example in self.examples:
             if example.image.width * example.image.height > _MAX_PATCHES * patch_height * patch_width:
                 raise ValueError(
@@ -230,4 +230,4 @@ class ExplainedBatch:
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return patch_size_of(self.inputs.checkpoint.model)
+        return get_patch_size(self.inputs.checkpoint.model)

@@ -22,10 +22,10 @@ __all__ = [
     "CEILING",
     "binary_maps",
     "explains_classes",
+    "get_patch_size",
     "is_hard",
     "majority_grid",
     "model_grid_size",
-    "patch_size_of",
     "preprocess",
     "preprocess_padded",
     "resize_labels",
@@ -69,18 +69,18 @@ def preprocess_padded(model: PreTrainedModel, image_processor: Any, image: Any) 
     """
     pixels = image_processor([convert_to_rgb(image)], do_resize=False, do_center_crop=False, return_tensors="pt")
     values = pixels["pixel_values"].to(model.device)
-    below, right = (-side % cell for side, cell in zip(values.shape[2:], patch_size_of(model), strict=True))
+    below, right = (-side % cell for side, cell in zip(values.shape[2:], get_patch_size(model), strict=True))
     return torch.nn.functional.pad(values, (0, right, 0, below))
 
 
-def patch_size_of(model: PreTrainedModel) -> tuple[int, int]:
+def get_patch_size(model: PreTrainedModel) -> tuple[int, int]:
     """Return height and width of a patch in pixels."""
     return as_pair(model.config.patch_size)
 
 
 def model_grid_size(model: PreTrainedModel, input_size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of patches for an input of `(height, width)`."""
-    return grid_size(input_size, patch_size_of(model))
+    return grid_size(input_size, get_patch_size(model))
 
 
 def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[int, int]) -> Tensor:

@@ -38,8 +38,8 @@ class RowKey:
     @property
     def folder(self) -> str:
         """A name for a folder, the same for the same rows."""
-        words = (self.checkpoint, self.method or "model", self.benchmark)
-        return "-".join([*(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words), self.digest])
+        parts = (self.checkpoint, self.method or "model", self.benchmark)
+        return "-".join([*(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts), self.digest])
 
 
 class RowStore:

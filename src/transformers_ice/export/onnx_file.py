@@ -33,7 +33,7 @@ _MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may o
 
 
 class _NamedOutputs(nn.Module):
-    """Return a model's outputs as a tuple in the order of `OUTPUT_NAMES`."""
+    """Wrapper of a model that returns its outputs as a tuple, in the order of `OUTPUT_NAMES`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def export_onnx(
 def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
     """Write an exported file with the weights of its linear maps in 8 bits; activations are scaled at run time.
 
-    The convolution of the patch embedding, the norms and the products inside attention stay in float32.
+    The convolution of the patch embedding, the norms and the products inside attention remain in float32.
 
     Args:
         file: From `export_onnx`.

@@ -106,8 +106,9 @@ def count_variant_tokens(variant: Variant, workload: Workload) -> TokenCounts:
     """Count the tokens in each part of a variant; it is run where the images decide."""
     config = variant.model.config
     if not variant.is_decided:
-        stayed = np.full((len(workload.pixel_values), _num_patches(variant, workload)), config.num_hidden_layers)
-        return count_tokens(config, stayed)
+        # the counts are fixed: `count_tokens` uses only the shape of the exit layers
+        shape = (len(workload.pixel_values), _num_patches(variant, workload))
+        return count_tokens(config, np.full(shape, config.num_hidden_layers))
     exits = []
     for start in range(0, len(workload.pixel_values), _COUNTING_BATCH):
         batch = workload.batch(start, min(_COUNTING_BATCH, len(workload.pixel_values) - start))

@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass
 class StartArguments:
-    """Which model to train, from which weights, and by which objective.
+    """Model to train, its initial weights, and its objective.
 
     Args:
         model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
@@ -125,7 +125,7 @@ _IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name
 
 @dataclass
 class ModelArguments(_IceOptions, StartArguments):
-    """Which model to train, and the fields of its configuration to change.
+    """Model to train, and the fields of its configuration to change.
 
     Args:
         **ice_fields: `ICE_OPTIONS`, the fields of `IceDeiTConfig`: `None` keeps what the checkpoint or the objective

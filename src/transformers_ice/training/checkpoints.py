@@ -31,8 +31,8 @@ __all__ = [
     "list_checkpoints",
     "mark_complete",
     "missing_files",
+    "parse_step",
     "remove_checkpoint",
-    "step_of",
     "surplus_checkpoints",
 ]
 
@@ -51,7 +51,7 @@ def mark_complete(folder: Path) -> None:
         folder: The checkpoint; files in subfolders count too.
 
     Raises:
-        OSError: If the disk does not take the files or the marker; the checkpoint stays incomplete.
+        OSError: If the disk does not take the files or the marker; the checkpoint remains incomplete.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETION_MARKER)
     for path in [*files, *{path.parent for path in files}]:
@@ -84,7 +84,7 @@ def is_complete(folder: Path) -> bool:
     return not missing_files(folder)
 
 
-def step_of(folder: Path) -> int:
+def parse_step(folder: Path) -> int:
     """Return the optimizer steps that had been done when a checkpoint was saved."""
     return int(folder.name.rsplit("-", 1)[1])
 
@@ -93,7 +93,7 @@ def list_checkpoints(output_dir: str | Path | None) -> list[Path]:
     """Return the checkpoint folders of a run, complete or not, by their step."""
     folders = Path(output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = (path for path in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name) and path.is_dir())
-    return sorted(numbered, key=step_of)
+    return sorted(numbered, key=parse_step)
 
 
 def last_complete_checkpoint(output_dir: str | Path | None) -> Path | None:

@@ -51,7 +51,7 @@ def _soft_label_loss(labels: Tensor, logits: Tensor, config: Any, loss_type: str
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, distillation_type: DistillationType, tau: float = 1.0
 ) -> Tensor:
-    """Distill: loss from the teacher's logits (target) to the student's logits.
+    """Compute the distillation loss from the teacher's logits (target) to the student's logits.
 
     Args:
         student_logits: `(batch_size, num_labels)`.
@@ -71,7 +71,7 @@ def distillation_loss(
 
 
 class Teacher:
-    """Teacher: a trained classifier that predicts from the pixels of a student.
+    """Trained classifier that predicts from the pixels of a student.
 
     Args:
         model: The classifier; put into evaluation mode, never trained.

@@ -31,7 +31,7 @@ _LONGEST_SIDE = 448
 
 
 class PanelCallback(TrainerCallback):
-    """Write `output_dir/panels/step-000100.png` after the evaluation at step 100, in the main process.
+    """Writer of a panel after every evaluation, e.g. `output_dir/panels/step-000100.png`, in the main process.
 
     Draws image, class map, heat map, mask and, where the data have masks, truth. Classifiers without patch logits, and
     models whose weights are sharded over processes, are skipped. Weights and random states are unchanged.

@@ -14,7 +14,7 @@ __all__ = ["RecipeArguments"]
 
 @dataclass(kw_only=True)
 class RecipeArguments:
-    """How the weights are trained, beyond `TrainingArguments`.
+    """Options of the training recipe beyond `TrainingArguments`.
 
     Args:
         ema_decay: Decay of the moving average of the weights, in (0, 1) (DeiT: 0.99996); `None` averages nothing.

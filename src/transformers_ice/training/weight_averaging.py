@@ -79,7 +79,7 @@ def _copy_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
 
 
 class WeightAveragingCallback(TrainerCallback):
-    """Moving average of the weights during training: started, updated, saved, resumed, and made the model at the end.
+    """Moving average of the weights during training, which is saved and resumed, and is the final model.
 
     During training `model.safetensors` of a checkpoint holds the average, and its `RAW_WEIGHTS_FILE` the raw
     weights, so that a resumed run has both exactly. Every process keeps its own average of the same weights.

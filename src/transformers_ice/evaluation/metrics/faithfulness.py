@@ -93,7 +93,7 @@ class InsertionDeletionAuc(_CurveArea):
 
     Raises:
         ValueError: If the kind is unknown, the fractions do not rise from 0 to 1, or an example does not fit them or
-            leaves [0, 1].
+            is outside [0, 1].
 
     Example:
         >>> metric = InsertionDeletionAuc("deletion", fractions=(0.0, 0.5, 1.0))

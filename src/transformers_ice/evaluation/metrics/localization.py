@@ -46,7 +46,7 @@ class MaxBoxAccuracy(RowMetric):
         **kwargs: Options of `RowMetric`.
 
     Raises:
-        ValueError: If the step is out of range, a map leaves [0, 1] or holds NaN, or an image has no box.
+        ValueError: If the step is out of range, a map is outside [0, 1] or has NaN, or an image has no box.
 
     Source: `clovaai/wsolevaluation` (`evaluation.py`); Choe et al., "Evaluating Weakly Supervised Object Localization
     Methods Right", CVPR 2020 (V1), and its journal version (V2).
@@ -168,7 +168,7 @@ def grey_levels(score_map: Any) -> np.ndarray:
     """Return a map in [0, 1] as `uint8(255 x map)`, rounded down.
 
     Raises:
-        ValueError: If it has another number of axes, leaves [0, 1] or holds NaN.
+        ValueError: If it has another number of axes, is outside [0, 1] or has NaN.
     """
     array = checked_score_map("predictions", score_map)
     if np.isnan(array).any():

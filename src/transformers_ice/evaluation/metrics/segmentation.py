@@ -114,7 +114,7 @@ class ForegroundAveragePrecision(RowMetric):
         **kwargs: Options of `RowMetric`.
 
     Raises:
-        ValueError: If sizes differ, a mask holds another value, or a map leaves [0, 1].
+        ValueError: If sizes differ, a mask holds another value, or a map is outside [0, 1].
 
     Example:
         >>> metric = ForegroundAveragePrecision()

@@ -109,6 +109,7 @@ class _LiveStorages(TorchDispatchMode):
         old = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
+            # views and in-place results share the storage of an input
             if _has_storage(leaf) and leaf.untyped_storage().data_ptr() not in old:
                 self._add(leaf.untyped_storage())
         return result
@@ -120,6 +121,7 @@ class _LiveStorages(TorchDispatchMode):
         self._seen.add(address)
         self.current += size
         self.peak = max(self.peak, self.current)
+        # called when the last tensor of the storage is freed
         weakref.finalize(storage, self._remove, address, size)
 
     def _remove(self, address: int, size: int) -> None:

@@ -190,6 +190,7 @@ class ExplainedBatch:
         if all(example.image.size[::-1] == self.inputs.input_size for example in examples):  # nothing to resize or pad
             return list(self._to_grid(self.relevance(), self.inputs.input_size))
         if len({value.shape for value in pixels}) == 1:
+            # (1, channels, height, width) each -> (batch_size, channels, height, width)
             return list(self._padded_grids(torch.cat(pixels), examples))
         return [self._padded_grids(value, [example])[0] for value, example in zip(pixels, examples, strict=True)]
 
@@ -209,7 +210,7 @@ class ExplainedBatch:
             return torch.stack([self._true_grid(example, pixel_values, padded) for example in examples]).float()
         options = {"seed": self.inputs.protocol.seed} if "seed" in EXPLAINERS[self.method].options else {}
         maps = explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
-        undefined = maps.isnan().flatten(1).any(dim=1)
+        undefined = maps.isnan().flatten(1).any(dim=1)  # (batch_size,)
         for index in undefined.nonzero()[:, 0].tolist():
             logger.warning(
                 f"{self.method} gives NaN for image {examples[index].image_id!r}; it counts as no relevance."

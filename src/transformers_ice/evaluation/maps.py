@@ -97,10 +97,10 @@ def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[in
     num_patches = grid_size[0] * grid_size[1]
     patch_index = torch.arange(num_patches).view(grid_size)
     owner = nearest_to_image(patch_index, geometry, fill=num_patches).flatten()  # pixels outside a crop: an extra one
-    truth = torch.from_numpy(np.ascontiguousarray(mask)).flatten()
+    truth = torch.from_numpy(np.ascontiguousarray(mask)).flatten()  # (height * width,), as `owner`
     foreground = torch.bincount(owner[truth == 1], minlength=num_patches)[:num_patches]
     background = torch.bincount(owner[truth == 0], minlength=num_patches)[:num_patches]
-    return (foreground > background).view(grid_size)
+    return (foreground > background).view(grid_size)  # (num_patches,) -> (rows, columns)
 
 
 def binary_maps(relevance: Tensor, method: str, input_size: tuple[int, int]) -> Tensor:
@@ -134,6 +134,7 @@ def score_maps(relevance: Tensor, method: str, input_size: tuple[int, int], mode
     """
     mode = "nearest-exact" if is_hard(method) else mode
     relevance = relevance.float().cpu()
+    # (batch_size, rows, columns) -> (batch_size, 1, rows, columns) -> (batch_size, height, width)
     maps = torch.nn.functional.interpolate(relevance[:, None], size=input_size, mode=mode)[:, 0]
     # a constant map must remain exactly constant: rounding errors would be stretched to relevance
     return torch.where(varies(relevance), maps, relevance[:, :1, :1])

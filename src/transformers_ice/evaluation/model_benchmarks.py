@@ -77,13 +77,14 @@ class Faithfulness(Benchmark):
         number, steps = ranks[0].numel(), self.protocol.num_insertion_steps
         removed = [int(number * fraction) for fraction in _FRACTIONS]
         counts = [number * step // steps for step in range(steps + 1)]
-        ways = {
+        # masks of the hidden pixels at every step; rank 0 is the most relevant pixel
+        curves = {
             "positive_": _is_best([ranks < count for count in removed], inputs, labels),
             "negative_": _is_best([ranks >= number - count for count in removed], inputs, labels),
             "insertion": _probability([ranks >= count for count in counts], inputs, predicted),
             "deletion": _probability([ranks < count for count in counts], inputs, predicted),
         }
-        return {name: (answers, [None] * len(labels)) for name, answers in ways.items()}
+        return {name: (predictions, [None] * len(labels)) for name, predictions in curves.items()}
 
 
 def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
@@ -96,29 +97,34 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
     Returns:
         `(batch_size, height, width)`, int64.
     """
-    flat = maps.flatten(1)
+    flat = maps.flatten(1)  # (batch_size, height * width)
+    # a stable sort after a random permutation: ties are in random order, the same for every map
     shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
     positions = torch.arange(flat.shape[1]).expand_as(order)
+    # inverse permutation: from pixels by rank to ranks by pixel
     return torch.empty_like(order).scatter(1, order, positions).view(maps.shape)
 
 
 def _is_best(hidden: Sequence[Tensor], inputs: InputBatch, labels: Tensor) -> np.ndarray:
     """Return whether the true class has the best score with those pixels hidden, `(batch_size, len(hidden))`."""
-    answers = [_answers(pixels, inputs) for pixels in hidden]
-    hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in answers]
+    predictions = [_perturbed_logits(pixels, inputs) for pixels in hidden]
+    hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in predictions]
     return torch.stack(hits, dim=1).float().numpy()
 
 
 def _probability(hidden: Sequence[Tensor], inputs: InputBatch, classes: Tensor) -> np.ndarray:
     """Return the probability of one class per image with those pixels hidden, `(batch_size, len(hidden))`."""
-    shares = [_answers(pixels, inputs).softmax(dim=1).gather(1, classes[:, None])[:, 0] for pixels in hidden]
-    return torch.stack(shares, dim=1).numpy()
+    probabilities = [
+        _perturbed_logits(pixels, inputs).softmax(dim=1).gather(1, classes[:, None])[:, 0] for pixels in hidden
+    ]
+    return torch.stack(probabilities, dim=1).numpy()
 
 
-def _answers(hidden: Tensor, inputs: InputBatch) -> Tensor:
+def _perturbed_logits(hidden: Tensor, inputs: InputBatch) -> Tensor:
     """Return the scores of all classes with some pixels black, `(batch_size, num_labels)`."""
     if not hidden.any():
         return inputs.logits
+    # (batch_size, height, width) -> (batch_size, 1, height, width), for all channels
     values = torch.where(hidden[:, None].to(inputs.black.device), inputs.black, inputs.pixel_values)
     return class_logits(inputs.checkpoint.model, values)

@@ -98,6 +98,7 @@ class Jaccard(Benchmark):
         size = batch.inputs.input_size
         if batch.method == ATTENTION_HEADS:
             grids = _head_maps(batch)  # (batch_size, num_heads, rows, columns)
+            # (batch_size, num_heads, ...) -> (batch_size * num_heads, ...) and back
             kept = _largest_mass(grids.flatten(0, 1), self.protocol.attention_mass).unflatten(0, grids.shape[:2])
             masks = torch.stack([score_maps(heads, CEILING, size) > 0.5 for heads in kept.float()])
         else:
@@ -117,6 +118,7 @@ def _head_maps(batch: ExplainedBatch) -> Tensor:
     """Return how much the [CLS] token attends to each patch, per head of the last layer."""
     model, pixels = batch.inputs.checkpoint.model, batch.inputs.pixel_values
     with torch.no_grad():
+        # last layer, [CLS] as query, patches as keys: (batch_size, num_heads, num_patches)
         weights = attention_maps(model, pixels)[-1][:, :, 0, num_prefix_tokens(model) :]
     return weights.float().cpu().unflatten(-1, model_grid_size(model, batch.inputs.input_size))
 
@@ -127,9 +129,10 @@ def _largest_mass(maps: Tensor, mass: float) -> Tensor:
     The smallest cells are dropped as long as together they hold no more than the rest of the sum; negative relevance
     counts as 0, and the mask of a map without relevance is empty.
     """
-    flat = maps.clamp(min=0).flatten(1).double()
+    flat = maps.clamp(min=0).flatten(1).double()  # (num_maps, num_cells)
     total = flat.sum(dim=1, keepdim=True)
     ascending, order = flat.sort(dim=1, stable=True)
+    # from the smallest cell up: drop while the dropped part is at most 1 - mass
     kept = (ascending.cumsum(dim=1) > (1 - mass) * total) & (total > 0)
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
 

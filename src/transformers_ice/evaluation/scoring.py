@@ -171,6 +171,7 @@ def observe_masks(masks: Tensor, truths: Sequence[Any], geometries: Sequence[Ima
     if len(sizes) > 1:
         raise ValueError(f"`geometries` must lead to inputs of one size, got {sorted(sizes)}.")
     size = sizes.pop()
+    # (batch_size, rows, columns) -> (batch_size, height, width)
     enlarged = torch.nn.functional.interpolate(masks[:, None].float().cpu(), size=size, mode="nearest-exact")[:, 0]
     pairs = zip(truths, geometries, strict=True)
     return list((enlarged > 0.5).numpy()), [_truth_at_input(np.asarray(truth), geometry) for truth, geometry in pairs]
@@ -182,6 +183,7 @@ def _truth_at_input(truth: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
     (top, left), (height, width) = geometry.crop_offset, geometry.crop_size
     if (top, left) == (0, 0) and resized.shape == (height, width):
         return resized
+    # the crop may reach beyond the image on any side, which the preprocessing pads
     seen = np.full((height, width), -1, dtype=np.int8)
     inside = resized[max(top, 0) : top + height, max(left, 0) : left + width]
     above, before = max(-top, 0), max(-left, 0)

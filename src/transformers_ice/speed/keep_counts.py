@@ -96,8 +96,10 @@ def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
     column = {index: position for position, index in enumerate(layers)}
 
     def keep_smallest(layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
+        # (batch_size, num_patches); pruned patches are sorted last
         order = margin.masked_fill(~present, torch.inf).argsort(dim=1)
         is_kept = torch.arange(margin.shape[1], device=margin.device) < counts[:, column[layer_index], None]
+        # from rank order back to patch order; `present` again, where a count exceeds the patches that are there
         return present & torch.zeros_like(present).scatter(1, order, is_kept)
 
     return keep_smallest

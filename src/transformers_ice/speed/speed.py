@@ -176,6 +176,7 @@ def _seconds_per_image(
     for number in range(num_batches):
         batch = workload.batch((repeat * num_batches + number) * batch_size, batch_size)
         with batch.decide(variant):
+            # preparing the batch is not timed
             total += time_call(partial(model, batch.pixel_values), batch.pixel_values.device)
     return total / (num_batches * batch_size)
 
@@ -199,12 +200,13 @@ def _build_row(
     """Return a row; of the pairs, the second belongs to the unpruned model."""
     own, unpruned = seconds
     time = summarize_spread(own)
+    # ratios within a repeat: a slowdown of the machine affects both
     speedup = summarize_spread([base / taken for base, taken in zip(unpruned, own, strict=True)])
     ideal = macs[1] / macs[0]
     return SpeedRow(
         variant=name,
         batch_size=batch_size,
-        images_per_second=Spread(1 / time.median, 1 / time.high, 1 / time.low),
+        images_per_second=Spread(1 / time.median, 1 / time.high, 1 / time.low),  # the slowest time is the lowest rate
         milliseconds_per_image=Spread(1e3 * time.median, 1e3 * time.low, 1e3 * time.high),
         speedup=speedup,
         tokens_per_layer=tokens,

@@ -34,7 +34,7 @@ def summarize_spread(values: Sequence[float]) -> Spread:
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that a call takes, including its asynchronous work on a device."""
-    _wait_for(device)
+    _wait_for(device)  # earlier work in the queue must not be counted
     start = time.perf_counter()
     call()
     _wait_for(device)
@@ -68,8 +68,9 @@ def interleave(
     values: dict[str, list[float]] = {name: [] for name in measures}
     for repeat in range(-num_warmups, num_repeats):
         names = list(measures)
-        rng.shuffle(names)
+        rng.shuffle(names)  # no measurement always follows the same other one
         for name in names:
+            # warm-up repeats are negative here; the measurement gets numbers from 0 on for both
             value = measures[name](repeat if repeat >= 0 else repeat + num_warmups)
             if repeat >= 0:
                 values[name].append(value)

@@ -52,6 +52,7 @@ def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDe
         ValueError: If the changed configuration contradicts itself or the modules of the model.
     """
     tensors = [*model.parameters(), *model.buffers()]
+    # the memo of `deepcopy`: these tensors count as copied already, so the twin refers to the same ones
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for name, value in changes.items():
         setattr(twin.config, name, value)
@@ -66,7 +67,7 @@ def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassificat
     own = {"model_type", "transformers_version", "architectures"}
     config = ViTConfig(**{name: known[name] for name in ViTConfig().to_dict() if name not in own})
     config._attn_implementation = model.config._attn_implementation
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory: all weights are assigned below
         vit = ViTForImageClassification(config)
     wanted = set(vit.state_dict())
     tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in _parameters(model).items()}

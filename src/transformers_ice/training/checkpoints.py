@@ -54,6 +54,7 @@ def mark_complete(folder: Path) -> None:
         OSError: If the disk does not take the files or the marker; the checkpoint remains incomplete.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETION_MARKER)
+    # folders too: the entry of a new file is part of its folder
     for path in [*files, *{path.parent for path in files}]:
         synchronize(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
@@ -72,6 +73,7 @@ def missing_files(folder: Path) -> list[str]:
         sizes = json.loads((folder / COMPLETION_MARKER).read_text())["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [COMPLETION_MARKER]
+    # sizes, not hashes: reading all weights at every start would take too long
     return [name for name, size in sizes if not _has_size(folder / name, size)]
 
 

@@ -40,11 +40,12 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
     """
     logits, *explanation = outputs if isinstance(outputs, tuple) else (outputs,)
     top_classes = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1).indices
-    top_classes = top_classes.masked_fill(~has_answer(logits)[:, None], -1)
+    top_classes = top_classes.masked_fill(~has_answer(logits)[:, None], -1)  # (batch_size, k)
     if not explanation:
         return (top_classes,)
     cls_logits, patch_logits = explanation
-    foreground = class_map(patch_logits) != patch_logits.shape[-1] - 1
+    # background is the last class
+    foreground = class_map(patch_logits) != patch_logits.shape[-1] - 1  # (batch_size, num_patches)
     # not bool: some backends cannot gather it
     return top_classes, cls_logits.argmax(dim=-1, keepdim=True), foreground.to(torch.uint8)
 
@@ -89,6 +90,7 @@ class EvaluationMetrics:
                     observations["masks"] = self._observe_masks(foreground, indices)
             return observations
 
+        # the scoring loop gets indices in place of examples: the predictions are already there
         return score(look_up, range(len(labels)), metrics, batch_size=_BATCH_SIZE)
 
     def _observe_masks(self, foreground: np.ndarray, indices: list[int]) -> Observation:
@@ -96,4 +98,5 @@ class EvaluationMetrics:
         masks = [self.dataset.foreground_mask(index) for index in indices]
         geometries = [self.dataset.geometry(mask.shape) for mask in masks]
         rows_and_columns = grid_size(geometries[0].crop_size, self.patch_size)
+        # (batch_size, num_patches) -> (batch_size, rows, columns)
         return observe_masks(torch.from_numpy(foreground).unflatten(1, rows_and_columns), masks, geometries)

@@ -47,6 +47,7 @@ def sinusoidal_positions(grid_size: tuple[int, int], hidden_size: int) -> Tensor
     quarter = hidden_size // 4
     frequencies = 10000.0 ** -(torch.arange(quarter) / quarter)
     rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid_size), indexing="ij")
+    # (rows, columns) -> (rows * columns, hidden_size / 4), for each axis
     angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
@@ -88,10 +89,12 @@ def _initialize_attention(attention: Any, num_heads: int) -> None:
     """Factor noisy multiples of the identity into the four projections of a layer."""
     query, key, value, output = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
     head_size = query.shape[0] // num_heads
+    # per head, since a product of rank `head_size` is all that a head can represent
     for start in range(0, query.shape[0], head_size):
         left, right = _factor(_noisy_identity(query.shape[1], *_QUERY_KEY), head_size)
         query[start : start + head_size] = left.T.to(query)
         key[start : start + head_size] = right.T.to(key)
+    # over all heads together, as in the paper: their outputs are summed
     left, right = _factor(_noisy_identity(value.shape[1], *_VALUE_OUTPUT), value.shape[0])
     value.copy_(left.T)
     output.copy_(right)
@@ -103,6 +106,7 @@ def _noisy_identity(size: int, noise: float, identity: float) -> Tensor:
 
 def _factor(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return `left`, `right`, each `(size, rank)`, whose product `left @ right.T` is the best of that rank."""
+    # truncated SVD: optimal in the Frobenius norm (Eckart-Young)
     left, scale, right = torch.linalg.svd(matrix)
     root = scale[:rank].sqrt()
     return left[:, :rank] * root, right.T[:, :rank] * root

@@ -63,6 +63,7 @@ def distillation_loss(
         0-dim. Soft: the Kullback-Leibler divergence times tau², averaged over images and classes, as in DeiT's code
         (its equation has no mean over the classes). Hard: the mean cross-entropy.
     """
+    # in float32: under autocast the logits are in half precision
     student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     if distillation_type == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
@@ -113,6 +114,7 @@ def _statistics(image_processor: Any) -> tuple[Tensor, Tensor]:
     """Return mean and deviation that pixels are normalised with, each `(1, 3, 1, 1)`."""
     normalizes = image_processor.do_normalize
     mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ((0.0,) * 3, (1.0,) * 3)
+    # (3,) -> (1, 3, 1, 1), to broadcast over images and pixels
     return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
 

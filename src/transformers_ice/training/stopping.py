@@ -102,7 +102,7 @@ class StopRequest:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         """Store the first signal; let the second one have its usual effect."""
-        if self.signal_number:
+        if self.signal_number:  # the second signal
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal_number = number
@@ -116,8 +116,9 @@ class StopRequest:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.signal_number
         if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo")  # over the CPU
         number = torch.tensor(self.signal_number)
+        # the largest number: any signal is above 0, so one process stops all of them
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(number)
 
@@ -138,15 +139,15 @@ class StopCallback(TrainerCallback):
     ) -> None:
         """Check, but not after the last step of an epoch: a resumed run would skip what is due at the epoch's end."""
         if not float(state.epoch or 0).is_integer():
-            self._ask(control)
+            self._check(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check at the end of an epoch."""
-        self._ask(control)
+        self._check(control)
 
-    def _ask(self, control: TrainerControl) -> None:
+    def _check(self, control: TrainerControl) -> None:
         self._signal = self.request.agreed_signal()
         control.should_save |= bool(self._signal)
 
@@ -154,7 +155,7 @@ class StopCallback(TrainerCallback):
         """Raise `TrainingStoppedError` if a signal has stopped the run."""
         if self._signal:
             reason = f"Training stopped after step {state.global_step}, by {signal.Signals(self._signal).name}."
-            raise TrainingStoppedError(reason, args.output_dir, 128 + self._signal)
+            raise TrainingStoppedError(reason, args.output_dir, 128 + self._signal)  # the shell's convention
 
     # where an evaluation decides that nothing is saved (`save_strategy="best"`), `on_save` is not called
     on_step_begin = on_epoch_begin = on_train_end = on_save

@@ -44,7 +44,7 @@ _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, Stop
 """They come after all others, in this order: what the others log and store belongs to a checkpoint and to its time."""
 
 
-def _place_of_callback(callback: TrainerCallback) -> int:
+def _callback_order(callback: TrainerCallback) -> int:
     """Return a key to sort callbacks by; all but the last ones keep the order in which they were added."""
     return next((place for place, kind in enumerate(_LAST_CALLBACKS) if isinstance(callback, kind)), -1)
 
@@ -106,7 +106,7 @@ class IceTrainer(Trainer):
         self.train_collator, self.distillation, self.card_writer = train_collator, distillation, card_writer
         self._loss_parts = LossParts(_LOGGED)
         self._throughput = ThroughputMeter()
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process has all weights
         self._averaging = WeightAveragingCallback(getattr(args, "ema_decay", None), is_sharded)
         self._completion = CompletionCallback(self.save_total_limit)
         # first, so that the other callbacks find weights and average of the same step
@@ -121,7 +121,7 @@ class IceTrainer(Trainer):
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Add a callback, before those that have to be the last."""
         super().add_callback(callback)
-        self.callback_handler.callbacks.sort(key=_place_of_callback)
+        self.callback_handler.callbacks.sort(key=_callback_order)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class IceTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         decay = getattr(self.args, "layer_decay", 1.0)
-        if is_new and decay != 1.0:
+        if is_new and decay != 1.0:  # not twice: `Trainer` may call this again
             decay_layer_rates(optimizer, cast(nn.Module, self.model if model is None else model), decay)
         return optimizer
 
@@ -235,7 +235,7 @@ class IceTrainer(Trainer):
                 ignore_keys = [key for key in ignored if key not in KEPT_OUTPUTS]
         if self.is_in_train:
             self.check_weights()  # metrics and panels of NaN weights would mean nothing
-        with self._throughput.paused():
+        with self._throughput.paused():  # images per second are those of training
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -52,6 +52,7 @@ class WeightAverage:
         """Update the average with the current weights of the model."""
         weights = model.state_dict()
         averaged = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+        # 0: the number of averaged models, which an exponential average does not use
         self._average([self.tensors[name] for name in averaged], [weights[name] for name in averaged], 0)
         for name in weights.keys() - averaged:
             self.tensors[name].copy_(weights[name])
@@ -63,6 +64,7 @@ class WeightAverage:
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
         """Use the average as the model's weights inside the block; restore its own exactly on exit."""
+        # copies, not swapped tensors: the optimizer refers to the model's own
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.copy_to(model)
         try:

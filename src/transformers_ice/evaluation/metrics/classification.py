@@ -74,7 +74,7 @@ class TopKAccuracy(RowMetric):
                 f"Integer `predictions` must hold at least {max(self.top_k)} class indices per example, got "
                 f"{indices.shape[1]}. Pass more of them, floating scores, or a smaller `top_k`."
             )
-        hits = indices == labels[:, None]
+        hits = indices == labels[:, None]  # (batch_size, k), at most one per row
         return np.where(hits.any(axis=1), hits.argmax(axis=1), indices.shape[1])
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _rank_by_score(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
             f"`references` must lie in [0, {num_labels - 1}] for {num_labels} scores, "
             f"got values from {labels.min()} to {labels.max()}."
         )
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = np.arange(num_labels) < labels[:, None]
+    own = np.take_along_axis(scores, labels[:, None], axis=1)  # (batch_size, 1)
+    before = np.arange(num_labels) < labels[:, None]  # (batch_size, num_labels): wins a tie, as in `argmax`
     # "not (score <= own)" instead of "score > own": a NaN on either side counts against the true class.
     return (~(scores <= own) | ((scores == own) & before)).sum(axis=1)

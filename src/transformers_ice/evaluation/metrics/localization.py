@@ -72,11 +72,12 @@ class MaxBoxAccuracy(RowMetric):
         return {"largest_50": largest[inverse] >= 0.5, **row}
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        # (num_images, num_thresholds) -> (num_thresholds,): the threshold is chosen for the whole set
         hits = {name: column.sum(axis=0, dtype=np.int64) for name, column in rows.items()}
-        shares = {name: int(column.max()) / len(rows[name]) for name, column in hits.items()}
-        parts = [shares[f"any_{percent}"] for percent in _IOU_PERCENTS]
+        accuracies = {name: int(column.max()) / len(rows[name]) for name, column in hits.items()}
+        parts = [accuracies[f"any_{percent}"] for percent in _IOU_PERCENTS]
         return {
-            "max_box_acc": shares["largest_50"],
+            "max_box_acc": accuracies["largest_50"],
             "max_box_acc_threshold": float(self.thresholds[hits["largest_50"].argmax()]),
             "max_box_acc_v2": sum(parts) / len(parts),
             **{f"max_box_acc_v2_{percent}": part for percent, part in zip(_IOU_PERCENTS, parts, strict=True)},
@@ -158,7 +159,7 @@ class PointingGame(RowMetric):
         score_map = checked_score_map("predictions", prediction, bounded=False)
         truth = checked_mask("references", reference, allowed=(0, 1, IGNORED))
         check_same_size(score_map, truth)
-        return {"hit": _share_of_maxima(score_map, truth == 1, truth != IGNORED, self.tolerance)}
+        return {"hit": _hit_ratio(score_map, truth == 1, truth != IGNORED, self.tolerance)}
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"pointing_game": exact_mean(rows["hit"])}
@@ -199,14 +200,14 @@ def _contour_ious(masks: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.nd
     """Return per mask the best IoU with a true box: of its largest contour's box, and of any contour's box."""
     drawn = [contour_boxes(mask) for mask in masks]
     boxes = [np.zeros((1, 4), dtype=np.int64) if index is None else own for own, index in drawn]
-    starts = np.cumsum([0, *map(len, boxes[:-1])])
+    starts = np.cumsum([0, *map(len, boxes[:-1])])  # index of each mask's first box in the concatenation
     largest = starts + [index or 0 for _, index in drawn]
     clipped = clipped_to_last_pixel(np.concatenate(boxes), masks[0].shape)
     ious = box_iou(clipped, truth, inclusive=True).max(axis=1)  # of all masks in one call: most have few contours
     return ious[largest], np.maximum.reduceat(ious, starts)
 
 
-def _share_of_maxima(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
+def _hit_ratio(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
     """Return the fraction of the largest pixels that are on the object; NaN where there is none."""
     if not is_object.any():
         return math.nan

@@ -213,6 +213,7 @@ def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
     if not counts.any():
         return math.nan
     foreground_scores, is_foreground = score_map[counts], truth[counts] == 1
+    # (num_pixels,) -> (2 * num_pixels,): background channel, then foreground channel
     scores = np.concatenate([1 - foreground_scores, foreground_scores])
     if not score_map.max() > score_map.min():  # constant, or NaN somewhere
         scores = np.zeros_like(scores)
@@ -230,7 +231,7 @@ def _scikit_learn_average_precision(is_positive: np.ndarray, scores: np.ndarray)
 def _candidate_masks(prediction: Any) -> np.ndarray:
     """Return the masks of one image as `(num_candidates, height, width)`, bool."""
     masks = np.asarray(prediction)
-    masks = masks[None] if masks.ndim == 2 else masks
+    masks = masks[None] if masks.ndim == 2 else masks  # (height, width) -> (1, height, width)
     if masks.ndim != 3 or len(masks) == 0:
         raise ValueError(
             "Every entry of `predictions` must have shape (height, width) or (num_candidates, height, width), "
@@ -246,7 +247,7 @@ def _mean_over_classes(candidates: np.ndarray, classes: np.ndarray, void_in_unio
     best = []
     for index in objects:
         own = classes == index
-        intersections = np.count_nonzero(candidates & own, axis=(1, 2))
+        intersections = np.count_nonzero(candidates & own, axis=(1, 2))  # (num_candidates,)
         unions = np.count_nonzero(covered | own, axis=(1, 2))
         best.append(float((intersections / unions).max()))
     return sum(best) / len(best) if best else math.nan

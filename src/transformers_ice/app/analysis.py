@@ -119,7 +119,7 @@ def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
     """
     rgb = loaded.processor.read_image(image)
     inputs = loaded.processor(rgb, return_tensors="pt")
-    shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)
+    shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)  # PIL sizes are (width, height)
     pixel_values = inputs["pixel_values"].to(loaded.model.device, loaded.model.dtype)
     return PreparedImage((rgb.height, rgb.width), np.asarray(shown), pixel_values)
 
@@ -127,6 +127,7 @@ def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return a size of the same aspect whose longer side fits the page."""
     smallest, largest = _SHOWN_SIDES
+    # small images are enlarged, large ones reduced, others shown at their own size
     factor = min(max(1.0, smallest / max(size)), largest / max(size))
     width, height = (max(1, round(side * factor)) for side in size)
     return width, height

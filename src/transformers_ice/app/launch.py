@@ -97,13 +97,13 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         share=False,
         prevent_thread_lock=not block,
         max_file_size=int(arguments.max_upload_mb * 2**20),
-        allowed_paths=[],
+        allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
         footer_links=[],
         ssr_mode=False,
         pwa=False,
-        mcp_server=False,
+        mcp_server=False,  # no interface for other programs
         enable_monitoring=False,
-        show_error=False,
+        show_error=False,  # tracebacks go to the console, not to visitors
         quiet=True,
         theme=build_theme(),
         css_paths=[STYLE_SHEET],

@@ -63,13 +63,13 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
     size = Path(path).stat().st_size
     if size > limits.max_upload_mb * 2**20:
         raise RequestError(
-            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Save the picture "
+            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are accepted. Save the picture "
             "smaller, or as JPEG."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of this app comes next
-            with Image.open(path) as header:
+            with Image.open(path) as header:  # reads the header only
                 width, height = header.size
     except Image.DecompressionBombError as error:
         raise _too_many_pixels("more than 178 million", limits) from error
@@ -89,7 +89,7 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
 
 def _too_many_pixels(found: str, limits: Limits) -> RequestError:
     return RequestError(
-        f"This picture has {found} pixels; at most {limits.max_pixels / 1e6:g} million are taken. Scale it down first."
+        f"This picture has {found} pixels; at most {limits.max_pixels / 1e6:g} million are accepted. Make it smaller."
     )
 
 
@@ -102,7 +102,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._end = time.monotonic() + seconds  # not the wall clock, which may be set back
 
     @property
     def remaining(self) -> float:
@@ -129,7 +129,7 @@ def _timed_out(seconds: float) -> RequestError:
 class Worker:
     """Worker that runs requests one after the other in a thread, and stops waiting when their time is over.
 
-    One thread, because explainers change a model while they look into it, and measured times mean something only
+    One thread, because explainers change a model temporarily (hooks, gradients), and measured times are valid only
     where nothing else runs. A thread cannot be stopped from outside: what is running ends at its next
     `deadline.check()`, what has not begun never begins.
 
@@ -153,12 +153,12 @@ class Worker:
         deadline = Deadline(self.timeout_s)
 
         def begin() -> T:
-            deadline.check()
+            deadline.check()  # the time may have passed while the request was waiting
             return work(deadline)
 
         future = self._executor.submit(begin)
         try:
             return future.result(timeout=deadline.remaining)
         except FutureTimeoutError as error:
-            future.cancel()
+            future.cancel()  # has an effect only if it has not begun
             raise _timed_out(self.timeout_s) from error

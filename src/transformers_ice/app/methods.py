@@ -109,5 +109,5 @@ def _run(loaded: LoadedModel, image: PreparedImage, method: str, target: int | N
 
 def _stretch(values: np.ndarray) -> np.ndarray:
     """Stretch a map to [0, 1]: ranges of different methods are not comparable. A constant map becomes 0."""
-    values = np.nan_to_num(values)
+    values = np.nan_to_num(values)  # (height, width); NaN counts as no relevance
     return (values - values.min()) / max(float(np.ptp(values)), 1e-12)

@@ -158,7 +158,7 @@ def _summarize(
         mmacs=float(macs[0]) / 1e6,
         milliseconds=milliseconds,
     )
-    return summary, (exit_layer[0].reshape(rows, columns), shown.exit_layers)
+    return summary, (exit_layer[0].reshape(rows, columns), shown.exit_layers)  # (num_patches,) -> (rows, columns)
 
 
 def _head_layers(loaded: LoadedModel) -> list[int]:

@@ -122,6 +122,7 @@ def _name_positional(
             explicit.append("true")
     if not positional:
         return explicit
+    # `parse_known_args` would end the program where a required option is given by position only
     required, actions = [action for action in parser._actions if action.required], parser._actions
     for action in required:
         action.required = False
@@ -139,6 +140,7 @@ def _name_positional(
     return explicit + free
 
 
+# the strings that `HfArgumentParser` reads as booleans
 _TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
@@ -154,6 +156,7 @@ def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: s
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     own: dict[str, list[str]] = {}
     for group in groups:
+        # base classes first: a field belongs to the class that declares it first
         for owner in reversed(group.__mro__):
             if owner.__module__.partition(".")[0] == __name__.partition(".")[0] or owner is group:
                 names = [name for name in vars(owner).get("__annotations__", {}) if name in actions]
@@ -196,6 +199,7 @@ _SCREEN = 40  # options that are shown at once
 def _describe_option(action: argparse.Action) -> str:
     """Return one option with its values, its help and its default, wrapped."""
     choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
+    # argparse formats help texts with `%`, so that a literal one is doubled
     help_text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help).replace("%%", "%")
     is_plain = action.default in (None, argparse.SUPPRESS) or callable(action.default)
     default = "" if is_plain or action.required else f" (default: {action.default})"
@@ -223,6 +227,7 @@ def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
         if not argument.startswith("-"):
             shown.append(PLACEHOLDER if hides_value else argument)
             continue
+        # `matches` too: a misspelt `--hub_tokn` is followed by a token all the same
         hides_value = any(map(is_secret_name, [name, *matches]))
         shown.append(f"{name}={PLACEHOLDER}" if hides_value and separator else argument)
     suggestion = f" (did you mean {', '.join(close)}?)" if close else ""
@@ -261,7 +266,7 @@ def _value_to_arguments(value: Any) -> list[str]:
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """Return configuration fields from text.
+    """Parse configuration fields from text.
 
     Args:
         text: `name=value,name=value`, where values are JSON or Python literals or else plain text; or a JSON object.
@@ -288,7 +293,7 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     """Return a JSON or Python literal, or the text itself."""
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval):  # JSON first: `true` and `null` are no Python literals
         try:
             return parse(text)
         except (ValueError, SyntaxError):

@@ -58,7 +58,7 @@ def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Pat
         return
     _check_target(path)
     make_folder(path.parent, inside)
-    temporary = path.with_name(_temporary_name(path.suffix))
+    temporary = path.with_name(_temporary_name(path.suffix))  # the same folder: a rename is atomic there only
     try:
         with name_errors(path, temporary):
             yield temporary
@@ -95,12 +95,12 @@ def staged(folder: str | Path, inputs: Iterable[str | Path] = ()) -> Iterator[Pa
             files = sorted((file for file in staging.rglob("*") if file.is_file()), reverse=True)
             targets = [folder / file.relative_to(staging) for file in files]
             check_outputs(targets, inputs)
-            if any(map(_is_device, targets)):
+            if any(map(_is_device, targets)):  # `os.replace` would replace the device itself
                 raise ValueError(f"The outputs in {folder} must be files, got a device. Choose another name.")
             if not exists and not os.path.lexists(folder):
                 for file in files:
                     synchronize(file)
-                os.replace(staging, folder)
+                os.replace(staging, folder)  # one rename: the folder appears with all its files
                 return
             for file, target in zip(files, targets, strict=True):
                 make_folder(target.parent, folder)
@@ -147,6 +147,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
                     f"The output {output} must not replace the input {given}: they are the same file. Choose another "
                     "name or folder for the output."
                 )
+        # the folder of a link itself, and that of its target
         above_it = (*(output.parent.resolve() / output.name).parents, *output.resolve().parents)
         above = next((folders[parent] for parent in above_it if parent in folders), None)
         if above is not None and os.path.lexists(output):
@@ -227,7 +228,7 @@ def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 def _move(temporary: Path, path: Path) -> None:
     """Bring a finished file to the disk and to its name, with the permissions of the file that it replaces."""
-    if path.is_file() and not path.is_symlink():
+    if path.is_file() and not path.is_symlink():  # a link is replaced: the mode of its target does not matter
         shutil.copymode(path, temporary)
     synchronize(temporary)
     os.replace(temporary, path)

@@ -54,11 +54,12 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(num_resamples):
-        chosen = rng.integers(0, number, number)
+        chosen = rng.integers(0, number, number)  # (num_examples,) indices, with replacement
         draws.append(score({name: column[chosen] for name, column in rows.items()}))
     tails = ((1 - level) / 2, (1 + level) / 2)
     intervals = {}
     for name, value in values.items():
+        # NaN: a resample without any example that has this score
         low, high = np.nanquantile([draw[name] for draw in draws], tails) if draws else (math.nan, math.nan)
         intervals[name] = Interval(float(value), float(low), float(high))
     return intervals

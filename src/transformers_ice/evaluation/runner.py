@@ -114,6 +114,7 @@ def run_benchmarks(
     processes, protocol = processes or Processes(), protocol or Protocol()
     tasks = plan_tasks(checkpoints, dataset, benchmarks, methods, protocol, batch_size)
     chunks = split_chunks(len(dataset), batch_size)
+    # round robin over the processes, without communication
     own = [chunk for chunk in range(len(chunks)) if chunk % processes.count == processes.index]
     pending = [chunk for chunk in own if any(not store.has(task.key, chunk) for task in tasks)]
     description = None if processes.index else "evaluating"
@@ -121,7 +122,7 @@ def run_benchmarks(
     for chunk, examples in zip(pending, batches, strict=True):
         missing = [task for task in tasks if not store.has(task.key, chunk)]
         _run_chunk(missing, examples, dataset.class_names, protocol, store, chunk)
-    processes.wait()
+    processes.wait()  # all rows must be on disk before process 0 reads them
     if processes.index:
         return []
     return [_summarize(task, store, len(chunks), len(dataset), num_resamples) for task in tasks]
@@ -159,7 +160,7 @@ def plan_tasks(
     protocol: Protocol,
     batch_size: int,
 ) -> list[_Task]:
-    """Return what is to be done, after checking that it can be; the arguments are those of `run_benchmarks`."""
+    """Check the arguments of `run_benchmarks` and return the tasks."""
     _check_names("benchmarks", benchmarks, BENCHMARKS)
     _check_names("methods", methods, {**EXPLAINERS, CEILING: None, ATTENTION_HEADS: None})
     names = [checkpoint.name for checkpoint in checkpoints]
@@ -172,6 +173,7 @@ def plan_tasks(
         benchmark = kind(protocol)
         _check_data(benchmark, dataset)
         for checkpoint in checkpoints:
+            # the batch size too: rows are stored per chunk
             digest = _digest([_ROWS_VERSION, checkpoint.digest, dataset.fingerprint, asdict(protocol), batch_size])
             for method in [""] if kind.of_model_only else methods:
                 if _fits(checkpoint, method, kind, is_first=checkpoint is checkpoints[0], dataset=dataset):

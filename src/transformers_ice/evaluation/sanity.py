@@ -63,7 +63,7 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
     stages: list[tuple[str, Sequence[nn.Module]]] = [("heads", heads)]
     stages += [(f"layer {index}", [layers[index]]) for index in reversed(range(len(layers)))]
     stages.append(("embeddings", [encoder.embeddings]))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is unchanged
         torch.manual_seed(seed)
         for stage, modules in stages:
             for part in modules:
@@ -94,4 +94,5 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
         raise ImportError("Rank correlations need SciPy: pip install transformers-ice[eval]") from error
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
+    # Spearman's correlation is Pearson's of the ranks; ties get their mean rank
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

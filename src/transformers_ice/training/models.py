@@ -49,6 +49,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     fields |= _given_fields(model_args)
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
+        # before the fields are set: `from_pretrained` would store unknown ones
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
         is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
         # once trained, the patch logits are accurate enough to predict the class
@@ -70,7 +71,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
 def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
     """Return the fields of `IceDeiTConfig` that options set."""
     values = {field: getattr(model_args, option) for option, field in ICE_OPTIONS.items()}
-    if not _becomes_ice(model_args):
+    if not _becomes_ice(model_args):  # the option is shared; a plain configuration has no such field
         del values["classification_loss_type"]
     return {name: value for name, value in values.items() if value is not None}
 
@@ -113,7 +114,7 @@ def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None
     if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
         patch_height, patch_width = as_pair(config.patch_size)
         grid_size = image_size[0] // patch_height, image_size[1] // patch_width
-        # a grid of empty patches, which is refused as that of the images would be
+        # patches of width 0 need no memory and raise the same error as real ones
         split_windows(torch.empty(1, grid_size[0] * grid_size[1], 0), grid_size, config.num_local_windows)
 
 

@@ -35,8 +35,8 @@ def decaying_parameters(names: Iterable[str], cls_is_trained: bool) -> list[str]
         names: All parameters but biases and norms.
         cls_is_trained: Whether a loss reaches the [CLS] classifiers.
     """
-    left_out = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
-    return [name for name in names if left_out.isdisjoint(name.split("."))]
+    excluded = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
+    return [name for name in names if excluded.isdisjoint(name.split("."))]
 
 
 def layer_scale(name: str, num_layers: int, decay: float) -> float:
@@ -73,7 +73,7 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
     """
     num_layers = cast(PreTrainedModel, model).config.num_hidden_layers
     scales = {parameter: layer_scale(name, num_layers, decay) for name, parameter in model.named_parameters()}
-    if len(set(scales.values())) <= 2:
+    if len(set(scales.values())) <= 2:  # the heads and the embeddings only
         raise ValueError(
             f"`layer_decay` finds the layers by their names (layers.0, ...), and {type(model).__name__} has none. "
             "Set it to 1."

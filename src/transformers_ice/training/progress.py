@@ -19,7 +19,7 @@ __all__ = ["LossParts", "StepCountCallback", "ThroughputMeter"]
 
 logger = logging.get_logger(__name__)
 
-_FEW_STEPS = 100
+_FEW_STEPS = 100  # a head from random weights needs some hundred steps
 
 
 class LossParts:
@@ -40,12 +40,14 @@ class LossParts:
         for name in self.names:
             part = outputs.get(name) if isinstance(outputs, dict) else None
             if part is not None:
+                # a sum on the device: no step waits for the accelerator
                 self._sums[name] = self._sums.get(name, 0) + part.detach().float().mean()
 
     def read(self) -> dict[str, float]:
         """Return the means over batches and processes, and start again; every process must call it."""
         if not self._sums:
             return {}
+        # one reduction for all parts: each waits for the slowest process
         means: Any = reduce(torch.stack(list(self._sums.values())) / self._num_batches, reduction="mean")
         named = dict(zip(self._sums, means.tolist(), strict=True))
         self._sums, self._num_batches = {}, 0

@@ -59,11 +59,11 @@ def run_training(
         trainer.add_callback(StopCallback(request))
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
-        trainer.check_weights()
+        trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
         trainer.save_state()
         trainer.save_metrics("train", result.metrics)
-        evaluation = trainer.evaluate()
+        evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
         trainer.save_metrics("eval", evaluation)
         if card_writer is not None:
             trainer.create_model_card()

@@ -98,6 +98,7 @@ def pruning_rows(
     with evaluation_mode(model):
         rows = collect_rows(predict, range(len(pixel_values)), metrics, batch_size, "pruning")
     counts = [rows[f"{name}/value"].astype(np.int64) for name in kept]
+    # (num_images,) per layer -> (num_images, num_pruning_layers)
     kept_rows = np.stack(counts, axis=1) if counts else np.empty((len(labels), 0), dtype=np.int64)
     return PruningRows(rows["label/rank"] == 0, rows["cls/rank"] == 0, _areas(rows), kept_rows)
 
@@ -109,6 +110,7 @@ def ceiling_rows(masks: np.ndarray, patch_size: int) -> PruningRows:
         masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
         patch_size: Side of a patch in pixels.
     """
+    # (num_images, height, width) -> (num_images, rows, columns)
     grids = torch.nn.functional.avg_pool2d(torch.from_numpy(masks).float(), patch_size) >= 0.5
     rows = make_rows({"masks": _observe_scenes(grids, masks)}, {"masks": ForegroundSegmentation()})
     unknown = np.zeros(len(masks), dtype=bool)
@@ -123,8 +125,8 @@ def _observe_scenes(grids: Tensor, masks: np.ndarray) -> Observation:
 
 def _areas(rows: Rows) -> np.ndarray:
     """Return pixels by true and predicted class, `(num_images, 2, 2)`."""
-    sides = [["true_background", "false_foreground"], ["false_background", "true_foreground"]]
-    return np.stack([np.stack([rows[f"masks/{name}"] for name in row], axis=1) for row in sides], axis=1)
+    areas = [["true_background", "false_foreground"], ["false_background", "true_foreground"]]
+    return np.stack([np.stack([rows[f"masks/{name}"] for name in row], axis=1) for row in areas], axis=1)
 
 
 def summarize_pruning(
@@ -142,10 +144,10 @@ def summarize_pruning(
         patch head), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches
         after each pruning layer; `megamacs` of an image; `ideal_speed_up` over the reference.
     """
-    against = runs[reference][1]
+    reference_rows = runs[reference][1]
     lines: list[dict[str, Any]] = []
     for name, (config, seeds) in runs.items():
-        pairs = zip(seeds, against, strict=True)
+        pairs = zip(seeds, reference_rows, strict=True)
         lines.append(
             {
                 "name": name,
@@ -171,9 +173,10 @@ def _macs(config: Any, rows: PruningRows, num_patches: int) -> float:
     """Return the mean MACs of an image, from its number of patches after each pruning layer."""
     exits = np.full((len(rows.kept), num_patches), config.num_hidden_layers)
     ranks = np.arange(num_patches)
+    # from the last layer to the first: an earlier exit overwrites a later one
     for column, layer in reversed(list(enumerate(config.pruning_schedule))):
         # MACs depend on the number of pruned cells only: take the last ones
-        exits[ranks >= rows.kept[:, column : column + 1]] = layer
+        exits[ranks >= rows.kept[:, column : column + 1]] = layer  # (num_images, num_patches)
     counts = count_tokens(config, exits)
     return float(ideal_macs(config, **vars(counts), num_patches=num_patches).mean())
 

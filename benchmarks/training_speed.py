@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _CLASSES = [str(index) for index in range(1000)]
-_WIDTH_OF_A_HEAD = 64  # in all DeiT
+_HEAD_SIZE = 64  # in all DeiT
 _JPEG_QUALITY = 90
 
 
@@ -74,8 +74,8 @@ class TrainingBenchmarkArguments:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size < 1 or self.hidden_size % _WIDTH_OF_A_HEAD:
-            raise ValueError(f"`hidden_size` must be a multiple of {_WIDTH_OF_A_HEAD}, got {self.hidden_size}.")
+        if self.hidden_size < 1 or self.hidden_size % _HEAD_SIZE:
+            raise ValueError(f"`hidden_size` must be a multiple of {_HEAD_SIZE}, got {self.hidden_size}.")
         for name in ("num_warmups", "waiting_warmups", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
@@ -107,7 +107,7 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
     shape: dict[str, Any] = {
         "hidden_size": arguments.hidden_size,
         "intermediate_size": 4 * arguments.hidden_size,
-        "num_attention_heads": arguments.hidden_size // _WIDTH_OF_A_HEAD,
+        "num_attention_heads": arguments.hidden_size // _HEAD_SIZE,
         "num_hidden_layers": arguments.num_layers,
         "image_size": arguments.image_size,
         "id2label": dict(enumerate(_CLASSES)),
@@ -170,7 +170,7 @@ def draw_photographs(num_images: int, size: tuple[int, int], seed: int = 0) -> D
         buffer = io.BytesIO()
         image = Image.fromarray(draw_scene(index, image_size=size, seed=seed).image)
         image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-        cells.append({"bytes": buffer.getvalue(), "path": None})
+        cells.append({"bytes": buffer.getvalue(), "path": None})  # the storage format of `datasets.Image`
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=_CLASSES)})
     labels = [index % len(_CLASSES) for index in range(num_images)]
     return Dataset.from_dict({"image": cells, "label": labels}, features=features)
@@ -203,7 +203,7 @@ def measure_augmentation(table: Dataset, arguments: TrainingBenchmarkArguments) 
 
         def images_per_second(repeat: int) -> float:
             images.set_epoch(repeat)
-            first = repeat * arguments.batch_size
+            first = repeat * arguments.batch_size  # other images in every repeat, the same for all choices
             rows = [(first + offset) % len(images) for offset in range(arguments.batch_size)]
             seconds = time_call(lambda: collator(images.__getitems__(rows)), torch.device("cpu"))
             return arguments.batch_size / seconds
@@ -211,7 +211,7 @@ def measure_augmentation(table: Dataset, arguments: TrainingBenchmarkArguments) 
         return images_per_second
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in a worker of a `DataLoader`
     try:
         measures = {choice: measure(choice) for choice in ("none", "crop_flip", "deit")}
         return interleave(measures, arguments.num_repeats, arguments.num_warmups, arguments.seed)
@@ -255,7 +255,8 @@ def measure_waiting(
         fraction until the batch arrives, in [0, 1].
     """
     num_steps = arguments.waiting_warmups + arguments.waiting_steps + 1
-    repeats = -(-num_steps * arguments.batch_size // len(table))
+    repeats = -(-num_steps * arguments.batch_size // len(table))  # rounded up
+    # one long epoch: at the end of an epoch the workers would start again
     images = _training_images(table.select(list(range(len(table))) * repeats), "deit", arguments)
     processor = images.image_processor
     with tempfile.TemporaryDirectory() as folder:
@@ -280,6 +281,7 @@ def measure_waiting(
         )
         trainer.train()
     requested, arrived = trainer.requested[arguments.waiting_warmups :], trainer.arrived[arguments.waiting_warmups :]
+    # the last step has no request after it, so there is one wait more than steps
     seconds = [after - before for before, after in pairwise(requested)]
     waits = [end - start for start, end in zip(requested, arrived, strict=True)][: len(seconds)]
     return {"seconds": seconds, "waiting_share": [wait / step for wait, step in zip(waits, seconds, strict=True)]}

@@ -190,8 +190,8 @@ def _event(name: str) -> dict[str, Any]:
     return {
         "api_visibility": "private",
         "api_name": name,
-        "trigger_mode": "always_last",
-        "concurrency_limit": 4,
+        "trigger_mode": "always_last",  # of several changes during a run, only the last one is computed
+        "concurrency_limit": 4,  # several may wait for the worker, which runs one at a time
         "show_progress": "minimal",
     }
 
@@ -203,7 +203,7 @@ def _add_inputs(
     picture = gr.Image(
         label=f"Your picture (up to {limits.max_upload_mb:g} MB)",
         type="filepath",
-        image_mode=None,
+        image_mode=None,  # keeps bit depth and transparency, which the image processor handles
         sources=["upload", "clipboard"],
         alt_text="The picture that is explained",
         buttons=[],
@@ -211,7 +211,7 @@ def _add_inputs(
         elem_id="picture",
         elem_classes="ice-picture",
     )
-    _take_uploads_as_they_are(picture)
+    _restrict_to_uploads(picture)
     status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
         label="Or an example: drawn scenes, by what they show",
@@ -221,7 +221,7 @@ def _add_inputs(
         allow_preview=False,
         buttons=[],
         interactive=False,
-        format="jpeg",
+        format="jpeg",  # smaller than PNG
         elem_id="examples",
     )
     choices = [("Everything that is not background", FOREGROUND)]
@@ -229,30 +229,31 @@ def _add_inputs(
     target = gr.Dropdown(
         choices,
         value=FOREGROUND,
-        label="What the heat map looks for",
-        info="Also a class that the model did not choose.",
+        label="Target of the heat map",
+        info="Any class, also one that the model did not predict.",
         elem_id="target",
     )
 
-    def take(event: gr.SelectData) -> Image.Image:
+    def choose_example(event: gr.SelectData) -> Image.Image:
         return examples[event.index][0]
 
-    gallery.select(take, None, picture, **_event("example"))
+    gallery.select(choose_example, None, picture, **_event("example"))
     gallery.change(js=_NAME_EXAMPLES, api_visibility="private", api_name="name_examples")
     return picture, status, gallery, target
 
 
-def _take_uploads_as_they_are(picture: gr.Image) -> None:
+def _restrict_to_uploads(picture: gr.Image) -> None:
     """Restrict a component to the path of an upload.
 
     gradio would open the file itself, and fail with its own message or change its bit depth; and it would download an
     image for anyone who sends a URL in place of an upload. gradio has checked before that the path is an upload.
     """
+    # set on the instance: gradio has no option for either
     keep = picture.async_move_resource_to_block_cache
 
     async def keep_file(path: Any) -> str | None:
         if "://" in str(path):
-            raise gr.Error("Pictures are taken as files, not as addresses.", print_exception=False)
+            raise gr.Error("Pictures are accepted as files, not as addresses.", print_exception=False)
         return await keep(path)
 
     instance: Any = picture

@@ -83,7 +83,7 @@ def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
     found: dict[str, Path] = {}
     for path in paths:
         for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve()):
-            found.setdefault(os.path.realpath(file), file)
+            found.setdefault(os.path.realpath(file), file)  # the first name of a file that is given twice
     return list(found.values())
 
 
@@ -163,6 +163,7 @@ def explain_files(
     explainer._sanitize_parameters(target=target)  # raises if it is no class of the model
     make_folder(output_dir)
     log_file = output_dir / "explanations.jsonl"
+    # before any work: the log must not replace an input
     check_outputs([log_file, unfinished_name(log_file)], paths)
     jobs = list(zip(paths, name_outputs(paths, output_dir, options.suffix), strict=True))
     explanations = Explanations()
@@ -172,6 +173,7 @@ def explain_files(
     ):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
+            # reading one batch at a time bounds the memory
             readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
             for record in _explain_batch(explainer, readable, target, options):
                 log.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -179,6 +181,7 @@ def explain_files(
             progress.update(len(batch))
             if stop_at_bad_image and explanations.problems:
                 return explanations
+    # without any record the log of an earlier run remains
     if explanations.records:
         os.replace(unfinished_name(log_file), log_file)
     return explanations
@@ -195,6 +198,7 @@ def open_log(log_file: Path) -> Iterator[TextIO]:
     file = unfinished_name(log_file)
     file.unlink(missing_ok=True)  # a link is not followed
     try:
+        # line buffered, so that a killed run keeps all finished lines
         with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
             yield log
             log.flush()

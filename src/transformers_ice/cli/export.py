@@ -83,6 +83,7 @@ def load(arguments: ExportArguments) -> tuple[Any, Any]:
     preprocessing = {}
     if arguments.image_size:
         height, width = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size * 2
+        # no crop: the images must have exactly the exported size
         preprocessing = {"size": {"height": height, "width": width}, "do_center_crop": False}
     return model, AutoImageProcessor.from_pretrained(folder, **preprocessing)
 
@@ -128,6 +129,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     size = arguments.image_size
     image_size = size[0] if size and len(size) == 1 else size
     pixel_values = example_images(arguments, model, image_processor, examples)
+    # the file gets its name only if it predicts the same as the model
     with staged(output.parent) as staging:
         files = {"ONNX": export_onnx(model, staging / output.name, image_processor, image_size, arguments.model)}
         differences = compare_with_onnx(model, files["ONNX"], pixel_values, arguments.batch_sizes)

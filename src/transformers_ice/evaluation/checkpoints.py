@@ -95,6 +95,7 @@ def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
+        # as bytes: numpy has no bfloat16
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     # the path of a model does not affect its outputs
     settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -137,7 +138,7 @@ def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published:
         )
     settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
     if published:
-        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
     return type(processor).from_dict(settings)
 
 
@@ -145,7 +146,7 @@ def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) ->
     """Return the model's class index by that of a data set, or `None` where the two use the same indices.
 
     Classes of one name are one class. Names that are numbers, where the model has no such names, are the model's
-    indices. Where no name is shared otherwise, index i of the data is taken for index i of the model.
+    indices. Where no name is shared otherwise, index i of the data counts as index i of the model.
 
     Args:
         model: The classifier.
@@ -161,7 +162,7 @@ def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) ->
         return {index: int(name) for index, name in enumerate(names)}
     if not shared:
         if names:
-            logger.warning_once(f"The model knows none of the classes {names[:3]}: class 0 is taken for its class 0.")
+            logger.warning_once(f"The model has none of the classes {names[:3]}: class 0 counts as its class 0.")
         return None
     if names == [id2label.get(index) for index in range(len(names))]:
         return None

@@ -54,6 +54,7 @@ def score_checkpoint(
         inputs = InputBatch(checkpoint, batch, segmentation.protocol, examples.class_names)
         return {
             "classes": observe_classes(inputs.logits, inputs.labels),
+            # as ranked class indices with k = 1: (batch_size,) -> (batch_size, 1)
             "cls_": (inputs.explained_classes[:, None].numpy(), inputs.labels.numpy()),
             **{f"{method}_": segmentation.observe(ExplainedBatch(inputs, method))["masks"] for method in methods},
         }

@@ -120,7 +120,7 @@ def _cell(value: Any) -> str:
         return "–"
     if not isinstance(value, Interval):
         return format_cell(value, 2)
-    digits = 1 if abs(value.value) > 1.5 else 3
+    digits = 1 if abs(value.value) > 1.5 else 3  # above 1: percent, such as the perturbation AUC
     middle, low, high = (format_cell(number, digits) for number in (value.value, value.low, value.high))
     return middle if math.isnan(value.low) else f"{middle} ({low} to {high})"
 

@@ -83,6 +83,7 @@ class OnnxDifferences:
 
     def is_within(self, tolerance: float) -> bool:
         """Return whether no difference exceeds the tolerance, or is NaN, and all exit layers agree."""
+        # "all <=" rather than "none >": a NaN must fail
         return self.exit_layers_agree and all(difference <= tolerance for difference in self.largest.values())
 
 
@@ -111,17 +112,17 @@ def compare_with_onnx(
     exported, original = OnnxModel(file), _runner(model)
     pairs = [(original(pixel_values[:size]), exported(pixel_values[:size])) for size in batch_sizes]
 
-    def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def join(name: str) -> tuple[np.ndarray, np.ndarray]:
         ours, theirs = zip(*((first[name], second[name]) for first, second in pairs), strict=True)
         return np.concatenate(ours), np.concatenate(theirs)
 
     largest = {}
     for name in OUTPUT_NAMES:
         if name != "patch_exit_layer":
-            ours, theirs = joined(name)
+            ours, theirs = join(name)
             largest[name] = float(np.abs(ours - theirs).max())
-    exit_layers_agree = bool(np.array_equal(*joined("patch_exit_layer")))
-    classes = [logits.argmax(axis=1) for logits in joined("logits")]
+    exit_layers_agree = bool(np.array_equal(*join("patch_exit_layer")))
+    classes = [logits.argmax(axis=1) for logits in join("logits")]
     return OnnxDifferences(largest, exit_layers_agree, float((classes[0] == classes[1]).mean()))
 
 
@@ -130,7 +131,7 @@ class ExportScores:
     """Scores of a model or of one of its exported files; all in [0, 1].
 
     Args:
-        name: What was scored.
+        name: Name of the model or file.
         top_1: Fraction of images whose best class is the true one.
         mean_iou: Of the foreground mask with the true one; see `evaluation.observe_masks`.
         top_1_agreement: Fraction of images with the best class of the PyTorch model.
@@ -186,11 +187,12 @@ def score_exports(
         geometries = [image_processor.image_geometry(truth.shape) for truth in truths]
         grid_size = [side // patch for side, patch in zip(pixel_values.shape[2:], patch_size, strict=True)]
         outputs = {name: run(pixel_values) for name, run in runs.items()}
-        classes = outputs["PyTorch"]["logits"].argmax(axis=1)
+        classes = outputs["PyTorch"]["logits"].argmax(axis=1)  # (batch_size,), the reference of `same_`
         observations: dict[str, Observation] = {}
         for name, arrays in outputs.items():
             observations[f"{name} label_"] = observe_classes(torch.from_numpy(arrays["logits"]), labels)
             observations[f"{name} same_"] = arrays["logits"], classes
+            # (batch_size, num_patches) -> (batch_size, rows, columns)
             grids = foreground_mask(torch.from_numpy(arrays["patch_logits"])).unflatten(1, grid_size)
             observations[f"{name} mask_"] = observe_masks(grids, truths, geometries)
         return observations

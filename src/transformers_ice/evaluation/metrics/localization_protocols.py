@@ -82,7 +82,7 @@ class LocalizationProtocol:
         if not self.grey_levels:
             return checked_score_map("predictions", score_map) > threshold
         levels = grey_levels(score_map)
-        return levels > int(threshold * levels.max())
+        return levels > int(threshold * levels.max())  # truncated, as in the published code
 
 
 LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
@@ -91,7 +91,7 @@ LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
         grey_levels=True,
         region="largest_contour",
         ends_with_last_pixel=True,
-        box_of_nothing=(0, 0, 0, 0),
+        box_of_nothing=(0, 0, 0, 0),  # the first pixel, since its boxes are inclusive
         one_map_per_image=False,
         strict_top_k=False,
         # Top-k is not defined there; GT-known at a fixed threshold is its MaxBoxAcc without the choice
@@ -179,10 +179,10 @@ class LocalizationAccuracy(RowMetric):
         if not isinstance(reference, Mapping) or not {"label", "boxes"} <= set(reference):
             raise ValueError(f"Every entry of `references` must hold `label` and `boxes`, got {_keys(reference)}.")
         is_true = ranked == int(reference["label"])
-        rank = int(is_true.argmax()) if is_true.any() else None
+        rank = int(is_true.argmax()) if is_true.any() else None  # 0 for the best class
         box = self._box_for_true_class(prediction, rank, len(ranked))
-        named_and_right = box_is_hit(box, reference["boxes"], strict=self.protocol.strict_top_k)
-        top_k = {f"top_{k}": rank is not None and rank < k and named_and_right for k in self.top_k}
+        box_is_right = box_is_hit(box, reference["boxes"], strict=self.protocol.strict_top_k)
+        top_k = {f"top_{k}": rank is not None and rank < k and box_is_right for k in self.top_k}
         return {"gt_known": box_is_hit(box, reference["boxes"]), **top_k}
 
     def _box_for_true_class(self, prediction: Mapping[str, Any], rank: int | None, num_ranked: int) -> np.ndarray:

@@ -111,7 +111,7 @@ class RowMetric(evaluate.Metric):
     def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any] | None = None) -> None:
         """Store the rows of one batch; see `rows`."""
         rows = self.rows(predictions, references)
-        if len(predictions):
+        if len(predictions):  # `evaluate` cannot store an empty batch
             super().add_batch(**rows)
 
     def add(self, *, prediction: Any, reference: Any = None) -> None:
@@ -165,6 +165,7 @@ class RowMetric(evaluate.Metric):
     def _stacked(self, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return columns as arrays of their types; empty ones where there are none."""
         return {
+            # (num_examples,) or (num_examples, length), also where there are no examples
             name: np.asarray(columns.get(name, ()), dtype=_row_dtype(feature)).reshape(-1, *_row_shape(feature))
             for name, feature in self.row_features.items()
         }

@@ -68,7 +68,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
     parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them to skip")
-    parser.add_argument("--report_only", action="store_true", help="train nothing, make the table of what is there")
+    parser.add_argument(
+        "--report_only", action="store_true", help="train nothing, make the table of the existing rows"
+    )
     return parser.parse_args(argv)
 
 

@@ -113,7 +113,7 @@ def _checked(text: str, file: Path) -> str:
 
 
 def run_command(arguments: Sequence[str], folder: Path) -> str:
-    """Run python on this project's code; return what it printed."""
+    """Run python on this project's code; return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *arguments]
     finished = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)

@@ -111,7 +111,7 @@ def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
     """Preprocess an image for the model and for the page.
 
     Args:
-        loaded: Whose image processor to use.
+        loaded: The model with its image processor.
         image: Of any mode: grey, 16 bits, palette and transparency are understood.
 
     Raises:

@@ -59,7 +59,7 @@ def status_html(text: str, is_problem: bool = False) -> str:
 
 
 def answer_html(explanation: Explanation | None) -> str:
-    """Return the label and the best scores."""
+    """Return the predicted label and the best scores."""
     if explanation is None:
         return _EMPTY
     rows = "".join(

@@ -34,7 +34,7 @@ class Limits:
     Attributes:
         max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
         max_pixels: Largest image, in pixels; a small file can hold a very large image.
-        timeout_s: Seconds after which a visitor gets an answer, whatever is still running.
+        timeout_s: Seconds after which a visitor gets a response, even if the request is still running.
     """
 
     max_upload_mb: float = 20.0
@@ -110,10 +110,10 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def check(self) -> None:
-        """Raise once the time is over.
+        """Raise if the time is over.
 
         Raises:
-            RequestError: If it is.
+            RequestError: If no time is left.
         """
         if not self.remaining:
             raise _timed_out(self.seconds)
@@ -130,8 +130,8 @@ class Worker:
     """Worker that runs requests one after the other in a thread, and stops waiting when their time is over.
 
     One thread, because explainers change a model temporarily (hooks, gradients), and measured times are valid only
-    where nothing else runs. A thread cannot be stopped from outside: what is running ends at its next
-    `deadline.check()`, what has not begun never begins.
+    where nothing else runs. A thread cannot be stopped from outside: running work ends at its next
+    `deadline.check()`, waiting work is cancelled.
 
     Args:
         timeout_s: Seconds for a request, waiting included.
@@ -142,10 +142,10 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explainer")
 
     def run(self, work: Callable[[Deadline], T]) -> T:
-        """Return what the work returns.
+        """Run the work and return its result.
 
         Args:
-            work: Takes the deadline.
+            work: Function of the deadline.
 
         Raises:
             RequestError: If the time is over, or the work raises one.

@@ -55,7 +55,7 @@ class Handlers:
         self.worker = Worker(limits.timeout_s)
 
     def explain(self, path: str | None, target: int) -> dict[str, Any]:
-        """Return status, answer, every view with its caption, and the download."""
+        """Return status, prediction, every view with its caption, and the download."""
         if path is None:
             return _no_explanation(status_html(_EMPTY))
 
@@ -69,10 +69,10 @@ class Handlers:
             return _no_explanation(status_html(str(error), is_problem=True))
         height, width = image.size
         text = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
-        answer = {"status": status_html(text), "answer": answer_html(explanation)}
+        components = {"status": status_html(text), "answer": answer_html(explanation)}
         for view in VIEWS:
-            answer |= _show(view, view.draw(self.loaded, image, explanation))
-        return answer | {"download": download_html(explanation_to_json(self.loaded, explanation))}
+            components |= _show(view, view.draw(self.loaded, image, explanation))
+        return components | {"download": download_html(explanation_to_json(self.loaded, explanation))}
 
     def compare(self, path: str | None, target: int, methods: Sequence[str]) -> dict[str, Any]:
         """Return status and figures of the other explainers."""
@@ -149,10 +149,10 @@ def _on(
     components = {output.elem_id: output for output in outputs}
 
     @wraps(handler)  # gradio compares the parameters with the inputs
-    def answer(*values: Any) -> dict[Any, Any]:
+    def update(*values: Any) -> dict[Any, Any]:
         return {components[name]: value for name, value in handler(*values).items()}
 
-    gr.on(list(triggers), answer, list(inputs), list(outputs), **_event(api_name))
+    gr.on(list(triggers), update, list(inputs), list(outputs), **_event(api_name))
 
 
 def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
@@ -214,7 +214,7 @@ def _add_inputs(
     _restrict_to_uploads(picture)
     status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
-        label="Or an example: drawn scenes, by what they show",
+        label="Or an example: drawn scenes, by their content",
         columns=4,
         height="auto",
         object_fit="cover",

@@ -91,7 +91,7 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
     if not mask.any():
         return Picture(pixels, "Mask: no foreground, every patch is background.")
     caption = (
-        f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box goes from column "
+        f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box is from column "
         f"{left} to {right} and from row {top} to {bottom} of {image.size[1]} x {image.size[0]} pixels."
     )
     return Picture(draw_box(pixels, explanation.shown.box), caption)

@@ -108,7 +108,7 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
 def measure_pruning(
     loaded: LoadedModel, image: PreparedImage, setting: PruningSetting, deadline: Deadline
 ) -> PruningResult:
-    """Run a model pruned and unpruned by turns.
+    """Run a model pruned and unpruned, alternately.
 
     Args:
         loaded: The model; it is not changed.

@@ -18,7 +18,7 @@ from ..console.exits import command
 
 @command()
 def main(argv: list[str]) -> int:
-    """Serve what the command line names until stopped; return the exit code."""
+    """Serve the model of the command line until stopped; return the exit code."""
     arguments = parse_app_arguments(argv, __doc__)
     print(f"Loading {arguments.model} ...", flush=True)
     page = launch_app(arguments, block=False)

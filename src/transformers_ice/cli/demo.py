@@ -114,9 +114,9 @@ def train(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) ->
         "max_train_samples": arguments.num_train,
         "max_eval_samples": min(arguments.num_eval, 500),
         "max_steps": arguments.max_steps,
-        "num_proc": os.cpu_count() or 1,
+        "num_proc": os.cpu_count() or 1,  # to draw the scenes
         "eval_strategy": "no",
-        "save_strategy": "no",
+        "save_strategy": "no",  # the final model is saved anyway
         "load_best_model_at_end": False,
         "resume_from_checkpoint": "auto",  # a stopped demo has saved a checkpoint
     }
@@ -125,7 +125,7 @@ def train(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) ->
 
 
 def compare(start: str, model_dir: Path, dataset: Dataset) -> list[ComparisonRow]:
-    """Load both models as a user would, and measure them on held-out scenes."""
+    """Load both models by the Auto classes, and measure them on held-out scenes."""
     folders = (str(model_dir), start)
     models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
     processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
@@ -149,7 +149,7 @@ def draw(arguments: DemoArguments, explainer: Any, dataset: Dataset) -> list[str
 
 
 def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
-    """Draw the explanations of the first held-out scenes, as they come."""
+    """Draw the explanations of the first held-out scenes, without selection."""
     names = dataset.features["label"].names
     rows = []
     for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> int:
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     own = f", your images in {output_dir / 'images'}" if arguments.images else ""
-    print(f"\nmodel in {model_dir}, picture {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
+    print(f"\nmodel in {model_dir}, panel {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
     return 1 if problems else 0
 
 

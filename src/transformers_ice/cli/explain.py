@@ -77,7 +77,7 @@ def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
     """Return the files that paths, folders and globs name, each once; a missing path is returned too.
 
     Args:
-        paths: A file is taken whatever its name; folders and globs give files with the extension of an image.
+        paths: A file may have any name; folders and globs yield files with the extension of an image.
         output_dir: Excluded from folders and globs: a second run must not explain the figures of the first.
     """
     found: dict[str, Path] = {}

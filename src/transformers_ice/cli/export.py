@@ -105,7 +105,7 @@ def check_paths(arguments: ExportArguments, output: Path, int8_output: Path) -> 
     Raises:
         ValueError: If there is one; names it.
     """
-    outputs = [output, output.with_name(f"{output.name}.data")]  # where large weights go
+    outputs = [output, output.with_name(f"{output.name}.data")]  # file of large weights
     outputs += [int8_output, int8_output.with_name(f"{int8_output.name}.data")] if arguments.int8 else []
     outputs += [Path(arguments.report)] if arguments.report else []
     check_outputs(outputs, [resolve_model_name(arguments.model)])

@@ -252,7 +252,7 @@ def _read_argument_file(path: Path) -> list[str]:
 
 
 def _describe_yaml_error(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the lines of the file, which may hold a token."""
+    """Return the error and its position, without the lines of the file, which may contain a token."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it is not valid YAML or JSON"
     return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"

@@ -30,7 +30,7 @@ class Benchmark(ABC):
         name: Its name on the command line.
         needs: What an example must hold: "label", "mask", "segmentation" or "boxes".
         of_model_only: Whether it scores the classifier and no explanation.
-        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+        metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
     """
 
     name: str

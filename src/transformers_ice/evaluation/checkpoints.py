@@ -57,7 +57,7 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
     Args:
         path: Folder or Hub id of a ViT, DeiT or ICE classifier.
         name: Its name in the tables; `None` takes the last part of the path.
-        device: Where the model goes.
+        device: Device of the model.
 
     Raises:
         OSError: If the Hub has no such checkpoint, or cannot be reached.

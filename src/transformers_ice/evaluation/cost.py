@@ -47,7 +47,7 @@ def measure_costs(
 ) -> dict[str, Cost]:
     """Measure time and memory of methods on one batch.
 
-    The methods and the plain forward pass take turns in every repeat, so a machine that slows down slows all of them.
+    The methods and the plain forward pass alternate in every repeat, so a slowdown of the machine affects all of them.
 
     Args:
         model: A ViT, DeiT or ICE classifier.
@@ -88,7 +88,7 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
     """Return the most bytes that the tensors made by a call take at one moment.
 
     Storages are counted once, from the operation that makes them until nothing refers to them; tensors that existed
-    before the call, such as weights and images, are not counted, nor is what an operation needs inside itself.
+    before the call, such as weights and images, are not counted, nor is the workspace inside an operation.
     """
     with _LiveStorages() as live:
         call()

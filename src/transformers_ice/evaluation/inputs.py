@@ -83,7 +83,7 @@ class InputBatch:
 
     @cached_property
     def padded_pixel_values(self) -> list[Tensor]:
-        """Every image by itself at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
+        """Every image separately, at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
         patch_height, patch_width = get_patch_size(self.checkpoint.model)
         for example in self.examples:
             if example.image.width * example.image.height > _MAX_PATCHES * patch_height * patch_width:
@@ -112,7 +112,7 @@ class InputBatch:
 
     @cached_property
     def explained_classes(self) -> Tensor:
-        """The class that a class-aware baseline explains by itself, `(batch_size,)`."""
+        """Default class of a class-aware baseline, `(batch_size,)`."""
         model = self.checkpoint.model
         with torch.no_grad(), evaluation_mode(model):
             return explained_logits(model, self.pixel_values).argmax(dim=1).cpu()

@@ -21,9 +21,9 @@ class Protocol:
             all foreground counts as all background (segmentation), and void pixels count in the union (Jaccard).
         image_size: Side of the square input in pixels; `None` takes that of the image processor. The Jaccard protocol
             of PASCAL VOC uses 512 for patches of 16 pixels.
-        localization_rule: Whose rules for GT-known, Top-1 and Top-5 Loc: "wsolevaluation", "tscam" or "sat".
+        localization_rule: Rules for GT-known, Top-1 and Top-5 Loc, by code base: "wsolevaluation", "tscam" or "sat".
         box_threshold: Threshold of the maps for GT-known, Top-1 and Top-5 Loc, relative to the map's maximum;
-            `None` takes that of the rule; "wsolevaluation" ships none, and half the maximum is taken there.
+            `None` takes that of the rule; "wsolevaluation" has none: half the maximum is used there.
         threshold_step: Step of the swept thresholds of MaxBoxAcc, in (0, 1).
         attention_mass: Fraction of a soft map's sum inside its mask under the Jaccard protocol, in (0, 1].
         perturbation_target: Class whose map ranks the pixels: "predicted" or "true".

@@ -169,10 +169,10 @@ class Localization(Benchmark):
         classes = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices
         # where ICE finds no foreground, it predicts no class
         ranked = classes.masked_fill(~has_answer(inputs.logits)[:, None], -1).numpy()
-        answers = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
+        predictions = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
         truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
         inside = [_inside_boxes(own, size) for own in boxes]
-        return {"swept": (maps, boxes), "fixed": (answers, truths), "pointing": (maps, inside)}
+        return {"swept": (maps, boxes), "fixed": (predictions, truths), "pointing": (maps, inside)}
 
 
 def _some_boxes(example: Example) -> np.ndarray:

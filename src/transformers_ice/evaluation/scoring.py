@@ -54,7 +54,7 @@ def score(
     Args:
         predict: From a batch of examples to the observations of every metric, under its name.
         examples: A sequence, such as an `EvaluationSet`, or the indices of examples that the predictor looks up.
-        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+        metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
         batch_size: Examples that are predicted at once.
         description: Text of the progress bar; `None` shows no bar.
 

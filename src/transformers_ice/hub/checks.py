@@ -38,7 +38,7 @@ _NEEDED = {
 
 
 def check_card(text: str) -> list[str]:
-    """Return what is wrong with the metadata of a card, as sentences; empty where they are valid.
+    """Return the errors of a card's metadata, as sentences; empty if they are valid.
 
     `huggingface_hub` reads them, its `validate_repo_id` checks ids, its own conversion the results.
     `ModelCard.validate` sends a request to the Hub; `scripts/publish_checkpoint.py` calls it before an upload.

@@ -109,9 +109,9 @@ class ModelRecord:
     weights_sha256: str = ""  # of the weights that the results belong to
     is_template: bool = False  # whether the model is still to be trained
     architecture: Mapping[str, Any] = field(default_factory=dict)  # sizes of a template's model
-    image: str = "photo.jpg"  # what the snippets explain
-    output: str = ""  # what the first snippet prints; "" where it was not run
-    limits: tuple[str, ...] = ()  # what the model is not for, beyond the sentences of every card
+    image: str = "photo.jpg"  # image that the snippets explain
+    output: str = ""  # output of the first snippet; "" where it was not run
+    limits: tuple[str, ...] = ()  # limitations beyond those of every card
     license: str = LICENSE  # of the weights
 
 

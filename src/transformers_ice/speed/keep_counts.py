@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of patches that images keep under the strategy "background", prescribed instead of decided.
 
-How fast a pruned model runs depends on how many patches each image keeps, not on what they show; prescribed numbers
-let a model of random weights run as a trained one would.
+The speed of a pruned model depends on how many patches each image keeps, not on their content; with prescribed
+numbers a model of random weights runs as fast as a trained one.
 """
 
 from __future__ import annotations

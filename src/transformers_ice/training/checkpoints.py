@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folders that are known to be complete: a marker, written last, lists what has to be there.
+"""Checkpoint folders that are known to be complete: a marker, written last, lists their files.
 
 A process can be killed, and a disk can fill up, at any moment. So a checkpoint counts from the moment its marker is on
 the disk, after everything that the marker lists; and it stops counting before the first of its files is removed.
@@ -108,7 +108,7 @@ def surplus_checkpoints(complete: Sequence[Path], kept: Collection[Path], limit:
 
     Args:
         complete: Complete checkpoints, oldest first.
-        kept: Those that are kept whatever the limit: the one just completed, the best one.
+        kept: Those that are kept for any limit: the one just completed, the best one.
         limit: Checkpoints to keep; `None` or 0 keeps all.
     """
     if not limit or limit < 0:

@@ -27,9 +27,9 @@ def load_stream(
     Args:
         images: The stream; its `divide` selects the rows of this process.
         collate: Makes a batch of a list of rows.
-        batch_size: Images that a process takes at once.
+        batch_size: Images of a process in one batch.
         args: Numbers of processes and workers.
-        device: Where the batches go.
+        device: Device of the batches.
     """
     images.divide(args.process_index, args.world_size, batch_size, drop_last=args.dataloader_drop_last)
     loader = DataLoader(

@@ -48,7 +48,7 @@ def layer_scale(name: str, num_layers: int, decay: float) -> float:
         decay: Factor from one layer to the one below it, in (0, 1].
 
     Returns:
-        1 for what comes after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for
+        1 for modules after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for
         layer i, counted from 0, and `decay ** (num_layers + 1)` for the embeddings.
     """
     if "embeddings" in name.split("."):
@@ -64,8 +64,8 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
     rate is scaled with the rest. The heads come first: their rate, the full one, is what the Trainer logs.
 
     Args:
-        optimizer: Before its first step and before any scheduler.
-        model: Whose parameters it holds; has `config.num_hidden_layers`.
+        optimizer: A fresh optimizer, before its first step and before any scheduler.
+        model: Model of the parameters; has `config.num_hidden_layers`.
         decay: See `layer_scale`.
 
     Raises:

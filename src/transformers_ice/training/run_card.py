@@ -29,7 +29,7 @@ from .trainer import IceTrainer
 __all__ = ["MARK", "RECORD_FILE", "RunCard", "describe_hardware"]
 
 RECORD_FILE = "model_card.json"
-"""What a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
+"""Record that a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 
@@ -81,6 +81,7 @@ class RunCard:
         }
         base_model = _base_model(self.model_args.model_name_or_path)
         settings = {"Steps": trainer.state.global_step, **_settings(self.model_args, args)}
+        # the log also has training lines; the last evaluation is that of the final model
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
         num_images = len(cast(Any, trainer.eval_dataset))
         return ModelRecord(
@@ -123,7 +124,7 @@ class RunCard:
 
 
 def _base_model(source: str | None) -> str | None:
-    """Return the id of the model that a run started from; of a folder its name, which no owner on the Hub has."""
+    """Return the id of the model that a run started from; of a folder, its name without an owner."""
     if source is None:
         return None
     name = Path(source).resolve().name if Path(source).is_dir() else source

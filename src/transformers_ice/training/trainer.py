@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `Trainer` of this project: transformers' own, plus what it would lose of an ICE model.
+"""The `Trainer` of this project: transformers' own, with the outputs, files and losses of ICE models.
 
 The loss itself lives in the model's `forward`; nothing here changes it.
 """
@@ -41,7 +41,7 @@ _LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
 """Outputs that are logged besides the loss: their mean since the last log line."""
 
 _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, StopCallback)
-"""They come after all others, in this order: what the others log and store belongs to a checkpoint and to its time."""
+"""Last callbacks, in this order: values and files of all others belong to a checkpoint and to its time."""
 
 
 def _callback_order(callback: TrainerCallback) -> int:
@@ -58,7 +58,7 @@ class IceTrainer(Trainer):
       instead of all outputs.
     - Recipe: no weight decay for tokens and position embeddings; layer decay, repeated augmentation, weight averaging,
       a collator for training, and distillation.
-    - Images: of a stream each process reads its own rows, and a resumed run does not read what it skips.
+    - Images: of a stream each process reads its own rows, and a resumed run does not read skipped rows.
     - Checkpoints: they get a marker once the files of all processes and callbacks are on the disk, and only then are
       older ones removed, never the last; training ends where the loss or a weight is not finite, or a file cannot be
       written. A `StopCallback` ends it with a checkpoint after a stop signal.

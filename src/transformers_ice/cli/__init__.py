@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[0] = f"transformers-ice {name}"  # program name in messages and in `--help`
     try:
+        # imported on use only: `--help` and other commands must not need its extra
         module = importlib.import_module(f".{name}", __name__)
     except ImportError as error:
         extra = {"app": "app,viz,eval", "explain": "viz", "export": "export,eval", "benchmark": "train,viz"}.get(

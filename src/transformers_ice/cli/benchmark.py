@@ -92,7 +92,7 @@ def benchmark(arguments: BenchmarkArguments) -> None:
         config = model.config.to_dict()
         write_results(output_dir / "results.json", rows, settings=settings, machine=machine, config=config)
     if accuracies is not None:
-        points = {
+        points = {  # x and y of the figure, by batch size and variant
             f"batch size {size}": {
                 row.variant: (row.images_per_second.median, accuracies[row.variant])
                 for row in rows

@@ -46,6 +46,7 @@ def compare_without_package(folder: Path, python: str = sys.executable) -> list[
         _draw_test_image(facts, home / "image.png")
         finished = _run_without_package(python, folder.resolve(), home, tasks)
         if finished.returncode:
+            # the end of a traceback, with the error itself
             last = finished.stderr.strip().splitlines()[-3:] or [f"exit code {finished.returncode}"]
             return [f"{folder}: expected pipelines that run without transformers_ice, got an error: {' '.join(last)}"]
         here = _run_pipelines(str(folder), str(home / "image.png"), tasks, trust_remote_code=False)

@@ -111,7 +111,7 @@ def upload_publication(
         ValueError: If the card is not valid to the Hub, or `create_pr` and `revision` are both given.
         ConnectionError: If the Hub cannot be reached or refuses; with the way out.
     """
-    if create_pr and revision is not None:
+    if create_pr and revision is not None:  # the Hub opens pull requests on main only
         raise ValueError(f"Give either `--create_pr` or `--revision {revision}`: a pull request goes to main only.")
     api = HfApi() if api is None else api
     where: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": "model"}
@@ -119,6 +119,7 @@ def upload_publication(
         # the Hub's own check, which it would also make of the commit
         ModelCard.load(publication.folder / "README.md").validate()
         if not create_pr:
+            # None: the Hub's default, which an organization may have set to private
             api.create_repo(**where, private=private or None, exist_ok=True)
         if revision is not None:
             api.create_branch(**where, branch=revision, exist_ok=True)

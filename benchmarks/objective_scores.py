@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objectives side by side: scores over seeds, beside the classifier they start from and what the grid allows."""
+"""Comparison of objectives: scores over seeds, next to the initial classifier and the ceiling of the patch grid."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def summarize_objectives(
     ceiling: float,
     reference: str,
 ) -> list[dict[str, Any]]:
-    """Return one line of scores for each way to train.
+    """Summarize each objective in one line of scores.
 
     Args:
         runs: By name, the rows of its models, one for each seed, in the same order of seeds.
         seconds: By name, the time of each training.
-        start_cls_top_1: [CLS] accuracy of the classifier that all start from, on the same images, in [0, 1].
+        start_cls_top_1: [CLS] accuracy of the initial classifier of all runs, on the same images, in [0, 1].
         ceiling: Mean IoU of the best map on the patch grid, in (0, 1].
         reference: The run whose mean IoU is subtracted, seed by seed.
 
     Returns:
         Dicts of `name`, and pairs of mean and standard deviation over the seeds: `top_1` (patches), `cls_top_1`,
-        `cls_gain` over the start, in points, `mean_iou`, `iou_gain` over the reference, `ceiling_share`,
+        `cls_gain` over the start, in percentage points, `mean_iou`, `iou_gain` over the reference, `ceiling_share`,
         `foreground_ratio`, `seconds`.
     """
     base = [rows.mean_iou for rows in runs[reference]]
@@ -58,7 +58,7 @@ _COLUMNS = {
     "name": "objective",
     "top_1": "top-1",
     "cls_top_1": "top-1 ([CLS])",
-    "cls_gain": "points over the start",
+    "cls_gain": "pp over the start",
     "mean_iou": "mean IoU",
     "iou_gain": "over the reference",
     "ceiling_share": "of the ceiling",
@@ -69,5 +69,5 @@ _DIGITS = {"cls_gain": 2, "mean_iou": 3, "iou_gain": 3, "ceiling_share": 2, "for
 
 
 def objective_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lay the lines of `summarize_objectives` out as a Markdown table."""
+    """Format the lines of `summarize_objectives` as a Markdown table."""
     return format_markdown_table(lines, _COLUMNS, _DIGITS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pruning costs and saves on images with true masks: one row of numbers an image, scores from the rows."""
+"""Accuracy, masks and MACs of pruned models on images with true masks: one row per image, scores from the rows."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = ["PruningRows", "ceiling_rows", "pruning_rows", "pruning_table", "summ
 
 @dataclass(frozen=True)
 class PruningRows:
-    """Hold one number or more for each image.
+    """Numbers of each image, from which the scores are computed.
 
     Attributes:
         is_correct: `(num_images,)`, bool: the model's label is the true one.
         is_cls_correct: The same of the [CLS] classifier.
-        areas: `(num_images, 2, 2)`, pixels by true (0 background, 1 foreground) and predicted side.
-        kept: `(num_images, num_pruning_layers)`, patches left after each pruning layer.
+        areas: `(num_images, 2, 2)`, pixels by true (0 background, 1 foreground) and predicted class.
+        kept: `(num_images, num_pruning_layers)`, patches kept after each pruning layer.
     """
 
     is_correct: np.ndarray
@@ -49,12 +49,12 @@ class PruningRows:
 
     @property
     def top_1(self) -> float:
-        """Share of right labels, in [0, 1]."""
+        """Fraction of right labels, in [0, 1]."""
         return float(self.is_correct.mean())
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the two sides of intersection / union, pixels of all images together, in [0, 1]."""
+        """Mean over the two classes of intersection / union, pixels of all images together, in [0, 1]."""
         (true_background, false_foreground), (false_background, true_foreground) = np.moveaxis(self.areas, 0, -1)
         return ForegroundSegmentation().score(
             {
@@ -69,11 +69,11 @@ class PruningRows:
 def pruning_rows(
     model: Any, pixel_values: Tensor, labels: np.ndarray, masks: np.ndarray, batch_size: int = 250
 ) -> PruningRows:
-    """Classify and outline images with a model that may prune patches.
+    """Classify and segment images with a model that may prune patches.
 
     Args:
-        model: `IceDeiTForImageClassification`. Comes back as it was.
-        pixel_values: `(num_images, num_channels, height, width)`, as the model takes them.
+        model: `IceDeiTForImageClassification`. Restored afterwards.
+        pixel_values: `(num_images, num_channels, height, width)`, the input of the model.
         labels: `(num_images,)`, int.
         masks: `(num_images, height, width)`, bool: the object, at the resolution of `pixel_values`.
         batch_size: Images that go through the model at once.
@@ -98,17 +98,19 @@ def pruning_rows(
     with evaluation_mode(model):
         rows = collect_rows(predict, range(len(pixel_values)), metrics, batch_size, "pruning")
     counts = [rows[f"{name}/value"].astype(np.int64) for name in kept]
+    # (num_images,) per layer -> (num_images, num_pruning_layers)
     kept_rows = np.stack(counts, axis=1) if counts else np.empty((len(labels), 0), dtype=np.int64)
     return PruningRows(rows["label/rank"] == 0, rows["cls/rank"] == 0, _areas(rows), kept_rows)
 
 
 def ceiling_rows(masks: np.ndarray, patch_size: int) -> PruningRows:
-    """Return the rows of a map that calls a patch foreground where the object covers at least half of it.
+    """Return the rows of the map in which a patch is foreground if the object covers at least half of it.
 
     Args:
         masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
         patch_size: Side of a patch in pixels.
     """
+    # (num_images, height, width) -> (num_images, rows, columns)
     grids = torch.nn.functional.avg_pool2d(torch.from_numpy(masks).float(), patch_size) >= 0.5
     rows = make_rows({"masks": _observe_scenes(grids, masks)}, {"masks": ForegroundSegmentation()})
     unknown = np.zeros(len(masks), dtype=bool)
@@ -122,15 +124,15 @@ def _observe_scenes(grids: Tensor, masks: np.ndarray) -> Observation:
 
 
 def _areas(rows: Rows) -> np.ndarray:
-    """Return pixels by true and predicted side, `(num_images, 2, 2)`."""
-    sides = [["true_background", "false_foreground"], ["false_background", "true_foreground"]]
-    return np.stack([np.stack([rows[f"masks/{name}"] for name in row], axis=1) for row in sides], axis=1)
+    """Return pixels by true and predicted class, `(num_images, 2, 2)`."""
+    areas = [["true_background", "false_foreground"], ["false_background", "true_foreground"]]
+    return np.stack([np.stack([rows[f"masks/{name}"] for name in row], axis=1) for row in areas], axis=1)
 
 
 def summarize_pruning(
     runs: Mapping[str, tuple[Any, Sequence[PruningRows]]], reference: str, num_patches: int
 ) -> list[dict[str, Any]]:
-    """Return one line of scores for each way to run a model.
+    """Summarize each way to run a model in one line of scores.
 
     Args:
         runs: By name, the configuration of a run, and its rows for every seed, in the same order of seeds.
@@ -138,14 +140,14 @@ def summarize_pruning(
         num_patches: Cells of the patch grid.
 
     Returns:
-        Dicts of `name`; `top_1`, `difference` (of top-1, in points), `mean_iou` (`None` where the patch head is not
-        trained), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches after
-        each cut; `megamacs` of an image; `ideal_speed_up` over the reference.
+        Dicts of `name`; `top_1`, `difference` (of top-1, in percentage points), `mean_iou` (`None` without a trained
+        patch head), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches
+        after each pruning layer; `megamacs` of an image; `ideal_speed_up` over the reference.
     """
-    against = runs[reference][1]
+    reference_rows = runs[reference][1]
     lines: list[dict[str, Any]] = []
     for name, (config, seeds) in runs.items():
-        pairs = zip(seeds, against, strict=True)
+        pairs = zip(seeds, reference_rows, strict=True)
         lines.append(
             {
                 "name": name,
@@ -168,24 +170,25 @@ def summarize_over_seeds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _macs(config: Any, rows: PruningRows, num_patches: int) -> float:
-    """Return the mean MACs of an image, from how many patches it had after each cut."""
+    """Return the mean MACs of an image, from its number of patches after each pruning layer."""
     exits = np.full((len(rows.kept), num_patches), config.num_hidden_layers)
     ranks = np.arange(num_patches)
+    # from the last layer to the first: an earlier exit overwrites a later one
     for column, layer in reversed(list(enumerate(config.pruning_schedule))):
-        # which cells left does not matter here: the last ones
-        exits[ranks >= rows.kept[:, column : column + 1]] = layer
+        # MACs depend on the number of pruned cells only: take the last ones
+        exits[ranks >= rows.kept[:, column : column + 1]] = layer  # (num_images, num_patches)
     counts = count_tokens(config, exits)
     return float(ideal_macs(config, **vars(counts), num_patches=num_patches).mean())
 
 
 def pruning_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lay the lines of `summarize_pruning` out as a Markdown table."""
+    """Format the lines of `summarize_pruning` as a Markdown table."""
     headers = {
         "name": "model, run",
         "top_1": "top-1",
-        "difference": "points",
+        "difference": "pp",
         "mean_iou": "mean IoU",
-        "kept": "patches after each cut",
+        "kept": "patches after each pruning layer",
         "megamacs": "MMACs",
         "ideal_speed_up": "ideal speed-up",
     }

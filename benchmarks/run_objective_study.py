@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What ICE is trained by: the published objective and ours, at several weights, with parts left out or changed.
+r"""Study of objectives: the published one and ours, at several weights, and ablations of ours.
 
     python benchmarks/run_objective_study.py --output_dir outputs/objective-study --seeds 0 1 2
 
 Fine-tunes the small classifier of drawn scenes by each objective below, the same steps and images for all, and
-measures each on held-out scenes that none has seen. A run that was stopped goes on where it was; several processes may
+measures each on held-out scenes that none has seen. A stopped run resumes; several processes may
 share the work by `--seeds` or `--variants` and one OUTPUT_DIR, and `--report_only` collects. OUTPUT_DIR/table.md and
 results.json hold what all seeds have so far.
 """
@@ -39,7 +39,7 @@ def _weighted(objective: str, weight: float) -> dict[str, str]:
     }
 
 
-# how each model is trained, beyond the recipe
+# options of each model beyond the recipe
 VARIANTS = {
     **_weighted("balanced", BALANCED_WEIGHT),
     **_weighted("published", BEST_PUBLISHED_WEIGHT),
@@ -58,7 +58,7 @@ REFERENCE = f"published, 1 x {BEST_PUBLISHED_WEIGHT:g}"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the words of the command line by name."""
+    """Return the arguments of the command line by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default=str(ROOT / "checkpoints/deit-scenes"), help="the classifier to start from")
     parser.add_argument("--output_dir", type=Path, required=True, help="models, rows and tables")
@@ -67,20 +67,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
     parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
-    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them that are left out")
-    parser.add_argument("--report_only", action="store_true", help="train nothing, make the table of what is there")
+    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them to skip")
+    parser.add_argument(
+        "--report_only", action="store_true", help="train nothing, make the table of the existing rows"
+    )
     return parser.parse_args(argv)
 
 
-def folder_of(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
-    """Return where a model and its rows lie."""
+def model_folder(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
+    """Return the folder of a model and its rows."""
     name = variant.replace("/", "-of-").replace(" ", "_")
     return arguments.output_dir / f"{name}-seed{seed}"
 
 
 def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: tuple) -> None:
-    """Train and measure one model, unless its rows lie there."""
-    folder = folder_of(arguments, variant, seed)
+    """Train and measure one model, unless its rows exist."""
+    folder = model_folder(arguments, variant, seed)
     if (folder / "rows.npz").is_file():
         return
     train_variant(arguments, folder, seed, VARIANTS[variant])
@@ -91,10 +93,10 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: 
 
 
 def report(arguments: argparse.Namespace, images: tuple) -> str:
-    """Write and return the table of what has been measured with all seeds."""
+    """Write and return the table of the variants that are measured with all seeds."""
     runs, seconds = {}, {}
     for variant in VARIANTS:
-        folders = [folder_of(arguments, variant, seed) for seed in arguments.seeds]
+        folders = [model_folder(arguments, variant, seed) for seed in arguments.seeds]
         if all((folder / "rows.npz").is_file() for folder in folders):
             runs[variant] = [PruningRows(**np.load(folder / "rows.npz")) for folder in folders]
             results = [json.loads((folder / "all_results.json").read_text()) for folder in folders]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Accuracy, masks and tokens of pruned models: every way to decide, side by side, on drawn scenes.
+r"""Study of pruning: accuracy, masks and tokens of every strategy, on drawn scenes.
 
     python benchmarks/run_pruning_study.py --output_dir outputs/pruning-study --seeds 0 1 2
 
-Fine-tunes the small classifier of drawn scenes in each of the ways below, the same steps and images for all, and
-measures each on 10,000 scenes that none has seen. A run that was stopped goes on where it was; several processes may
+Fine-tunes the small classifier of drawn scenes by each of the variants below, the same steps and images for all, and
+measures each on 10,000 scenes that none has seen. A stopped run resumes; several processes may
 share the work by `--variants` and one OUTPUT_DIR. OUTPUT_DIR/table.md and results.json hold what is there so far, and
 OUTPUT_DIR/counts the patches that each image kept, for `scripts/run_benchmark.py` to replay on a larger model.
 """
@@ -38,20 +38,20 @@ from transformers_ice.training import run_training
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/ice-deit-scenes.yaml"
 IMAGE_SIZE, PATCH_SIZE = 64, 8
-CUTS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up: EViT's places
+PRUNING_LAYERS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up, as in EViT
 NO_PATCHES = "--classification_loss_weight 0 --background_loss_weight 0"
 CLS_ONLY = f"--objective published {NO_PATCHES} --cls_loss_weight 1 --logits_source cls"
-HEADS = f"--pruning_strategy background --pruning_layers {CUTS}"
-EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {CUTS}"
-# how windows taught when docs/pruning.md was measured
+HEADS = f"--pruning_strategy background --pruning_layers {PRUNING_LAYERS}"
+EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {PRUNING_LAYERS}"
+# the distillation from local windows with which docs/pruning.md was measured
 BY_DISTANCE = "--local_distillation_weight 1 --local_appearance_weight 0 --local_smoothing_steps 1"
-# what the ICE models are trained by
+# objectives of the ICE models
 OBJECTIVES = {
     "balanced": "--objective balanced",
     "balanced-by-distance": f"--objective balanced {BY_DISTANCE}",
     "published": "--objective published --background_loss_weight 0.3 --cls_loss_weight 1",
 }
-# how each model is trained, beyond the recipe
+# options of each model beyond the recipe
 VARIANTS = {
     "deit": CLS_ONLY,
     "ice": "",
@@ -62,7 +62,7 @@ VARIANTS = {
     "evit-0.7": f"{EVIT} --keep_rates 0.7 0.7 0.7",
     "evit-0.5": f"{EVIT} --keep_rates 0.5 0.5 0.5",
 }
-# how each is then run: what to change in its configuration
+# runs of each model: changes of its configuration
 AS_TRAINED: dict[str, dict[str, Any]] = {"as trained": {}}
 MARGINS = {f"background {margin:+g}": {"background_margin": margin} for margin in (-1.0, 0.0, 1.0, 2.0)}
 MORE = {f"background {margin:+g}": {"background_margin": margin} for margin in (3.0, 4.0, 8.0, 12.0)}
@@ -82,24 +82,24 @@ REFERENCE = "deit, as trained"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the words of the command line by name."""
+    """Return the arguments of the command line by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default=str(ROOT / "checkpoints/deit-scenes"), help="the classifier to start from")
     parser.add_argument("--output_dir", type=Path, required=True, help="models, rows and tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument(
-        "--objective", default="balanced", choices=list(OBJECTIVES), help="what the ICE models train by"
+        "--objective", default="balanced", choices=list(OBJECTIVES), help="objective of the ICE models"
     )
     parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
     parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
     parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
-    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them that are left out")
+    parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them to skip")
     return parser.parse_args(argv)
 
 
 def check_settings(arguments: argparse.Namespace) -> None:
-    """Write what all models and rows of OUTPUT_DIR have in common; refuse a folder where it was something else."""
+    """Write the common settings of all models and rows of OUTPUT_DIR; refuse a folder with other settings."""
     shared = ("objective", "start", "max_steps", "num_train", "num_eval", "skip_eval")
     settings = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
     file = arguments.output_dir / "settings.json"
@@ -109,17 +109,17 @@ def check_settings(arguments: argparse.Namespace) -> None:
 
 
 def train_variant(arguments: argparse.Namespace, folder: Path, seed: int, options: str) -> None:
-    """Train one model by the recipe and further options of `run_train.py`, unless it lies there."""
+    """Train one model by the recipe and further options of `run_train.py`, unless it exists."""
     if (folder / "all_results.json").is_file():
         return
-    words = (
+    options = (
         f"--model_name_or_path {arguments.start} --output_dir {folder} --seed {seed} "
         f"--max_steps {arguments.max_steps} --max_train_samples {arguments.num_train} --max_eval_samples 64 "
         "--eval_strategy no --save_strategy no --load_best_model_at_end false --disable_tqdm true "
-        "--resume_from_checkpoint auto "  # a run that was told to stop has left one
+        "--resume_from_checkpoint auto "  # a stopped run has saved one
         f"{options}"
     )
-    run_training(*parse_training_arguments([str(RECIPE), *words.split()]))
+    run_training(*parse_training_arguments([str(RECIPE), *options.split()]))
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
@@ -136,7 +136,7 @@ def load_images(arguments: argparse.Namespace) -> tuple[torch.Tensor, np.ndarray
 
 def measure_rows(folder: str | Path, changes: Mapping[str, Any], images: tuple) -> PruningRows:
     """Measure one model with some fields of its configuration changed."""
-    # as an ICE model also where it is a plain classifier: its patch head is random then, its [CLS] is not
+    # a plain classifier is also loaded as an ICE model: its patch head is random then, its [CLS] is not
     model = IceDeiTForImageClassification.from_pretrained(folder)
     for field, value in changes.items():
         setattr(model.config, field, value)
@@ -144,7 +144,7 @@ def measure_rows(folder: str | Path, changes: Mapping[str, Any], images: tuple) 
 
 
 def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: tuple) -> None:
-    """Train one model and measure it in all its runs, unless the rows lie there."""
+    """Train one model and measure it in all its runs, unless the rows exist."""
     folder = model_folder(arguments, variant, seed)
     train_variant(arguments, folder, seed, f"{OBJECTIVES[arguments.objective]} {VARIANTS[variant]}")
     for run, changes in RUNS[variant].items():
@@ -158,17 +158,17 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int, images: 
 
 
 def model_folder(arguments: argparse.Namespace, variant: str, seed: int) -> Path:
-    """Return where a model lies."""
+    """Return the folder of a model."""
     return arguments.output_dir / "models" / f"{variant}-seed{seed}"
 
 
 def row_file(arguments: argparse.Namespace, variant: str, run: str, seed: int) -> Path:
-    """Return where the rows of a model in one of its runs lie."""
+    """Return the file with the rows of a model in one of its runs."""
     return arguments.output_dir / "rows" / f"{variant}, {run}, seed {seed}.npz"
 
 
 def report(arguments: argparse.Namespace) -> str:
-    """Write and return the table of what has been measured with all seeds."""
+    """Write and return the table of the runs that are measured with all seeds."""
     num_patches = (IMAGE_SIZE // PATCH_SIZE) ** 2
     found = {}
     for variant, runs in RUNS.items():
@@ -182,8 +182,8 @@ def report(arguments: argparse.Namespace) -> str:
                 setattr(config, field, value)
             found[f"{variant}, {run}"] = (config, rows)
             if config.pruning_strategy == "background":
-                shares = (rows[0].kept / num_patches).round(6).tolist()
-                write_json(arguments.output_dir / "counts" / f"{variant}, {run}.json", shares, indent=None)
+                keep_rates = (rows[0].kept / num_patches).round(6).tolist()
+                write_json(arguments.output_dir / "counts" / f"{variant}, {run}.json", keep_rates, indent=None)
     if REFERENCE not in found:
         return f"No table yet: it compares with the rows of {REFERENCE!r}.\n"
     lines = summarize_pruning(found, REFERENCE, num_patches)

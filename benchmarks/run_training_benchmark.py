@@ -4,8 +4,8 @@ r"""Time training: a step of ICE over one of plain DeiT, augmentation on one cor
     python benchmarks/run_training_benchmark.py --output_dir outputs/training-benchmark
 
 Prints a table of medians and quartiles: milliseconds of a step (forward, backward, AdamW) of DeiT-S of transformers
-and of ICE-DeiT-S in turns (`--hidden_size 192`: of DeiT-Ti), images a second from JPEG files of 500 x 375 pixels to a
-normalised batch on one core under three `--augmentation`s (decoding included), and the share of a step of the Trainer
+and ICE-DeiT-S alternately (`--hidden_size 192`: of DeiT-Ti), images a second from JPEG files of 500 x 375 pixels to a
+normalised batch on one core under three `--augmentation`s (decoding included), and the part of a step of the Trainer
 in which it waits for its batch while `--dataloader_num_workers` processes make batches of `--augmentation deit`.
 OUTPUT_DIR/results.json holds every single number, with settings and machine. Some minutes on two cores;
 `docs/training/recipe.md` shows what it printed.
@@ -53,14 +53,14 @@ def benchmark(arguments: TrainingBenchmarkArguments) -> None:
     results: dict[str, dict[str, list[float]]] = {}
     for name, measure in measurements.items():
         results[name] = measure()
-        # after each, so that a run that is stopped leaves what it has
+        # after each, so that a stopped run keeps its results so far
         content = {"settings": asdict(arguments), "machine": machine, **results}
         write_text(file, json.dumps(content, indent=1) + "\n")
     print(f"\n{training_table(*results.values())}\n\nEvery number is in {file}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Benchmark as the command line says; return the exit code."""
+    """Run the benchmark of the command line; return the exit code."""
     arguments = parse_training_benchmark_arguments(sys.argv[1:] if argv is None else argv, __doc__)
     try:
         benchmark(arguments)

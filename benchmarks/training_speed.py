@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast training is: a step of ICE over one of plain DeiT, augmentation on one core, and the wait for data."""
+"""Speed of training: a step of ICE over one of plain DeiT, augmentation on one core, and the wait for data."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 _CLASSES = [str(index) for index in range(1000)]
-_WIDTH_OF_A_HEAD = 64  # in all DeiT
+_HEAD_SIZE = 64  # in all DeiT
 _JPEG_QUALITY = 90
 
 
 @dataclass
 class TrainingBenchmarkArguments:
-    """Say how large, how long and where; `--help` explains each."""
+    """Sizes, repeats and output of the benchmark; `--help` explains each."""
 
     image_size: int = field(default=224, metadata={"help": "Side of the model's input in pixels."})
     photograph_size: list[int] = field(
@@ -61,7 +61,7 @@ class TrainingBenchmarkArguments:
     num_warmups: int = field(default=2, metadata={"help": "Repeats before them that do not count."})
     waiting_steps: int = field(default=20, metadata={"help": "Steps whose wait for data counts."})
     waiting_warmups: int = field(
-        default=6, metadata={"help": "Steps before them that do not: what the workers have prepared is used up then."}
+        default=6, metadata={"help": "Steps before them that do not: batches prepared in advance are used up then."}
     )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare the data."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads of a step; default: as torch chooses."})
@@ -74,8 +74,8 @@ class TrainingBenchmarkArguments:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.hidden_size < 1 or self.hidden_size % _WIDTH_OF_A_HEAD:
-            raise ValueError(f"`hidden_size` must be a multiple of {_WIDTH_OF_A_HEAD}, got {self.hidden_size}.")
+        if self.hidden_size < 1 or self.hidden_size % _HEAD_SIZE:
+            raise ValueError(f"`hidden_size` must be a multiple of {_HEAD_SIZE}, got {self.hidden_size}.")
         for name in ("num_warmups", "waiting_warmups", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
@@ -89,7 +89,7 @@ def parse_training_benchmark_arguments(
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Args:
-        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
         description: Text above the list of options in `--help`.
     """
     return cast(TrainingBenchmarkArguments, parse_dataclasses((TrainingBenchmarkArguments,), argv, description)[0])
@@ -101,13 +101,13 @@ def parse_training_benchmark_arguments(
 def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.device) -> dict[str, PreTrainedModel]:
     """Return random models of one size by name: DeiT of transformers, and ICE with as many tokens.
 
-    DeiT of transformers always has a distillation token; ICE gets one too here (without a head), and is timed without
-    it, as published, beside.
+    DeiT of transformers always has a distillation token; ICE gets one too here (without a head), and is also
+    timed without it, as published.
     """
     shape: dict[str, Any] = {
         "hidden_size": arguments.hidden_size,
         "intermediate_size": 4 * arguments.hidden_size,
-        "num_attention_heads": arguments.hidden_size // _WIDTH_OF_A_HEAD,
+        "num_attention_heads": arguments.hidden_size // _HEAD_SIZE,
         "num_hidden_layers": arguments.num_layers,
         "image_size": arguments.image_size,
         "id2label": dict(enumerate(_CLASSES)),
@@ -131,7 +131,7 @@ def measure_steps(
     """Return the seconds of whole training steps by model: forward, backward, AdamW.
 
     Args:
-        models: Classifiers of `_CLASSES` classes that return a loss, by name; they take turns in every repeat.
+        models: Classifiers of `_CLASSES` classes that return a loss, by name; they alternate in every repeat.
         arguments: Size and repeats.
         device: Where the models are.
     """
@@ -170,7 +170,7 @@ def draw_photographs(num_images: int, size: tuple[int, int], seed: int = 0) -> D
         buffer = io.BytesIO()
         image = Image.fromarray(draw_scene(index, image_size=size, seed=seed).image)
         image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-        cells.append({"bytes": buffer.getvalue(), "path": None})
+        cells.append({"bytes": buffer.getvalue(), "path": None})  # the storage format of `datasets.Image`
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=_CLASSES)})
     labels = [index % len(_CLASSES) for index in range(num_images)]
     return Dataset.from_dict({"image": cells, "label": labels}, features=features)
@@ -203,7 +203,7 @@ def measure_augmentation(table: Dataset, arguments: TrainingBenchmarkArguments) 
 
         def images_per_second(repeat: int) -> float:
             images.set_epoch(repeat)
-            first = repeat * arguments.batch_size
+            first = repeat * arguments.batch_size  # other images in every repeat, the same for all choices
             rows = [(first + offset) % len(images) for offset in range(arguments.batch_size)]
             seconds = time_call(lambda: collator(images.__getitems__(rows)), torch.device("cpu"))
             return arguments.batch_size / seconds
@@ -211,7 +211,7 @@ def measure_augmentation(table: Dataset, arguments: TrainingBenchmarkArguments) 
         return images_per_second
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in a worker of a `DataLoader`
     try:
         measures = {choice: measure(choice) for choice in ("none", "crop_flip", "deit")}
         return interleave(measures, arguments.num_repeats, arguments.num_warmups, arguments.seed)
@@ -223,18 +223,18 @@ def measure_augmentation(table: Dataset, arguments: TrainingBenchmarkArguments) 
 
 
 class _StopwatchTrainer(IceTrainer):
-    """Remember when training asks for each batch, and when it has it."""
+    """Trainer that records when training requests each batch, and when it arrives."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.asked: list[float] = []
+        self.requested: list[float] = []
         self.arrived: list[float] = []
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """Return the batches of the next step, as the `Trainer`."""
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # or the device's work would be taken for waiting, and waiting for work
-        self.asked.append(time.perf_counter())
+            torch.cuda.synchronize(device)  # otherwise the wait would include the device's work, and vice versa
+        self.requested.append(time.perf_counter())
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.arrived.append(time.perf_counter())
         return samples
@@ -243,7 +243,7 @@ class _StopwatchTrainer(IceTrainer):
 def measure_waiting(
     table: Dataset, arguments: TrainingBenchmarkArguments, model: PreTrainedModel
 ) -> dict[str, list[float]]:
-    """Train with the `deit` augmentation, and return where the time of each step goes.
+    """Train with the `deit` augmentation, and measure the time of each step and of its wait for data.
 
     Args:
         table: From `draw_photographs`; taken as often as the steps need.
@@ -251,11 +251,12 @@ def measure_waiting(
         model: The model; it is trained.
 
     Returns:
-        "seconds" of each step that counts, from one wish for a batch to the next, and its "waiting_share", the part of
-        it until the batch is there, in [0, 1].
+        "seconds" of each step that counts, from one request of a batch to the next, and its "waiting_share", the
+        fraction until the batch arrives, in [0, 1].
     """
     num_steps = arguments.waiting_warmups + arguments.waiting_steps + 1
-    repeats = -(-num_steps * arguments.batch_size // len(table))
+    repeats = -(-num_steps * arguments.batch_size // len(table))  # rounded up
+    # one long epoch: at the end of an epoch the workers would start again
     images = _training_images(table.select(list(range(len(table))) * repeats), "deit", arguments)
     processor = images.image_processor
     with tempfile.TemporaryDirectory() as folder:
@@ -279,9 +280,10 @@ def measure_waiting(
             train_collator=build_train_collator(_data_arguments("deit"), processor, len(_CLASSES)),
         )
         trainer.train()
-    asked, arrived = trainer.asked[arguments.waiting_warmups :], trainer.arrived[arguments.waiting_warmups :]
-    seconds = [after - before for before, after in pairwise(asked)]
-    waits = [end - start for start, end in zip(asked, arrived, strict=True)][: len(seconds)]
+    requested, arrived = trainer.requested[arguments.waiting_warmups :], trainer.arrived[arguments.waiting_warmups :]
+    # the last step has no request after it, so there is one wait more than steps
+    seconds = [after - before for before, after in pairwise(requested)]
+    waits = [end - start for start, end in zip(requested, arrived, strict=True)][: len(seconds)]
     return {"seconds": seconds, "waiting_share": [wait / step for wait, step in zip(waits, seconds, strict=True)]}
 
 
@@ -293,7 +295,7 @@ def training_table(
     augmentation: Mapping[str, Sequence[float]],
     waiting: Mapping[str, Sequence[float]],
 ) -> str:
-    """Lay the measurements out as plain text: the median of each, and its quartiles.
+    """Format the measurements as plain text: the median of each, and its quartiles.
 
     Args:
         steps: From `measure_steps`; the others are compared with "DeiT", repeat by repeat.

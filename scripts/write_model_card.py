@@ -5,12 +5,12 @@ The cards of all sample checkpoints and templates, from model_cards/results.json
 
     python scripts/write_model_card.py --all
 
-After a checkpoint was trained anew: measure it, record the numbers, run its snippet, draw its picture, write its card:
+After a checkpoint was trained again: measure it, record the numbers, run its snippet, draw its figure, write its card:
 
     python scripts/write_model_card.py checkpoints/ice-deit-scenes-pruned --record
 
-A folder that scripts/run_train.py wrote has its own record, model_card.json; `--evaluation` says how it is measured,
-in the words of scripts/run_evaluation.py:
+A folder that scripts/run_train.py wrote has its own record, model_card.json; `--evaluation` has the options of
+scripts/run_evaluation.py to measure it:
 
     python scripts/write_model_card.py outputs/photos --record --evaluation "--benchmark classification segmentation \
         --data_dir photos/masks"
@@ -18,8 +18,8 @@ in the words of scripts/run_evaluation.py:
 `--license cc-by-nc-4.0` names another licence of the weights than Apache-2.0, and is kept in the record.
 
 The card of a checkpoint NAME is written twice, as model_cards/NAME.md and as checkpoints/NAME/README.md, with its
-pictures beside it; that of another folder as its README.md. `--record` of a sample checkpoint took six minutes on two
-cores (AMD EPYC) beside other work.
+figures next to it; that of another folder as its README.md. `--record` of a sample checkpoint took six minutes on two
+cores (AMD EPYC) while other jobs ran.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from transformers_ice.hub import (
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
 from transformers_ice.hub.pictures import draw_explanations, write_example_image
 from transformers_ice.hub.records import entries_from_evaluation, weights_digest
-from transformers_ice.training.run_card import MARK, RECORD_FILE, hardware_in_words
+from transformers_ice.training.run_card import MARK, RECORD_FILE, describe_hardware
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,16 +65,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="the model; without --all")
     parser.add_argument("--all", action="store_true", help="every model of model_cards/results.json")
-    parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its picture")
+    parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its figure")
     parser.add_argument("--evaluation", help="options of scripts/run_evaluation.py; by default those of the record")
-    parser.add_argument("--license", help="of the weights, as the Hub writes it; by default that of the record")
+    parser.add_argument("--license", help="licence of the weights, as a Hub identifier; by default that of the record")
     arguments = parser.parse_args(argv)
     if arguments.all == (arguments.folder is not None) or (arguments.all and (arguments.record or arguments.license)):
         parser.error("give one folder, with or without --record and --license, or --all")
     return arguments
 
 
-def card_of(record: ModelRecord) -> str:
+def make_card(record: ModelRecord) -> str:
     """Return the card of a model of model_cards/results.json."""
     if record.is_template:
         return build_card(record, facts_of_architecture(record.architecture))
@@ -84,11 +84,11 @@ def card_of(record: ModelRecord) -> str:
 
 
 def write_project_card(record: ModelRecord) -> list[Path]:
-    """Write the card of a model of the project to its two places, with its pictures; return what was written."""
+    """Write the card of a model of the project to its two places, with its figures; return the files."""
     folders = [CARDS] if record.is_template else [CARDS, ROOT / record.location]
     files = [CARDS / f"{record.name}.md", *(folder / "README.md" for folder in folders[1:])]
     for file in files:
-        write_text(file, _checked(card_of(record), file))
+        write_text(file, _checked(make_card(record), file))
     picture = ROOT / record.location / "images" / f"{record.name}.png"
     if picture.is_file():
         with replaced(CARDS / "images" / picture.name, inside=CARDS) as temporary:
@@ -112,19 +112,20 @@ def _checked(text: str, file: Path) -> str:
     return text
 
 
-def run_command(words: Sequence[str], folder: Path) -> str:
-    """Run python on this project's code; return what it printed."""
+def run_command(arguments: Sequence[str], folder: Path) -> str:
+    """Run python on this project's code; return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, *arguments]
+    finished = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     if finished.returncode:
         raise ValueError(
-            f"`{shlex.join(['python', *words])[:300]}` ended with exit code {finished.returncode}, see above."
+            f"`{shlex.join(['python', *arguments])[:300]}` ended with exit code {finished.returncode}, see above."
         )
     return finished.stdout
 
 
 def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
-    """Evaluate a model, run its first snippet and return the record with what came out.
+    """Evaluate a model, run its first snippet and return the record with the results.
 
     Args:
         folder: The model.
@@ -133,17 +134,17 @@ def measure(folder: Path, record: ModelRecord, home: Path) -> ModelRecord:
     """
     if not record.evaluation:
         raise ValueError(f'{record.name} has no recorded command. Pass --evaluation "--benchmark classification ...".')
-    words = ["--models", f"{record.name}={record.location}", *shlex.split(record.evaluation)]
+    options = ["--models", f"{record.name}={record.location}", *shlex.split(record.evaluation)]
     with tempfile.TemporaryDirectory() as output_dir:
         quiet = ["--num_pictures", "0", "--measure_cost", "false", "--output_dir", output_dir]
-        run_command([str(ROOT / "scripts" / "run_evaluation.py"), *words, *quiet], home)
+        run_command([str(ROOT / "scripts" / "run_evaluation.py"), *options, *quiet], home)
         report = json.loads(Path(output_dir, "results.json").read_text(encoding="utf-8"))
     results = entries_from_evaluation(
         report,
         record.name,
         seed=record.training.seed,
-        command=shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(words)]),
-        hardware=hardware_in_words(),
+        command=shlex.join(["python", "scripts/run_evaluation.py", *redact_arguments(options)]),
+        hardware=describe_hardware(),
         date=date.today().isoformat(),
     )
     record = replace(record, results=results, weights_sha256=weights_digest(folder), is_template=False, output="")
@@ -161,14 +162,14 @@ def read_own_record(folder: Path) -> ModelRecord:
 
 
 def draw_pictures(folder: Path, record: ModelRecord) -> None:
-    """Draw the pictures of a model of drawn scenes."""
+    """Draw the figures of a model of drawn scenes."""
     if "scenes" in record.training.datasets:
         write_example_image(folder / "images" / "scene.png", inside=folder)
         draw_explanations(folder, folder / "images" / f"{record.name}.png")
 
 
 def write_folder(arguments: argparse.Namespace) -> list[Path]:
-    """Write the card of one folder, measured first if that was asked for."""
+    """Write the card of one folder; with `--record`, measure it first."""
     folder, records = arguments.folder, read_records(RESULTS)
     locations = {(ROOT / record.location).resolve(): name for name, record in records.items()}
     name = locations.get(folder.resolve())
@@ -180,7 +181,7 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
         )
     card = folder / "README.md"
     if name is None and card.is_file() and MARK not in card.read_text(encoding="utf-8"):
-        raise ValueError(f"{card} must be a card of this project, got one that somebody else wrote. Move it away.")
+        raise ValueError(f"{card} must be a card of this project, got another file. Move it away.")
     record = read_own_record(folder) if name is None else records[name]
     changes = {"evaluation": arguments.evaluation, "license": arguments.license}
     record = replace(record, **{name: value for name, value in changes.items() if value})
@@ -188,7 +189,7 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
         draw_pictures(folder, record)
         before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()
         record = measure(folder, record, Path.cwd() if name is None else ROOT)
-        # what the run itself measured at its end stands beside
+        # the scores that the run measured at its end are kept as well
         kept = tuple(entry for entry in before if "scripts/run_train.py" in entry.command)
         record = replace(record, results=(*record.results, *kept))
     if name is None:
@@ -204,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.all:
             records = read_records(RESULTS).values()
-            # a model that is not part of this repository keeps the card that was written where it is
+            # a model that is not in this repository keeps the card in its own folder
             here = [record for record in records if record.is_template or (ROOT / record.location).is_dir()]
             files = [file for record in here for file in write_project_card(record)]
         else:

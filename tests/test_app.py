@@ -31,7 +31,7 @@ from transformers_ice.app import AppArguments, launch_app, parse_app_arguments  
 from transformers_ice.app import page as page_module  # noqa: E402
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
 from transformers_ice.app.examples import draw_examples  # noqa: E402
-from transformers_ice.app.fragments import answer_html, caption_html, figures_html, record_of  # noqa: E402
+from transformers_ice.app.fragments import answer_html, caption_html, explanation_to_json, figures_html  # noqa: E402
 from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
 from transformers_ice.app.methods import available_methods, compare_methods, method_title  # noqa: E402
 from transformers_ice.app.page import FOREGROUND, Handlers, build_page  # noqa: E402
@@ -221,7 +221,7 @@ def test_method_that_fails_says_so_and_the_others_go_on(loaded, monkeypatch):
     monkeypatch.setattr("transformers_ice.app.methods.explain", fail)
     (result,) = compare_methods(loaded, image, ["rollout"], None, Deadline(60))
     assert result.heatmap is None
-    assert draw_method(image, result, np.ones(image.shown_size, bool)).words == (
+    assert draw_method(image, result, np.ones(image.shown_size, bool)).caption == (
         "Attention rollout: no map. `model` must have one more layer."
     )
     with pytest.raises(RequestError, match="longer than"):
@@ -238,9 +238,12 @@ def test_pruned_run_stands_beside_the_unpruned_one(pruned, strategy):
     assert result.unpruned.milliseconds.median > 0
     assert result.exit_layers.shape == (4, 4)
     pictures = draw_kept_patches(image, result)
-    assert len(pictures) == len(result.cuts)
-    for layer, picture in zip(result.cuts, pictures, strict=True):
-        assert picture.words == f"Cut at layer {layer} · {(result.exit_layers > layer).sum()} of 16 patches are left"
+    assert len(pictures) == len(result.pruning_steps)
+    for layer, picture in zip(result.pruning_steps, pictures, strict=True):
+        assert (
+            picture.caption
+            == f"Pruning at layer {layer} · {(result.exit_layers > layer).sum()} of 16 patches are kept"
+        )
     assert pruned.model.config.to_dict() == before, "the model that explains stays as it was"
 
 
@@ -259,14 +262,14 @@ def test_words_say_what_the_pictures_show(loaded):
     explanation = explain_image(loaded, image, target=1)
     heat = draw_heatmap(loaded, image, explanation)
     share = 100 * (explanation.shown.heatmap >= 0.5).mean()
-    assert heat.words.startswith(f"Heat map: {share:.0f} % of the picture speaks for “dog”")
+    assert heat.caption.startswith(f"Heat map: {share:.0f} % of the picture is predicted as “dog”")
     classes = draw_class_map(loaded, image, explanation)
-    assert f"background {100 * (explanation.shown.class_map == 3).mean():.0f} %" in classes.words
+    assert f"background {100 * (explanation.shown.class_map == 3).mean():.0f} %" in classes.caption
     assert len(classes.legend) == len(np.unique(explanation.shown.class_map)) + (3 not in explanation.shown.class_map)
     box = explanation.box
     assert (
         f"from column {box[0]} to {box[2]} and from row {box[1]} to {box[3]}"
-        in draw_mask(loaded, image, explanation).words
+        in draw_mask(loaded, image, explanation).caption
     )
 
 
@@ -291,7 +294,7 @@ def test_figure_is_a_png_that_can_be_saved():
 def test_record_holds_what_was_found(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image)
-    record = json.loads(json.dumps(record_of(loaded, explanation)))
+    record = json.loads(json.dumps(explanation_to_json(loaded, explanation)))
     assert set(record) == {"model", "label", "score", "scores", "box", "foreground_ratio"}
     assert record["label"] == explanation.shown.label
     assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
@@ -308,7 +311,7 @@ def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     explained = handlers.explain(str(photo), FOREGROUND)
     assert "Explained 64 x 48 pixels" in explained["status"]
     assert "ice-scores" in explained["answer"]
-    assert explained["heat"].alt_text.split("“")[0] in explained["heat-words"]
+    assert explained["heat"].alt_text.split("“")[0] in explained["heat-caption"]
     assert "explanation.json" in explained["download"]
     (tmp_path / "text.png").write_text("no picture")
     refused = handlers.explain(str(tmp_path / "text.png"), FOREGROUND)
@@ -317,7 +320,7 @@ def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     assert explained.keys() == refused.keys() == handlers.explain(None, FOREGROUND).keys()
     compared = handlers.compare(str(photo), 1, ["rollout"])
     assert compared["comparison"].count("<figure>") == 2
-    assert "beside 1 others" in compared["comparison-status"]
+    assert "next to 1 others" in compared["comparison-status"]
     refused = handlers.prune(str(photo), "top_k", 0.0, 0.7)
     assert 'role="alert"' in refused["pruning-status"]
     assert refused["kept"] == refused["pruning-numbers"] == ""
@@ -333,7 +336,7 @@ def test_a_new_view_is_one_entry_of_the_table(loaded, photo, monkeypatch):
     monkeypatch.setattr(page_module, "VIEWS", (VIEWS[0], view, *VIEWS[1:]))
     explained = Handlers(loaded, Limits()).explain(str(photo), FOREGROUND)
     assert explained["grey"].alt_text.startswith("Grey: ")
-    assert "Grey: " in explained["grey-words"]
+    assert "Grey: " in explained["grey-caption"]
     assert explained["classes"].alt_text.startswith("Class map: ")
     assert Handlers(loaded, Limits()).explain(None, FOREGROUND)["grey"] is None
     page = build_page(loaded, Limits())
@@ -364,7 +367,7 @@ def test_answers_reach_the_components_of_their_names(loaded):
     answer = answer_of_event(page, "explain", None, FOREGROUND)
     assert "Drop a picture" in answer["status"]
     assert "ice-answer" in answer["answer"]
-    assert answer["heat-words"] == answer["download"] == ""
+    assert answer["heat-caption"] == answer["download"] == ""
     answer = answer_of_event(page, "prune", None, "attentiveness", 0.0, 0.5)
     assert "Drop a picture" in answer["pruning-status"]
     assert answer["kept"] == answer["pruning-numbers"] == ""

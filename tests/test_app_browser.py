@@ -199,7 +199,7 @@ def test_first_explanation_is_on_screen_within_a_minute_of_the_start(first_visit
     page, seconds = first_visit
     assert seconds < MAX_SECONDS_TO_FIRST_EXPLANATION
     assert "red dotted" in page.text(".ice-answer .label")
-    assert page.text("#heat-words").startswith("Heat map: ")
+    assert page.text("#heat-caption").startswith("Heat map: ")
 
 
 def test_uploaded_picture_is_explained(page):
@@ -209,9 +209,9 @@ def test_uploaded_picture_is_explained(page):
     page.until(page.shows_explanation)
     for name in ("heat", "classes", "mask", "cutout"):
         picture = page.find(f"#{name} img")
-        assert picture.get_attribute("alt") in page.text(f"#{name}-words")
+        assert picture.get_attribute("alt") in page.text(f"#{name}-caption")
         assert page.run("return arguments[0].naturalWidth", picture) == 640
-    assert "green striped" in page.text("#classes-words .ice-legend")
+    assert "green striped" in page.text("#classes-caption .ice-legend")
 
 
 def test_example_is_explained_by_keyboard_alone(page):
@@ -245,7 +245,7 @@ def test_target_changes_the_heat_map(page):
     before = page.find("#heat img").get_attribute("src")
     page.click("#target input")
     page.until(lambda: page.find_all("[role=option][aria-label='yellow dotted']"))[0].click()
-    page.until(lambda: "“yellow dotted”" in page.text("#heat-words"))
+    page.until(lambda: "“yellow dotted”" in page.text("#heat-caption"))
     page.until(lambda: page.find("#heat img").get_attribute("src") != before)
     assert page.text(".ice-answer .label") == "red dotted", "the answer does not depend on what is looked for"
 
@@ -433,7 +433,7 @@ def test_checkpoint_with_heads_prunes_by_background(tmp_path):
             page.open()
             page.click("#prune")
             page.until(lambda: page.find_all("#kept figure"))
-            assert "patches are left" in page.text("#kept")
+            assert "patches are kept" in page.text("#kept")
         finally:
             driver.quit()
     finally:

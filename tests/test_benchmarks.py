@@ -29,7 +29,7 @@ from transformers_ice.evaluation import (
 )
 from transformers_ice.evaluation.cost import Cost
 from transformers_ice.evaluation.model_benchmarks import pixel_ranks
-from transformers_ice.evaluation.region_benchmarks import ATTENTION_HEADS, _component_of, _largest_mass
+from transformers_ice.evaluation.region_benchmarks import ATTENTION_HEADS, _find_component, _largest_mass
 from transformers_ice.explainers import EXPLAINERS, Explainer, explain
 
 
@@ -202,8 +202,8 @@ def test_the_best_attention_head_is_no_worse_than_any(vit, store):
 
 def test_component_of_a_cell_is_four_connected():
     mask = np.array([[1, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0]], dtype=bool)
-    assert _component_of(mask, (0, 1)).astype(int).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert _component_of(mask, (1, 2)).astype(int).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+    assert _find_component(mask, (0, 1)).astype(int).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert _find_component(mask, (1, 2)).astype(int).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
 
 
 def test_discovery_pads_clips_and_falls_back_to_the_image(ice, monkeypatch):

@@ -103,7 +103,7 @@ def test_one_process_for_several_gpus_is_refused():
     distillation = Distillation(teacher, student, "hard")
     # as `DataParallel` does: the module runs on a part of the batch
     outputs = student(torch.randn(2, 3, SIZE, SIZE), labels=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"has answered for 2 of 4 images.*with torchrun"):
+    with pytest.raises(ValueError, match=r"returned logits for 2 of 4 images.*with torchrun"):
         distillation(outputs.loss, outputs, torch.randn(4, 3, SIZE, SIZE))
 
 

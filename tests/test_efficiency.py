@@ -361,7 +361,7 @@ def test_several_files_of_numbers_are_timed_side_by_side(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "cannot tell background"),
+        ((), "cannot recognize background"),
         (("--keep_beta", 0.5, 0.9), "`keep_beta` must be a mean"),
         (("--keep_counts", "/nowhere.json"), "/nowhere.json must hold"),
         (("--keep_beta", 0.5, 0.2, "--keep_rates", 1.5), "`keep_rates` must be one number in"),

@@ -119,7 +119,7 @@ def test_the_argument_reaches_the_model_and_the_seed_decides():
 
 def test_another_architecture_is_refused():
     config = BeitConfig(**SIZES, image_size=32, patch_size=8)
-    with pytest.raises(ValueError, match="knows models of type vit, deit, ice_deit, got 'beit'"):
+    with pytest.raises(ValueError, match="supports models of type vit, deit, ice_deit, got 'beit'"):
         initialize_mimetically(BeitForImageClassification(config))
 
 

@@ -66,7 +66,7 @@ def test_every_checkpoint_and_every_planned_model_has_a_record():
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
 def test_cards_are_what_their_generator_writes(name, write_cards):
-    expected = write_cards.card_of(RECORDS[name])
+    expected = write_cards.make_card(RECORDS[name])
     assert (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8") == expected, "run `make cards`"
     if not RECORDS[name].is_template:
         folder = ROOT / "checkpoints" / name

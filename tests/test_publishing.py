@@ -154,10 +154,10 @@ BREAKS = {
         lambda f: change_json(f / "config.json", lambda c: c.pop("custom_pipelines")),
         r"config\.json: expected `custom_pipelines`",
     ),
-    "missing code": (lambda f: (f / "patch_maps.py").unlink(), r"patch_maps\.py: expected beside the weights"),
+    "missing code": (lambda f: (f / "patch_maps.py").unlink(), r"patch_maps\.py: expected next to the weights"),
     "tampered code": (
         lambda f: (f / "token_layouts.py").write_text((f / "token_layouts.py").read_text() + "\nprint('hello')\n"),
-        r"token_layouts\.py: expected the code of the installed package, got another text",
+        r"token_layouts\.py: expected the code of the installed package, got other code",
     ),
     "foreign code": (lambda f: (f / "setup.py").write_text("1"), r"setup\.py: code that is no part of this project"),
     "no card": (lambda f: (f / "README.md").unlink(), r"README\.md: expected in .*write_model_card"),
@@ -175,7 +175,7 @@ BREAKS = {
         lambda f: (f / "training_log.jsonl").write_text('{"a": 1}\n{"file": "https://h/a?X-Amz-Signature=0123"}\n'),
         r"training_log\.jsonl: expected no token or password, got what looks like one in line 2\.",
     ),
-    "no picture": (write_code_in_picture, r"images/evil\.png: expected a picture"),
+    "no picture": (write_code_in_picture, r"images/evil\.png: expected an image"),
     "link out of the folder": (
         lambda f: (f / "LICENSE").symlink_to("/etc/hostname"),
         r"LICENSE: a link that leads out of the folder",
@@ -281,7 +281,7 @@ def test_a_folder_that_gives_other_outputs_elsewhere_is_noticed(folder, publicat
         "IceDeiTImageProcessor.post_process_heatmap = lambda *a, **k: [1 - m for m in _map(*a, **k)]\n"
     )
     (problem,) = compare_without_package(folder)
-    assert problem.startswith("patch-explanation/0/heatmap: expected what the package gives")
+    assert problem.startswith("patch-explanation/0/heatmap: expected the output with the package")
 
 
 def test_code_that_needs_the_package_is_noticed(folder):
@@ -338,8 +338,8 @@ def http_error(status: int) -> Exception:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (http_error(401), "does not know who you are. Run `hf auth login`"),
-        (LocalTokenNotFoundError("no token"), "does not know who you are. Run `hf auth login`"),
+        (http_error(401), "not logged in to the Hub. Run `hf auth login`"),
+        (LocalTokenNotFoundError("no token"), "not logged in to the Hub. Run `hf auth login`"),
         (http_error(403), "Your token may not write to 'me/tiny'"),
         (http_error(404), "no repository 'me/tiny'"),
         (OfflineModeIsEnabled("offline"), "switched off by HF_HUB_OFFLINE=1"),
@@ -370,7 +370,7 @@ def test_a_hub_that_cannot_be_reached_ends_with_a_message(publication):
     command = [sys.executable, "-c", script, str(publication.folder)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "ConnectionError: The Hub could not be reached, or refused" in finished.stderr
-    assert "Nothing is lost: the same command goes on." in finished.stderr
+    assert "Nothing is lost: the same command resumes the upload." in finished.stderr
 
 
 def test_the_script_refuses_with_exit_code_1_and_no_traceback(folder, publish, capsys):
@@ -401,7 +401,7 @@ def test_the_script_says_where_the_upload_went(complete, publish, capsys, monkey
     assert seen[0][1:] == (True, None, "Hello", False)
     printed = capsys.readouterr().out
     assert "Published: https://hub/commit/1" in printed
-    assert "Stays here: b, c/\n" in printed
+    assert "Not uploaded: b, c/\n" in printed
     with pytest.raises(SystemExit, match="2"):
         publish.main([str(complete), "me/tiny", "--create_pr", "--revision", "v1"])
 

@@ -34,8 +34,8 @@ from transformers_ice.training.checkpoints import (
     list_checkpoints,
     mark_complete,
     missing_files,
+    parse_step,
     remove_checkpoint,
-    step_of,
     surplus_checkpoints,
 )
 from transformers_ice.training.run import check_launch
@@ -233,7 +233,7 @@ def test_stop_signal_saves_and_the_resumed_run_equals_the_whole(
     assert code == 128 + number
     assert signal.getsignal(number) == before
     message = capsys.readouterr().err
-    assert f"as {number.name} asked. The last complete checkpoint is {tmp_path}/checkpoint-{step}." in message
+    assert f"by {number.name}. The last complete checkpoint is {tmp_path}/checkpoint-{step}." in message
     assert f"--output_dir {tmp_path} --resume_from_checkpoint auto" in message
     run_train.main([*words, "--resume_from_checkpoint", "auto"])
     assert sha256_of(tmp_path) == sha256_of(whole)
@@ -392,7 +392,7 @@ def wait_for_a_new_checkpoint(process: subprocess.Popen, folder: Path, seconds: 
 
 def last_complete_step(folder: Path) -> int:
     checkpoint = last_complete_checkpoint(folder)
-    return step_of(checkpoint) if checkpoint else 0
+    return parse_step(checkpoint) if checkpoint else 0
 
 
 @pytest.mark.slow

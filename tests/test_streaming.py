@@ -374,7 +374,7 @@ def test_epochs_are_counted_without_max_steps(run_train, tmp_path, tars):
 
 def test_repeated_augmentation_is_refused(run_train, tmp_path, parquet):
     words = [*RUN, *files_of(parquet), "--repeated_augmentation", "3", "--output_dir", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"`--repeated_augmentation 3` cannot be had with `--streaming true`"):
+    with pytest.raises(ValueError, match=r"`--repeated_augmentation 3` excludes `--streaming true`"):
         run_train.train(words)
 
 

@@ -120,7 +120,7 @@ def test_what_a_callback_adds_afterwards_is_part_of_the_checkpoint_also_of_a_sto
     trainer = make_trainer(tmp_path, max_steps=3)
     trainer.add_callback(StopCallback(AskingRequest()))
     trainer.add_callback(LateFile())
-    with pytest.raises(TrainingStoppedError, match=r"after step 1, as SIGTERM asked\. .* is .*checkpoint-1"):
+    with pytest.raises(TrainingStoppedError, match=r"after step 1, by SIGTERM\. .* is .*checkpoint-1"):
         trainer.train()
     assert is_complete(tmp_path / "checkpoint-1")
     assert '"late.txt": 4' in (tmp_path / "checkpoint-1" / COMPLETION_MARKER).read_text()
@@ -136,7 +136,7 @@ def test_a_stop_does_not_wait_for_an_evaluation_that_vetoes_the_checkpoint(tmp_p
     request = StopRequest()
     request.agreed_signal = lambda: next(asks)
     trainer.add_callback(StopCallback(request))
-    with pytest.raises(TrainingStoppedError, match=r"after step 3, as SIGTERM asked\. .*checkpoint-1\."):
+    with pytest.raises(TrainingStoppedError, match=r"after step 3, by SIGTERM\. .*checkpoint-1\."):
         trainer.train()
 
 

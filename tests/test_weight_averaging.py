@@ -187,7 +187,7 @@ def test_sharded_weights_are_refused(tmp_path, monkeypatch):
 
     prepared = build_trainer(make_model(), make_args(tmp_path, ema_decay=0.9), image_processor=make_processor())
     monkeypatch.setattr(Trainer, "__init__", lambda self, *args, **kwargs: set_up(self))
-    with pytest.raises(ValueError, match=r"needs whole weights in every process, got 0\.9 with FSDP or DeepSpeed"):
+    with pytest.raises(ValueError, match=r"needs unsharded weights in every process, got 0\.9 with FSDP or DeepSpeed"):
         build_trainer(make_model(), make_args(tmp_path, ema_decay=0.9), image_processor=make_processor())
 
 

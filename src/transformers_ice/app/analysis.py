@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model, one picture: what it is, where, and how sure. Arrays and numbers only; nothing is drawn here."""
+"""Explanation of one image by one model, as arrays and numbers; nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..model_names import resolve_ice_model_name
 __all__ = ["Explanation", "LoadedModel", "PreparedImage", "explain_image", "load_model", "prepare_image"]
 
 NUM_SCORES = 5
-_SHOWN_SIDES = (640, 1280)  # pictures are shown with a longer side in this range
+_SHOWN_SIDES = (640, 1280)  # images are shown with a longer side in this range
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Hold a model that is ready to explain.
+    """Model that is ready to explain.
 
     Attributes:
         name: Folder or Hub id.
@@ -55,12 +55,12 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """Hold a picture as the model and as the page want it.
+    """Image as the input of the model, and at the size in which the page shows it.
 
     Attributes:
-        size: `(height, width)` of the picture itself.
-        shown: `(shown height, shown width, 3)`, uint8: the picture at the size in which it is shown.
-        pixel_values: `(1, num_channels, height, width)`, what the model sees.
+        size: `(height, width)` of the image itself.
+        shown: `(shown height, shown width, 3)`, uint8: the image at the size in which it is shown.
+        pixel_values: `(1, num_channels, height, width)`, the input of the model.
     """
 
     size: tuple[int, int]
@@ -69,13 +69,13 @@ class PreparedImage:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """`(height, width)` of the picture as it is shown."""
+        """`(height, width)` of the shown image."""
         return self.shown.shape[0], self.shown.shape[1]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Explanation of an image, and what the page shows in addition.
+    """Explanation of an image, with further values that the page shows.
 
     Attributes:
         shown: The explanation; its maps and its box have the size in which the image is shown.
@@ -108,18 +108,18 @@ def load_model(name: str) -> LoadedModel:
 
 
 def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
-    """Return a picture as the model and as the page want it.
+    """Preprocess an image for the model and for the page.
 
     Args:
-        loaded: Whose image processor to use.
+        loaded: The model with its image processor.
         image: Of any mode: grey, 16 bits, palette and transparency are understood.
 
     Raises:
-        ValueError: If the picture cannot become RGB.
+        ValueError: If the image cannot be converted to RGB.
     """
     rgb = loaded.processor.read_image(image)
     inputs = loaded.processor(rgb, return_tensors="pt")
-    shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)
+    shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)  # PIL sizes are (width, height)
     pixel_values = inputs["pixel_values"].to(loaded.model.device, loaded.model.dtype)
     return PreparedImage((rgb.height, rgb.width), np.asarray(shown), pixel_values)
 
@@ -127,6 +127,7 @@ def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return a size of the same aspect whose longer side fits the page."""
     smallest, largest = _SHOWN_SIDES
+    # small images are enlarged, large ones reduced, others shown at their own size
     factor = min(max(1.0, smallest / max(size)), largest / max(size))
     width, height = (max(1, round(side * factor)) for side in size)
     return width, height
@@ -134,7 +135,7 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
 
 @torch.inference_mode()
 def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None = None) -> Explanation:
-    """Explain a picture in one run of the model.
+    """Explain an image in one run of the model.
 
     Args:
         loaded: The model.
@@ -149,7 +150,7 @@ def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None 
     milliseconds = 1e3 * (time.perf_counter() - start)
     processor, names = loaded.processor, loaded.class_names
     (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)
-    # the box alone at the image's own size: maps of 40 million pixels would be thrown away
+    # only the box at the image's own size: maps of 40 million pixels would not be used
     (found,) = processor.post_process_object_localization(outputs, [image.size])
     left, top, right, bottom = found["boxes"][0].tolist()
     scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Example pictures, drawn when the app starts: scenes that no model was trained on."""
+"""Example images, drawn when the app starts: scenes that no model was trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_examples() -> list[tuple[Image.Image, str]]:
     """Draw the examples.
 
     Returns:
-        Pictures, each with what it shows in words.
+        Images, each with a description.
     """
     scenes = [draw_scene(index, split="test", image_size=_SIDE) for index in _INDICES]
     return [(Image.fromarray(scene.image), SCENE_CLASSES[scene.label]) for scene in scenes]

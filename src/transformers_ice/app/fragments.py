@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pieces of HTML on the page. All text from outside (class names, model names) is escaped here."""
+"""HTML fragments of the page. All text from outside (class names, model names) is escaped here."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ __all__ = [
     "answer_html",
     "caption_html",
     "download_html",
+    "explanation_to_json",
     "figures_html",
     "header_html",
     "pruning_html",
-    "record_of",
     "section_html",
     "status_html",
 ]
 
-_FIGURE_SIDE = 480  # many pictures at once must reach a phone
+_FIGURE_SIDE = 480  # many figures at once must load on a phone
 _SCALE = '<div class="ice-scale" aria-hidden="true"><span>0</span><i></i><span>1</span></div>'
 _EMPTY = '<div class="ice-answer"><p class="how-sure">Drop a picture, or take an example.</p></div>'
 
 
 def header_html(loaded: LoadedModel, is_sample: bool) -> str:
-    """Return the heading: what this is, and which model it runs."""
+    """Return the heading: purpose of the page, and its model."""
     config, count = loaded.model.config, len(loaded.class_names)
     known = "It knows drawn scenes and nothing else." if is_sample else "It knows its own classes and nothing else."
     return (
         '<header class="ice-header"><h1>I can visualize everything</h1>'
-        "<p>An image classifier that shows its reasons: every patch of your picture says which class it shows, or "
-        "that it is background.</p>"
+        "<p>An image classifier that shows its reasons: for every patch of your picture it predicts a class, or "
+        "background.</p>"
         f'<p class="ice-model">Model <strong>{escape(loaded.name)}</strong> · {count} classes · '
         f"{config.num_hidden_layers} layers · {known}</p></header>"
     )
@@ -52,14 +52,14 @@ def section_html(heading: str, text: str) -> str:
     return f'<div class="ice-section"><h2>{escape(heading)}</h2><p>{text}</p></div>'
 
 
-def status_html(words: str, is_problem: bool = False) -> str:
+def status_html(text: str, is_problem: bool = False) -> str:
     """Return a line that screen readers read out when it changes."""
     role, style = ("alert", "ice-status problem") if is_problem else ("status", "ice-status")
-    return f'<p class="{style}" role="{role}">{escape(words)}</p>'
+    return f'<p class="{style}" role="{role}">{escape(text)}</p>'
 
 
 def answer_html(explanation: Explanation | None) -> str:
-    """Return the label and the best scores."""
+    """Return the predicted label and the best scores."""
     if explanation is None:
         return _EMPTY
     rows = "".join(
@@ -76,26 +76,26 @@ def answer_html(explanation: Explanation | None) -> str:
 
 
 def caption_html(picture: Picture | None, shows_scale: bool = False) -> str:
-    """Return what a picture shows in words, with its legend or its scale."""
+    """Return the caption of a figure, with its legend or its scale."""
     if picture is None:
         return ""
     legend = "".join(
         f'<li><i style="background:{color}"></i>{escape(name)}</li>' for name, color in (picture.legend or {}).items()
     )
     legend = f'<ul class="ice-legend" aria-label="Colours of the classes">{legend}</ul>' if legend else ""
-    return f'<p class="ice-words">{escape(picture.words)}</p>{legend}{_SCALE if shows_scale else ""}'
+    return f'<p class="ice-caption">{escape(picture.caption)}</p>{legend}{_SCALE if shows_scale else ""}'
 
 
 def figures_html(pictures: Sequence[Picture]) -> str:
-    """Return pictures side by side, each with its words and a link to save it as PNG.
+    """Return figures in a row, each with its caption and a link to save it as PNG.
 
-    The files are part of the page, so that none of them stays on the server.
+    The files are part of the page, so that none of them is stored on the server.
     """
     figures = []
     for picture in pictures:
-        source, (name, *rest) = _png_uri(picture), picture.words.split(" · ")
+        source, (name, *rest) = _png_uri(picture), picture.caption.split(" · ")
         figures.append(
-            f'<figure><img src="{source}" alt="{escape(picture.words)}"><figcaption><strong>{escape(name)}</strong>'
+            f'<figure><img src="{source}" alt="{escape(picture.caption)}"><figcaption><strong>{escape(name)}</strong>'
             f"{escape(' · '.join(rest))}"
             f'<a href="{source}" download="{_file_name(name)}.png" aria-label="Save {escape(name)} as PNG">Save PNG'
             "</a></figcaption></figure>"
@@ -111,12 +111,12 @@ def _png_uri(picture: Picture) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _file_name(words: str) -> str:
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in words.lower()).split())
+def _file_name(title: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in title.lower()).split())
 
 
-def record_of(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
-    """Return a result as JSON can hold it."""
+def explanation_to_json(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
+    """Convert an explanation to values that JSON can represent."""
     corners = zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)
     return {
         "model": loaded.name,
@@ -129,7 +129,7 @@ def record_of(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
 
 
 def download_html(record: Mapping[str, Any] | None) -> str:
-    """Return a link that holds the result itself: nothing of it stays on the server."""
+    """Return a link that contains the result itself: nothing of it is stored on the server."""
     if record is None:
         return ""
     content = base64.b64encode(json.dumps(record, ensure_ascii=False, indent=2).encode()).decode()
@@ -140,12 +140,12 @@ def download_html(record: Mapping[str, Any] | None) -> str:
 
 
 def pruning_html(result: PruningResult | None) -> str:
-    """Return what pruning changed: label, work, time, and the tokens of every layer."""
+    """Return the effect of pruning: label, MACs, time, and the tokens of every layer."""
     if result is None:
         return ""
     base, own = result.unpruned, result.pruned
     rows = (
-        ("Answer", *(f"{escape(run.label)}, {100 * run.score:.0f} %" for run in (base, own)), ""),
+        ("Prediction", *(f"{escape(run.label)}, {100 * run.score:.0f} %" for run in (base, own)), ""),
         ("Million MACs", f"{base.mmacs:.1f}", f"{own.mmacs:.1f}", f"{base.mmacs / own.mmacs:.2f} x less"),
         ("Milliseconds", _time(base), _time(own), _speedup(result.speedup)),
     )
@@ -160,8 +160,8 @@ def pruning_html(result: PruningResult | None) -> str:
     return (
         '<table class="ice-table"><thead><tr><th scope="col">One picture</th><th scope="col">unpruned</th>'
         f'<th scope="col">pruned</th><th scope="col">ratio</th></tr></thead><tbody>{body}</tbody></table>'
-        f'<p class="ice-words">Milliseconds: median of {result.num_repeats} runs of each, by turns, and quartiles. A '
-        "small model, or a busy machine, gains less than the MACs allow.</p>"
+        f'<p class="ice-caption">Milliseconds: median of {result.num_repeats} runs of each, alternating; quartiles. '
+        "A small model, or a busy machine, gains less than the MACs allow.</p>"
         f'<ol class="ice-tokens" aria-label="Tokens that enter each layer">{tokens}</ol>'
     )
 

@@ -17,12 +17,12 @@ from .limits import Limits
 
 __all__ = ["AppArguments", "launch_app", "parse_app_arguments"]
 
-_MAX_WAITING = 32  # requests in line; whoever comes later is told that the app is busy
+_MAX_WAITING = 32  # requests in the queue; further visitors get a message that the app is busy
 
 
 @dataclass
 class AppArguments:
-    """Say which model the app shows, where, and what visitors may ask for; `--help` explains each."""
+    """Model of the app, its address, and limits of its visitors; `--help` explains each."""
 
     model: str = field(
         default="checkpoints/ice-deit-scenes", metadata={"help": "Folder or Hub id of an ICE checkpoint."}
@@ -46,7 +46,7 @@ class AppArguments:
 
     @property
     def limits(self) -> Limits:
-        """What a visitor may ask for."""
+        """Limits of a request."""
         return Limits(self.max_upload_mb, self.max_pixels, self.timeout_s)
 
 
@@ -54,7 +54,7 @@ def parse_app_arguments(argv: Sequence[str], description: str | None = None) -> 
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Args:
-        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
         description: Text above the list of options in `--help`.
     """
     return cast(AppArguments, parse_dataclasses((AppArguments,), argv, description)[0])
@@ -76,7 +76,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         ValueError: If the checkpoint holds another kind of model.
     """
     arguments = AppArguments() if arguments is None else arguments
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is reported to anybody
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: no usage data is sent
     try:
         from .page import build_page
         from .theme import STYLE_SHEET, build_theme
@@ -87,7 +87,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
 
         torch.set_num_threads(arguments.num_threads)
     loaded = load_model(arguments.model)
-    # what is wrong with a model shows before anybody comes, and the first visitor does not wait for its first run
+    # a first run: a broken model fails at the start, and the first visitor does not wait for it
     explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
     page = build_page(loaded, arguments.limits)
     page.queue(max_size=_MAX_WAITING, api_open=False)
@@ -97,13 +97,13 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         share=False,
         prevent_thread_lock=not block,
         max_file_size=int(arguments.max_upload_mb * 2**20),
-        allowed_paths=[],
+        allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
         footer_links=[],
         ssr_mode=False,
         pwa=False,
-        mcp_server=False,
+        mcp_server=False,  # no interface for other programs
         enable_monitoring=False,
-        show_error=False,
+        show_error=False,  # tracebacks go to the console, not to visitors
         quiet=True,
         theme=build_theme(),
         css_paths=[STYLE_SHEET],

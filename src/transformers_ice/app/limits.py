@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a visitor may ask for: size of an upload, number of pixels, seconds; and errors in plain words."""
+"""Limits of a request: size of an upload, number of pixels, seconds; with error messages for visitors."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 
 class RequestError(ValueError):
-    """Something that a visitor can mend; its message is shown on the page as it is."""
+    """Error that a visitor can fix; its message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Hold what a visitor may ask for.
+    """Limits of a request.
 
     Attributes:
         max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
-        max_pixels: Largest picture, in pixels; a small file can hold a very large picture.
-        timeout_s: Seconds after which a visitor gets an answer, whatever is still running.
+        max_pixels: Largest image, in pixels; a small file can hold a very large image.
+        timeout_s: Seconds after which a visitor gets a response, even if the request is still running.
     """
 
     max_upload_mb: float = 20.0
@@ -48,28 +48,28 @@ class Limits:
 
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
-    """Read a picture that a visitor sent, upright and with its bit depth and transparency.
+    """Read an uploaded image, upright and with its bit depth and transparency.
 
     Args:
-        path: The file; its name need not say what it is.
-        limits: What is too large. Both are checked before anything is decoded.
+        path: The file; its format is read from its content, not from its name.
+        limits: Largest size and number of pixels. Both are checked before anything is decoded.
 
     Returns:
         PIL image of any mode.
 
     Raises:
-        RequestError: If the file is too large, has too many pixels, or is no complete picture.
+        RequestError: If the file is too large, has too many pixels, or is no complete image.
     """
     size = Path(path).stat().st_size
     if size > limits.max_upload_mb * 2**20:
         raise RequestError(
-            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Save the picture "
+            f"This file has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are accepted. Save the picture "
             "smaller, or as JPEG."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of this app comes next
-            with Image.open(path) as header:
+            with Image.open(path) as header:  # reads the header only
                 width, height = header.size
     except Image.DecompressionBombError as error:
         raise _too_many_pixels("more than 178 million", limits) from error
@@ -83,18 +83,18 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
         return load_image(os.fspath(path))
     except ValueError as error:
         raise RequestError(
-            "This picture is damaged or incomplete: it begins as a picture, and then breaks off. Save or send it anew."
+            "This picture is damaged or incomplete: the file ends too early. Save or send it again."
         ) from error
 
 
 def _too_many_pixels(found: str, limits: Limits) -> RequestError:
     return RequestError(
-        f"This picture has {found} pixels; at most {limits.max_pixels / 1e6:g} million are taken. Scale it down first."
+        f"This picture has {found} pixels; at most {limits.max_pixels / 1e6:g} million are accepted. Make it smaller."
     )
 
 
 class Deadline:
-    """Remember when a request has to be answered; long work asks between its steps.
+    """Time by which a request has to be answered; long work checks it between its steps.
 
     Args:
         seconds: From now on.
@@ -102,18 +102,18 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._end = time.monotonic() + seconds  # not the wall clock, which may be set back
 
     @property
     def remaining(self) -> float:
-        """Seconds left, at least 0."""
+        """Remaining seconds, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
     def check(self) -> None:
-        """Raise once the time is over.
+        """Raise if the time is over.
 
         Raises:
-            RequestError: If it is.
+            RequestError: If no time is left.
         """
         if not self.remaining:
             raise _timed_out(self.seconds)
@@ -127,11 +127,11 @@ def _timed_out(seconds: float) -> RequestError:
 
 
 class Worker:
-    """Run requests one after the other in a thread of its own, and stop waiting when their time is over.
+    """Worker that runs requests one after the other in a thread, and stops waiting when their time is over.
 
-    One thread, because explainers change a model while they look into it, and measured times mean something only
-    where nothing else runs. A thread cannot be stopped from outside: what is running ends at its next
-    `deadline.check()`, what has not begun never begins.
+    One thread, because explainers change a model temporarily (hooks, gradients), and measured times are valid only
+    where nothing else runs. A thread cannot be stopped from outside: running work ends at its next
+    `deadline.check()`, waiting work is cancelled.
 
     Args:
         timeout_s: Seconds for a request, waiting included.
@@ -142,10 +142,10 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explainer")
 
     def run(self, work: Callable[[Deadline], T]) -> T:
-        """Return what the work returns.
+        """Run the work and return its result.
 
         Args:
-            work: Takes the deadline.
+            work: Function of the deadline.
 
         Raises:
             RequestError: If the time is over, or the work raises one.
@@ -153,12 +153,12 @@ class Worker:
         deadline = Deadline(self.timeout_s)
 
         def begin() -> T:
-            deadline.check()
+            deadline.check()  # the time may have passed while the request was waiting
             return work(deadline)
 
         future = self._executor.submit(begin)
         try:
             return future.result(timeout=deadline.remaining)
         except FutureTimeoutError as error:
-            future.cancel()
+            future.cancel()  # has an effect only if it has not begun
             raise _timed_out(self.timeout_s) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other explainers, on the same picture and the same model."""
+"""The other explainers, on the same image and the same model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ DEFAULT_METHODS = ("raw_attention", "rollout", "grad_cam", "generic_attention")
 
 @dataclass(frozen=True)
 class MethodMap:
-    """Hold what one method says of a picture.
+    """Map of one method for an image.
 
     Attributes:
-        name: In words.
-        heatmap: `(height, width)` of the picture as it is shown, stretched to [0, 1]; `None` where the method failed.
+        name: Title of the method.
+        heatmap: `(height, width)` of the shown image, stretched to [0, 1]; `None` where the method failed.
         milliseconds: One run, the model's own included.
         knows_target: Whether the map depends on the class.
         problem: Why there is no map.
@@ -46,7 +46,7 @@ def method_title(name: str) -> str:
 
 
 def available_methods() -> dict[str, str]:
-    """Return the methods whose libraries are installed, name in `EXPLAINERS` to name in words; without ICE itself."""
+    """Return the methods whose libraries are installed, name in `EXPLAINERS` to title; without ICE itself."""
     return {
         name: method_title(name)
         for name, explainer in EXPLAINERS.items()
@@ -57,17 +57,17 @@ def available_methods() -> dict[str, str]:
 def compare_methods(
     loaded: LoadedModel, image: PreparedImage, methods: Sequence[str], target: int | None, deadline: Deadline
 ) -> list[MethodMap]:
-    """Let several methods explain a picture, one after the other.
+    """Explain an image by several methods, one after the other.
 
     Args:
         loaded: The model.
         image: What `prepare_image` returned.
         methods: Names in `EXPLAINERS`.
-        target: Class index; `None` explains what each method explains by itself.
-        deadline: Asked before each method.
+        target: Class index; `None` takes the default of each method.
+        deadline: Checked before each method.
 
     Returns:
-        A map of each method, in the order of `methods`; one that does not fit the model says so.
+        A map of each method, in the order of `methods`; with a `problem` where the method does not fit the model.
 
     Raises:
         RequestError: If the time is over.
@@ -84,7 +84,7 @@ def _run(loaded: LoadedModel, image: PreparedImage, method: str, target: int | N
     start = time.perf_counter()
     try:
         (relevance,) = explain(loaded.model, image.pixel_values, method, target if knows_target else None)
-    except (ImportError, RuntimeError, ValueError) as error:  # whatever one method lacks, the others go on
+    except (ImportError, RuntimeError, ValueError) as error:  # the failure of one method must not stop the others
         return MethodMap(name, None, 0.0, knows_target, str(error).split(". ")[0])
     milliseconds = 1e3 * (time.perf_counter() - start)
     geometry = loaded.processor.image_geometry(image.shown_size)
@@ -93,6 +93,6 @@ def _run(loaded: LoadedModel, image: PreparedImage, method: str, target: int | N
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Stretch a map to [0, 1]: ranges of different methods mean different things. A constant map becomes 0."""
-    values = np.nan_to_num(values)
+    """Stretch a map to [0, 1]: ranges of different methods are not comparable. A constant map becomes 0."""
+    values = np.nan_to_num(values)  # (height, width); NaN counts as no relevance
     return (values - values.min()) / max(float(np.ptp(values)), 1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page: what is on it, and what happens when something is touched."""
+"""The page: its components and the handlers of their events."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .fragments import (
     answer_html,
     caption_html,
     download_html,
+    explanation_to_json,
     figures_html,
     header_html,
     pruning_html,
-    record_of,
     section_html,
     status_html,
 )
@@ -33,21 +33,21 @@ from .pruning import STRATEGY_NAMES, PruningSetting, measure_pruning, missing_he
 
 __all__ = ["Handlers", "build_page"]
 
-FOREGROUND = -1  # of the choice of a target: everything that is not background
-_CACHE_SECONDS = (600, 3600)  # how often files of visitors are looked through, and how old they may become
+FOREGROUND = -1  # choice of a target: everything that is not background
+_CACHE_SECONDS = (600, 3600)  # how often files of visitors are checked, and their largest age
 _PICTURE_BUTTONS: list[Any] = ["download", "fullscreen"]
-# gradio calls its thumbnails "Thumbnail 1 of 8"; what they show says more
+# gradio labels its thumbnails "Thumbnail 1 of 8"; their descriptions are better labels
 _NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("#examples button").forEach(
     (button) => button.setAttribute("aria-label", "Example: " + button.innerText.trim())), 300)"""
 _EMPTY = "Drop a picture, or take an example."
 
 
 class Handlers:
-    """Answers to what a visitor does: values by the name (`elem_id`) of the component that shows them.
+    """Handlers of events: they return values by the name (`elem_id`) of the component that shows them.
 
     Args:
         loaded: The model.
-        limits: What a visitor may ask for.
+        limits: Limits of a request.
     """
 
     def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
@@ -55,7 +55,7 @@ class Handlers:
         self.worker = Worker(limits.timeout_s)
 
     def explain(self, path: str | None, target: int) -> dict[str, Any]:
-        """Return status, answer, every view with its caption, and the download."""
+        """Return status, prediction, every view with its caption, and the download."""
         if path is None:
             return _no_explanation(status_html(_EMPTY))
 
@@ -68,14 +68,14 @@ class Handlers:
         except ValueError as error:
             return _no_explanation(status_html(str(error), is_problem=True))
         height, width = image.size
-        words = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
-        answer = {"status": status_html(words), "answer": answer_html(explanation)}
+        text = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
+        components = {"status": status_html(text), "answer": answer_html(explanation)}
         for view in VIEWS:
-            answer |= _show(view, view.draw(self.loaded, image, explanation))
-        return answer | {"download": download_html(record_of(self.loaded, explanation))}
+            components |= _show(view, view.draw(self.loaded, image, explanation))
+        return components | {"download": download_html(explanation_to_json(self.loaded, explanation))}
 
     def compare(self, path: str | None, target: int, methods: Sequence[str]) -> dict[str, Any]:
-        """Return status and pictures of the other explainers."""
+        """Return status and figures of the other explainers."""
 
         def work(deadline: Deadline) -> list[Picture]:
             image = self._read(path)
@@ -86,12 +86,12 @@ class Handlers:
             return [first, *(draw_method(image, result, explanation.shown.mask) for result in maps)]
 
         status, figures = self._figures(
-            work, lambda pictures: f"ICE beside {len(pictures) - 1} others, on the same picture."
+            work, lambda pictures: f"ICE next to {len(pictures) - 1} others, on the same picture."
         )
         return {"comparison-status": status, "comparison": figures}
 
     def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> dict[str, Any]:
-        """Return status, pictures of the kept patches, and the numbers."""
+        """Return status, figures of the kept patches, and the numbers."""
         setting = PruningSetting(strategy, margin, keep_rate)
         results = []
 
@@ -101,7 +101,7 @@ class Handlers:
             return draw_kept_patches(image, results[0])
 
         status, figures = self._figures(
-            work, lambda pictures: f"{len(pictures)} cuts. Blue patches leave, dim ones have left before."
+            work, lambda pictures: f"{len(pictures)} pruning steps. Blue patches are pruned there, dim ones before."
         )
         numbers = pruning_html(results[0] if results else None)
         return {"pruning-status": status, "kept": figures, "pruning-numbers": numbers}
@@ -109,7 +109,7 @@ class Handlers:
     def _figures(
         self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
     ) -> tuple[str, str]:
-        """Return status and pictures, or why there are none."""
+        """Return status and figures, or the reason why there are none."""
         try:
             pictures = self.worker.run(work)
         except ValueError as error:
@@ -133,8 +133,8 @@ def _no_explanation(status: str) -> dict[str, Any]:
 
 
 def _show(view: View, picture: Picture) -> dict[str, Any]:
-    """Return a picture and its caption; the words go to screen readers twice, as text and as the picture's own."""
-    image = gr.Image(value=Image.fromarray(picture.pixels), alt_text=picture.words)
+    """Return a figure and its caption, which screen readers get twice: as text and as alt text."""
+    image = gr.Image(value=Image.fromarray(picture.pixels), alt_text=picture.caption)
     return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
 
 
@@ -145,14 +145,14 @@ def _on(
     outputs: Sequence[Any],
     api_name: str,
 ) -> None:
-    """Let a handler answer events; its answer names the outputs by their `elem_id`."""
+    """Register a handler of events; it returns the outputs by their `elem_id`."""
     components = {output.elem_id: output for output in outputs}
 
     @wraps(handler)  # gradio compares the parameters with the inputs
-    def answer(*values: Any) -> dict[Any, Any]:
+    def update(*values: Any) -> dict[Any, Any]:
         return {components[name]: value for name, value in handler(*values).items()}
 
-    gr.on(list(triggers), answer, list(inputs), list(outputs), **_event(api_name))
+    gr.on(list(triggers), update, list(inputs), list(outputs), **_event(api_name))
 
 
 def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
@@ -160,7 +160,7 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
 
     Args:
         loaded: The model.
-        limits: What a visitor may ask for.
+        limits: Limits of a request.
     """
     handlers, examples = Handlers(loaded, limits), draw_examples()
     title = f"ICE: {Path(loaded.name).name}"
@@ -179,19 +179,19 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
         _on([picture.change, target.change], handlers.explain, [picture, target], results, "explain")
         _add_comparison(handlers, picture, target)
         _add_pruning(handlers, picture)
-        # Examples are handed to every visitor anew, since old files are cleared away. The first explanation comes by
-        # itself: the example is set, and setting it is a change like any other.
+        # Examples are sent to every visitor again, since old files are removed. The first explanation needs no call:
+        # setting the example triggers the same event as any change.
         page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
     return page
 
 
 def _event(name: str) -> dict[str, Any]:
-    """Return what all events have in common: no door beside the page, and not many at once."""
+    """Return the common options of all events: private API, limited concurrency."""
     return {
         "api_visibility": "private",
         "api_name": name,
-        "trigger_mode": "always_last",
-        "concurrency_limit": 4,
+        "trigger_mode": "always_last",  # of several changes during a run, only the last one is computed
+        "concurrency_limit": 4,  # several may wait for the worker, which runs one at a time
         "show_progress": "minimal",
     }
 
@@ -199,11 +199,11 @@ def _event(name: str) -> dict[str, Any]:
 def _add_inputs(
     loaded: LoadedModel, limits: Limits, examples: list[tuple[Image.Image, str]]
 ) -> tuple[gr.Image, gr.HTML, gr.Gallery, gr.Dropdown]:
-    """Add what a visitor gives: a picture or an example, and the class to look for; and the line that answers."""
+    """Add the inputs: image or example, and target class; and the status line."""
     picture = gr.Image(
         label=f"Your picture (up to {limits.max_upload_mb:g} MB)",
         type="filepath",
-        image_mode=None,
+        image_mode=None,  # keeps bit depth and transparency, which the image processor handles
         sources=["upload", "clipboard"],
         alt_text="The picture that is explained",
         buttons=[],
@@ -211,17 +211,17 @@ def _add_inputs(
         elem_id="picture",
         elem_classes="ice-picture",
     )
-    _take_uploads_as_they_are(picture)
+    _restrict_to_uploads(picture)
     status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
     gallery = gr.Gallery(
-        label="Or an example: drawn scenes, by what they show",
+        label="Or an example: drawn scenes, by their content",
         columns=4,
         height="auto",
         object_fit="cover",
         allow_preview=False,
         buttons=[],
         interactive=False,
-        format="jpeg",
+        format="jpeg",  # smaller than PNG
         elem_id="examples",
     )
     choices = [("Everything that is not background", FOREGROUND)]
@@ -229,30 +229,31 @@ def _add_inputs(
     target = gr.Dropdown(
         choices,
         value=FOREGROUND,
-        label="What the heat map looks for",
-        info="Also a class that the model did not choose.",
+        label="Target of the heat map",
+        info="Any class, also one that the model did not predict.",
         elem_id="target",
     )
 
-    def take(event: gr.SelectData) -> Image.Image:
+    def choose_example(event: gr.SelectData) -> Image.Image:
         return examples[event.index][0]
 
-    gallery.select(take, None, picture, **_event("example"))
+    gallery.select(choose_example, None, picture, **_event("example"))
     gallery.change(js=_NAME_EXAMPLES, api_visibility="private", api_name="name_examples")
     return picture, status, gallery, target
 
 
-def _take_uploads_as_they_are(picture: gr.Image) -> None:
-    """Let a component hand on the path of an upload, and nothing else.
+def _restrict_to_uploads(picture: gr.Image) -> None:
+    """Restrict a component to the path of an upload.
 
-    gradio would open the file itself, and fail in its own words or change its depth; and it would fetch a picture from
-    the net for whoever sends an address in place of an upload. That a path is an upload it has checked before.
+    gradio would open the file itself, and fail with its own message or change its bit depth; and it would download an
+    image for anyone who sends a URL in place of an upload. gradio has checked before that the path is an upload.
     """
+    # set on the instance: gradio has no option for either
     keep = picture.async_move_resource_to_block_cache
 
     async def keep_file(path: Any) -> str | None:
         if "://" in str(path):
-            raise gr.Error("Pictures are taken as files, not as addresses.", print_exception=False)
+            raise gr.Error("Pictures are accepted as files, not as addresses.", print_exception=False)
         return await keep(path)
 
     instance: Any = picture
@@ -261,7 +262,7 @@ def _take_uploads_as_they_are(picture: gr.Image) -> None:
 
 
 def _add_view(view: View) -> list[Any]:
-    """Add a picture with its caption."""
+    """Add a figure with its caption."""
     picture = gr.Image(
         label=view.title,
         alt_text=view.alt_text,
@@ -280,12 +281,12 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     gr.HTML(
         section_html(
             "Other explainers",
-            "The same model, the same picture, other ways to ask it. Each map is stretched to its own largest value; "
+            "The same model, the same picture, other methods. Each map is stretched to its own largest value; "
             "the milliseconds are of one run.",
         )
     )
     chosen = gr.CheckboxGroup(
-        [(words, name) for name, words in methods.items()],
+        [(title, name) for name, title in methods.items()],
         value=[name for name in DEFAULT_METHODS if name in methods],
         label="Methods",
         elem_id="methods",
@@ -295,8 +296,8 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     _on([button.click], handlers.compare, [picture, target, chosen], [status, figures], "compare")
 
 
-def _show_control_of(strategy: str) -> tuple[Any, Any]:
-    """Show the slider that a strategy listens to, and hide the other."""
+def _show_control(strategy: str) -> tuple[Any, Any]:
+    """Show the slider that a strategy uses, and hide the other."""
     uses_rate = STRATEGIES[strategy].has_fixed_counts
     return gr.update(visible=not uses_rate), gr.update(visible=uses_rate)
 
@@ -306,15 +307,15 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     gr.HTML(
         section_html(
             "Fewer patches",
-            "What is background for the last layer need not be computed up to there. Let patches leave on the way, "
-            "and see what the model still says, what it computes and how long it takes.",
+            "Patches that are background in the last layer need not be computed up to there. Prune them in earlier "
+            "layers, and see what the model still predicts, what it computes and how long it takes.",
         )
     )
     usable = [name for name in STRATEGY_NAMES if not missing_heads(handlers.loaded, name)]
     strategy = gr.Radio(
-        [(words, name) for name, words in STRATEGY_NAMES.items()],
+        [(title, name) for name, title in STRATEGY_NAMES.items()],
         value=usable[0],
-        label="Who leaves",
+        label="Strategy",
         elem_id="strategy",
     )
     with gr.Row():
@@ -335,13 +336,13 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             value=0.7,
             step=0.05,
             label="Keep rate",
-            info="Share of the patches that stays at each cut.",
+            info="Fraction of the patches that is kept at each pruning step.",
             min_width=260,
             visible=STRATEGIES[usable[0]].has_fixed_counts,
             elem_id="keep-rate",
         )
-    strategy.change(_show_control_of, strategy, [margin, rate], **_event("control"))
-    button = gr.Button("Let patches leave", variant="primary", elem_id="prune")
+    strategy.change(_show_control, strategy, [margin, rate], **_event("control"))
+    button = gr.Button("Prune patches", variant="primary", elem_id="prune")
     status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
     numbers = gr.HTML(elem_id="pruning-numbers", apply_default_css=False)
     _on([button.click], handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], "prune")

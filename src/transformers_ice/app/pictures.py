@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the page, each with what it shows in words."""
+"""Figures of the page, each with a caption."""
 
 from __future__ import annotations
 
@@ -41,47 +41,47 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Picture:
-    """Hold a picture and its words.
+    """Figure with its caption.
 
     Attributes:
         pixels: `(height, width, 3)`, uint8.
-        words: The result in a sentence or two, for those who do not see the picture.
-        legend: Colour by what it stands for, in words.
+        caption: The result in a sentence or two; also the alt text.
+        legend: Colour by label.
     """
 
     pixels: Array
-    words: str
+    caption: str
     legend: Mapping[str, str] | None = None
 
 
 def target_name(loaded: LoadedModel, target: int | None) -> str:
-    """Return what a heat map shows, in words."""
+    """Return the name of a heat map's target."""
     return "the foreground" if target is None else f"“{loaded.class_names[target]}”"
 
 
 def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
-    """Draw where the target is likely."""
+    """Draw the probability of the target over the image."""
     heatmap = explanation.shown.heatmap
-    words = (
-        f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture speaks for "
+    caption = (
+        f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture is predicted as "
         f"{target_name(loaded, explanation.target)} (probability of at least one half; the highest is "
         f"{heatmap.max():.2f})."
     )
     if heatmap.max() >= 0.5:
-        words += f" It is strongest {_place(heatmap)}."
-    return Picture(overlay_heatmap(image.shown, heatmap), words)
+        caption += f" It is strongest {_describe_position(heatmap)}."
+    return Picture(overlay_heatmap(image.shown, heatmap), caption)
 
 
 def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
-    """Draw which class each patch names."""
+    """Draw the predicted class of each patch."""
     classes, background = explanation.shown.class_map, loaded.background_index
     colors = class_colors([classes], loaded.class_names)
     shares = {index: _percent((classes == index).mean()) for index in (*colors, background)}
     found = ", ".join(f"“{loaded.class_names[index]}” {shares[index]}" for index in colors)
-    words = f"Class map: {found + ', ' if found else ''}background {shares[background]} of the picture."
+    caption = f"Class map: {found + ', ' if found else ''}background {shares[background]} of the picture."
     legend = {f"{loaded.class_names[index]} · {shares[index]}": color for index, color in colors.items()}
     legend[f"background · {shares[background]}"] = "#5a5a5a"
-    return Picture(overlay_class_map(image.shown, classes, colors), words, legend)
+    return Picture(overlay_class_map(image.shown, classes, colors), caption, legend)
 
 
 def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
@@ -89,19 +89,19 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
     (left, top, right, bottom), mask = explanation.box, explanation.shown.mask
     pixels = outline_mask(image.shown, mask)
     if not mask.any():
-        return Picture(pixels, "Mask: nothing was found, every patch is background.")
-    words = (
-        f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box goes from column "
+        return Picture(pixels, "Mask: no foreground, every patch is background.")
+    caption = (
+        f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box is from column "
         f"{left} to {right} and from row {top} to {bottom} of {image.size[1]} x {image.size[0]} pixels."
     )
-    return Picture(draw_box(pixels, explanation.shown.box), words)
+    return Picture(draw_box(pixels, explanation.shown.box), caption)
 
 
 def draw_cut_out(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the foreground alone; the rest is dim."""
     share, label = _percent(explanation.shown.mask.mean()), explanation.shown.label
-    words = f"Cut-out: {share} of the picture stays in colour, as “{label}”; the rest is dimmed."
-    return Picture(cut_out(image.shown, explanation.shown.mask), words)
+    caption = f"Cut-out: {share} of the picture is kept in colour, as “{label}”; the rest is dimmed."
+    return Picture(cut_out(image.shown, explanation.shown.mask), caption)
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class View:
     """Kind of map that the page shows of an explanation.
 
     Attributes:
-        name: Id of its element on the page; that of its caption ends in "-words".
+        name: Id of its element on the page; that of its caption ends in "-caption".
         title: Label above it.
-        alt_text: What it is, for screen readers, until a picture brings its own words.
-        draw: Draws it.
-        shows_scale: Whether the scale of heat maps stands below it.
+        alt_text: Description for screen readers, until there is a caption.
+        draw: Function that draws it.
+        shows_scale: Whether the scale of heat maps is shown below it.
     """
 
     name: str
@@ -125,10 +125,10 @@ class View:
     @property
     def caption_name(self) -> str:
         """Id of the caption's element on the page."""
-        return f"{self.name}-words"
+        return f"{self.name}-caption"
 
 
-# In the order of the page; the first stands beside the answer. A new view is one entry here.
+# In the order of the page; the first is next to the prediction. A new view is one entry here.
 VIEWS = (
     View("heat", "Heat map", "Heat map: where the target is likely", draw_heatmap, shows_scale=True),
     View("classes", "Class map", "Class map: which class each patch predicts", draw_class_map),
@@ -138,25 +138,25 @@ VIEWS = (
 
 
 def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> Picture:
-    """Draw the map of another method, and say how much of its weight lies on what ICE takes for foreground."""
+    """Draw the map of another method, with the fraction of its weight on the foreground mask of ICE."""
     if result.heatmap is None:
         grey = overlay_heatmap(image.shown, np.zeros(image.shown_size, dtype=np.float32))
         return Picture(grey, f"{result.name}: no map. {result.problem}.")
     inside = float(result.heatmap[foreground].sum() / max(float(result.heatmap.sum()), 1e-12))
-    words = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on the mask of ICE"
+    caption = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on the mask of ICE"
     if not result.knows_target:
-        words += " · knows no class"
-    return Picture(overlay_heatmap(image.shown, result.heatmap), words)
+        caption += " · independent of the class"
+    return Picture(overlay_heatmap(image.shown, result.heatmap), caption)
 
 
 def draw_kept_patches(image: PreparedImage, result: PruningResult) -> list[Picture]:
-    """Draw which patches are left after each cut; those that leave at it turn violet, earlier ones are dim."""
+    """Draw the patches kept after each pruning step; those pruned at it turn violet, earlier ones are dim."""
     exits = result.exit_layers
     pictures = []
-    for layer in result.cuts or [result.num_layers - 1]:
-        left = int((exits > layer).sum())
-        words = f"Cut at layer {layer} · {left} of {exits.size} patches are left"
-        pictures.append(Picture(kept_patches(image.shown, result.shown_exit_layers, layer), words))
+    for layer in result.pruning_steps or [result.num_layers - 1]:
+        num_kept = int((exits > layer).sum())
+        caption = f"Pruning at layer {layer} · {num_kept} of {exits.size} patches are kept"
+        pictures.append(Picture(kept_patches(image.shown, result.shown_exit_layers, layer), caption))
     return pictures
 
 
@@ -164,8 +164,8 @@ def _percent(share: Any) -> str:
     return f"{100 * float(share):.0f} %"
 
 
-def _place(heatmap: Array) -> str:
-    """Return in words where a map is highest."""
+def _describe_position(heatmap: Array) -> str:
+    """Describe the position of a map's maximum."""
     row, column = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
     vertical = ("at the top", "in the middle", "at the bottom")[3 * int(row) // heatmap.shape[0]]
     horizontal = ("left", "centre", "right")[3 * int(column) // heatmap.shape[1]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let patches leave on the way, and say what that changes: the answer, the work, the time."""
+"""Token pruning of one image, and its effect on the prediction, the MACs and the time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUM_REPEATS, _NUM_WARMUPS = 9, 2
 
 @dataclass(frozen=True)
 class PruningSetting:
-    """Say how patches leave.
+    """Strategy of token pruning, with its margin or keep rate.
 
     Attributes:
         strategy: A key of `STRATEGY_NAMES`.
@@ -40,10 +40,10 @@ class PruningSetting:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Hold what one way to run the model costs and says.
+    """Prediction and cost of one run of the model.
 
     Attributes:
-        label: The class found.
+        label: The predicted class.
         score: Its probability, in [0, 1].
         tokens_per_layer: Tokens that enter each layer, those of [CLS] included.
         mmacs: Millions of multiply-accumulate operations.
@@ -59,15 +59,15 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class PruningResult:
-    """Hold a pruned run beside the unpruned one.
+    """Results of a pruned and of an unpruned run.
 
     Attributes:
-        unpruned: As if nobody left.
-        pruned: As set.
-        exit_layers: `(rows, columns)`, int: the layer before which each patch left, the number of layers if it stayed.
-        shown_exit_layers: `(height, width)`, int: the same for each pixel of the picture as it is shown.
+        unpruned: Without pruning.
+        pruned: By the given setting.
+        exit_layers: `(rows, columns)`, int: exit layer of each patch, the number of layers if it was kept.
+        shown_exit_layers: `(height, width)`, int: the same for each pixel of the shown image.
         num_layers: Layers of the model.
-        num_repeats: Runs of each, by turns, that the milliseconds are the median of.
+        num_repeats: Alternating runs of each; the milliseconds are their median.
     """
 
     unpruned: RunSummary
@@ -78,8 +78,8 @@ class PruningResult:
     num_repeats: int
 
     @property
-    def cuts(self) -> list[int]:
-        """Layers before which patches left, in their order."""
+    def pruning_steps(self) -> list[int]:
+        """Layers before which patches were pruned, in ascending order."""
         return [int(layer) for layer in np.unique(self.exit_layers) if layer < self.num_layers]
 
     @property
@@ -89,7 +89,7 @@ class PruningResult:
 
 
 def missing_heads(loaded: LoadedModel, strategy: str) -> str:
-    """Say in words why a strategy cannot be used with a model; empty where it can.
+    """Return the reason why a strategy cannot be used with a model; empty where it can.
 
     Args:
         loaded: The model.
@@ -99,7 +99,7 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
         return ""
     without = " or ".join(f"“{other.title.split(':')[0]}”" for other in STRATEGIES.values() if not other.needs_heads)
     return (
-        f"“{STRATEGY_NAMES[strategy].split(':')[0]}” asks trained pruning heads which patches are background, and "
+        f"“{STRATEGY_NAMES[strategy].split(':')[0]}” needs trained pruning heads, which predict background, and "
         f"this checkpoint has none. {without} needs no heads. Or start the app on a checkpoint that has them, "
         "such as checkpoints/ice-deit-scenes-pruned."
     )
@@ -108,13 +108,13 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
 def measure_pruning(
     loaded: LoadedModel, image: PreparedImage, setting: PruningSetting, deadline: Deadline
 ) -> PruningResult:
-    """Run a model pruned and unpruned by turns.
+    """Run a model pruned and unpruned, alternately.
 
     Args:
         loaded: The model; it is not changed.
         image: What `prepare_image` returned.
-        setting: How patches leave.
-        deadline: Asked before every run.
+        setting: Strategy with its margin or keep rate.
+        deadline: Checked before every run.
 
     Raises:
         RequestError: If the model lacks the heads, or the time is over.
@@ -144,7 +144,7 @@ def _milliseconds(model: PreTrainedModel, image: PreparedImage, deadline: Deadli
 def _summarize(
     loaded: LoadedModel, model: Any, image: PreparedImage, milliseconds: Spread
 ) -> tuple[RunSummary, tuple[np.ndarray, np.ndarray]]:
-    """Return the summary of one way to run the model, and when each patch left."""
+    """Return the summary of one run of the model, and the exit layer of each patch."""
     outputs = model(image.pixel_values)
     exit_layer = outputs.patch_exit_layer.cpu().numpy()
     counts = count_tokens(model.config, exit_layer)
@@ -158,7 +158,7 @@ def _summarize(
         mmacs=float(macs[0]) / 1e6,
         milliseconds=milliseconds,
     )
-    return summary, (exit_layer[0].reshape(rows, columns), shown.exit_layers)
+    return summary, (exit_layer[0].reshape(rows, columns), shown.exit_layers)  # (num_patches,) -> (rows, columns)
 
 
 def _head_layers(loaded: LoadedModel) -> list[int]:
@@ -167,9 +167,9 @@ def _head_layers(loaded: LoadedModel) -> list[int]:
 
 
 def _fields(loaded: LoadedModel, setting: PruningSetting) -> dict[str, Any]:
-    """Return the fields of the configuration that a setting stands for."""
+    """Return the configuration fields of a setting."""
     num_layers = loaded.model.config.num_hidden_layers
-    # without heads, the layers of the published schedule (3, 6 and 9 of 12), carried over to this depth
+    # without heads, the layers of the published schedule (3, 6 and 9 of 12), scaled to this depth
     layers = _head_layers(loaded) or sorted({num_layers * quarter // 4 for quarter in (1, 2, 3)})
     return {
         "pruning_strategy": setting.strategy,

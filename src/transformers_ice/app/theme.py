@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours, letters and corners of the page. Fonts come with gradio and are served by the app itself."""
+"""Theme of the page: colours, fonts and corners. Fonts come with gradio and are served by the app itself."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _CONTROLS = {
 
 def build_theme() -> gr.themes.Base:
     """Return the theme: ink on paper with one accent, light and dark."""
-    # of the fonts that gradio brings along many hold a few letters only; these two, in these weights, are complete
+    # many fonts that come with gradio have a few letters only; these two, in these weights, are complete
     font = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
     heading = gr.themes.LocalFont("Montserrat", weights=(400, 700))
     theme = gr.themes.Base(

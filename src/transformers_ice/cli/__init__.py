@@ -24,10 +24,10 @@ COMMANDS = {
     "app": "show a model in the browser",
     "demo": "train on drawn scenes, measure, explain, in a few minutes",
 }
-"""What each subcommand does. `transformers_ice.cli.NAME` holds it."""
+"""Summary of each subcommand, which is the module `transformers_ice.cli.NAME`."""
 
 EXTRAS = {"convert": "", "app": "app,eval,viz", "explain": "viz", "export": "export,eval"}
-"""What has to be installed for a subcommand beyond the base; train, eval and viz for those that are not listed."""
+"""Extra that a subcommand needs beyond the base; train, eval and viz for those that are not listed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"Error: expected one of {', '.join(COMMANDS)}, got {name!r}.{hint}", file=sys.stderr)
         return 2
-    sys.argv[0] = f"transformers-ice {name}"  # how messages and `--help` call it
+    sys.argv[0] = f"transformers-ice {name}"  # program name in messages and in `--help`
     try:
+        # imported on use only: `--help` and other commands must not need its extra
         module = importlib.import_module(f".{name}", __name__)
     except ImportError as error:
         extra = {"app": "app,viz,eval", "explain": "viz", "export": "export,eval", "benchmark": "train,viz"}.get(

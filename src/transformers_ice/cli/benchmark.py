@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Time pruned models against the unpruned one, and against what their operations would allow.
+r"""Time pruned models against the unpruned one, and against the speed-up that their MACs would allow.
 
-DeiT-S/16 of random weights, where each image keeps a share of its patches drawn from a beta distribution:
+DeiT-S/16 of random weights, where the keep rate of each image is drawn from a beta distribution:
 
     transformers-ice benchmark --keep_beta 0.5 0.2 --batch_sizes 1 32 --output_dir outputs/benchmark
 
-The images of a trained checkpoint, which decides by itself:
+A trained checkpoint, which decides how many patches of each image it keeps:
 
     transformers-ice benchmark --model_name_or_path my-pruned-model --data_dir my-photos
 
-The numbers of patches that another model kept, on a larger one (a list of shares for every image, one share for each
-pruning layer, as `benchmarks/run_pruning_study.py` writes them), several side by side:
+The keep rates of another model, on a larger one (for every image a list with one rate for each pruning layer, as
+`benchmarks/run_pruning_study.py` writes them), several files:
 
     transformers-ice benchmark --keep_counts outputs/pruning-study/counts/patch-unmasked*.json
 
 Prints a table for each batch size: images per second, the speed-up over the unpruned model with its quartiles (all
-variants take turns in every repeat, on the same images), mean tokens in a layer, billions of MACs per image, the
-speed-up that the MACs would allow and how much of it was reached. OUTPUT_DIR/results.json holds these and every single
-time, with settings and machine; with `--accuracies`, OUTPUT_DIR/speed.png shows accuracy over images per second.
+variants alternate in every repeat, on the same images), mean tokens in a layer, billions of MACs per image, the
+speed-up that the MACs would allow and the part of it that was reached. OUTPUT_DIR/results.json has these and every
+single time, with settings and machine; with `--accuracies`, OUTPUT_DIR/speed.png plots accuracy over images a second.
 An unpruned ViT-S/16 of 1000 classes has 4.5989 GMACs, the ICE model with its patch head and gates a little more.
 """
 
@@ -48,21 +48,21 @@ from ..speed import (
 from ..visualization import save_figure, speed_plot
 
 
-def choose_device(word: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """Return a device by its name; "auto" is a GPU where there is one."""
-    if word == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=word)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"--device must be a device of this machine, e.g. auto or cpu, got {word!r}: {error}"
+            f"--device must be a device of this machine, e.g. auto or cpu, got {name!r}: {error}"
         ) from error
-    return torch.device(word)
+    return torch.device(name)
 
 
 def input_files(arguments: BenchmarkArguments) -> list[str]:
-    """Return the files that the command line names to be read."""
+    """Return the input files of the command line."""
     return [*(arguments.keep_counts or ()), *([arguments.accuracies] if arguments.accuracies is not None else ())]
 
 
@@ -87,12 +87,12 @@ def benchmark(arguments: BenchmarkArguments) -> None:
     for batch_size in arguments.batch_sizes:
         rows += measure_speed(variants, workload, batch_size, plan)
         print(f"\nBatch size {batch_size}\n\n{speed_table(rows[-len(variants) :])}", flush=True)
-        # after every batch size, so that a run that is stopped leaves what it has
+        # after every batch size, so that a stopped run keeps its results so far
         settings = {**asdict(arguments), "num_images": len(workload.pixel_values)}
         config = model.config.to_dict()
         write_results(output_dir / "results.json", rows, settings=settings, machine=machine, config=config)
     if accuracies is not None:
-        points = {
+        points = {  # x and y of the figure, by batch size and variant
             f"batch size {size}": {
                 row.variant: (row.images_per_second.median, accuracies[row.variant])
                 for row in rows
@@ -106,7 +106,7 @@ def benchmark(arguments: BenchmarkArguments) -> None:
 
 @command(stopped="Stopped. results.json holds the batch sizes that were finished.")
 def main(argv: list[str]) -> int:
-    """Benchmark what the command line names; return the exit code."""
+    """Run the benchmark of the command line; return the exit code."""
     benchmark(parse_benchmark_arguments(argv, __doc__))
     return 0
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a ViT, DeiT or ICE checkpoint into a folder that the Auto classes load.
+"""Convert a ViT, DeiT or ICE checkpoint into a folder that the Auto classes load.
 
     transformers-ice convert --checkpoint 0_checkpoint.pth --output_dir checkpoints/ice-deit-small
     transformers-ice convert --checkpoint deit_small_patch16_224-cd65a155.pth --output_dir deit-small
 
 Seconds on a CPU. Reads `.pth` and `.safetensors` of facebook/timm DeiT and of the ICE authors, and transformers
-folders of ViT and DeiT models. Nothing is executed from a checkpoint, and every key is accounted for: the report says
-how many were found and converted, which were dropped and why, and which had to be initialised. Options may also stand
-in one YAML or JSON file, given as the only argument.
+folders of ViT and DeiT models. Nothing is executed from a checkpoint, and every key is accounted for: the report
+counts those found and converted, and lists those that were dropped, with the reason, and those that were initialised.
+Options may also be in one YAML or JSON file, given as the only argument.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse_arguments(argv: Sequence[str]) -> ConversionArguments:
 
 
 def check_paths(arguments: ConversionArguments) -> None:
-    """Refuse to write over what is read.
+    """Refuse outputs that would overwrite an input.
 
     Raises:
         ValueError: If the report or a file of the new folder is the checkpoint, a file of it, or the class names.
@@ -70,7 +70,7 @@ def check_paths(arguments: ConversionArguments) -> None:
 
 
 def print_report(report: ConversionReport) -> None:
-    """Print what became of every key, and what was read off the weights."""
+    """Print the result for every key, and the sizes that were inferred from the weights."""
     rows = {
         "naming of the source": report.layout,
         "tensors found": report.num_source_keys,
@@ -87,7 +87,7 @@ def print_report(report: ConversionReport) -> None:
 
 
 def convert(arguments: ConversionArguments) -> ConversionReport:
-    """Convert, print the report and, if asked, write it.
+    """Convert, print the report and, with `--report`, write it.
 
     Raises:
         OSError: If something cannot be read or written.
@@ -112,7 +112,7 @@ def convert(arguments: ConversionArguments) -> ConversionReport:
 
 @command()
 def main(argv: list[str]) -> int:
-    """Convert what the command line names; return the exit code."""
+    """Run the conversion of the command line; return the exit code."""
     convert(parse_arguments(argv))
     return 0
 

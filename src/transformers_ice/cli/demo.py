@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a DeiT checkpoint to pictures of where the model looks, in one command.
+"""From a DeiT checkpoint to maps of its predictions, in one command.
 
     transformers-ice demo --images photo.jpg folder "more/*.png"
 
-Fine-tunes ICE from a small classifier of drawn scenes, compares its masks on held-out scenes with what attention
-explains of the classifier, and loads the result back through the Auto classes and the three pipelines.
+Fine-tunes ICE from a small classifier of drawn scenes, compares its masks on held-out scenes with attention
+maps of the classifier, and loads the result back through the Auto classes and the three pipelines.
 
 2 min on two cores (Intel Xeon) without the installation. Expected, seed 0: ICE top-1 0.985, mean IoU 0.745; raw
 attention 0.491, rollout 0.577, ceiling 0.835.
@@ -54,13 +54,13 @@ T = TypeVar("T")
 
 
 class Stages:
-    """Announce the stages of the demo and keep the seconds that each took."""
+    """Stages of the demo, with the seconds of each."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, work: Callable[[], T]) -> T:
-        """Announce and do one stage."""
+        """Announce and run one stage."""
         print(f"\n{name}", flush=True)
         start = time.monotonic()
         result = work()
@@ -75,7 +75,7 @@ class DemoArguments:
     images: list[str] = field(
         default_factory=list, metadata={"help": "Your own files, folders or globs to explain at the end."}
     )
-    output_dir: str = field(default="runs/demo", metadata={"help": "Folder for everything that is written."})
+    output_dir: str = field(default="runs/demo", metadata={"help": "Folder for all outputs."})
     start: str | None = field(
         default=None, metadata={"help": "Classifier to start from; default: the one that comes with the package."}
     )
@@ -87,14 +87,14 @@ class DemoArguments:
     max_steps: int = field(default=250, metadata={"help": "Optimizer steps."})
 
 
-def start_of(arguments: DemoArguments) -> tuple[str, str]:
+def _choose_start(arguments: DemoArguments) -> tuple[str, str]:
     """Return the classifier to start from and the recipe; by default those that come with the package."""
     start = arguments.start or str(sample_folder("checkpoints", "deit-scenes"))
     return start, arguments.recipe or str(sample_folder("recipes", "ice-deit-scenes.yaml"))
 
 
 def check_paths(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> None:
-    """Refuse to write over what is read.
+    """Refuse outputs that would overwrite an input.
 
     Raises:
         ValueError: If the new model's folder is that of the start, or a file to be written is an input.
@@ -107,25 +107,25 @@ def check_paths(arguments: DemoArguments, start: str, recipe: str, model_dir: Pa
 
 
 def train(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> dict[str, float]:
-    """Fine-tune by the recipe, cut down to the length of a demo."""
+    """Fine-tune by the recipe, shortened to the length of a demo."""
     changes = {
         "model_name_or_path": start,
         "output_dir": model_dir,
         "max_train_samples": arguments.num_train,
         "max_eval_samples": min(arguments.num_eval, 500),
         "max_steps": arguments.max_steps,
-        "num_proc": os.cpu_count() or 1,
+        "num_proc": os.cpu_count() or 1,  # to draw the scenes
         "eval_strategy": "no",
-        "save_strategy": "no",
+        "save_strategy": "no",  # the final model is saved anyway
         "load_best_model_at_end": False,
-        "resume_from_checkpoint": "auto",  # a demo that was stopped has left a checkpoint
+        "resume_from_checkpoint": "auto",  # a stopped demo has saved a checkpoint
     }
-    options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    options = [argument for name, value in changes.items() for argument in (f"--{name}", str(value))]
     return run_training(*parse_training_arguments([recipe, *options]))
 
 
 def compare(start: str, model_dir: Path, dataset: Dataset) -> list[ComparisonRow]:
-    """Load both models as a user would, and measure them on held-out scenes."""
+    """Load both models by the Auto classes, and measure them on held-out scenes."""
     folders = (str(model_dir), start)
     models = [AutoModelForImageClassification.from_pretrained(folder) for folder in folders]
     processors = [AutoImageProcessor.from_pretrained(folder) for folder in folders]
@@ -133,7 +133,7 @@ def compare(start: str, model_dir: Path, dataset: Dataset) -> list[ComparisonRow
 
 
 def read_settings(arguments: DemoArguments, recipe: str, model_dir: Path) -> dict[str, Any]:
-    """Return what the result was made with."""
+    """Return the settings, versions and machine of the result."""
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     options = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
     settings = {name: config[name] for name in SETTINGS if name in config}
@@ -142,14 +142,14 @@ def read_settings(arguments: DemoArguments, recipe: str, model_dir: Path) -> dic
 
 
 def draw(arguments: DemoArguments, explainer: Any, dataset: Dataset) -> list[str]:
-    """Draw the first held-out scenes, and the user's own images; return what went wrong with those."""
+    """Draw the first held-out scenes, and the user's own images; return the errors of those."""
     output_dir = Path(arguments.output_dir)
     draw_panel(explainer, dataset, output_dir / "explanations.png")
     return explain_own_images(explainer, arguments.images, output_dir / "images") if arguments.images else []
 
 
 def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
-    """Draw the explanations of the first held-out scenes, as they come."""
+    """Draw the explanations of the first held-out scenes, without selection."""
     names = dataset.features["label"].names
     rows = []
     for scene in dataset.select(range(min(NUM_PICTURES, len(dataset)))):
@@ -159,8 +159,8 @@ def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
 
 
 def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
-    """Load the result back through all three pipelines; print what each says, return the explainer."""
-    # The folder also carries its own code, for where this package is missing; here the installed code is to run.
+    """Load the result through all three pipelines; print their predictions, return the explainer."""
+    # the folder also contains its own code, for use without this package; here the installed code must run
     folder, image = str(model_dir), scene["image"]
     best = pipeline("image-classification", model=folder, trust_remote_code=False)(image)[0]
     print(f"  image-classification  {best['label']}, score {best['score']:.3f}")
@@ -174,7 +174,7 @@ def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
 
 
 def explain_own_images(explainer: Any, paths: Sequence[str], output_dir: Path) -> list[str]:
-    """Explain the user's files; print a line per image and return what went wrong."""
+    """Explain the user's files; print a line per image and return the errors."""
     files = find_images(paths, output_dir)
     if not files:
         return [f"no images found in {', '.join(paths)}"]
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
     (arguments,) = parse_dataclasses([DemoArguments], argv, __doc__)
     stages, output_dir = Stages(), Path(arguments.output_dir)
     model_dir = output_dir / "model"
-    start, recipe = start_of(arguments)
+    start, recipe = _choose_start(arguments)
     check_paths(arguments, start, recipe, model_dir)
     stages.run("1/4 Fine-tune ICE on drawn scenes", lambda: train(arguments, start, recipe, model_dir))
     settings = read_settings(arguments, recipe, model_dir)
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> int:
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     own = f", your images in {output_dir / 'images'}" if arguments.images else ""
-    print(f"\nmodel in {model_dir}, picture {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
+    print(f"\nmodel in {model_dir}, panel {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
     return 1 if problems else 0
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Score explanations: benchmarks x data x methods x checkpoints, one table.
 
-On the scenes that this package draws (no download), ICE beside the classifier that it came from:
+On the scenes that this package draws (no download), ICE and the classifier that it was trained from:
 
     transformers-ice evaluate --models checkpoints/ice-deit-scenes checkpoints/deit-scenes \
         --benchmark segmentation localization discovery --limit 1000 --output_dir outputs/evaluation
@@ -11,9 +11,9 @@ On images of your own: a folder with `images/` and `masks/` or `boxes.csv`:
     transformers-ice evaluate --models my-model --data_dir my-photos --benchmark segmentation
 
 Several processes share the work and give the same numbers: put `torchrun --nproc_per_node 2` in place of `python`, or
-`accelerate launch` where there are GPUs. A run that was stopped goes on where it was: rows that lie in OUTPUT_DIR/rows
-are not computed again. OUTPUT_DIR then holds `results.json` (every score with its 95 % bootstrap interval, the cost of
-every method, settings and machine), `table.md`, `scores.png` and `methods.png`. Options may also stand in a YAML file.
+`accelerate launch` where there are GPUs. A stopped run resumes: rows in OUTPUT_DIR/rows are not
+computed again. OUTPUT_DIR then holds `results.json` (every score with its 95 % bootstrap interval, the cost of
+every method, settings and machine), `table.md`, `scores.png` and `methods.png`. Options may also be in a YAML file.
 
 The first command takes about two minutes on two cores (AMD EPYC, Turin).
 """
@@ -65,17 +65,17 @@ from ..speed import describe_machine
 from ..visualization import method_panel, save_figure, score_bars
 
 
-COST_BATCH = 16
+COST_BATCH = 16  # images on which the time and the memory of the methods are measured
 OUTPUTS = ("results.json", "table.md", "scores.png", "methods.png")
 
 
 def load_models(arguments: EvaluationArguments, device: torch.device) -> list[Checkpoint]:
     """Load every checkpoint under its name."""
     # a folder may have an equals sign in its own name
-    named = ["=" in word and not Path(word).is_dir() for word in arguments.models]
+    named = ["=" in model and not Path(model).is_dir() for model in arguments.models]
     pairs = [
-        word.partition("=")[::2] if has_name else ("", word)
-        for word, has_name in zip(arguments.models, named, strict=True)
+        model.partition("=")[::2] if has_name else ("", model)
+        for model, has_name in zip(arguments.models, named, strict=True)
     ]
     return [load_checkpoint(path, name or None, device) for name, path in pairs]
 
@@ -85,10 +85,10 @@ def load_data(
 ) -> EvaluationSet:
     """Open the data set; scenes are drawn at the size of the first model's input."""
     options: dict[str, Any] = {}
-    for word in arguments.dataset_options:
-        name, _, value = word.partition("=")
+    for option in arguments.dataset_options:
+        name, _, value = option.partition("=")
         if not value:
-            raise ValueError(f"--dataset_options must be name=value, got {word!r}.")
+            raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
         options[name] = (
             json.loads(value) if value in ("true", "false") or value.removeprefix("-").isdecimal() else value
         )
@@ -97,13 +97,13 @@ def load_data(
         size = checkpoints[0].model.config.image_size
         options.setdefault("image_size", size if isinstance(size, int) else tuple(size))
     # PASCAL VOC has its boxes in another part than its masks
-    needs = ["boxes"] if any("boxes" in BENCHMARKS[word].needs for word in benchmarks if word in BENCHMARKS) else []
+    needs = ["boxes"] if any("boxes" in BENCHMARKS[name].needs for name in benchmarks if name in BENCHMARKS) else []
     return load_evaluation_set(name, arguments.data_dir, arguments.split, arguments.limit, needs, **options)
 
 
-def choose_methods(words: Sequence[str]) -> list[str]:
-    """Return the methods that are asked for; "all" stands for every explainer and the ceiling."""
-    chosen = [name for word in words for name in ([*EXPLAINERS, CEILING] if word == "all" else [word])]
+def choose_methods(names: Sequence[str]) -> list[str]:
+    """Return the chosen methods; "all" means every explainer and the ceiling."""
+    chosen = [method for name in names for method in ([*EXPLAINERS, CEILING] if name == "all" else [name])]
     return list(dict.fromkeys(chosen))
 
 
@@ -113,7 +113,7 @@ def fits(checkpoint: Checkpoint, method: str) -> bool:
 
 
 def first_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
-    """Return the first examples as a checkpoint sees them."""
+    """Return the inputs of a checkpoint for the first examples."""
     return InputBatch(checkpoint, [dataset[index] for index in range(min(count, len(dataset)))], protocol)
 
 
@@ -133,7 +133,7 @@ def measure(
 def check_sanity(
     checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return how similar the maps stay under random weights, by checkpoint, method and stage."""
+    """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
     similarity = {}
     for checkpoint in checkpoints:
         pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
@@ -170,7 +170,7 @@ def draw_methods(
 
 
 def _on_image(grid: torch.Tensor, size: tuple[int, int], is_hard: bool) -> np.ndarray:
-    """Bring a map at the input's resolution to the image (width, height)."""
+    """Resize a map from the input's resolution to the image (width, height)."""
     geometry = ImageGeometry.from_resize((size[1], size[0]), (grid.shape[0], grid.shape[1]))
     return (nearest_to_image(grid, geometry, 0.0) if is_hard else bilinear_to_image(grid, geometry)).numpy()
 
@@ -206,7 +206,7 @@ def write_report(
         "protocol": asdict(protocol),
         "machine": describe_machine(checkpoints[0].model.device),
     }
-    write_results(output_dir, report, results, {})  # first of all: what follows needs more memory and may fail
+    write_results(output_dir, report, results, {})  # first: the steps below need more memory and may fail
     count = min(COST_BATCH, arguments.batch_size)
     costs = measure(*parts, count) if arguments.measure_cost else {}
     if arguments.check_sanity:
@@ -226,16 +226,16 @@ def write_results(
     write_text(output_dir / "table.md", markdown_table(results, costs))
 
 
-def parse_device(word: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     """Return a device by its name."""
     try:
-        return torch.device(word)
+        return torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {word!r}.") from error
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
 def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
-    """Run the benchmarks and write everything; return what is to be printed, in the first process."""
+    """Run the benchmarks and write everything; return the text to print, in the first process."""
     state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
@@ -255,9 +255,9 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
     return f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}"
 
 
-@command(stopped="Stopped. What was computed is kept; the same command resumes there.")
+@command(stopped="Stopped. The rows so far are kept; the same command resumes.")
 def main(argv: list[str]) -> int:
-    """Evaluate what the command line names; return the exit code."""
+    """Run the evaluation of the command line; return the exit code."""
     arguments, protocol_arguments = parse_evaluation_arguments(argv, __doc__)
     table = evaluate(arguments, protocol_arguments.to_protocol())
     if table is not None:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Explain image files: one picture per image, by default heat map and box, and one JSON line per image.
+r"""Explain image files: one figure per image, by default heat map and box, and one JSON line per image.
 
     transformers-ice explain photo.jpg folder "more/*.png" --model checkpoints/ice-deit-scenes \
         --output_dir explanations
 
-Folders are searched recursively. A picture is called like its image, photo.png for photo.jpg. An image and any other
-file that this command did not write are never replaced: the picture is then called photo-explained.png. A line per
+Folders are searched recursively. A figure is named after its image, photo.png for photo.jpg. An image and any other
+file that this command did not write are never replaced: the figure is then named photo-explained.png. A line per
 image goes to OUTPUT_DIR/explanations.jsonl.part, which becomes explanations.jsonl at the end of the run.
 
-`--picture` chooses what is drawn (heat map and box, class map with its legend, outline of the mask, cut-out, or a
+`--picture` chooses the figure (heat map and box, class map with its legend, outline of the mask, cut-out, or a
 panel of all) and `--format` the kind of file. Standard output and
 OUTPUT_DIR/explanations.jsonl get a line per image: `path`, `label`, `score`, `box` (half-open pixels of the upright
-image), `foreground_ratio` and `output`, the picture. The exit code is 1 if there was nothing to explain or a file
+image), `foreground_ratio` and `output`, the figure. The exit code is 1 if there was nothing to explain or a file
 could not be read. About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
 """
 
@@ -43,7 +43,7 @@ from ..visualization import save_result
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """Say what is drawn of each image: the arguments of `save_result`, and the ending of the files."""
+    """Figure to draw of each image: the arguments of `save_result`, and the ending of the files."""
 
     picture: str = "heatmap"
     suffix: str = "png"
@@ -52,7 +52,7 @@ class PictureOptions:
 
 @dataclass
 class Explanations:
-    """Hold what became of the files.
+    """Results of the files.
 
     Attributes:
         records: One JSON-ready dict per explained image.
@@ -74,22 +74,22 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
-    """Return the files that paths, folders and globs name, each once; a path to nothing is returned as it is.
+    """Return the files that paths, folders and globs name, each once; a missing path is returned too.
 
     Args:
-        paths: A file is taken whatever its name; folders and globs give files with the extension of an image.
-        output_dir: Left out of folders and globs: a second run must not explain the pictures of the first.
+        paths: A file may have any name; folders and globs yield files with the extension of an image.
+        output_dir: Excluded from folders and globs: a second run must not explain the figures of the first.
     """
     found: dict[str, Path] = {}
     for path in paths:
         for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve()):
-            found.setdefault(os.path.realpath(file), file)
+            found.setdefault(os.path.realpath(file), file)  # the first name of a file that is given twice
     return list(found.values())
 
 
 def _expand(path: str, output_dir: Path) -> Iterator[Path]:
     if not os.path.isdir(path) and not glob.has_magic(path):
-        yield Path(path)  # reading it will fail and say why
+        yield Path(path)  # reading it will fail with the reason
         return
     matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
     for match in map(Path, matches):
@@ -100,7 +100,7 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -> list[Path]:
-    """Return one picture name per image, under which no input and no file of somebody else stands.
+    """Return one figure name per image, which is not that of an input or of a file that this command did not write.
 
     The name is the stem of the image, with "-explained" where an input, or a file that this package did not write,
     has that name, and with a number where another image has it.
@@ -111,7 +111,7 @@ def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -
     for path in paths:
         stem = path.stem if _is_free(output_dir / f"{path.stem}.{suffix}", inputs) else f"{path.stem}-explained"
         name, number = stem, 1
-        # some file systems do not tell A.png from a.png
+        # some file systems do not distinguish A.png from a.png
         while name.lower() in taken or not _is_free(output_dir / f"{name}.{suffix}", inputs):
             number += 1
             name = f"{stem}-{number}"
@@ -121,13 +121,13 @@ def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return what is the same for every name of a file, links included."""
+    """Return a key that is the same for all names of a file, links included."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def _is_free(output: Path, inputs: Collection[tuple[int, int]]) -> bool:
-    """Return whether a picture may have this name: nothing stands there, or a picture of an earlier run."""
+    """Return whether a figure may have this name: there is no such file, or a figure of an earlier run."""
     if not os.path.lexists(output):
         return True
     return is_own_picture(output) and _identity(output) not in inputs
@@ -142,10 +142,10 @@ def explain_files(
     stop_at_bad_image: bool = False,
     options: PictureOptions = PictureOptions(),
 ) -> Explanations:
-    """Explain image files and write their pictures and `explanations.jsonl`.
+    """Explain image files and write their figures and `explanations.jsonl`.
 
-    While the run goes on, its lines stand in `explanations.jsonl.part`; an interrupted run keeps them there, and
-    `explanations.jsonl` of an earlier run as it was.
+    During the run its lines are in `explanations.jsonl.part`; an interrupted run keeps them there, and does not change
+    `explanations.jsonl` of an earlier run.
 
     Args:
         explainer: A patch-explanation pipeline.
@@ -153,16 +153,17 @@ def explain_files(
         output_dir: Where to write; made if missing.
         target: Class whose probability the heat map shows; by default that of the foreground.
         batch_size: Images that are read and go through the model at once.
-        stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise the others go on.
-        options: What is drawn.
+        stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise it is skipped.
+        options: Figure to draw.
 
     Raises:
         OSError: If a file cannot be written; names it.
         ValueError: If `target` is no class of the model, or `output_dir` no folder; nothing is written.
     """
-    explainer._sanitize_parameters(target=target)  # refuses what is no class of the model
+    explainer._sanitize_parameters(target=target)  # raises if it is no class of the model
     make_folder(output_dir)
     log_file = output_dir / "explanations.jsonl"
+    # before any work: the log must not replace an input
     check_outputs([log_file, unfinished_name(log_file)], paths)
     jobs = list(zip(paths, name_outputs(paths, output_dir, options.suffix), strict=True))
     explanations = Explanations()
@@ -172,6 +173,7 @@ def explain_files(
     ):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
+            # reading one batch at a time bounds the memory
             readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
             for record in _explain_batch(explainer, readable, target, options):
                 log.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -179,13 +181,14 @@ def explain_files(
             progress.update(len(batch))
             if stop_at_bad_image and explanations.problems:
                 return explanations
+    # without any record the log of an earlier run remains
     if explanations.records:
         os.replace(unfinished_name(log_file), log_file)
     return explanations
 
 
 def unfinished_name(log_file: Path) -> Path:
-    """Return where the lines of a run stand that has not come to its end."""
+    """Return the file with the lines of an unfinished run."""
     return log_file.with_name(f"{log_file.name}.part")
 
 
@@ -195,6 +198,7 @@ def open_log(log_file: Path) -> Iterator[TextIO]:
     file = unfinished_name(log_file)
     file.unlink(missing_ok=True)  # a link is not followed
     try:
+        # line buffered, so that a killed run keeps all finished lines
         with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
             yield log
             log.flush()
@@ -207,7 +211,7 @@ def open_log(log_file: Path) -> Iterator[TextIO]:
 def _read_batch(
     explainer: Any, jobs: Sequence[tuple[Path, Path]], stop_at_bad_image: bool, problems: list[str]
 ) -> list[tuple[Path, Path, Image.Image]]:
-    """Return path, output and image of the files that can be read; note the others."""
+    """Return path, output and image of the readable files; append the errors of the others to `problems`."""
     pictures: list[tuple[Path, Path, Image.Image]] = []
     for path, output in jobs:
         try:
@@ -225,7 +229,7 @@ def _explain_batch(
     target: str | int | None,
     options: PictureOptions,
 ) -> Iterator[dict[str, Any]]:
-    """Explain one batch, write its pictures and yield a record for each."""
+    """Explain one batch, write its figures and yield a record for each."""
     images = [image for *_, image in pictures]
     results = explainer(images, target=target, batch_size=len(images)) if images else []
     names = explainer.model.config.id2label
@@ -248,7 +252,7 @@ class ExplainArguments:
     )
     batch_size: int = field(default=8, metadata={"help": "Images at once; changes no result."})
     picture: Literal["heatmap", "class_map", "mask", "cut_out", "panel"] = field(
-        default="heatmap", metadata={"help": "What is drawn of each image."}
+        default="heatmap", metadata={"help": "Figure to draw of each image."}
     )
     format: Literal["png", "svg", "pdf"] = field(default="png", metadata={"help": "Kind of the figures' files."})
     scale: float = field(default=1.0, metadata={"help": "Resolution of the figures over the image's."})
@@ -273,7 +277,7 @@ _UNFINISHED = "Stopped. The lines so far are in explanations.jsonl.part of the o
 
 @command(stopped=_UNFINISHED)
 def main(argv: list[str]) -> int:
-    """Explain what the command line names; return the exit code."""
+    """Explain the images of the command line; return the exit code."""
     arguments = parse_arguments(argv)
     output_dir = Path(arguments.output_dir)
     paths = find_images(arguments.paths, output_dir)
@@ -291,7 +295,7 @@ def main(argv: list[str]) -> int:
     for problem in explanations.problems:
         print(f"Error: {problem}", file=sys.stderr)
     count = f"{len(explanations.records)} of {len(paths)} images explained"
-    print(f"{count}, pictures in {output_dir}", file=sys.stderr)
+    print(f"{count}, figures in {output_dir}", file=sys.stderr)
     if stop and explanations.problems:
         print(_UNFINISHED, file=sys.stderr)
     return 1 if explanations.problems else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Write an ICE checkpoint as an ONNX file, prove that it says the same, and make a smaller one with 8-bit weights.
+r"""Write an ICE checkpoint as an ONNX file, verify its predictions, and make a smaller one with 8-bit weights.
 
     transformers-ice export --model checkpoints/ice-deit-scenes --output outputs/onnx/ice-deit-scenes.onnx \
         --int8 --dataset_name scenes --num_images 1000
@@ -63,19 +63,19 @@ class ExportArguments:
         default=None,
         metadata={"help": "Images with labels and masks to score on, e.g. scenes. Default: noise, no score."},
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Where they lie, for sets that are not drawn."})
-    num_images: int = field(default=1000, metadata={"help": "How many of them."})
+    data_dir: str | None = field(default=None, metadata={"help": "Their folder or file, for sets that are not drawn."})
+    num_images: int = field(default=1000, metadata={"help": "Number of images to score on."})
     pruning_strategy: str | None = field(
-        default=None, metadata={"help": 'Prune otherwise than the checkpoint does; "attentiveness" needs no heads.'}
+        default=None, metadata={"help": 'Pruning strategy in place of the model\'s; "attentiveness" needs no heads.'}
     )
-    pruning_layers: list[int] | None = field(default=None, metadata={"help": "0-based layers at which patches leave."})
-    keep_rates: list[float] | None = field(default=None, metadata={"help": "Share that stays at each of them."})
-    fuse_pruned_tokens: bool | None = field(default=None, metadata={"help": "Fuse what leaves into one token."})
+    pruning_layers: list[int] | None = field(default=None, metadata={"help": "0-based layers that prune patches."})
+    keep_rates: list[float] | None = field(default=None, metadata={"help": "Fraction of the patches kept at each."})
+    fuse_pruned_tokens: bool | None = field(default=None, metadata={"help": "Fuse the pruned patches into one token."})
     report: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
 
 
 def load(arguments: ExportArguments) -> tuple[Any, Any]:
-    """Return model and image processor with the changes that were asked for."""
+    """Return model and image processor with the changes of the command line."""
     names = ("pruning_strategy", "pruning_layers", "keep_rates", "fuse_pruned_tokens")
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = resolve_model_name(arguments.model)
@@ -83,6 +83,7 @@ def load(arguments: ExportArguments) -> tuple[Any, Any]:
     preprocessing = {}
     if arguments.image_size:
         height, width = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size * 2
+        # no crop: the images must have exactly the exported size
         preprocessing = {"size": {"height": height, "width": width}, "do_center_crop": False}
     return model, AutoImageProcessor.from_pretrained(folder, **preprocessing)
 
@@ -99,22 +100,22 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
 
 
 def check_paths(arguments: ExportArguments, output: Path, int8_output: Path) -> None:
-    """Refuse outputs that are one file, or that would replace a file of the model's folder.
+    """Refuse outputs that are the same file, or that would replace a file of the model's folder.
 
     Raises:
         ValueError: If there is one; names it.
     """
-    outputs = [output, output.with_name(f"{output.name}.data")]  # where large weights go
+    outputs = [output, output.with_name(f"{output.name}.data")]  # file of large weights
     outputs += [int8_output, int8_output.with_name(f"{int8_output.name}.data")] if arguments.int8 else []
     outputs += [Path(arguments.report)] if arguments.report else []
     check_outputs(outputs, [resolve_model_name(arguments.model)])
 
 
 def run(arguments: ExportArguments) -> dict[str, Any]:
-    """Export, compare and score; return everything that is printed.
+    """Export, compare and score; return the report.
 
     Raises:
-        ValueError: If something cannot be exported, an output would replace a file of the model, or the file says
+        ValueError: If something cannot be exported, an output would replace a file of the model, or the file predicts
             something else than the model: then nothing is written, and an earlier file of that name is kept.
     """
     output = Path(arguments.output)
@@ -128,6 +129,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     size = arguments.image_size
     image_size = size[0] if size and len(size) == 1 else size
     pixel_values = example_images(arguments, model, image_processor, examples)
+    # the file gets its name only if it predicts the same as the model
     with staged(output.parent) as staging:
         files = {"ONNX": export_onnx(model, staging / output.name, image_processor, image_size, arguments.model)}
         differences = compare_with_onnx(model, files["ONNX"], pixel_values, arguments.batch_sizes)
@@ -168,7 +170,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 @command()
 def main(argv: list[str]) -> int:
-    """Export, print and, if asked, write the report; return the exit code."""
+    """Export, print and, with `--report`, write the report; return the exit code."""
     (arguments,) = parse_dataclasses([ExportArguments], argv, __doc__)
     results = run(arguments)
     print_results(results)

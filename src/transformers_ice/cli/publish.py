@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Check a model folder, prove that it works without this package, and upload it to the Hugging Face Hub.
+r"""Check a model folder, verify that it works without this package, and upload it to the Hugging Face Hub.
 
     transformers-ice publish checkpoints/ice-deit-scenes OWNER/ice-deit-scenes --dry_run
     transformers-ice publish checkpoints/ice-deit-scenes OWNER/ice-deit-scenes --private
 
 Before anything is sent: no pickles; all weights there, in the right shapes and finite; configuration, code and
 image processor complete, the code that of this package; a card with valid metadata and results. Then the pipelines of
-a copy run in a fresh process without the package, and give what they give with it. `--dry_run` does all of it, lists
-what would be sent and never touches the network. docs/publishing.md says more.
+a copy run in a fresh process without the package, and must give the same outputs. `--dry_run` does all of it, lists
+what would be sent and never touches the network. docs/publishing.md has the details.
 
-The exit code is 1 if the folder is refused or the Hub cannot be reached; an upload that broke off goes on when the
+The exit code is 1 if the folder is refused or the Hub cannot be reached; an interrupted upload resumes when the
 same command is run again.
 """
 
@@ -45,17 +45,17 @@ class PublishArguments:
 
 
 def print_publication(publication: Publication) -> None:
-    """List what is sent, with sizes, and what stays."""
+    """List the files that are sent, with sizes, and those that are kept local."""
     width = max(map(len, publication.sizes))
     for name, size in publication.sizes.items():
         print(f"  {name:<{width}} {size:>12,} bytes")
     print(f"  {'total':<{width}} {sum(publication.sizes.values()):>12,} bytes")
     if publication.left_out:
-        # folders by their name: a checkpoint alone has dozens of files
+        # folders by their name: a single checkpoint has dozens of files
         names = dict.fromkeys(
             f"{first}/" if rest else first for first, _, rest in (name.partition("/") for name in publication.left_out)
         )
-        print(f"Stays here: {', '.join(names)}")
+        print(f"Not uploaded: {', '.join(names)}")
 
 
 @command()

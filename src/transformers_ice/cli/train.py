@@ -15,13 +15,13 @@ On images of your own, one subfolder per class, from a checkpoint of the Hub:
 
 Options after a recipe override it; `--help` lists them all, those of `TrainingArguments` among them. The folder
 `output_dir` then holds the model with everything it needs, its card (`README.md`), the log (`trainer_state.json`),
-the numbers (`all_results.json`), which are also printed, and a picture for each evaluation (`panels/`).
+the numbers (`all_results.json`), which are also printed, and a panel for each evaluation (`panels/`).
 `--push_to_hub true --hub_model_id OWNER/NAME` uploads it at the end: docs/publishing.md.
 
-Parquet files, WebDataset tars, streams, and `--check_only true`, which looks at the data and trains nothing: see
+Parquet files, WebDataset tars, streams, and `--check_only true`, which checks the data and trains nothing: see
 docs/training/data.md.
 
-A run that was killed goes on with `--resume_from_checkpoint auto`; docs/training/resume.md says what is guaranteed.
+A killed run resumes with `--resume_from_checkpoint auto`; docs/training/resume.md lists what is guaranteed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ..training.run_card import RunCard
 
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
-    """Print what a look at the data found, and return the exit code."""
+    """Check the data, print the result and return the exit code."""
     secrets = known_secrets(model_args, training_args)
     try:
         report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
@@ -58,10 +58,10 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
 
 
 def train(argv: Sequence[str]) -> dict[str, float]:
-    """Train as the arguments say; print and return the numbers.
+    """Train by the arguments; print and return the metrics.
 
     Raises:
-        TrainingStoppedError: If training was stopped on purpose, or by what it met.
+        TrainingStoppedError: If training was stopped by a signal or an error of the run.
     """
     model_args, data_args, training_args = parse_arguments(argv, __doc__)
     callbacks = [PanelCallback(training_args.num_panel_images)]
@@ -76,7 +76,7 @@ def train(argv: Sequence[str]) -> dict[str, float]:
 
 @command()
 def main(argv: list[str]) -> int:
-    """Train, or only look at the data; return the exit code."""
+    """Train, or only check the data; return the exit code."""
     model_args, data_args, training_args = parse_arguments(argv, __doc__)
     if data_args.check_only:
         return print_check(model_args, data_args, training_args)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     except TrainingStoppedError as stopped:
         advice = resume_command(how_called("train"), argv)
         reason = redact_text(str(stopped), known_secrets(model_args, training_args))
-        print(f"{reason}\nTo go on: {advice}", file=sys.stderr, flush=True)
+        print(f"{reason}\nTo resume: {advice}", file=sys.stderr, flush=True)
         return stopped.exit_code
     return 0
 

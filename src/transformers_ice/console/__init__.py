@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: arguments, exit codes and messages, tables, output files, and no secret in any of them."""
+"""Common parts of all commands: arguments, exit codes and messages, tables, output files, redaction of secrets."""
 
 __all__: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines made of data classes, as `HfArgumentParser` makes them, with argument files that are checked alike."""
+"""Command lines from data classes, by `HfArgumentParser`, with argument files that get the same checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class _RedactingParser(HfArgumentParser):
-    """Parser whose messages hold no secrets, wherever on the command line they stand."""
+    """Parser that redacts the secrets of the command line in its messages."""
 
     def error(self, message: str) -> NoReturn:
         """End the program as `argparse` does."""
@@ -39,7 +39,7 @@ class _RedactingParser(HfArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show defaults, and keep the lines of the description."""
+    """Help formatter that shows defaults and keeps the lines of the description."""
 
 
 def parse_dataclasses(
@@ -58,7 +58,7 @@ def parse_dataclasses(
         argv: The arguments after the command's name. Where the first ends in .yaml, .yml or .json, it is read as a
             mapping from option names to values.
         description: Text above the list of options in `--help`.
-        positional: Fields that may also be given without their name, in this order; a list takes all that is left.
+        positional: Fields that may also be given without their name, in this order; a list takes all that remain.
 
     Returns:
         One instance of each data class.
@@ -76,14 +76,14 @@ def parse_dataclasses(
         "-h", "--help", nargs="?", const="", metavar="GROUP", help="show options: of one group, or all"
     )
     try:
-        words = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
-        topic = _help_topic(words)
+        arguments = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
+        topic = _help_topic(arguments)
         if topic is not None:
             print_help(parser, groups, topic)
             sys.exit(0)
-        words = _name_positional(parser, groups, words, positional)
+        arguments = _name_positional(parser, groups, arguments, positional)
         *parsed, _, unknown = parser.parse_args_into_dataclasses(
-            words, look_for_args_file=False, return_remaining_strings=True
+            arguments, look_for_args_file=False, return_remaining_strings=True
         )
     except ValueError as error:
         parser.error(str(error))
@@ -92,19 +92,19 @@ def parse_dataclasses(
     return tuple(parsed)
 
 
-def _help_topic(words: Sequence[str]) -> str | None:
-    """Return what `--help` is asked about: nothing in particular (""), a group, "all"; `None` without `--help`."""
-    for position, word in enumerate(words):
-        if word in ("-h", "--help"):
-            following = words[position + 1 : position + 2]
+def _help_topic(arguments: Sequence[str]) -> str | None:
+    """Return the topic of `--help`: "" for none, a group, "all"; `None` without `--help`."""
+    for position, argument in enumerate(arguments):
+        if argument in ("-h", "--help"):
+            following = arguments[position + 1 : position + 2]
             return following[0] if following and not following[0].startswith("-") else ""
-        if word.startswith("--help="):
-            return word.partition("=")[2]
+        if argument.startswith("--help="):
+            return argument.partition("=")[2]
     return None
 
 
 def _name_positional(
-    parser: HfArgumentParser, groups: Sequence[type], words: Sequence[str], positional: Sequence[str]
+    parser: HfArgumentParser, groups: Sequence[type], arguments: Sequence[str], positional: Sequence[str]
 ) -> list[str]:
     """Return the arguments with the names of those that were given without one."""
     switches = {
@@ -115,21 +115,23 @@ def _name_positional(
     }
     # a switch takes no value here unless it is one: `--dry_run FOLDER` is a switch and a folder
     explicit: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        explicit.append(word)
-        if word in switches and following and not following.startswith("-") and following.lower() not in _TRUTH_VALUES:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        explicit.append(argument)
+        has_value = following and not following.startswith("-")
+        if argument in switches and has_value and following.lower() not in _TRUTH_VALUES:
             explicit.append("true")
     if not positional:
         return explicit
+    # `parse_known_args` would end the program where a required option is given by position only
     required, actions = [action for action in parser._actions if action.required], parser._actions
     for action in required:
         action.required = False
     _, rest = parser.parse_known_args(explicit)
     for action in required:
         action.required = True
-    free = [word for word in rest if not word.startswith("-")]
-    for word in free:
-        explicit.remove(word)
+    free = [argument for argument in rest if not argument.startswith("-")]
+    for argument in free:
+        explicit.remove(argument)
     takes_list = {action.dest for action in actions if action.nargs in ("+", "*")}
     for name in positional:
         taken = free if name in takes_list else free[:1]
@@ -138,6 +140,7 @@ def _name_positional(
     return explicit + free
 
 
+# the strings that `HfArgumentParser` reads as booleans
 _TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
@@ -153,6 +156,7 @@ def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: s
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
     own: dict[str, list[str]] = {}
     for group in groups:
+        # base classes first: a field belongs to the class that declares it first
         for owner in reversed(group.__mro__):
             if owner.__module__.partition(".")[0] == __name__.partition(".")[0] or owner is group:
                 names = [name for name in vars(owner).get("__annotations__", {}) if name in actions]
@@ -195,6 +199,7 @@ _SCREEN = 40  # options that are shown at once
 def _describe_option(action: argparse.Action) -> str:
     """Return one option with its values, its help and its default, wrapped."""
     choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
+    # argparse formats help texts with `%`, so that a literal one is doubled
     help_text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help).replace("%%", "%")
     is_plain = action.default in (None, argparse.SUPPRESS) or callable(action.default)
     default = "" if is_plain or action.required else f" (default: {action.default})"
@@ -206,30 +211,31 @@ def _describe_option(action: argparse.Action) -> str:
 
 
 def _names_a_file(argv: Sequence[str]) -> bool:
-    """Return whether the first word is an argument file."""
+    """Return whether the first argument is an argument file."""
     return bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
 
 
-def _describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
-    """Return an error about words that are no arguments, with what may have been meant; misspelt tokens are hidden."""
+def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
+    """Return an error about unknown arguments, with suggestions; values of misspelt secret options are hidden."""
     close: list[str] = []
     shown: list[str] = []
     hides_value = False
-    for word in words:
-        name, separator, _ = word.partition("=")
+    for argument in arguments:
+        name, separator, _ = argument.partition("=")
         matches = difflib.get_close_matches(name, options, n=1)
         close += matches
-        if not word.startswith("-"):
-            shown.append(PLACEHOLDER if hides_value else word)
+        if not argument.startswith("-"):
+            shown.append(PLACEHOLDER if hides_value else argument)
             continue
+        # `matches` too: a misspelt `--hub_tokn` is followed by a token all the same
         hides_value = any(map(is_secret_name, [name, *matches]))
-        shown.append(f"{name}={PLACEHOLDER}" if hides_value and separator else word)
+        shown.append(f"{name}={PLACEHOLDER}" if hides_value and separator else argument)
     suggestion = f" (did you mean {', '.join(close)}?)" if close else ""
     return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
 def _read_argument_file(path: Path) -> list[str]:
-    """Return the arguments of a YAML or JSON file as command-line words, so that both are checked alike."""
+    """Return the entries of a YAML or JSON file as command-line arguments, so that both get the same checks."""
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
@@ -238,32 +244,32 @@ def _read_argument_file(path: Path) -> list[str]:
         raise ValueError(f"the argument file {path} cannot be read: {_describe_yaml_error(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
-    words: list[str] = []
+    arguments: list[str] = []
     for name, value in values.items():
         if value is not None:
-            words += [f"--{name}", *_value_to_words(value)]
-    return words
+            arguments += [f"--{name}", *_value_to_arguments(value)]
+    return arguments
 
 
 def _describe_yaml_error(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the lines of the file, which may hold a token."""
+    """Return the error and its position, without the lines of the file, which may contain a token."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it is not valid YAML or JSON"
     return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 
-def _value_to_words(value: Any) -> list[str]:
-    """Return one value of an argument file as command-line words."""
+def _value_to_arguments(value: Any) -> list[str]:
+    """Return one value of an argument file as command-line arguments."""
     if isinstance(value, list):
         return [str(item) for item in value]
     return [json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """Return configuration fields from text.
+    """Parse configuration fields from text.
 
     Args:
-        text: `name=value,name=value`, where values are JSON or Python literals or else plain words; or a JSON object.
+        text: `name=value,name=value`, where values are JSON or Python literals or else plain text; or a JSON object.
 
     Returns:
         Value by name, empty for `None`.
@@ -287,7 +293,7 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     """Return a JSON or Python literal, or the text itself."""
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval):  # JSON first: `true` and `null` are no Python literals
         try:
             return parse(text)
         except (ValueError, SyntaxError):

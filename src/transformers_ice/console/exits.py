@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way to end: exit codes, and messages without tokens in place of tracebacks."""
+"""Ends of a command: exit codes, and messages without tokens in place of tracebacks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clean_exit() -> Iterator[None]:
 
 
 def redact(text: str) -> str:
-    """Return text without the secrets that stand on the command line."""
+    """Return text without the secrets of the command line."""
     return redact_text(text, argument_secrets(sys.argv[1:]))
 
 
@@ -92,7 +92,7 @@ def how_called(name: str) -> str:
 
 
 def _message_for_user(error: BaseException) -> str | None:
-    """Return what to tell the user of an error, `None` where it is a fault of the program."""
+    """Return the message for the user, or `None` if the error is a fault of the program."""
     message = str(error).strip()
     if isinstance(error, RuntimeError):
         return f"{message} Use a smaller batch." if type(error).__name__ == "OutOfMemoryError" else None

@@ -2,7 +2,7 @@
 """Files that a command writes: complete or not at all, never over an input, never through a link.
 
 A file is written under a temporary name in its own folder, brought to the disk and renamed. So a full disk, an
-interruption or an error keeps what stood there before, and a link is replaced instead of followed.
+interruption or an error keeps the former file, and a link is replaced instead of followed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 PICTURE_MARK = "transformers-ice explanation"
-"""Text in the metadata of the pictures of this package, by which a later run knows that it may replace them."""
+"""Text in the metadata of the figures of this package, by which a later run recognizes files it may replace."""
 
 _PICTURE_ENDINGS = (".png", ".svg", ".pdf")
 _LONGEST_ENDING = 16
@@ -43,7 +43,7 @@ def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Pat
 
     Args:
         path: The file; its folder is made if missing. Devices such as /dev/stdout are written directly.
-        inside: Folder that `path` must not leave through a link among its folders.
+        inside: Folder that `path` must not lead out of through a link among its folders.
 
     Yields:
         The name to write to: in the same folder, with the same ending.
@@ -58,7 +58,7 @@ def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Pat
         return
     _check_target(path)
     make_folder(path.parent, inside)
-    temporary = path.with_name(_temporary_name(path.suffix))
+    temporary = path.with_name(_temporary_name(path.suffix))  # the same folder: a rename is atomic there only
     try:
         with name_errors(path, temporary):
             yield temporary
@@ -95,12 +95,12 @@ def staged(folder: str | Path, inputs: Iterable[str | Path] = ()) -> Iterator[Pa
             files = sorted((file for file in staging.rglob("*") if file.is_file()), reverse=True)
             targets = [folder / file.relative_to(staging) for file in files]
             check_outputs(targets, inputs)
-            if any(map(_is_device, targets)):
+            if any(map(_is_device, targets)):  # `os.replace` would replace the device itself
                 raise ValueError(f"The outputs in {folder} must be files, got a device. Choose another name.")
             if not exists and not os.path.lexists(folder):
                 for file in files:
                     synchronize(file)
-                os.replace(staging, folder)
+                os.replace(staging, folder)  # one rename: the folder appears with all its files
                 return
             for file, target in zip(files, targets, strict=True):
                 make_folder(target.parent, folder)
@@ -129,7 +129,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
 
     Args:
         outputs: Files that a command is going to write.
-        inputs: Files and folders that it reads; names of nothing (a Hub id, a pattern) are passed over.
+        inputs: Files and folders that it reads; names that are no files (a Hub id, a pattern) are ignored.
 
     Raises:
         ValueError: If an output is the same file as an input (also by a link or another spelling), exists within an
@@ -147,6 +147,7 @@ def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = 
                     f"The output {output} must not replace the input {given}: they are the same file. Choose another "
                     "name or folder for the output."
                 )
+        # the folder of a link itself, and that of its target
         above_it = (*(output.parent.resolve() / output.name).parents, *output.resolve().parents)
         above = next((folders[parent] for parent in above_it if parent in folders), None)
         if above is not None and os.path.lexists(output):
@@ -173,22 +174,22 @@ def make_folder(folder: str | Path, inside: str | Path | None = None) -> Path:
 
     Args:
         folder: Its path.
-        inside: Folder that it must not leave through a link.
+        inside: Folder that it must not lead out of through a link.
 
     Raises:
-        ValueError: If a file or a link to nothing has that name, or the folder leads out of `inside`.
+        ValueError: If a file or a broken link has that name, or the folder leads out of `inside`.
     """
     folder = Path(folder)
     if inside is not None and not folder.resolve().is_relative_to(Path(inside).resolve()):
         raise ValueError(
-            f"The folder {folder} must lie in {inside}, but a link leads to {folder.resolve()}. Remove the link."
+            f"The folder {folder} must be in {inside}, but a link leads to {folder.resolve()}. Remove the link."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
-            f"The output folder must be a folder or a new name, got {folder}, where a file or a link to nothing "
-            "stands. Choose another."
+            f"The output folder must be a folder or a new name, got {folder}, which is a file or a "
+            "broken link. Choose another."
         ) from error
     return folder
 
@@ -227,7 +228,7 @@ def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 def _move(temporary: Path, path: Path) -> None:
     """Bring a finished file to the disk and to its name, with the permissions of the file that it replaces."""
-    if path.is_file() and not path.is_symlink():
+    if path.is_file() and not path.is_symlink():  # a link is replaced: the mode of its target does not matter
         shutil.copymode(path, temporary)
     synchronize(temporary)
     os.replace(temporary, path)
@@ -247,7 +248,7 @@ def _check_target(path: Path) -> None:
 
 
 def _is_device(path: Path) -> bool:
-    """Return whether a path is no place for files: /dev/stdout, a pipe."""
+    """Return whether a path is a device or a pipe, such as /dev/stdout."""
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     return is_special or str(path.absolute()).startswith(("/dev/fd/", "/dev/std", "/proc/"))
 

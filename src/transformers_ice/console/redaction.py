@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 PLACEHOLDER = "***"
-"""What stands in the place of a secret."""
+"""Replacement of a secret."""
 
 _SECRET_NAMES = ("token", "password", "secret", "api_key")
-# shorter values also stand in ordinary words; they are left out by the name of their option
+# shorter values may be part of ordinary words; they are redacted by the name of their option only
 _MIN_LENGTH = 8
 # a capital or a digit, or great length: `hf_transfer` is a package
 _HUB_TOKEN = re.compile(
@@ -91,8 +91,8 @@ def _secret_fields(group: Any) -> list[str]:
 def redact_arguments(argv: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
     """Return a command line without its secrets.
 
-    Secret options are left out with their values. In the other arguments, `PLACEHOLDER` stands for what `redact_text`
-    replaces.
+    Secret options are removed with their values. In the other arguments, `PLACEHOLDER` replaces the same parts as in
+    `redact_text`.
 
     Args:
         argv: The arguments after the script's name.
@@ -123,7 +123,7 @@ def redact_text(text: str, secrets: Sequence[str] = ()) -> str:
 
     Args:
         text: A log line, a message, a card.
-        secrets: Values known to be secret; those of fewer than 8 characters are passed over.
+        secrets: Values known to be secret; those of fewer than 8 characters are ignored.
     """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _MIN_LENGTH:
@@ -141,7 +141,7 @@ def find_secret_line(text: str, secrets: Sequence[str] = ()) -> int | None:
 
 @contextmanager
 def tokens_hidden(group: Any) -> Iterator[None]:
-    """Set the secret fields of a data class to None inside the block, for what saves it as it is."""
+    """Set the secret fields of a data class to None inside the block, for code that saves all fields."""
     before = {name: getattr(group, name) for name in _secret_fields(group)}
     try:
         for name in before:

@@ -13,7 +13,7 @@ Digits = int | Mapping[Any, int]
 
 
 def format_table(rows: Sequence[Mapping[Any, Any]], headers: Mapping[Any, str], digits: Digits = 4) -> str:
-    """Lay rows out as plain text.
+    """Format rows as plain text.
 
     Args:
         rows: Values by column; see `format_cell`.
@@ -30,7 +30,7 @@ def format_table(rows: Sequence[Mapping[Any, Any]], headers: Mapping[Any, str], 
 
 
 def format_markdown_table(rows: Sequence[Mapping[Any, Any]], headers: Mapping[Any, str], digits: Digits = 4) -> str:
-    """Lay rows out as a Markdown table that ends with a newline; the arguments are those of `format_table`."""
+    """Format rows as a Markdown table that ends with a newline; the arguments are those of `format_table`."""
     heading, *lines = _cells(rows, headers, digits)
     return "".join(f"| {' | '.join(line)} |\n" for line in (heading, ["---"] * len(heading), *lines))
 

@@ -16,24 +16,24 @@ __all__ = ["EvaluationArguments", "ProtocolArguments", "parse_evaluation_argumen
 
 @dataclass
 class EvaluationArguments:
-    """Say what is evaluated, on what, and where the results go.
+    """Models, data and outputs of an evaluation.
 
     Args:
         models: Folders or Hub ids of classifiers, each as PATH or NAME=PATH.
         benchmark: Benchmarks to run.
         explainers: Methods to score, or "all".
         dataset_name: Which data set.
-        data_dir: Where it lies.
+        data_dir: Its folder or file.
         split: Part of it.
         dataset_options: Options of its reader as name=value.
-        limit: Examples to use, at equal distances through the set.
-        output_dir: Where results, rows and pictures go; rows that are there are not computed again.
+        limit: Number of examples to use, at equal distances through the set.
+        output_dir: Folder of results, rows and figures; rows in it are not computed again.
         batch_size: Images that go through a model at once.
         num_workers: Processes that read images.
-        num_resamples: Bootstrap resamples behind the intervals.
+        num_resamples: Bootstrap resamples of the intervals.
         measure_cost: Whether to time the methods.
-        check_sanity: Whether to randomise the models' weights and see whether the maps change.
-        num_pictures: Images in the picture of all methods.
+        check_sanity: Whether to compare the maps with those of randomised weights.
+        num_pictures: Images in the figure of all methods.
         device: Device of the models.
     """
 
@@ -54,14 +54,14 @@ class EvaluationArguments:
     dataset_options: list[str] = field(
         default_factory=list, metadata={"help": "Options of the reader as name=value, e.g. year=2007."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Use so many examples, at equal distances."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of results, rows and pictures."})
+    limit: int | None = field(default=None, metadata={"help": "Number of examples to use, at equal distances."})
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder of results, rows and figures."})
     batch_size: int = field(default=32, metadata={"help": "Images that go through a model at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
-    num_resamples: int = field(default=200, metadata={"help": "Bootstrap resamples behind the 95-percent intervals."})
+    num_resamples: int = field(default=200, metadata={"help": "Bootstrap resamples of the 95-percent intervals."})
     measure_cost: bool = field(default=True, metadata={"help": "Measure time and memory of every method."})
     check_sanity: bool = field(default=False, metadata={"help": "Compare maps with those of randomised weights."})
-    num_pictures: int = field(default=6, metadata={"help": "Images in the picture of all methods; 0: no picture."})
+    num_pictures: int = field(default=6, metadata={"help": "Images in the figure of all methods; 0: no figure."})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0, mps."})
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class EvaluationArguments:
 
 @dataclass
 class ProtocolArguments:
-    """Say how explanations are scored; the fields are those of `Protocol`."""
+    """Protocol by which explanations are scored; the fields are those of `Protocol`."""
 
     paper_compat: bool = field(default=False, metadata={"help": "Repeat the quirks of the published evaluation."})
     image_size: int | None = field(default=None, metadata={"help": "Side of the input; 512 is usual for jaccard."})
@@ -87,7 +87,7 @@ class ProtocolArguments:
         default=None, metadata={"help": "Threshold for GT-known and Top-k Loc; default: that of the rule."}
     )
     threshold_step: float = field(default=0.01, metadata={"help": "Step of the thresholds of MaxBoxAcc."})
-    attention_mass: float = field(default=0.9, metadata={"help": "Share of a soft map inside the jaccard mask."})
+    attention_mass: float = field(default=0.9, metadata={"help": "Part of a soft map's sum in the jaccard mask."})
     perturbation_target: Literal["predicted", "true"] = field(
         default="predicted", metadata={"help": "Class whose map ranks the pixels (faithfulness)."}
     )
@@ -108,7 +108,7 @@ def parse_evaluation_arguments(
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Args:
-        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
         description: Text above the list of options in `--help`.
     """
     groups = parse_dataclasses((EvaluationArguments, ProtocolArguments), argv, description)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark is: a batch of explained examples in, one row of numbers per example out, rows into scores."""
+"""Base class of the benchmarks: a batch of explained examples in, one row per example out, rows into scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Benchmark"]
 
 
 class Benchmark(ABC):
-    """Turn explained examples into rows, and rows into scores.
+    """Benchmark that turns explained examples into rows, and rows into scores.
 
     Rows are all that is kept of an example. They are small, depend on nothing but the example, and can be stored,
     merged from several processes and resampled; a score is a function of all rows.
@@ -27,10 +27,10 @@ class Benchmark(ABC):
         protocol: How explanations are scored.
 
     Attributes:
-        name: Its word on the command line.
+        name: Its name on the command line.
         needs: What an example must hold: "label", "mask", "segmentation" or "boxes".
         of_model_only: Whether it scores the classifier and no explanation.
-        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+        metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
     """
 
     name: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of scores, by drawing the examples again and again with replacement."""
+"""Bootstrap intervals of scores, from examples resampled with replacement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Interval", "bootstrap"]
 
 @dataclass(frozen=True)
 class Interval:
-    """Hold a score and the range in which it lies.
+    """Score with the ends of its interval.
 
     Attributes:
         value: Score of all examples.
@@ -43,9 +43,9 @@ def bootstrap(
     Args:
         score: From rows to scores.
         rows: Arrays whose first axis runs over the examples.
-        num_resamples: How often to draw; 0 gives intervals of NaN.
-        level: Share of the resamples inside the interval, in (0, 1).
-        seed: Of the draws.
+        num_resamples: Number of resamples; 0 gives intervals of NaN.
+        level: Fraction of the resamples inside the interval, in (0, 1).
+        seed: Seed of the resampling.
 
     Source: Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 1979.
     """
@@ -54,11 +54,12 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(num_resamples):
-        chosen = rng.integers(0, number, number)
+        chosen = rng.integers(0, number, number)  # (num_examples,) indices, with replacement
         draws.append(score({name: column[chosen] for name, column in rows.items()}))
     tails = ((1 - level) / 2, (1 + level) / 2)
     intervals = {}
     for name, value in values.items():
+        # NaN: a resample without any example that has this score
         low, high = np.nanquantile([draw[name] for draw in draws], tails) if draws else (math.nan, math.nan)
         intervals[name] = Interval(float(value), float(low), float(high))
     return intervals

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A classifier as the benchmarks use it: loaded completely, told from others, with a processor that crops nothing."""
+"""Checkpoints under test: a complete classifier with a digest and an image processor that does not crop."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold a classifier with its image processor.
+    """Classifier with its image processor.
 
     Attributes:
-        name: How the tables call it.
+        name: Its name in the tables.
         model: The classifier.
         image_processor: The one that belongs to it.
         digest: Fingerprint of weights, configuration and preprocessing.
@@ -56,8 +56,8 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
 
     Args:
         path: Folder or Hub id of a ViT, DeiT or ICE classifier.
-        name: How the tables call it; `None` takes the last part of the path.
-        device: Where the model goes.
+        name: Its name in the tables; `None` takes the last part of the path.
+        device: Device of the model.
 
     Raises:
         OSError: If the Hub has no such checkpoint, or cannot be reached.
@@ -85,8 +85,8 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
     checkpoint = Checkpoint(name or path.rstrip("/").rsplit("/", 1)[-1], model, image_processor, digest)
     if hasattr(model.base_model, "patch_head") and not checkpoint.is_ice:
         logger.warning(
-            f"{checkpoint.name} classifies by [CLS] (`logits_source`), so its patch head is taken as untrained: ICE's "
-            "own methods are left out for it."
+            f"{checkpoint.name} classifies by [CLS] (`logits_source`), so its patch head counts as untrained: ICE's "
+            "own methods are skipped for it."
         )
     return checkpoint
 
@@ -95,8 +95,9 @@ def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
+        # as bytes: numpy has no bfloat16
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    # the path a model came from is no part of what it computes
+    # the path of a model does not affect its outputs
     settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     digest.update(json.dumps([settings, image_processor.to_dict()], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
@@ -111,11 +112,11 @@ def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 
 
 def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:
-    """Return the checkpoint's processor, changed so that it squashes the whole image and crops nothing.
+    """Return the checkpoint's processor, changed to resize the whole image without cropping.
 
     Args:
         checkpoint: The classifier. A processor that crops, or keeps the aspect, gets the size of the model's input.
-        protocol: Its `image_size` goes before both.
+        protocol: Its `image_size` overrides both.
         published: Whether to take mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
 
     Raises:
@@ -137,22 +138,22 @@ def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published:
         )
     settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
     if published:
-        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
     return type(processor).from_dict(settings)
 
 
 def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) -> dict[int, int] | None:
-    """Return the model's class index by that of a data set, or `None` where the two count alike.
+    """Return the model's class index by that of a data set, or `None` where the two use the same indices.
 
     Classes of one name are one class. Names that are numbers, where the model has no such names, are the model's
-    indices. Where no name is shared otherwise, index i of the data is taken for index i of the model.
+    indices. Where no name is shared otherwise, index i of the data counts as index i of the model.
 
     Args:
         model: The classifier.
         class_names: Names of the data set's classes, where it has any.
 
     Raises:
-        ValueError: If the model knows some of the names and not others, or has one of them twice.
+        ValueError: If the model has some of the names and not others, or one of them twice.
     """
     id2label = cast(dict[int, str], model.config.id2label)
     names, known = list(class_names or ()), {name: index for index, name in id2label.items()}
@@ -161,7 +162,7 @@ def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) ->
         return {index: int(name) for index, name in enumerate(names)}
     if not shared:
         if names:
-            logger.warning_once(f"The model knows none of the classes {names[:3]}: class 0 is taken for its class 0.")
+            logger.warning_once(f"The model has none of the classes {names[:3]}: class 0 counts as its class 0.")
         return None
     if names == [id2label.get(index) for index in range(len(names))]:
         return None
@@ -171,6 +172,6 @@ def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) ->
         problem = f"does not know {missing[:3]}" if missing else f"has several classes named {twice[0]!r}"
         raise ValueError(
             f"The classes of the data set and of the model must have the same names, but the model {problem}: its "
-            "scores would mean nothing. Rename the classes, or leave out the benchmarks that need labels."
+            "scores would be meaningless. Rename the classes, or skip the benchmarks that need labels."
         )
     return {index: known[name] for index, name in enumerate(names)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint in the scoring loop, and ICE next to what attention explains of the model it came from."""
+"""Scores of a checkpoint and its masks, and ICE against attention maps of the model it was trained from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def score_checkpoint(
     Args:
         checkpoint: A ViT, DeiT or ICE classifier.
         examples: Images with labels and masks.
-        methods: Names in `EXPLAINERS`, or "ceiling": the best that any 0/1 map on the patch grid can do.
+        methods: Names in `EXPLAINERS`, or "ceiling": the best 0/1 map on the patch grid.
         batch_size: Images that go through the model at once.
 
     Returns:
@@ -54,6 +54,7 @@ def score_checkpoint(
         inputs = InputBatch(checkpoint, batch, segmentation.protocol, examples.class_names)
         return {
             "classes": observe_classes(inputs.logits, inputs.labels),
+            # as ranked class indices with k = 1: (batch_size,) -> (batch_size, 1)
             "cls_": (inputs.explained_classes[:, None].numpy(), inputs.labels.numpy()),
             **{f"{method}_": segmentation.observe(ExplainedBatch(inputs, method))["masks"] for method in methods},
         }
@@ -68,7 +69,7 @@ class ComparisonRow:
     """Line of the comparison of ICE with its starting point; all scores in [0, 1], `None` where undefined.
 
     Attributes:
-        method: What explains.
+        method: Name of the explainer.
         patch_top_1: Accuracy of the class that the foreground patches predict.
         cls_top_1: Accuracy of the [CLS] classifier.
         pixel_accuracy: Fraction of pixels that are rightly foreground or background.
@@ -92,7 +93,7 @@ def compare_with_baselines(
     dataset: Dataset,
     batch_size: int = 64,
 ) -> list[ComparisonRow]:
-    """Compare an ICE model with what attention explains of the model it was trained from.
+    """Compare an ICE model with attention maps of the model it was trained from.
 
     Args:
         ice_model: The ICE classifier.
@@ -112,7 +113,7 @@ def compare_with_baselines(
     if missing:
         raise ValueError(
             f"`dataset` must have the columns image, label and mask, got {dataset.column_names}. "
-            f"Rename what holds {min(missing)!r} with `dataset.rename_column`."
+            f"Rename the column of the {min(missing)} with `dataset.rename_column`."
         )
     examples = TableEvaluation(dataset)
     ice = score_checkpoint(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an explanation costs: its time and memory per image, beside one forward pass of the classifier."""
+"""Cost of an explanation: time and memory per image, relative to one forward pass of the classifier."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["Cost", "measure_costs", "peak_tensor_bytes"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold what one explanation costs.
+    """Cost of one explanation.
 
     Attributes:
         milliseconds: Median time per image.
         forward_passes: Median over the repeats of its time divided by that of a forward pass of the same batch.
         forward_passes_spread: Half the distance between the quartiles of that ratio.
-        peak_megabytes: Most memory per image that its tensors take at once, weights left out.
+        peak_megabytes: Peak memory of its tensors per image, without the weights.
         memory_ratio: The same, divided by that of a forward pass.
     """
 
@@ -47,7 +47,7 @@ def measure_costs(
 ) -> dict[str, Cost]:
     """Measure time and memory of methods on one batch.
 
-    The methods and the plain forward pass take turns in every repeat, so a machine that slows down slows all of them.
+    The methods and the plain forward pass alternate in every repeat, so a slowdown of the machine affects all of them.
 
     Args:
         model: A ViT, DeiT or ICE classifier.
@@ -88,7 +88,7 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
     """Return the most bytes that the tensors made by a call take at one moment.
 
     Storages are counted once, from the operation that makes them until nothing refers to them; tensors that existed
-    before the call, such as weights and images, are not counted, nor is what an operation needs inside itself.
+    before the call, such as weights and images, are not counted, nor is the workspace inside an operation.
     """
     with _LiveStorages() as live:
         call()
@@ -96,7 +96,7 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Follow the storages that operations make, and the largest sum of their sizes."""
+    """Dispatch mode that tracks the storages of new tensors and the largest sum of their sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,6 +109,7 @@ class _LiveStorages(TorchDispatchMode):
         old = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
+            # views and in-place results share the storage of an input
             if _has_storage(leaf) and leaf.untyped_storage().data_ptr() not in old:
                 self._add(leaf.untyped_storage())
         return result
@@ -120,6 +121,7 @@ class _LiveStorages(TorchDispatchMode):
         self._seen.add(address)
         self.current += size
         self.peak = max(self.peak, self.current)
+        # called when the last tensor of the storage is freed
         weakref.finalize(storage, self._remove, address, size)
 
     def _remove(self, address: int, size: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of examples as a checkpoint sees them, and one method's explanation of the batch.
+"""Inputs of a checkpoint for a batch of examples, and the explanation of the batch by one method.
 
-Everything is computed when first asked for and kept for the batch: the benchmarks of one run share the preprocessed
+Everything is computed on first use and cached for the batch: the benchmarks of one run share the preprocessed
 images, the predictions and the relevance maps.
 """
 
@@ -25,9 +25,9 @@ from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_p
 from .maps import (
     CEILING,
     explains_classes,
+    get_patch_size,
     majority_grid,
     model_grid_size,
-    patch_size_of,
     preprocess,
     preprocess_padded,
     resize_labels,
@@ -39,18 +39,18 @@ __all__ = ["ExplainedBatch", "InputBatch"]
 
 logger = logging.get_logger(__name__)
 
-# An image of 16 megapixels in patches of 16 pixels. Attention grows with the square of it.
+# an image of 16 megapixels in patches of 16 pixels; attention grows with the square of this number
 _MAX_PATCHES = 1 << 16
 
 
 class InputBatch:
-    """Show a batch of examples to a checkpoint.
+    """Batch of examples, preprocessed for a checkpoint.
 
     Args:
         checkpoint: The classifier.
-        examples: The images with what is known about them.
+        examples: The images with their annotations.
         protocol: How they are scored.
-        class_names: Names of the classes that the examples' labels count; `None` if they count as the model does.
+        class_names: Names of the classes of the examples' labels; `None` if the indices are those of the model.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class InputBatch:
 
     @cached_property
     def padded_pixel_values(self) -> list[Tensor]:
-        """Every image by itself at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
-        patch_height, patch_width = patch_size_of(self.checkpoint.model)
+        """Every image separately, at its own size, `(1, num_channels, height, width)`, padded to whole patches."""
+        patch_height, patch_width = get_patch_size(self.checkpoint.model)
         for example in self.examples:
             if example.image.width * example.image.height > _MAX_PATCHES * patch_height * patch_width:
                 raise ValueError(
@@ -96,7 +96,7 @@ class InputBatch:
 
     @cached_property
     def black(self) -> Tensor:
-        """What a black pixel becomes, `(num_channels, 1, 1)`."""
+        """Value of a black pixel after normalisation, `(num_channels, 1, 1)`."""
         pixels = preprocess(self.checkpoint.model, self.image_processor, [Image.new("RGB", self.input_size[::-1])])
         return pixels[0, :, :1, :1]
 
@@ -107,19 +107,19 @@ class InputBatch:
 
     @cached_property
     def logits(self) -> Tensor:
-        """What the classifier says, `(batch_size, num_labels)`."""
+        """Logits of the classifier, `(batch_size, num_labels)`."""
         return class_logits(self.checkpoint.model, self.pixel_values)
 
     @cached_property
     def explained_classes(self) -> Tensor:
-        """The class that a class-aware baseline explains by itself, `(batch_size,)`."""
+        """Default class of a class-aware baseline, `(batch_size,)`."""
         model = self.checkpoint.model
         with torch.no_grad(), evaluation_mode(model):
             return explained_logits(model, self.pixel_values).argmax(dim=1).cpu()
 
     @cached_property
     def labels(self) -> Tensor:
-        """True classes as the model counts them, `(batch_size,)`; classes of one name are one class."""
+        """True classes as indices of the model, `(batch_size,)`; classes of one name are one class."""
         renamed = labels_by_name(self.checkpoint.model, self.class_names)
         labels = [cast(int, example.label) for example in self.examples]
         labels = labels if renamed is None else [renamed[label] for label in labels]
@@ -127,7 +127,7 @@ class InputBatch:
         if min(labels) < 0 or max(labels) >= num_labels:
             raise ValueError(
                 f"Labels must lie in [0, {num_labels - 1}] for a model of {num_labels} classes, got values from "
-                f"{min(labels)} to {max(labels)}. Does the model know the classes of this data set?"
+                f"{min(labels)} to {max(labels)}. Was the model trained on the classes of this data set?"
             )
         return torch.tensor(labels)
 
@@ -140,7 +140,7 @@ class InputBatch:
 
 
 class ExplainedBatch:
-    """Explain a batch by one method.
+    """Explanation of a batch by one method.
 
     Args:
         inputs: The batch.
@@ -150,24 +150,24 @@ class ExplainedBatch:
     def __init__(self, inputs: InputBatch, method: str) -> None:
         self.inputs = inputs
         self.method = method
-        self._kept: dict[tuple[int, ...] | None, Tensor] = {}
+        self._cache: dict[tuple[int, ...] | None, Tensor] = {}
 
     def relevance(self, target: Tensor | None = None) -> Tensor:
         """Return the maps of the square inputs, `(batch_size, rows, columns)`, float32, on the CPU.
 
         Args:
-            target: `(batch_size,)` classes to explain; `None` is what the method explains by itself.
+            target: `(batch_size,)` classes to explain; `None` takes the method's default.
         """
         key = None if target is None else tuple(target.tolist())
-        if key not in self._kept:
-            self._kept[key] = self._own_relevance() if target is None else self._relevance_of(target)
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = self._own_relevance() if target is None else self._explain_target(target)
+        return self._cache[key]
 
     def _own_relevance(self) -> Tensor:
         return self._explain(self.inputs.pixel_values, self.inputs.examples, None)
 
-    def _relevance_of(self, target: Tensor) -> Tensor:
-        """Return the maps of given classes; only the images whose own class is another one are explained anew."""
+    def _explain_target(self, target: Tensor) -> Tensor:
+        """Return the maps of given classes; only images with another default class are explained again."""
         if not explains_classes(self.method):
             return self._explain(self.inputs.pixel_values, self.inputs.examples, target)
         maps = self.relevance().clone()
@@ -190,6 +190,7 @@ class ExplainedBatch:
         if all(example.image.size[::-1] == self.inputs.input_size for example in examples):  # nothing to resize or pad
             return list(self._to_grid(self.relevance(), self.inputs.input_size))
         if len({value.shape for value in pixels}) == 1:
+            # (1, channels, height, width) each -> (batch_size, channels, height, width)
             return list(self._padded_grids(torch.cat(pixels), examples))
         return [self._padded_grids(value, [example])[0] for value, example in zip(pixels, examples, strict=True)]
 
@@ -209,7 +210,7 @@ class ExplainedBatch:
             return torch.stack([self._true_grid(example, pixel_values, padded) for example in examples]).float()
         options = {"seed": self.inputs.protocol.seed} if "seed" in EXPLAINERS[self.method].options else {}
         maps = explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
-        undefined = maps.isnan().flatten(1).any(dim=1)
+        undefined = maps.isnan().flatten(1).any(dim=1)  # (batch_size,)
         for index in undefined.nonzero()[:, 0].tolist():
             logger.warning(
                 f"{self.method} gives NaN for image {examples[index].image_id!r}; it counts as no relevance."
@@ -230,4 +231,4 @@ class ExplainedBatch:
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return patch_size_of(self.inputs.checkpoint.model)
+        return get_patch_size(self.inputs.checkpoint.model)

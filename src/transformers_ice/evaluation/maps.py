@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From images to the model's input, and from relevance on the patch grid to score maps and masks."""
+"""Preprocessing of images, and conversion of relevance on the patch grid to score maps and masks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
     "CEILING",
     "binary_maps",
     "explains_classes",
+    "get_patch_size",
     "is_hard",
     "majority_grid",
     "model_grid_size",
-    "patch_size_of",
     "preprocess",
     "preprocess_padded",
     "resize_labels",
@@ -38,19 +38,19 @@ CEILING = "ceiling"
 
 
 def is_hard(method: str) -> bool:
-    """Return whether the maps of a method are masks already: no threshold, and nearest on the way to the pixels."""
+    """Return whether the maps of a method are masks: no threshold, and resized by the nearest patch."""
     return method == CEILING or (method in EXPLAINERS and EXPLAINERS[method].is_hard)
 
 
 def explains_classes(method: str, with_ice: bool = False) -> bool:
-    """Return whether a method is to be told a class: ICE's own maps show the whole foreground by themselves."""
+    """Return whether a method takes a target class: ICE's own maps show the whole foreground by default."""
     if method not in EXPLAINERS:
         return False
     return EXPLAINERS[method].takes_target and (with_ice or EXPLAINERS[method].model == "any")
 
 
 def preprocess(model: PreTrainedModel, image_processor: Any, images: Sequence[Any]) -> Tensor:
-    """Return what the model takes for a batch of images, on its device."""
+    """Return the pixel values of a batch of images, on the model's device."""
     rgb_images = [convert_to_rgb(image) for image in images]
     return image_processor(rgb_images, return_tensors="pt")["pixel_values"].to(model.device)
 
@@ -69,18 +69,18 @@ def preprocess_padded(model: PreTrainedModel, image_processor: Any, image: Any) 
     """
     pixels = image_processor([convert_to_rgb(image)], do_resize=False, do_center_crop=False, return_tensors="pt")
     values = pixels["pixel_values"].to(model.device)
-    below, right = (-side % cell for side, cell in zip(values.shape[2:], patch_size_of(model), strict=True))
+    below, right = (-side % cell for side, cell in zip(values.shape[2:], get_patch_size(model), strict=True))
     return torch.nn.functional.pad(values, (0, right, 0, below))
 
 
-def patch_size_of(model: PreTrainedModel) -> tuple[int, int]:
+def get_patch_size(model: PreTrainedModel) -> tuple[int, int]:
     """Return height and width of a patch in pixels."""
     return as_pair(model.config.patch_size)
 
 
 def model_grid_size(model: PreTrainedModel, input_size: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns of patches for an input of `(height, width)`."""
-    return grid_size(input_size, patch_size_of(model))
+    return grid_size(input_size, get_patch_size(model))
 
 
 def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[int, int]) -> Tensor:
@@ -88,7 +88,7 @@ def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[in
 
     Args:
         mask: `(height, width)`: 1 foreground, 0 background, -1 ignored; or bool.
-        geometry: What the preprocessing did to the image.
+        geometry: Resizing and cropping of the image in the preprocessing.
         grid_size: Rows and columns of the patch grid.
 
     Returns:
@@ -97,14 +97,14 @@ def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[in
     num_patches = grid_size[0] * grid_size[1]
     patch_index = torch.arange(num_patches).view(grid_size)
     owner = nearest_to_image(patch_index, geometry, fill=num_patches).flatten()  # pixels outside a crop: an extra one
-    truth = torch.from_numpy(np.ascontiguousarray(mask)).flatten()
+    truth = torch.from_numpy(np.ascontiguousarray(mask)).flatten()  # (height * width,), as `owner`
     foreground = torch.bincount(owner[truth == 1], minlength=num_patches)[:num_patches]
     background = torch.bincount(owner[truth == 0], minlength=num_patches)[:num_patches]
-    return (foreground > background).view(grid_size)
+    return (foreground > background).view(grid_size)  # (num_patches,) -> (rows, columns)
 
 
 def binary_maps(relevance: Tensor, method: str, input_size: tuple[int, int]) -> Tensor:
-    """Cut relevance maps into masks: a soft map above its mean, a hard map where it is positive.
+    """Threshold relevance maps to masks: a soft map at its mean, a hard map at 0.
 
     Args:
         relevance: `(batch_size, rows, columns)`, on the patch grid or finer.
@@ -112,7 +112,7 @@ def binary_maps(relevance: Tensor, method: str, input_size: tuple[int, int]) -> 
         input_size: Height and width of the model's input.
 
     Returns:
-        Bool, on the CPU: `(batch_size, *input_size)` of soft maps, interpolated bilinearly before the cut;
+        Bool, on the CPU: `(batch_size, *input_size)` of soft maps, interpolated bilinearly before the threshold;
         `(batch_size, rows, columns)` of hard ones. A constant soft map has no foreground.
     """
     relevance = relevance.cpu()
@@ -134,8 +134,9 @@ def score_maps(relevance: Tensor, method: str, input_size: tuple[int, int], mode
     """
     mode = "nearest-exact" if is_hard(method) else mode
     relevance = relevance.float().cpu()
+    # (batch_size, rows, columns) -> (batch_size, 1, rows, columns) -> (batch_size, height, width)
     maps = torch.nn.functional.interpolate(relevance[:, None], size=input_size, mode=mode)[:, 0]
-    # what is constant stays so, to the last digit: rounding must not pass for relevance
+    # a constant map must remain exactly constant: rounding errors would be stretched to relevance
     return torch.where(varies(relevance), maps, relevance[:, :1, :1])
 
 
@@ -146,7 +147,7 @@ def to_unit_range(maps: Tensor) -> Tensor:
 
 
 def varies(relevance: Tensor) -> Tensor:
-    """Return which maps of `(batch_size, rows, columns)` hold more than one value, `(batch_size, 1, 1)`, bool."""
+    """Return which maps of `(batch_size, rows, columns)` are not constant, `(batch_size, 1, 1)`, bool."""
     return relevance.amax(dim=(1, 2), keepdim=True) > relevance.amin(dim=(1, 2), keepdim=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings on which a score depends, in one place; they are stored beside every result."""
+"""The settings on which a score depends, in one place; they are stored with every result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Protocol"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Say how explanations are scored.
+    """Settings of the scoring of explanations.
 
     Args:
         paper_compat: Repeat three quirks of the published evaluation, to compare with numbers made by it: images are
@@ -21,17 +21,17 @@ class Protocol:
             all foreground counts as all background (segmentation), and void pixels count in the union (Jaccard).
         image_size: Side of the square input in pixels; `None` takes that of the image processor. The Jaccard protocol
             of PASCAL VOC uses 512 for patches of 16 pixels.
-        localization_rule: Whose rules for GT-known, Top-1 and Top-5 Loc: "wsolevaluation", "tscam" or "sat".
-        box_threshold: Threshold of the maps for GT-known, Top-1 and Top-5 Loc, as a share of the map's maximum;
-            `None` takes that of the rule; "wsolevaluation" ships none, and half the maximum is taken there.
+        localization_rule: Rules for GT-known, Top-1 and Top-5 Loc, by code base: "wsolevaluation", "tscam" or "sat".
+        box_threshold: Threshold of the maps for GT-known, Top-1 and Top-5 Loc, relative to the map's maximum;
+            `None` takes that of the rule; "wsolevaluation" has none: half the maximum is used there.
         threshold_step: Step of the swept thresholds of MaxBoxAcc, in (0, 1).
-        attention_mass: Share of a soft map's sum that its mask holds under the Jaccard protocol, in (0, 1].
+        attention_mass: Fraction of a soft map's sum inside its mask under the Jaccard protocol, in (0, 1].
         perturbation_target: Class whose map ranks the pixels: "predicted" or "true".
         num_insertion_steps: Steps of insertion and deletion after the starting point.
-        seed: For ties between equally relevant pixels, and for the stochastic explainers.
+        seed: Seed for ties between equally relevant pixels, and for the stochastic explainers.
 
     Raises:
-        ValueError: If a number is out of range or a word unknown.
+        ValueError: If a number is out of range or a choice unknown.
     """
 
     paper_compat: bool = False

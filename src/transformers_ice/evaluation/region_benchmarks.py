@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks that compare an explanation with where the object is: masks, object classes and boxes."""
+"""Benchmarks that compare an explanation with annotated regions: masks, object classes and boxes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Segmentation(Benchmark):
     """Masks of the foreground: pixel accuracy and mean IoU over the set, mean average precision and mean F1.
 
     Masks are resized to the model's input by the nearest pixel, soft maps to the same size bilinearly; a soft map is
-    stretched to [0, 1] and cut at its mean. The method explains the class that the model predicts.
+    stretched to [0, 1] and thresholded at its mean. The method explains the class that the model predicts.
 
     Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`
     (`baselines/ViT/imagenet_seg_eval.py`, `utils/metrices.py`).
@@ -64,7 +64,7 @@ class Segmentation(Benchmark):
         return {"masks": ForegroundSegmentation(), "maps": ForegroundAveragePrecision(), "f1": ForegroundF1()}
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return masks, soft maps and masks again, each beside the true masks."""
+        """Return masks, soft maps and masks again, each with the true masks."""
         published = self.protocol.paper_compat
         relevance = batch.published_relevance() if published else batch.relevance()
         size = batch.inputs.input_size
@@ -81,8 +81,8 @@ class Segmentation(Benchmark):
 class Jaccard(Benchmark):
     """Overlap with each object class of an image, the mean over its classes, then over the images.
 
-    A hard map is the mask; of a soft map, the largest values that hold 0.9 of its sum. "attention_heads" stands for
-    the heads of the last layer, from which the best one is taken for each class: an oracle, as published for DeiT.
+    A hard map is the mask; of a soft map, the largest values that hold 0.9 of its sum. "attention_heads" means
+    the heads of the last layer, of which the best one is taken for each class: an oracle, as published for DeiT.
 
     Source: `Muzammal-Naseer/Intriguing-Properties-of-Vision-Transformers` (`evaluate_segmentation.py`).
     """
@@ -94,10 +94,11 @@ class Jaccard(Benchmark):
         return {"jaccard": ObjectJaccard(void_in_union=self.protocol.paper_compat)}
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return one or several masks per image beside the true classes of its pixels."""
+        """Return one or several masks per image with the true classes of its pixels."""
         size = batch.inputs.input_size
         if batch.method == ATTENTION_HEADS:
             grids = _head_maps(batch)  # (batch_size, num_heads, rows, columns)
+            # (batch_size, num_heads, ...) -> (batch_size * num_heads, ...) and back
             kept = _largest_mass(grids.flatten(0, 1), self.protocol.attention_mass).unflatten(0, grids.shape[:2])
             masks = torch.stack([score_maps(heads, CEILING, size) > 0.5 for heads in kept.float()])
         else:
@@ -117,19 +118,21 @@ def _head_maps(batch: ExplainedBatch) -> Tensor:
     """Return how much the [CLS] token attends to each patch, per head of the last layer."""
     model, pixels = batch.inputs.checkpoint.model, batch.inputs.pixel_values
     with torch.no_grad():
+        # last layer, [CLS] as query, patches as keys: (batch_size, num_heads, num_patches)
         weights = attention_maps(model, pixels)[-1][:, :, 0, num_prefix_tokens(model) :]
     return weights.float().cpu().unflatten(-1, model_grid_size(model, batch.inputs.input_size))
 
 
 def _largest_mass(maps: Tensor, mass: float) -> Tensor:
-    """Return which cells of `(num_maps, rows, columns)` are the largest ones that together hold a share of the sum.
+    """Return which cells of `(num_maps, rows, columns)` are the largest ones that together hold a part of the sum.
 
-    The smallest cells are left out as long as together they hold no more than the rest of the sum; negative relevance
-    counts as none, and a map without relevance is empty.
+    The smallest cells are dropped as long as together they hold no more than the rest of the sum; negative relevance
+    counts as 0, and the mask of a map without relevance is empty.
     """
-    flat = maps.clamp(min=0).flatten(1).double()
+    flat = maps.clamp(min=0).flatten(1).double()  # (num_maps, num_cells)
     total = flat.sum(dim=1, keepdim=True)
     ascending, order = flat.sort(dim=1, stable=True)
+    # from the smallest cell up: drop while the dropped part is at most 1 - mass
     kept = (ascending.cumsum(dim=1) > (1 - mass) * total) & (total > 0)
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
 
@@ -137,7 +140,7 @@ def _largest_mass(maps: Tensor, mass: float) -> Tensor:
 class Localization(Benchmark):
     """Boxes from score maps: MaxBoxAcc, MaxBoxAccV2, GT-known, Top-1 and Top-5 Loc, and the pointing game.
 
-    Maps explain the true class where the method knows classes; those of ICE show the whole foreground, and the class
+    Maps explain the true class where the method takes one; those of ICE show the whole foreground, and the class
     under the rule "tscam" only. They are enlarged bicubically and stretched to [0, 1]. True boxes are scaled to the
     input and rounded down.
 
@@ -156,27 +159,27 @@ class Localization(Benchmark):
         }
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return score maps beside the true boxes, at the resolution of the model's input."""
+        """Return score maps with the true boxes, at the resolution of the model's input."""
         inputs, size = batch.inputs, batch.inputs.input_size
-        # ICE shows its whole foreground, but TS-CAM's rule asks for the map of the class
+        # ICE shows its whole foreground, but TS-CAM's rule requires the map of the class
         of_class = explains_classes(batch.method, with_ice=self.protocol.localization_rule == "tscam")
         relevance = batch.relevance(inputs.labels if of_class else None)
         maps = [normalize_score_map(grid) for grid in score_maps(relevance, batch.method, size, "bicubic").numpy()]
         boxes = [resize_boxes(_some_boxes(example), example.image.size[::-1], size) for example in inputs.examples]
         classes = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices
-        # where ICE finds nothing it names no class
+        # where ICE finds no foreground, it predicts no class
         ranked = classes.masked_fill(~has_answer(inputs.logits)[:, None], -1).numpy()
-        answers = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
+        predictions = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
         truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
         inside = [_inside_boxes(own, size) for own in boxes]
-        return {"swept": (maps, boxes), "fixed": (answers, truths), "pointing": (maps, inside)}
+        return {"swept": (maps, boxes), "fixed": (predictions, truths), "pointing": (maps, inside)}
 
 
 def _some_boxes(example: Example) -> np.ndarray:
-    """Return the true boxes, or say which image has none."""
+    """Return the true boxes; raise if an image has none."""
     boxes = np.asarray(example.boxes, dtype=np.float64)
     if not len(boxes):
-        raise ValueError(f"Image {example.image_id!r} must have at least one box, got none. Leave it out of the set.")
+        raise ValueError(f"Image {example.image_id!r} must have at least one box, got none. Remove it from the set.")
     return boxes
 
 
@@ -189,11 +192,11 @@ def _inside_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Discovery(Benchmark):
-    """Find the object without being told how many there are: CorLoc of the box around one component of the mask.
+    """Object discovery without annotations: CorLoc of the box around one component of the mask.
 
-    Images keep their size and are padded to whole patches. A soft map is cut at its mean on the patch grid. Components
-    touch along edges. `corloc` takes the largest one, `confident_corloc` the one with the most relevant patch; where
-    there is no foreground the whole image is the box, and `empty_masks` is the share of such images.
+    Images keep their size and are padded to whole patches. A soft map is thresholded at its mean on the patch grid.
+    Components touch along edges. `corloc` takes the largest one, `confident_corloc` the one with the most relevant
+    patch; where there is no foreground the whole image is the box, and `empty_masks` is the fraction of such images.
 
     Source: `valeoai/LOST` (`main_lost.py`, `object_discovery.py`).
     """
@@ -205,7 +208,7 @@ class Discovery(Benchmark):
         return {"largest": CorLoc(), "confident_": CorLoc(), "empty": MeanOf("empty_masks")}
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return one box per image by either rule, and whether its mask is empty, beside the true boxes."""
+        """Return one box per image by either rule, and whether its mask is empty, with the true boxes."""
         largest, confident, empty = [], [], []
         for relevance, example in zip(batch.padded_relevance(), batch.inputs.examples, strict=True):
             grid = np.asarray(relevance)
@@ -214,13 +217,13 @@ class Discovery(Benchmark):
             seed = np.unravel_index(np.where(mask, grid, -np.inf).argmax(), mask.shape) if mask.any() else None
             size = (example.image.height, example.image.width)
             largest.append(_component_in_pixels(largest_component(mask), batch.patch_size, size))
-            chosen = largest_component(mask) if seed is None else _component_of(mask, (int(seed[0]), int(seed[1])))
+            chosen = largest_component(mask) if seed is None else _find_component(mask, (int(seed[0]), int(seed[1])))
             confident.append(_component_in_pixels(chosen, batch.patch_size, size))
         boxes = [_some_boxes(example) for example in batch.inputs.examples]
         return {"largest": (largest, boxes), "confident_": (confident, boxes), "empty": (empty, empty)}
 
 
-def _component_of(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+def _find_component(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
     """Return the 4-connected component of a bool mask that holds a cell."""
     try:
         from scipy import ndimage

@@ -69,7 +69,7 @@ def _headers(lines: Mapping[Any, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def text_table(results: Sequence[Result], costs: Costs | None = None) -> str:
-    """Lay all scores out as plain text, without their intervals.
+    """Format all scores as plain text, without their intervals.
 
     Args:
         results: What `run_benchmarks` returned.
@@ -85,7 +85,7 @@ def text_table(results: Sequence[Result], costs: Costs | None = None) -> str:
 
 
 def markdown_table(results: Sequence[Result], costs: Costs | None = None) -> str:
-    """Lay all scores out as a Markdown table, `value (low to high)`; the best of a column is bold.
+    """Format all scores as a Markdown table, `value (low to high)`; the best of a column is bold.
 
     Args:
         results: What `run_benchmarks` returned.
@@ -120,7 +120,7 @@ def _cell(value: Any) -> str:
         return "–"
     if not isinstance(value, Interval):
         return format_cell(value, 2)
-    digits = 1 if abs(value.value) > 1.5 else 3
+    digits = 1 if abs(value.value) > 1.5 else 3  # above 1: percent, such as the perturbation AUC
     middle, low, high = (format_cell(number, digits) for number in (value.value, value.low, value.high))
     return middle if math.isnan(value.low) else f"{middle} ({low} to {high})"
 

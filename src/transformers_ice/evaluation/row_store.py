@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows on disk, one file per chunk of examples: what a killed run leaves behind, the next one does not do again."""
+"""Rows on disk, one file per chunk of examples, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["RowKey", "RowStore"]
 
 @dataclass(frozen=True)
 class RowKey:
-    """Name what rows belong to.
+    """Key of rows: the checkpoint, method and benchmark that they belong to.
 
     Attributes:
         checkpoint: Name of the checkpoint.
@@ -38,12 +38,12 @@ class RowKey:
     @property
     def folder(self) -> str:
         """A name for a folder, the same for the same rows."""
-        words = (self.checkpoint, self.method or "model", self.benchmark)
-        return "-".join([*(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words), self.digest])
+        parts = (self.checkpoint, self.method or "model", self.benchmark)
+        return "-".join([*(re.sub(r"[^A-Za-z0-9_.]+", "_", part) for part in parts), self.digest])
 
 
 class RowStore:
-    """Keep rows in a folder; a chunk is there completely or not at all.
+    """Store of rows in a folder; a chunk is written completely or not at all.
 
     Args:
         directory: Where to write; made if missing. Several processes may write into it at once.

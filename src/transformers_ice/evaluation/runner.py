@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run benchmarks: every checkpoint, every method, chunk by chunk, in one process or several, from where it stopped.
+"""Run benchmarks: every checkpoint, every method, chunk by chunk, in one process or several, with resuming.
 
-Examples are cut into chunks of one batch. A chunk's rows depend on that chunk only, so it does not matter which
-process computes it, or when: two processes, or a killed run that goes on, give the numbers of a single one.
+Examples are split into chunks of one batch. A chunk's rows depend on that chunk only, so it does not matter which
+process computes it, or when: two processes, or a resumed run, give the numbers of a single one.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .scoring import iterate_chunks, split_chunks
 __all__ = ["BENCHMARKS", "Processes", "Result", "plan_tasks", "run_benchmarks"]
 
 _KINDS: tuple[type[Benchmark], ...] = (Segmentation, Jaccard, Localization, Discovery, Faithfulness, Classification)
-# To be raised when what a row holds, or how a map is made, changes: rows of older versions are then not taken.
+# to be raised when the content of a row, or how a map is made, changes: rows of older versions are then ignored
 _ROWS_VERSION = 1
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Say which share of the work is this process's.
+    """This process among those that share the work.
 
     Attributes:
         index: Number of this process, from 0.
@@ -52,13 +52,13 @@ class Processes:
 
 @dataclass(frozen=True)
 class Result:
-    """Hold the scores of one method on one checkpoint under one benchmark.
+    """Scores of one method on one checkpoint under one benchmark.
 
     Attributes:
         checkpoint: Name of the checkpoint.
         method: Name of the explainer; empty for scores of the model itself.
         benchmark: Name of the benchmark.
-        num_examples: Number of examples behind the scores.
+        num_examples: Number of scored examples.
         scores: Every score with its interval.
     """
 
@@ -89,7 +89,7 @@ def run_benchmarks(
     num_resamples: int = 200,
     processes: Processes | None = None,
 ) -> list[Result]:
-    """Score explanations, from rows on disk where they are there already.
+    """Score explanations; rows that are on disk already are not computed again.
 
     Args:
         checkpoints: The classifiers; their names must differ.
@@ -100,7 +100,7 @@ def run_benchmarks(
         protocol: How explanations are scored.
         batch_size: Examples in a chunk, which go through the model at once.
         num_workers: Processes that read images.
-        num_resamples: Resamples behind the intervals.
+        num_resamples: Bootstrap resamples of the intervals.
         processes: This process among others.
 
     Returns:
@@ -114,6 +114,7 @@ def run_benchmarks(
     processes, protocol = processes or Processes(), protocol or Protocol()
     tasks = plan_tasks(checkpoints, dataset, benchmarks, methods, protocol, batch_size)
     chunks = split_chunks(len(dataset), batch_size)
+    # round robin over the processes, without communication
     own = [chunk for chunk in range(len(chunks)) if chunk % processes.count == processes.index]
     pending = [chunk for chunk in own if any(not store.has(task.key, chunk) for task in tasks)]
     description = None if processes.index else "evaluating"
@@ -121,7 +122,7 @@ def run_benchmarks(
     for chunk, examples in zip(pending, batches, strict=True):
         missing = [task for task in tasks if not store.has(task.key, chunk)]
         _run_chunk(missing, examples, dataset.class_names, protocol, store, chunk)
-    processes.wait()
+    processes.wait()  # all rows must be on disk before process 0 reads them
     if processes.index:
         return []
     return [_summarize(task, store, len(chunks), len(dataset), num_resamples) for task in tasks]
@@ -159,7 +160,7 @@ def plan_tasks(
     protocol: Protocol,
     batch_size: int,
 ) -> list[_Task]:
-    """Return what is to be done, after checking that it can be; the arguments are those of `run_benchmarks`."""
+    """Check the arguments of `run_benchmarks` and return the tasks."""
     _check_names("benchmarks", benchmarks, BENCHMARKS)
     _check_names("methods", methods, {**EXPLAINERS, CEILING: None, ATTENTION_HEADS: None})
     names = [checkpoint.name for checkpoint in checkpoints]
@@ -172,6 +173,7 @@ def plan_tasks(
         benchmark = kind(protocol)
         _check_data(benchmark, dataset)
         for checkpoint in checkpoints:
+            # the batch size too: rows are stored per chunk
             digest = _digest([_ROWS_VERSION, checkpoint.digest, dataset.fingerprint, asdict(protocol), batch_size])
             for method in [""] if kind.of_model_only else methods:
                 if _fits(checkpoint, method, kind, is_first=checkpoint is checkpoints[0], dataset=dataset):

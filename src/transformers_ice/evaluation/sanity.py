@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does an explanation depend on what the model has learnt? Randomise the weights and look whether the map changes."""
+"""Sanity check of explanations: similarity of the maps before and after the weights are randomised."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["randomization_similarity", "randomized_models", "rank_correlation"]
 def randomization_similarity(
     model: PreTrainedModel, pixel_values: Tensor, methods: Sequence[str], target: Tensor | None = None, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Return how similar the maps stay while the weights are randomised from the head down.
+    """Measure how similar the maps remain while the weights are randomised from the head down.
 
     Args:
-        model: A ViT, DeiT or ICE classifier; it stays as it is.
+        model: A ViT, DeiT or ICE classifier; not changed.
         pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
         methods: Names in `EXPLAINERS`.
-        target: `(batch_size,)` classes to explain, so that all stages explain the same one; `None` is what the method
-            explains by itself.
-        seed: Of the random weights.
+        target: `(batch_size,)` classes to explain, so that all stages explain the same one; `None` takes the
+            method's default.
+        seed: Seed of the random weights.
 
     Returns:
         By method, by stage ("heads", "layer 5", ..., "embeddings"): mean over the images of the rank correlation of
@@ -52,7 +52,7 @@ def randomization_similarity(
 def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[str, PreTrainedModel]]:
     """Yield copies of a model with ever more random weights, from the heads down to the embeddings.
 
-    The weights are those that the model's class would start from (`_init_weights`). The same object is yielded again,
+    The weights are drawn as for a new model of the class (`_init_weights`). The same object is yielded each time,
     changed further.
     """
     randomized = copy.deepcopy(model)
@@ -63,7 +63,7 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
     stages: list[tuple[str, Sequence[nn.Module]]] = [("heads", heads)]
     stages += [(f"layer {index}", [layers[index]]) for index in reversed(range(len(layers)))]
     stages.append(("embeddings", [encoder.embeddings]))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is unchanged
         torch.manual_seed(seed)
         for stage, modules in stages:
             for part in modules:
@@ -73,10 +73,10 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
 
 @torch.no_grad()
 def _randomize(model: PreTrainedModel, part: nn.Module) -> None:
-    """Draw the weights of a part of the model anew, as its class does for a model without a checkpoint."""
+    """Re-initialize a part of the model, as its class does for a model without a checkpoint."""
     for module in part.modules():
         for parameter in module.parameters(recurse=False):
-            # transformers leaves weights alone that it has marked as loaded
+            # transformers does not initialize weights that it has marked as loaded
             parameter._is_hf_initialized = False  # type: ignore[attr-defined]
         module._is_hf_initialized = False  # type: ignore[assignment]
         model._init_weights(module)
@@ -94,4 +94,5 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
         raise ImportError("Rank correlations need SciPy: pip install transformers-ice[eval]") from error
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
+    # Spearman's correlation is Pearson's of the ranks; ties get their mean rank
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

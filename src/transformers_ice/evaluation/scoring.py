@@ -49,12 +49,12 @@ def score(
     batch_size: int = 64,
     description: str | None = None,
 ) -> dict[str, float]:
-    """Score what a predictor answers.
+    """Score the predictions of a predictor.
 
     Args:
         predict: From a batch of examples to the observations of every metric, under its name.
         examples: A sequence, such as an `EvaluationSet`, or the indices of examples that the predictor looks up.
-        metrics: Metric by a name of its own; one that ends with an underscore goes before the names of its scores.
+        metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
         batch_size: Examples that are predicted at once.
         description: Text of the progress bar; `None` shows no bar.
 
@@ -105,7 +105,7 @@ def iterate_chunks(
         num_workers: Processes that read examples.
         description: Text of the progress bar; `None` shows no bar.
     """
-    # a generator of its own: an evaluation in the midst of a training draws nothing from the global one
+    # its own generator: an evaluation during training must not change the state of the global one
     loader = DataLoader(
         examples,
         batch_sampler=[list(chunk) for chunk in chunks],
@@ -136,21 +136,21 @@ def score_rows(rows: Mapping[str, np.ndarray], metrics: Mapping[str, RowMetric])
 
 
 def has_answer(logits: Tensor) -> Tensor:
-    """Return which rows of `(batch_size, num_labels)` name a class: ICE gives equal logits where it finds nothing."""
-    if logits.shape[1] == 1:  # a single class: zero is no answer
+    """Return which rows of `(batch_size, num_labels)` predict a class: without foreground all ICE logits are equal."""
+    if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
         return logits[:, 0] != 0
     return logits.amax(dim=1) > logits.amin(dim=1)
 
 
 def observe_classes(logits: Tensor, labels: Any) -> Observation:
-    """Return scores of the classes and true classes for `TopKAccuracy`; an image without an answer is never right.
+    """Return scores of the classes and true classes for `TopKAccuracy`; an image without a prediction is never right.
 
     Args:
         logits: `(batch_size, num_labels)`.
         labels: `(batch_size,)` true classes.
     """
     logits = logits.detach().float().cpu()
-    # NaN is never in favour of the true class
+    # a NaN score never ranks the true class higher
     return logits.masked_fill(~has_answer(logits)[:, None], float("nan")).numpy(), np.asarray(labels)
 
 
@@ -158,12 +158,12 @@ def observe_masks(masks: Tensor, truths: Sequence[Any], geometries: Sequence[Ima
     """Return predicted and true masks for `ForegroundSegmentation`, both at the resolution of the model's input.
 
     This is the resolution of every mean IoU and pixel accuracy here, so each image weighs the same. The true mask
-    goes the way of its image, by the nearest pixel; what a crop removes, and the padding, count nowhere.
+    is resized and cropped like its image, by the nearest pixel; removed pixels and padding are not counted.
 
     Args:
         masks: `(batch_size, rows, columns)`, bool, on the patch grid or finer; enlarged by the nearest patch.
         truths: Per image `(height, width)`: 1 foreground, 0 background, -1 ignored, or bool.
-        geometries: What the preprocessing did to each image.
+        geometries: Resizing and cropping of each image in the preprocessing.
 
     Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`.
     """
@@ -171,6 +171,7 @@ def observe_masks(masks: Tensor, truths: Sequence[Any], geometries: Sequence[Ima
     if len(sizes) > 1:
         raise ValueError(f"`geometries` must lead to inputs of one size, got {sorted(sizes)}.")
     size = sizes.pop()
+    # (batch_size, rows, columns) -> (batch_size, height, width)
     enlarged = torch.nn.functional.interpolate(masks[:, None].float().cpu(), size=size, mode="nearest-exact")[:, 0]
     pairs = zip(truths, geometries, strict=True)
     return list((enlarged > 0.5).numpy()), [_truth_at_input(np.asarray(truth), geometry) for truth, geometry in pairs]
@@ -182,6 +183,7 @@ def _truth_at_input(truth: np.ndarray, geometry: ImageGeometry) -> np.ndarray:
     (top, left), (height, width) = geometry.crop_offset, geometry.crop_size
     if (top, left) == (0, 0) and resized.shape == (height, width):
         return resized
+    # the crop may reach beyond the image on any side, which the preprocessing pads
     seen = np.full((height, width), -1, dtype=np.int8)
     inside = resized[max(top, 0) : top + height, max(left, 0) : left + width]
     above, before = max(-top, 0), max(-left, 0)

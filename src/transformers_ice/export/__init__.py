@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICE models as ONNX files that need neither this package nor torch, and proof that the files say the same.
+"""ICE models as ONNX files that need neither this package nor torch, and a proof that the files predict the same.
 
-A file takes any number of images of one size. It carries what a deployment has to know, the names of the classes and
-the preprocessing, in its `metadata_props`, each value as JSON.
+A file takes any number of images of one size. It carries what a deployment needs, the names of the classes and the
+preprocessing, in its `metadata_props`, each value as JSON.
 """
 
 from .comparison import ExportScores, OnnxDifferences, OnnxModel, compare_with_onnx, score_exports

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run exported files, and say how far they are from the model they come from: in numbers, and in scores."""
+"""Exported files against their model: largest differences of the outputs, and scores on the same images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Run = Callable[[Tensor], Mapping[str, np.ndarray]]
 
 
 class OnnxModel:
-    """Run an exported file on the CPU, with as many threads as torch has.
+    """Exported file that runs on the CPU, with as many threads as torch has.
 
     Args:
         file: From `export_onnx` or `quantize_int8`.
 
     Attributes:
-        metadata: What the file says of itself, decoded.
+        metadata: Metadata of the file, decoded from JSON.
         image_size: Height and width that it takes.
 
     Raises:
@@ -69,12 +69,12 @@ class OnnxModel:
 
 @dataclass(frozen=True)
 class OnnxDifferences:
-    """Hold how far an ONNX file is from its model, the worst of all batches.
+    """Largest differences between an ONNX file and its model, over all batches.
 
     Args:
         largest: Largest absolute difference of each output that is a real number, by name.
-        exit_layers_agree: Whether every patch left before the same layer.
-        top_1_agreement: Share of images with the same best class, in [0, 1].
+        exit_layers_agree: Whether every patch has the same exit layer.
+        top_1_agreement: Fraction of images with the same best class, in [0, 1].
     """
 
     largest: dict[str, float]
@@ -82,7 +82,8 @@ class OnnxDifferences:
     top_1_agreement: float
 
     def is_within(self, tolerance: float) -> bool:
-        """Return whether no difference exceeds the tolerance, or is NaN, and all patches left at the same layers."""
+        """Return whether no difference exceeds the tolerance, or is NaN, and all exit layers agree."""
+        # "all <=" rather than "none >": a NaN must fail
         return self.exit_layers_agree and all(difference <= tolerance for difference in self.largest.values())
 
 
@@ -92,7 +93,7 @@ def compare_with_onnx(
     """Compare an ONNX file with the model it was exported from.
 
     Args:
-        model: The model. Comes back as it was.
+        model: The model. Restored afterwards.
         file: From `export_onnx` or `quantize_int8`.
         pixel_values: `(num_images, num_channels, height, width)`, at least as many images as the largest batch.
         batch_sizes: How many of the first images go through both at once, one batch for each number.
@@ -111,29 +112,29 @@ def compare_with_onnx(
     exported, original = OnnxModel(file), _runner(model)
     pairs = [(original(pixel_values[:size]), exported(pixel_values[:size])) for size in batch_sizes]
 
-    def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def join(name: str) -> tuple[np.ndarray, np.ndarray]:
         ours, theirs = zip(*((first[name], second[name]) for first, second in pairs), strict=True)
         return np.concatenate(ours), np.concatenate(theirs)
 
     largest = {}
     for name in OUTPUT_NAMES:
         if name != "patch_exit_layer":
-            ours, theirs = joined(name)
+            ours, theirs = join(name)
             largest[name] = float(np.abs(ours - theirs).max())
-    exit_layers_agree = bool(np.array_equal(*joined("patch_exit_layer")))
-    classes = [logits.argmax(axis=1) for logits in joined("logits")]
+    exit_layers_agree = bool(np.array_equal(*join("patch_exit_layer")))
+    classes = [logits.argmax(axis=1) for logits in join("logits")]
     return OnnxDifferences(largest, exit_layers_agree, float((classes[0] == classes[1]).mean()))
 
 
 @dataclass(frozen=True)
 class ExportScores:
-    """Hold what one form of a model scores; all numbers in [0, 1].
+    """Scores of a model or of one of its exported files; all in [0, 1].
 
     Args:
-        name: What was scored.
-        top_1: Share of images whose best class is the true one.
+        name: Name of the model or file.
+        top_1: Fraction of images whose best class is the true one.
         mean_iou: Of the foreground mask with the true one; see `evaluation.observe_masks`.
-        top_1_agreement: Share of images with the best class of the PyTorch model.
+        top_1_agreement: Fraction of images with the best class of the PyTorch model.
     """
 
     name: str
@@ -150,16 +151,16 @@ def score_exports(
     label_map: Mapping[int, int] | None = None,
     batch_size: int = 64,
 ) -> list[ExportScores]:
-    """Score a model and its exported files side by side, on the same images.
+    """Score a model and its exported files on the same images.
 
     A patch is foreground where its best class is not background.
 
     Args:
-        model: The classifier. Comes back as it was.
+        model: The classifier. Restored afterwards.
         files: From `export_onnx` or `quantize_int8`, by the names they are to have.
         image_processor: An `IceDeiTImageProcessor` that makes images of the exported size.
         examples: Images with `label` and `mask`.
-        label_map: The model's class index by that of the data; `None` where both count alike.
+        label_map: The model's class index by that of the data; `None` where both use the same indices.
         batch_size: Images that go through at once.
 
     Returns:
@@ -168,7 +169,7 @@ def score_exports(
     Raises:
         ValueError: If onnxruntime is not installed, or an image comes in another size than a file takes.
     """
-    # they need the extra `train`
+    # imported here: they need the extra `train`
     from ..evaluation.metrics import ForegroundSegmentation, RowMetric, TopKAccuracy
     from ..evaluation.scoring import Observation, observe_classes, observe_masks, score
 
@@ -186,11 +187,12 @@ def score_exports(
         geometries = [image_processor.image_geometry(truth.shape) for truth in truths]
         grid_size = [side // patch for side, patch in zip(pixel_values.shape[2:], patch_size, strict=True)]
         outputs = {name: run(pixel_values) for name, run in runs.items()}
-        classes = outputs["PyTorch"]["logits"].argmax(axis=1)
+        classes = outputs["PyTorch"]["logits"].argmax(axis=1)  # (batch_size,), the reference of `same_`
         observations: dict[str, Observation] = {}
         for name, arrays in outputs.items():
             observations[f"{name} label_"] = observe_classes(torch.from_numpy(arrays["logits"]), labels)
             observations[f"{name} same_"] = arrays["logits"], classes
+            # (batch_size, num_patches) -> (batch_size, rows, columns)
             grids = foreground_mask(torch.from_numpy(arrays["patch_logits"])).unflatten(1, grid_size)
             observations[f"{name} mask_"] = observe_masks(grids, truths, geometries)
         return observations

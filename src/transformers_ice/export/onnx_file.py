@@ -33,7 +33,7 @@ _MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may o
 
 
 class _NamedOutputs(nn.Module):
-    """Return a model's outputs as a tuple in the order of `OUTPUT_NAMES`."""
+    """Wrapper of a model that returns its outputs as a tuple, in the order of `OUTPUT_NAMES`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ def export_onnx(
 
     Args:
         model: `IceDeiTForImageClassification` (or the segmentation class, whose `logits` are a map) in float32, with
-            or without a pruning strategy. Comes back as it was.
-        file: Where to write; missing folders are made. From 1.8 GB of weights on they lie in a second file beside it.
+            or without a pruning strategy. Restored afterwards.
+        file: Where to write; missing folders are made. From 1.8 GB on, the weights are in a second file next to it.
         image_processor: The one that belongs to the model; its settings go into the metadata. Must make images of the
             exported size.
         image_size: Side, or (height, width), in pixels, that the file takes; `None` is that of the configuration.
@@ -77,7 +77,7 @@ def export_onnx(
     height, width = _checked_size(model.config, image_size)
     _check_processor(image_processor, (height, width))
     parameter = next(model.parameters())
-    # two images: torch would take a batch of one for a constant
+    # two images: torch would export a batch of one as a constant
     example = torch.zeros(2, model.config.num_channels, height, width, device=parameter.device)
     with evaluation_mode(model), torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -101,9 +101,9 @@ def export_onnx(
 
 
 def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
-    """Write an exported file with the weights of its linear maps in 8 bits; activations are scaled as they come.
+    """Write an exported file with the weights of its linear maps in 8 bits; activations are scaled at run time.
 
-    The convolution of the patch embedding, the norms and the products inside attention stay in float32.
+    The convolution of the patch embedding, the norms and the products inside attention remain in float32.
 
     Args:
         file: From `export_onnx`.
@@ -131,7 +131,7 @@ def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path
 
 
 def require(package: str) -> Any:
-    """Return a module of the extra `export`, or raise a `ValueError` that says what to install."""
+    """Return a module of the extra `export`, or raise a `ValueError` with the command to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -165,7 +165,7 @@ def _check_processor(image_processor: Any, image_size: tuple[int, int]) -> None:
     made = tuple(image_processor([blank], return_tensors="pt")["pixel_values"].shape[2:])
     if made != image_size:
         raise ValueError(
-            f"`image_processor` must make images of the exported size {image_size}, got {made} of a picture of "
+            f"`image_processor` must make images of the exported size {image_size}, got {made} from an image of "
             f"{blank.height} x {blank.width}. Load it with "
             f'`size={{"height": {image_size[0]}, "width": {image_size[1]}}}, do_center_crop=False`.'
         )
@@ -194,7 +194,7 @@ def _metadata(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back warnings and log records below errors: of missing torchvision, of deprecations inside torch."""
+    """Suppress warnings and log records below errors: of missing torchvision, of deprecations inside torch."""
     root = logging.getLogger()
     handlers, disabled = root.handlers[:], root.manager.disable
     logging.disable(logging.WARNING)
@@ -204,4 +204,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        root.handlers[:] = handlers  # onnxruntime speaks through the root logger, which then makes itself a handler
+        root.handlers[:] = handlers  # onnxruntime logs through the root logger, which then adds a handler of its own

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards and publishing: a card from recorded results, the checks, a proof in a fresh process, the upload."""
+"""Model cards and publishing: a card from recorded results, checks, a test in a fresh process, the upload."""
 
 from .card import build_card, for_repository, read_facts
 from .checks import check_card, check_card_for_publication, check_folder

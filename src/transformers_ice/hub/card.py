@@ -39,7 +39,7 @@ _PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the folder of a model holds.
+    """Facts that are read from the folder of a model.
 
     Attributes:
         config: `config.json`.
@@ -57,7 +57,7 @@ class ModelFacts:
 
     @property
     def is_ice(self) -> bool:
-        """Whether the model explains itself."""
+        """Whether the model is an ICE model, with maps of its own."""
         return self.config.get("model_type") == IceDeiTConfig.model_type
 
     @property
@@ -106,12 +106,12 @@ def facts_of_architecture(architecture: Mapping[str, Any]) -> ModelFacts:
 
 
 def build_card(record: ModelRecord, facts: ModelFacts, picture: str | None = None) -> str:
-    """Return the card of a model, as the Hub reads it.
+    """Return the card of a model, in the format of the Hub.
 
     Args:
         record: How the model was made, and its numbers.
-        facts: What its folder holds.
-        picture: Path of its picture, relative to the card.
+        facts: Facts of its folder.
+        picture: Path of its figure, relative to the card.
 
     Raises:
         ImportError: If Jinja2 is not installed.

@@ -38,10 +38,10 @@ _NEEDED = {
 
 
 def check_card(text: str) -> list[str]:
-    """Return what is wrong with the metadata of a card, as sentences; empty where they are valid.
+    """Return the errors of a card's metadata, as sentences; empty if they are valid.
 
-    They are read as `huggingface_hub` reads them, ids are checked by its `validate_repo_id`, results by its own
-    conversion. `ModelCard.validate` asks the Hub itself; `scripts/publish_checkpoint.py` calls it before an upload.
+    `huggingface_hub` reads them, its `validate_repo_id` checks ids, its own conversion the results.
+    `ModelCard.validate` sends a request to the Hub; `scripts/publish_checkpoint.py` calls it before an upload.
     """
     try:
         data = cast(Any, ModelCard(text).data)
@@ -84,7 +84,7 @@ def check_card_for_publication(text: str) -> list[str]:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Return what stands in the way of publishing a folder, one sentence each; empty where nothing does.
+    """Return the reasons against publishing a folder, one sentence each; empty if there is none.
 
     Every sentence names the file, what was expected, what was found, and the way out.
 
@@ -105,7 +105,7 @@ def check_folder(folder: Path) -> list[str]:
         else:
             problems += _check_absent_code(published, config)
     problems += _check_values(folder, published)
-    if not problems:  # only what is whole so far is loaded
+    if not problems:  # only a complete folder is loaded
         problems += _check_loading(folder)
     if (folder / "README.md").is_file():
         card = (folder / "README.md").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def _check_presence(folder: Path, published: Sequence[str]) -> Iterator[str]:
 
 
 def _check_secrets(folder: Path, published: Sequence[str]) -> Iterator[str]:
-    """Yield which files hold the token in use, or what looks like a token or a password."""
+    """Yield the files that contain the token in use, or what looks like a token or a password."""
     names = [name for name in published if (folder / name).is_file()]
     for name, line in find_secret_files(folder, names, known_secrets()).items():
         yield (
@@ -131,7 +131,7 @@ def _check_secrets(folder: Path, published: Sequence[str]) -> Iterator[str]:
 
 
 def _read_json(file: Path, problems: list[str]) -> dict[str, Any] | None:
-    """Return a mapping of a file, or None; what is wrong goes to `problems`."""
+    """Return the mapping in a file, or None; errors are appended to `problems`."""
     if not file.is_file():
         return None
     try:
@@ -146,7 +146,7 @@ def _read_json(file: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def _check_absent_code(published: Sequence[str], config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield which code, or entry that names code, is in the folder of a plain classifier of transformers."""
+    """Yield code, and entries that name code, in the folder of a plain classifier of transformers."""
     for name in ("auto_map", "custom_pipelines"):
         if config.get(name):
             yield (
@@ -160,7 +160,7 @@ def _check_absent_code(published: Sequence[str], config: Mapping[str, Any]) -> I
 def _check_remote_code(
     folder: Path, published: Sequence[str], config: Mapping[str, Any], preprocessing: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield which entries for remote code and which code files are not those of this package."""
+    """Yield entries for remote code and code files that differ from those of this package."""
     processor = {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}
     for file, name, expected, found in (
         ("config.json", "auto_map", AUTO_MAP, config.get("auto_map")),
@@ -175,13 +175,13 @@ def _check_remote_code(
     way = "Load the model and save it again, or copy the code with `copy_remote_code`"
     for name in sorted(remote_code_files()):
         if name not in published:
-            yield f"{name}: expected beside the weights, but it is not there. {way}"
+            yield f"{name}: expected next to the weights, but it is not there. {way}"
         elif (folder / name).read_bytes() != (_MODEL_CODE / name).read_bytes():
-            yield f"{name}: expected the code of the installed package, got another text. {way}"
+            yield f"{name}: expected the code of the installed package, got other code. {way}"
 
 
 def _check_values(folder: Path, published: Sequence[str]) -> Iterator[str]:
-    """Yield which weights are not finite, or cannot be read."""
+    """Yield weights that are not finite, or cannot be read."""
     for file in (name for name in published if name.endswith(".safetensors")):
         try:
             with safe_open(str(folder / file), "pt") as weights:
@@ -199,7 +199,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _check_loading(folder: Path) -> Iterator[str]:
-    """Yield which weights the model lacks, has too many of, or has in another shape."""
+    """Yield weights that are missing, unexpected, or of another shape."""
     model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of the keys is repeated below
@@ -236,4 +236,4 @@ def _check_images(folder: Path, published: Sequence[str]) -> Iterator[str]:
             with Image.open(folder / name) as image:
                 image.verify()
         except (OSError, SyntaxError, ValueError) as error:
-            yield f"{name}: expected a picture, got a file that cannot be read ({error}). Remove it"
+            yield f"{name}: expected an image, got a file that cannot be read ({error}). Remove it"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof that a folder works for others: its pipelines without this package give the outputs they give here."""
+"""Test that a folder works without this package: its pipelines give the same outputs in a fresh process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["PIPELINES", "TOLERANCE", "compare_without_package"]
 
 PIPELINES = ("image-classification", "image-segmentation", "patch-explanation")
 TOLERANCE = 1e-6
-"""Of scores and maps in [0, 1]: the same operations in float32, on as many threads."""
+"""Tolerance of scores and maps in [0, 1]: the same operations in float32, on as many threads."""
 
 
 def compare_without_package(folder: Path, python: str = sys.executable) -> list[str]:
@@ -37,7 +37,7 @@ def compare_without_package(folder: Path, python: str = sys.executable) -> list[
         python: The interpreter of the fresh process; needs torch, transformers, safetensors, numpy and Pillow.
 
     Returns:
-        What differs, one sentence each; empty where nothing does. A plain classifier has the classification only.
+        The differences, one sentence each; empty if there is none. A plain classifier has the classification only.
     """
     facts = read_facts(folder)
     tasks = PIPELINES if facts.is_ice else PIPELINES[:1]
@@ -46,12 +46,13 @@ def compare_without_package(folder: Path, python: str = sys.executable) -> list[
         _draw_test_image(facts, home / "image.png")
         finished = _run_without_package(python, folder.resolve(), home, tasks)
         if finished.returncode:
+            # the end of a traceback, with the error itself
             last = finished.stderr.strip().splitlines()[-3:] or [f"exit code {finished.returncode}"]
             return [f"{folder}: expected pipelines that run without transformers_ice, got an error: {' '.join(last)}"]
         here = _run_pipelines(str(folder), str(home / "image.png"), tasks, trust_remote_code=False)
         with np.load(home / "outputs.npz", allow_pickle=False) as file:
             fresh = dict(file)
-    different = "expected what the package gives, got something else in a fresh process"
+    different = "expected the output with the package, got another one in a fresh process"
     problems = {key: "only one of the two processes gave it" for key in fresh.keys() ^ here.keys()}
     problems |= {key: different for key in fresh.keys() & here.keys() if not _is_same(fresh[key], here[key])}
     return [f"{key}: {problem}" for key, problem in sorted(problems.items())]
@@ -96,7 +97,7 @@ def _run_without_package(
 ) -> subprocess.CompletedProcess[str]:
     """Run the pipelines in another process, which writes `outputs.npz` into `home`."""
     files = (str(folder), str(home / "image.png"), str(home / "outputs.npz"))
-    # nothing of the user's own: no token, no cache, no PYTHONPATH (-I)
+    # nothing of the user's environment: no token, no cache, no PYTHONPATH (-I)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHON"))}
     environment = {**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [python, "-I", "-c", _WITHOUT_PACKAGE, *files, str(torch.get_num_threads()), *tasks]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a card: drawn scenes and what the model says about them, so no licence of an image is in question."""
+"""Figure of a card: the model's maps of drawn scenes, which need no licence of an image."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def write_example_image(file: Path, index: int = 0, image_size: int = 192, insid
     """Draw one held-out scene, for the snippets of a card.
 
     Args:
-        file: Where the PNG goes.
-        index: Which of the held-out scenes.
+        file: PNG to write.
+        index: Index of the held-out scene.
         image_size: Its side in pixels.
-        inside: Folder that `file` must not leave through a link.
+        inside: Folder that `file` must not lead out of through a link.
     """
     with replaced(file, inside) as temporary:
         Image.fromarray(draw_scene(index, "test", image_size).image).save(temporary, optimize=True)
 
 
 def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
-    """Draw what a model says about held-out scenes; the installed code runs, never that of the folder.
+    """Draw a model's maps of held-out scenes; the installed code runs, never that of the folder.
 
     Args:
         folder: An ICE model, or a plain classifier, of drawn scenes.
-        file: Where the PNG goes, in `folder`; some 100 kB.
+        file: PNG to write, in `folder`; some 100 kB.
         num_scenes: How many.
 
     Raises:
@@ -57,7 +57,7 @@ def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
     else:
         figure = _method_figure(model, AutoImageProcessor.from_pretrained(folder), scenes)
     with replaced(file, inside=folder) as temporary:
-        # no version of matplotlib in the file: the same picture is the same file
+        # no version of matplotlib in the file: the same figure is the same file
         figure.savefig(temporary, dpi=_DPI, metadata={"Software": None})
 
 

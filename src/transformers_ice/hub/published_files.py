@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a folder: those that are published, those that are kept local, and those that must not be there."""
+"""Files of a folder: those that are published, those that are kept local, and those that are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RESUME_PATTERNS = (
 # the header with its metadata comes first; after it come numbers
 _NUM_SEARCHED_BYTES = 1 << 20
 
-# what a run writes into its folder next to the model; some of it is pickled by torch
+# files that a run writes next to the model; some of them are pickled by torch
 _TRAINING_PATTERNS = (
     *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "scaler.pt"),
     *("checkpoint-*/*", "runs/*", "panels/*"),
@@ -92,7 +92,7 @@ def sort_files(folder: Path) -> FolderContents:
 
 
 def find_secret_files(folder: Path, names: Sequence[str], secrets: Sequence[str] = ()) -> dict[str, int]:
-    """Return which files hold something that looks like a token or a password, with the number of its line.
+    """Return the files with something that looks like a token or a password, and the number of its line.
 
     Args:
         folder: The folder of the files.
@@ -117,7 +117,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    # the star of `fnmatch` also stands for slashes
+    # the star of `fnmatch` also matches slashes
     return any(fnmatch(name, pattern) and name.count("/") <= max(pattern.count("/"), 0) for pattern in patterns)
 
 

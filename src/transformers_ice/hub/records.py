@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded facts of a model that its folder does not hold: how it was made, and every number published of it.
+"""Records of models: the training, and every published number, which the model's folder does not contain.
 
 `model_cards/results.json` holds one `ModelRecord` for each model; a run of `scripts/run_train.py` writes one into its
 folder.
@@ -58,13 +58,13 @@ METRICS: dict[str, Metric] = {
 }
 """The scores that are published, in the order of the tables."""
 
-# what the evaluation that ends a training run measures -> method of its maps
+# score of the evaluation that ends a training run -> method of its maps
 _TRAINING_METHODS = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultEntry:
-    """One published number, with all that is needed to reproduce it."""
+    """Published number, with all that is needed to reproduce it."""
 
     benchmark: str  # as `scripts/run_evaluation.py` calls it
     dataset: str
@@ -83,7 +83,7 @@ class ResultEntry:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a model was made."""
+    """Training of a model: data, start, settings and hardware."""
 
     command: str
     data: str  # a sentence on the training images
@@ -94,12 +94,12 @@ class TrainingRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)  # steps, batch size, learning rate, objective
     power_watts: float | None = None  # assumed power of the hardware; None where nothing is assumed
     power_basis: str = ""  # where that number comes from
-    note: str = ""  # a sentence on what is special about this run
+    note: str = ""  # a sentence on the peculiarities of this run
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """All that a card shows and the folder of the model does not hold."""
+    """Content of a card that the folder of the model does not contain."""
 
     name: str
     training: TrainingRecord
@@ -109,9 +109,9 @@ class ModelRecord:
     weights_sha256: str = ""  # of the weights that the results belong to
     is_template: bool = False  # whether the model is still to be trained
     architecture: Mapping[str, Any] = field(default_factory=dict)  # sizes of a template's model
-    image: str = "photo.jpg"  # what the snippets explain
-    output: str = ""  # what the first snippet prints; "" where it was not run
-    limits: tuple[str, ...] = ()  # what the model is not for, beyond the sentences of every card
+    image: str = "photo.jpg"  # image that the snippets explain
+    output: str = ""  # output of the first snippet; "" where it was not run
+    limits: tuple[str, ...] = ()  # limitations beyond those of every card
     license: str = LICENSE  # of the weights
 
 
@@ -137,7 +137,7 @@ def _record_from_json(values: Mapping[str, Any], where: str) -> ModelRecord:
 
 def _record_to_json(record: ModelRecord) -> dict[str, Any]:
     values = asdict(record)
-    if record.license == LICENSE:  # files from before other licences stay as they are
+    if record.license == LICENSE:  # files from before other licences were possible do not change
         del values["license"]
     return values
 
@@ -186,7 +186,7 @@ def entries_from_evaluation(report: Mapping[str, Any], checkpoint: str, **run: A
     Args:
         report: Its `results.json`.
         checkpoint: Name of the model in it.
-        run: What the report does not hold: `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
+        run: Fields that are not in the report: `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
 
     Raises:
         ValueError: If the report has no number of this model.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checked folder to a repository of the Hub."""
+"""Upload of a checked folder to a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["Publication", "prepare_publication", "upload_publication"]
 
 @dataclass(frozen=True)
 class Publication:
-    """A folder that is ready to be uploaded.
+    """Folder that is ready to be uploaded.
 
     Attributes:
         folder: Copies of the files that go to the Hub, and nothing else.
-        repo_id: Where they go.
+        repo_id: The repository.
         sizes: Bytes of each file, by name.
         left_out: Files of the original folder that are not uploaded.
     """
@@ -78,7 +78,7 @@ def _check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         raise ValueError(f"REPO_ID must be the id of a repository, owner/name, got {repo_id!r}: {error}") from error
     if not is_complete:
-        raise ValueError(f"REPO_ID must be owner/name, got {repo_id!r}. `hf auth whoami` says who you are.")
+        raise ValueError(f"REPO_ID must be owner/name, got {repo_id!r}. `hf auth whoami` prints your user name.")
 
 
 def _raise_if(problems: list[str], folder: Path) -> None:
@@ -98,7 +98,7 @@ def upload_publication(
 
     Args:
         publication: What `prepare_publication` returned.
-        private: Whether a repository that is made now is private; an existing one stays as it is.
+        private: Whether a new repository is private; an existing one is not changed.
         revision: Branch to commit to, made if missing; None: main.
         commit_message: First line of the commit.
         create_pr: Whether to open a pull request on an existing repository instead.
@@ -109,9 +109,9 @@ def upload_publication(
 
     Raises:
         ValueError: If the card is not valid to the Hub, or `create_pr` and `revision` are both given.
-        ConnectionError: If the Hub cannot be reached or refuses; says what to do.
+        ConnectionError: If the Hub cannot be reached or refuses; with the way out.
     """
-    if create_pr and revision is not None:
+    if create_pr and revision is not None:  # the Hub opens pull requests on main only
         raise ValueError(f"Give either `--create_pr` or `--revision {revision}`: a pull request goes to main only.")
     api = HfApi() if api is None else api
     where: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": "model"}
@@ -119,6 +119,7 @@ def upload_publication(
         # the Hub's own check, which it would also make of the commit
         ModelCard.load(publication.folder / "README.md").validate()
         if not create_pr:
+            # None: the Hub's default, which an organization may have set to private
             api.create_repo(**where, private=private or None, exist_ok=True)
         if revision is not None:
             api.create_branch(**where, branch=revision, exist_ok=True)
@@ -138,13 +139,13 @@ def upload_publication(
 def _describe(error: Exception, repo_id: str) -> str:
     """Return what went wrong with the Hub, and the way out."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    again = "Nothing is lost: the same command goes on."
+    again = "Nothing is lost: the same command resumes the upload."
     if isinstance(error, OfflineModeIsEnabled):
         return f"The Hub is switched off by HF_HUB_OFFLINE=1. Run `HF_HUB_OFFLINE=0 python ...`. {again}"
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return f"The Hub does not know who you are. Run `hf auth login`, with a token that may write. {again}"
+        return f"You are not logged in to the Hub. Run `hf auth login`, with a token that may write. {again}"
     if status == 403:
         return f"Your token may not write to {repo_id!r}. Take a token with write access, or another owner. {again}"
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
-        return f"There is no repository {repo_id!r}, or your token does not see it. {again}"
+        return f"There is no repository {repo_id!r}, or your token has no access to it. {again}"
     return f"The Hub could not be reached, or refused: {error}. {again}"

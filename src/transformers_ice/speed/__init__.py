@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast models are: images per second and MACs, pruned and unpruned, against what the arithmetic allows."""
+"""Speed of models: images per second and MACs, pruned and unpruned, against the speed-up that the MACs allow."""
 
 from .arguments import BenchmarkArguments, parse_benchmark_arguments
 from .freed_memory import keep_freed_memory

@@ -17,7 +17,7 @@ __all__ = ["BenchmarkArguments", "parse_benchmark_arguments"]
 
 @dataclass
 class BenchmarkArguments:
-    """Say which model is timed, on what, and for how long; `--help` explains each."""
+    """Model to time, its images, and the length of the measurement; `--help` explains each."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of an ICE, ViT or DeiT classifier; default: random weights."}
@@ -28,13 +28,13 @@ class BenchmarkArguments:
     dataset_name: Literal["scenes"] | None = field(default=None, metadata={"help": "Drawn images: scenes."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of images, at any depth."})
     keep_beta: list[float] | None = field(
-        default=None, metadata={"help": "Prescribe shares of patches kept: mean and deviation of a beta distribution."}
+        default=None, metadata={"help": "Prescribe keep rates: mean and deviation of a beta distribution over images."}
     )
     keep_counts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Prescribe shares of patches kept: JSON, a list of shares per image, used in turn; several files "
-            "are timed side by side."
+            "help": "Prescribe keep rates: JSON, for each image a list of rates, one per pruning layer; several files "
+            "are timed together."
         },
     )
     keep_rates: list[float] = field(
@@ -51,7 +51,7 @@ class BenchmarkArguments:
     num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
     keep_freed_memory: bool = field(
         default=True,
-        metadata={"help": "Let the process keep freed memory, as under jemalloc; false: the C library's own habit."},
+        metadata={"help": "Let the process keep freed memory, as under jemalloc; false: the C library's default."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, noise, draws and the order of the variants."})
     accuracies: str | None = field(
@@ -80,12 +80,12 @@ class BenchmarkArguments:
 
     @property
     def is_prescribed(self) -> bool:
-        """Whether the numbers of patches kept are given, and not left to the model."""
+        """Whether the numbers of kept patches are prescribed instead of decided by the model."""
         return self.keep_beta is not None or self.keep_counts is not None
 
     @property
     def decided_names(self) -> list[str]:
-        """Names of the variants whose images decide how many patches stay; several files of numbers name theirs."""
+        """Names of the variants whose images decide how many patches are kept; one for each of several files."""
         if self.keep_counts is None or len(self.keep_counts) == 1:
             return [BACKGROUND]
         return [Path(file).stem for file in self.keep_counts]
@@ -95,7 +95,7 @@ def parse_benchmark_arguments(argv: Sequence[str], description: str | None = Non
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Args:
-        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
         description: Text above the list of options in `--help`.
     """
     return cast(BenchmarkArguments, parse_dataclasses((BenchmarkArguments,), argv, description)[0])

@@ -36,8 +36,8 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         device: Where to put it.
 
     Raises:
-        ValueError: If there is no such folder, or the images are to decide how many patches stay and the model has not
-            been trained to.
+        ValueError: If there is no such folder, or the images are to decide how many patches are kept and the model has
+            not been trained to.
         OSError: If the Hub has no such model, or cannot be reached.
     """
     fields = {**parse_config_overrides(arguments.config_overrides), "pruning_strategy": "background"}
@@ -55,18 +55,19 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         model = IceDeiTForImageClassification(IceDeiTConfig(**{**_DEIT_S, **fields}))
     else:
         raise ValueError(
-            "A model of random weights cannot tell background. Prescribe how many patches stay by `--keep_beta MEAN "
-            "DEVIATION` or `--keep_counts FILE`, or pass a trained `--model_name_or_path` and images."
+            "A model of random weights cannot recognize background. Prescribe how many patches are kept by "
+            "`--keep_beta MEAN DEVIATION` or `--keep_counts FILE`, or pass a trained `--model_name_or_path` and "
+            "images."
         )
     return model.eval().to(device=device, dtype=getattr(torch, arguments.dtype))
 
 
 def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassification) -> Workload:
-    """Return the images, and how many patches each keeps where that is prescribed.
+    """Return the images, and the prescribed numbers of patches to keep, if any.
 
     Args:
-        arguments: Which images; without any they are noise, and then the numbers must be prescribed.
-        model: Whose device, precision and pruning layers count.
+        arguments: Which images. Without a source the images are noise, and the numbers must be prescribed.
+        model: Model with the device, the precision and the pruning layers.
 
     Raises:
         ValueError: If there are no images where they are needed, or the numbers do not fit the model.
@@ -82,7 +83,7 @@ def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassific
         mean, deviation = cast(list[float], arguments.keep_beta)
         drawn = [draw_keep_shares(mean, deviation, num_images, num_layers, arguments.seed)]
     rows, columns = model.deit.embeddings.grid_size_of(pixel_values)
-    counts = [torch.from_numpy(counts_from_shares(shares, rows * columns)).to(model.device) for shares in drawn]
+    counts = [torch.from_numpy(counts_from_shares(rates, rows * columns)).to(model.device) for rates in drawn]
     return Workload(pixel_values, dict(zip(arguments.decided_names, counts, strict=True)))
 
 
@@ -100,7 +101,7 @@ def _load_pixels(arguments: BenchmarkArguments, config: IceDeiTConfig) -> Tensor
         return torch.randn(shape, generator=torch.Generator().manual_seed(arguments.seed))
     else:
         raise ValueError(
-            "A model that decides which patches stay needs images: `--dataset_name scenes` or `--data_dir`."
+            "A model that decides which patches it keeps needs images: `--dataset_name scenes` or `--data_dir`."
         )
     name = arguments.model_name_or_path
     if name is None:

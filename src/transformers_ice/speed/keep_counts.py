@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of patches that images keep under the strategy "background", prescribed instead of decided.
 
-How fast a pruned model runs depends on how many patches each image keeps, not on what they show; prescribed numbers
-let a model of random weights run as a trained one would.
+The speed of a pruned model depends on how many patches each image keeps, not on their content; with prescribed
+numbers a model of random weights runs as fast as a trained one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["counts_from_shares", "draw_keep_shares", "prescribed_counts", "read_
 def draw_keep_shares(
     mean: float, deviation: float, num_images: int, num_pruning_layers: int, seed: int = 0
 ) -> np.ndarray:
-    """Draw which share of its patches each image keeps, from a beta distribution.
+    """Draw the keep rate of each image from a beta distribution.
 
     Args:
         mean: Its mean, in (0, 1).
         deviation: Its standard deviation, positive and below `sqrt(mean * (1 - mean))`.
         num_images: How many images.
-        num_pruning_layers: How many pruning layers. All of them get the same share: patches are pruned at the first.
+        num_pruning_layers: How many pruning layers. All of them get the same rate: patches are pruned at the first.
         seed: Of the draw.
 
     Returns:
@@ -48,41 +48,42 @@ def draw_keep_shares(
             f"{mean} and {deviation}."
         )
     concentration = mean * (1 - mean) / deviation**2 - 1
-    shares = np.random.default_rng(seed).beta(mean * concentration, (1 - mean) * concentration, num_images)
-    return np.repeat(shares[:, None], num_pruning_layers, axis=1)
+    rates = np.random.default_rng(seed).beta(mean * concentration, (1 - mean) * concentration, num_images)
+    return np.repeat(rates[:, None], num_pruning_layers, axis=1)  # (num_images,) -> (num_images, num_pruning_layers)
 
 
 def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
-    """Read which share of the grid each image kept after each pruning layer.
+    """Read the keep rate of each image after each pruning layer.
 
     Args:
-        file: JSON: a list of images, each a list of shares in [0, 1], one for each pruning layer.
-        num_pruning_layers: Of the model that is to replay them.
+        file: JSON: a list of images, each a list of keep rates in [0, 1], one for each pruning layer.
+        num_pruning_layers: Number of pruning layers of the model that is to replay them.
 
     Returns:
         `(num_images, num_pruning_layers)`.
 
     Raises:
-        ValueError: If the file cannot be read or its shares cannot be replayed.
+        ValueError: If the file cannot be read or its rates cannot be replayed.
     """
     try:
-        shares = np.asarray(json.loads(Path(file).read_text(encoding="utf-8")), dtype=np.float64)
+        rates = np.asarray(json.loads(Path(file).read_text(encoding="utf-8")), dtype=np.float64)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file} must hold a JSON list of images, each a list of shares: {error}") from error
-    if shares.ndim != 2 or not shares.size:
-        raise ValueError(f"{file} must hold a list of images, each a list of shares, got the shape {shares.shape}.")
-    if shares.shape[1] != num_pruning_layers:
+        raise ValueError(f"{file} must hold a JSON list of images, each a list of keep rates: {error}") from error
+    if rates.ndim != 2 or not rates.size:
+        raise ValueError(f"{file} must hold a list of images, each a list of keep rates, got the shape {rates.shape}.")
+    if rates.shape[1] != num_pruning_layers:
         raise ValueError(
-            f"{file} has shares for {shares.shape[1]} pruning layers, and the model prunes at {num_pruning_layers}. "
+            f"{file} has rates for {rates.shape[1]} pruning layers, and the model prunes at {num_pruning_layers}. "
             'Pass as many layers, e.g. `--config_overrides "pruning_layers=[3, 6, 9]"`.'
         )
-    if not ((shares >= 0) & (shares <= 1)).all() or (np.diff(shares, axis=1) > 1e-9).any():
-        raise ValueError(f"The shares in {file} must be in [0, 1] and must not grow from one layer to the next.")
-    return shares
+    # a pruned patch never comes back; 1e-9 allows for the rounding of written numbers
+    if not ((rates >= 0) & (rates <= 1)).all() or (np.diff(rates, axis=1) > 1e-9).any():
+        raise ValueError(f"The keep rates in {file} must be in [0, 1] and must not grow from one layer to the next.")
+    return rates
 
 
 def counts_from_shares(shares: np.ndarray, num_patches: int) -> np.ndarray:
-    """Return shares of a grid as numbers of its patches, the nearest, at least 1."""
+    """Convert keep rates to numbers of patches, rounded, at least 1 each."""
     return np.maximum(np.rint(np.asarray(shares) * num_patches), 1).astype(np.int64)
 
 
@@ -96,8 +97,10 @@ def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
     column = {index: position for position, index in enumerate(layers)}
 
     def keep_smallest(layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
+        # (batch_size, num_patches); pruned patches are sorted last
         order = margin.masked_fill(~present, torch.inf).argsort(dim=1)
         is_kept = torch.arange(margin.shape[1], device=margin.device) < counts[:, column[layer_index], None]
+        # from rank order back to patch order; `present` again, where a count exceeds the patches that are there
         return present & torch.zeros_like(present).scatter(1, order, is_kept)
 
     return keep_smallest
@@ -105,7 +108,7 @@ def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
 
 @contextmanager
 def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iterator[None]:
-    """Let a model keep prescribed numbers of patches inside the block; its pruning heads are run as ever.
+    """Let a model keep prescribed numbers of patches inside the block; its pruning heads still run.
 
     Args:
         model: An ICE classifier with the strategy "background".

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that times hold for."""
+"""Description of the machine on which times are measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["describe_machine"]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what times depend on besides the model: processor, threads, versions."""
+    """Describe what times depend on besides the model: processor, threads, versions."""
     is_cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if is_cuda else str(device),

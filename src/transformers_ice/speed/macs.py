@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiply-accumulate operations (MACs) of a forward pass: counted as it runs, and worked out by hand.
+"""Multiply-accumulate operations (MACs) of a forward pass: counted as it runs, and computed from the sizes.
 
-What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways take in matrix products and convolutions alone.
+What papers call the "GFLOPs" of a ViT are billions of MACs. Both ways include matrix products and convolutions only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -
 
 
 def count_macs(call: Callable[[], Any]) -> int:
-    """Return the MACs of what a call computes, as torch counts them: the padding of a padded batch counts too.
+    """Count the MACs of a call, as torch does: the padding of a padded batch counts too.
 
     Not counted is the attention of torch's kernel for images of different lengths, which runs packed batches in half
-    precision on a GPU; `ideal_macs` has it.
+    precision on a GPU; `ideal_macs` includes it.
 
     Args:
         call: Runs the model; a compiled one cannot be counted.
@@ -39,7 +39,7 @@ def count_macs(call: Callable[[], Any]) -> int:
     kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={kernel: _cpu_attention_flops}) as counter:
         call()
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2  # a multiplication and an addition are one MAC
 
 
 def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCounts:
@@ -52,7 +52,7 @@ def count_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> TokenCount
     """
     if not isinstance(config, IceDeiTConfig):
         num_images, num_patches = exit_layer.shape
-        tokens = np.full((num_images, config.num_hidden_layers), num_patches + 1)
+        tokens = np.full((num_images, config.num_hidden_layers), num_patches + 1)  # [CLS] too
         none = np.zeros(num_images, dtype=int)
         return TokenCounts(tokens, tokens, none, none, none)
     strategy = STRATEGIES.get(config.pruning_strategy or "")
@@ -68,7 +68,7 @@ def ideal_macs(
     class_attention_tokens: np.ndarray | int = 0,
     num_patches: int | None = None,
 ) -> np.ndarray:
-    """Work out the MACs of each image when nothing is computed in vain: no padding, no pruned token.
+    """Compute the MACs of each image without wasted computation: no padding, no pruned token.
 
     With N tokens of width D and an MLP of width I, a layer takes 4 N D^2 for its projections, 2 N^2 D for attention
     and 2 N D I for the MLP.
@@ -92,6 +92,7 @@ def ideal_macs(
         num_patches = prod(side // patch for side, patch in zip(as_pair(config.image_size), patch_size, strict=True))
     layers = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * mlp * width * config.intermediate_size
     num_classifiers = 2 if getattr(config, "has_distillation_head", False) else 1
+    # outside the layers: the patch embedding, and the classifiers on the prefix tokens
     once = num_patches * width * config.num_channels * prod(patch_size) + num_classifiers * width * config.num_labels
     head, pruning_head = _head_macs(config)
     return (
@@ -108,5 +109,6 @@ def _head_macs(config: PreTrainedConfig) -> tuple[int, int]:
     if not isinstance(config, IceDeiTConfig):
         return 0, 0
     width, hidden, num_outputs = config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1
+    # linear, or an MLP with one hidden layer
     patch_head = width * num_outputs if hidden is None else hidden * (width + num_outputs)
     return patch_head, width if config.pruning_head == "gate" else patch_head

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a benchmark as a table and as JSON."""
+"""Measurements of a benchmark as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = {
 
 
 def speed_table(rows: Sequence[SpeedRow]) -> str:
-    """Lay rows of one batch size out as plain text; "tokens" are the mean over all layers."""
+    """Format the measurements of one batch size as plain text; "tokens" are the mean over all layers."""
     headers = {name: heading for name, (heading, _) in _COLUMNS.items()}
     return format_table(
         [_cells(row) for row in rows], headers, {name: digits for name, (_, digits) in _COLUMNS.items()}
@@ -62,7 +62,7 @@ def read_accuracies(file: str | Path, names: Sequence[str]) -> dict[str, float]:
 
     Args:
         file: JSON, top-1 accuracy in [0, 1] by the name of a variant; not every variant must have one.
-        names: Of the variants.
+        names: Names of the variants.
 
     Raises:
         ValueError: If the file cannot be read, names other variants or holds no accuracies.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second of several models, beside what their MACs would allow."""
+"""Images per second of several models, and the speed-up that their MACs would allow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COUNTING_BATCH = 32
 
 @dataclass(frozen=True)
 class Workload:
-    """Hold the images that all variants run on.
+    """Images that all variants run on.
 
     Attributes:
         pixel_values: `(num_images, num_channels, height, width)`, on the models' device and in their precision.
@@ -39,7 +39,7 @@ class Workload:
     keep_counts: Mapping[str, Tensor] | None = None
 
     def batch(self, start: int, batch_size: int) -> Workload:
-        """Return so many images from a place on; behind the last one comes the first."""
+        """Return `batch_size` images from a start index on; wraps around after the last one."""
         places = torch.arange(start, start + batch_size, device=self.pixel_values.device) % len(self.pixel_values)
         if self.keep_counts is None:
             return Workload(self.pixel_values[places])
@@ -47,7 +47,7 @@ class Workload:
         return Workload(self.pixel_values[places], counts)
 
     def decide(self, variant: Variant) -> AbstractContextManager[None]:
-        """Return the block in which a variant keeps as many patches of these images as it is told to."""
+        """Return the block in which a variant keeps the prescribed numbers of patches of these images."""
         if self.keep_counts is None or not variant.is_decided:
             return nullcontext()
         return prescribed_counts(variant.model, self.keep_counts[variant.name], variant.model.config.pruning_layers)
@@ -55,13 +55,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """Say how long is measured.
+    """Length and order of a measurement.
 
     Attributes:
         num_repeats: Repeats that count.
         num_warmups: Repeats before them that do not.
-        images_per_repeat: Each repeat runs so many images, in as many batches as it takes, at least one.
-        seed: Of the order of the variants.
+        images_per_repeat: Images that each repeat runs, in as many batches as needed, at least one.
+        seed: Seed of the order of the variants.
     """
 
     num_repeats: int = 10
@@ -72,7 +72,7 @@ class TimingPlan:
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Hold what is known of one variant at one batch size.
+    """Measurement of one variant at one batch size.
 
     Attributes:
         variant: Its name.
@@ -81,7 +81,7 @@ class SpeedRow:
         milliseconds_per_image: Over the repeats.
         speedup: Time of the unpruned model, not compiled, divided by its own, both of the same repeat.
         tokens_per_layer: Tokens that enter each layer, mean over the images, prefix tokens included.
-        gmacs: Billions of MACs per image when nothing is computed in vain, mean over the images.
+        gmacs: Billions of MACs per image without wasted computation, mean over the images.
         counted_gmacs: The same as counted while the first batch ran; `None` for a compiled model.
         ideal_speedup: MACs of the unpruned model divided by its own.
         ideal_reached: Median speed-up divided by the ideal one.
@@ -103,11 +103,12 @@ class SpeedRow:
 
 @torch.inference_mode()
 def count_variant_tokens(variant: Variant, workload: Workload) -> TokenCounts:
-    """Return how many tokens the parts of a variant work on, running it where the images decide."""
+    """Count the tokens in each part of a variant; it is run where the images decide."""
     config = variant.model.config
     if not variant.is_decided:
-        stayed = np.full((len(workload.pixel_values), _num_patches(variant, workload)), config.num_hidden_layers)
-        return count_tokens(config, stayed)
+        # the counts are fixed: `count_tokens` uses only the shape of the exit layers
+        shape = (len(workload.pixel_values), _num_patches(variant, workload))
+        return count_tokens(config, np.full(shape, config.num_hidden_layers))
     exits = []
     for start in range(0, len(workload.pixel_values), _COUNTING_BATCH):
         batch = workload.batch(start, min(_COUNTING_BATCH, len(workload.pixel_values) - start))
@@ -135,7 +136,7 @@ def measure_speed(
         variants: Models to compare, the unpruned one among them.
         workload: Their images.
         batch_size: Images that go through a model at once.
-        plan: How long.
+        plan: Length and order of the measurement.
         compiler: Compiles a model; `None` takes `torch.compile` for fixed shapes.
     """
     torch.compiler.reset()  # one graph for each batch size would run into its limit of graphs
@@ -175,6 +176,7 @@ def _seconds_per_image(
     for number in range(num_batches):
         batch = workload.batch((repeat * num_batches + number) * batch_size, batch_size)
         with batch.decide(variant):
+            # preparing the batch is not timed
             total += time_call(partial(model, batch.pixel_values), batch.pixel_values.device)
     return total / (num_batches * batch_size)
 
@@ -198,12 +200,13 @@ def _build_row(
     """Return a row; of the pairs, the second belongs to the unpruned model."""
     own, unpruned = seconds
     time = summarize_spread(own)
+    # ratios within a repeat: a slowdown of the machine affects both
     speedup = summarize_spread([base / taken for base, taken in zip(unpruned, own, strict=True)])
     ideal = macs[1] / macs[0]
     return SpeedRow(
         variant=name,
         batch_size=batch_size,
-        images_per_second=Spread(1 / time.median, 1 / time.high, 1 / time.low),
+        images_per_second=Spread(1 / time.median, 1 / time.high, 1 / time.low),  # the slowest time is the lowest rate
         milliseconds_per_image=Spread(1e3 * time.median, 1e3 * time.low, 1e3 * time.high),
         speedup=speedup,
         tokens_per_layer=tokens,

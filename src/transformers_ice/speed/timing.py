@@ -17,7 +17,7 @@ __all__ = ["Spread", "interleave", "summarize_spread", "time_call"]
 
 @dataclass(frozen=True)
 class Spread:
-    """Hold the median of repeated measurements, and their quartiles."""
+    """Median of repeated measurements, and their quartiles."""
 
     median: float
     low: float
@@ -33,8 +33,8 @@ def summarize_spread(values: Sequence[float]) -> Spread:
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that a call takes, the work that it leaves to a device included."""
-    _wait_for(device)
+    """Return the seconds that a call takes, including its asynchronous work on a device."""
+    _wait_for(device)  # earlier work in the queue must not be counted
     start = time.perf_counter()
     call()
     _wait_for(device)
@@ -51,15 +51,15 @@ def _wait_for(device: torch.device) -> None:
 def interleave(
     measures: Mapping[str, Callable[[int], float]], num_repeats: int, num_warmups: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Take every measurement once in each repeat, in an order that is shuffled anew.
+    """Take every measurement once in each repeat, in an order that is shuffled for each.
 
-    What slows the machine down for a while then slows all of them, so values of one repeat may be compared.
+    A temporary slowdown of the machine then affects all of them, so values of one repeat may be compared.
 
     Args:
         measures: By name, each a function of the number of the repeat.
         num_repeats: Repeats that count.
         num_warmups: Repeats before them that do not. They too are numbered from 0.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Returns:
         By name, one value for each repeat that counts.
@@ -68,8 +68,9 @@ def interleave(
     values: dict[str, list[float]] = {name: [] for name in measures}
     for repeat in range(-num_warmups, num_repeats):
         names = list(measures)
-        rng.shuffle(names)
+        rng.shuffle(names)  # no measurement always follows the same other one
         for name in names:
+            # warm-up repeats are negative here; the measurement gets numbers from 0 on for both
             value = measures[name](repeat if repeat >= 0 else repeat + num_warmups)
             if repeat >= 0:
                 values[name].append(value)

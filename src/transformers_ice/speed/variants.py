@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models that are compared: one set of weights, run in several ways."""
+"""Variants of a model to compare: one set of weights, run in several ways."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VIT = "ViT (transformers)"
 
 @dataclass
 class Variant:
-    """Hold one way to run the weights.
+    """One way to run the weights.
 
     Attributes:
         name: Its row in the table.
@@ -52,6 +52,7 @@ def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDe
         ValueError: If the changed configuration contradicts itself or the modules of the model.
     """
     tensors = [*model.parameters(), *model.buffers()]
+    # the memo of `deepcopy`: these tensors count as copied already, so the twin refers to the same ones
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for name, value in changes.items():
         setattr(twin.config, name, value)
@@ -61,12 +62,12 @@ def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDe
 
 
 def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassification:
-    """Return the ViT of transformers with the parameter tensors of an ICE model, which knows more of them."""
+    """Return the ViT of transformers with the parameter tensors of an ICE model; those of its own heads are unused."""
     known = {**ViTConfig().to_dict(), **model.config.to_dict()}
     own = {"model_type", "transformers_version", "architectures"}
     config = ViTConfig(**{name: known[name] for name in ViTConfig().to_dict() if name not in own})
     config._attn_implementation = model.config._attn_implementation
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory: all weights are assigned below
         vit = ViTForImageClassification(config)
     wanted = set(vit.state_dict())
     tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in _parameters(model).items()}

@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass
 class StartArguments:
-    """Which model to train, from which weights, and by which objective.
+    """Model to train, its initial weights, and its objective.
 
     Args:
         model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
@@ -86,8 +86,8 @@ class StartArguments:
     objective: Literal["balanced", "published", "kept"] | None = field(
         default=None,
         metadata={
-            "help": "What ICE is trained by: balanced, published (the paper's), kept (as the checkpoint says); the "
-            "options below change parts of it. Default: balanced, and kept for a checkpoint that is ICE already."
+            "help": "Objective of ICE: balanced, published (the paper's), kept (that of the checkpoint); the "
+            "options below change parts of it. Default: balanced, or kept if the checkpoint is an ICE model."
         },
     )
 
@@ -125,7 +125,7 @@ _IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name
 
 @dataclass
 class ModelArguments(_IceOptions, StartArguments):
-    """Which model to train, and the fields of its configuration to change.
+    """Model to train, and the fields of its configuration to change.
 
     Args:
         **ice_fields: `ICE_OPTIONS`, the fields of `IceDeiTConfig`: `None` keeps what the checkpoint or the objective
@@ -158,35 +158,35 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
 
     Transformers start from weight decay, a warm-up and a cosine: their own defaults (none, none, linear) train a ViT
     badly. `remove_unused_columns` is always off, since the images would be removed with it.
-    `resume_from_checkpoint="auto"` stands for the last complete checkpoint in `output_dir`. A loss that is NaN or
+    `resume_from_checkpoint="auto"` means the last complete checkpoint in `output_dir`. A loss that is NaN or
     infinite is not filtered out of the log, as `Trainer` does by default: training ends there, and no step has to wait
     for the accelerator to look at its loss.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; about 1e-3 from scratch."})
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay; biases, norms, tokens and position embeddings are left out."}
+        default=0.05, metadata={"help": "Weight decay; biases, norms, tokens and position embeddings are excluded."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate after warm-up."})
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warm-up, or their share of the run if below 1."}
+        default=0.05, metadata={"help": "Steps of linear warm-up, or a fraction of the run if below 1."}
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a device trains on at once."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images a device evaluates at once."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep; older ones are removed, the best one stays."}
+        default=2, metadata={"help": "Checkpoints to keep; older ones are removed, except the best one."}
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     metric_for_best_model: str | None = field(
         default="top_1", metadata={"help": "Evaluation number that picks the best checkpoint: top_1, mean_iou, ..."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Checkpoint folder to go on from; auto: the last complete one in output_dir."}
+        default=None, metadata={"help": "Checkpoint folder to resume from; auto: the last complete one in output_dir."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinite losses out of the log; training would not end there."}
+        default=False, metadata={"help": "Do not log NaN and infinite losses; training would then not stop at them."}
     )
     num_panel_images: int = field(
         default=8, metadata={"help": "Images drawn after every evaluation, in output_dir/panels; 0: none."}
@@ -194,7 +194,7 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Always off here: images would be removed."})
 
     def __post_init__(self) -> None:
-        """Fix what may not vary, then check and complete the values."""
+        """Set what may not vary, then check and complete the values."""
         self.check_recipe()
         self.remove_unused_columns = False
         # pinned memory is of use to an accelerator only, and warns without one
@@ -208,7 +208,7 @@ def parse_arguments(
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
     Args:
-        argv: The words after the script's name; see `parse_dataclasses`, which says how mistakes end the program.
+        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
         description: Text above the list of options in `--help`.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folders that are known to be complete: a marker, written last, lists what has to be there.
+"""Checkpoint folders that are known to be complete: a marker, written last, lists their files.
 
 A process can be killed, and a disk can fill up, at any moment. So a checkpoint counts from the moment its marker is on
 the disk, after everything that the marker lists; and it stops counting before the first of its files is removed.
@@ -31,15 +31,15 @@ __all__ = [
     "list_checkpoints",
     "mark_complete",
     "missing_files",
+    "parse_step",
     "remove_checkpoint",
-    "step_of",
     "surplus_checkpoints",
 ]
 
 logger = logging.get_logger(__name__)
 
 COMPLETION_MARKER = "checkpoint_complete.json"
-"""Name of the file that says: everything else in this folder is complete, and on the disk."""
+"""Name of the marker file: everything else in this folder is complete, and on the disk."""
 
 
 def mark_complete(folder: Path) -> None:
@@ -51,9 +51,10 @@ def mark_complete(folder: Path) -> None:
         folder: The checkpoint; files in subfolders count too.
 
     Raises:
-        OSError: If the disk does not take the files or the marker; the checkpoint stays incomplete.
+        OSError: If the disk does not take the files or the marker; the checkpoint remains incomplete.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETION_MARKER)
+    # folders too: the entry of a new file is part of its folder
     for path in [*files, *{path.parent for path in files}]:
         synchronize(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
@@ -63,7 +64,7 @@ def mark_complete(folder: Path) -> None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return what the marker of a checkpoint lists and the folder lacks, or holds in another size.
+    """Return the files that the marker of a checkpoint lists and the folder lacks, or has in another size.
 
     Returns:
         Names relative to `folder`; that of the marker itself if there is none, or none that can be read.
@@ -72,6 +73,7 @@ def missing_files(folder: Path) -> list[str]:
         sizes = json.loads((folder / COMPLETION_MARKER).read_text())["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [COMPLETION_MARKER]
+    # sizes, not hashes: reading all weights at every start would take too long
     return [name for name, size in sizes if not _has_size(folder / name, size)]
 
 
@@ -84,7 +86,7 @@ def is_complete(folder: Path) -> bool:
     return not missing_files(folder)
 
 
-def step_of(folder: Path) -> int:
+def parse_step(folder: Path) -> int:
     """Return the optimizer steps that had been done when a checkpoint was saved."""
     return int(folder.name.rsplit("-", 1)[1])
 
@@ -93,7 +95,7 @@ def list_checkpoints(output_dir: str | Path | None) -> list[Path]:
     """Return the checkpoint folders of a run, complete or not, by their step."""
     folders = Path(output_dir or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = (path for path in folders if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name) and path.is_dir())
-    return sorted(numbered, key=step_of)
+    return sorted(numbered, key=parse_step)
 
 
 def last_complete_checkpoint(output_dir: str | Path | None) -> Path | None:
@@ -102,11 +104,11 @@ def last_complete_checkpoint(output_dir: str | Path | None) -> Path | None:
 
 
 def surplus_checkpoints(complete: Sequence[Path], kept: Collection[Path], limit: int | None) -> list[Path]:
-    """Return which complete checkpoints are too many.
+    """Return the complete checkpoints to remove.
 
     Args:
         complete: Complete checkpoints, oldest first.
-        kept: Those that stay whatever the limit: the one just completed, the best one.
+        kept: Those that are kept for any limit: the one just completed, the best one.
         limit: Checkpoints to keep; `None` or 0 keeps all.
     """
     if not limit or limit < 0:
@@ -129,7 +131,7 @@ class CompletionCallback(TrainerCallback):
     It has to come after all callbacks that store something: their files are part of the checkpoint.
 
     Args:
-        save_total_limit: Complete checkpoints to keep; the best one and the last one stay whatever it is.
+        save_total_limit: Complete checkpoints to keep; the best one and the last one are always kept.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
@@ -138,7 +140,7 @@ class CompletionCallback(TrainerCallback):
         self._last_completed: Path | None = None
 
     def begin(self, folder: Path, args: TrainingArguments) -> bool:
-        """Make room for a checkpoint; every process must call it.
+        """Clear the folder of a new checkpoint; every process must call it.
 
         Returns:
             Whether it is to be written: not if it was just completed. The weights are the same, and a complete
@@ -147,14 +149,14 @@ class CompletionCallback(TrainerCallback):
         if folder == self._last_completed:
             return False
         if args.should_save:
-            # what an interrupted run has left there must not pass for a part of this one
+            # files of an interrupted run in this folder must not become part of the new checkpoint
             remove_checkpoint(folder)
         wait_for_everyone()
         self._being_written = folder
         return True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint, of which all processes have written their files, and remove what is too much."""
+        """Mark the checkpoint as complete once all processes have written it, and remove the oldest ones."""
         folder = self._being_written
         if folder is None:
             return
@@ -207,11 +209,11 @@ def _check_checkpoint(folder: Path) -> None:
         raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
     missing = missing_files(folder)
     if missing == [COMPLETION_MARKER]:
-        logger.warning(f"{folder} has no completion marker: nobody knows whether it is complete.")
+        logger.warning(f"{folder} has no completion marker: completeness cannot be verified.")
     elif missing:
         raise ValueError(
             f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
-            "saved. Pass `--resume_from_checkpoint auto` to go on from the last complete one."
+            "saved. Pass `--resume_from_checkpoint auto` to resume from the last complete one."
         )
 
 
@@ -221,5 +223,5 @@ def _check_fresh_start(output_dir: str | None) -> None:
     if earlier:
         raise ValueError(
             f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
-            "Pass `--resume_from_checkpoint auto` to go on from it, or another `--output_dir`."
+            "Pass `--resume_from_checkpoint auto` to resume from it, or another `--output_dir`."
         )

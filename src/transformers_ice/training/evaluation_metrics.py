@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation during training reports: accuracy, foreground, and masks where the data have them."""
+"""Metrics of an evaluation during training: accuracy, foreground ratio, and mask scores where the data have masks."""
 
 from __future__ import annotations
 
@@ -35,22 +35,23 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
         labels: Not used; part of the Trainer's protocol.
 
     Returns:
-        The best classes `(batch_size, k)`, best first, -1 where the model finds nothing; for ICE models also the best
-        class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
+        The best classes `(batch_size, k)`, best first, -1 where the model finds no foreground; for ICE models also the
+        best class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
     """
     logits, *explanation = outputs if isinstance(outputs, tuple) else (outputs,)
     top_classes = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1).indices
-    top_classes = top_classes.masked_fill(~has_answer(logits)[:, None], -1)
+    top_classes = top_classes.masked_fill(~has_answer(logits)[:, None], -1)  # (batch_size, k)
     if not explanation:
         return (top_classes,)
     cls_logits, patch_logits = explanation
-    foreground = class_map(patch_logits) != patch_logits.shape[-1] - 1
+    # background is the last class
+    foreground = class_map(patch_logits) != patch_logits.shape[-1] - 1  # (batch_size, num_patches)
     # not bool: some backends cannot gather it
     return top_classes, cls_logits.argmax(dim=-1, keepdim=True), foreground.to(torch.uint8)
 
 
 class EvaluationMetrics:
-    """Numbers of a whole data set from the summaries of its batches (`compute_metrics` of the Trainer).
+    """Metrics of a data set from the summaries of its batches (`compute_metrics` of the Trainer).
 
     `top_1` and, from five classes on, `top_5` of `outputs.logits`; of ICE models also `cls_top_1` and the mean
     `foreground_ratio`; where the data have masks `pixel_accuracy` and `mean_iou` (background and foreground, counts
@@ -58,7 +59,7 @@ class EvaluationMetrics:
 
     Args:
         patch_size: Height and width of a patch in pixels of the model's input.
-        dataset: What is evaluated, for its masks.
+        dataset: Evaluation images, for their masks.
     """
 
     def __init__(self, patch_size: tuple[int, int], dataset: Any = None) -> None:
@@ -89,6 +90,7 @@ class EvaluationMetrics:
                     observations["masks"] = self._observe_masks(foreground, indices)
             return observations
 
+        # the scoring loop gets indices in place of examples: the predictions are already there
         return score(look_up, range(len(labels)), metrics, batch_size=_BATCH_SIZE)
 
     def _observe_masks(self, foreground: np.ndarray, indices: list[int]) -> Observation:
@@ -96,4 +98,5 @@ class EvaluationMetrics:
         masks = [self.dataset.foreground_mask(index) for index in indices]
         geometries = [self.dataset.geometry(mask.shape) for mask in masks]
         rows_and_columns = grid_size(geometries[0].crop_size, self.patch_size)
+        # (batch_size, num_patches) -> (batch_size, rows, columns)
         return observe_masks(torch.from_numpy(foreground).unflatten(1, rows_and_columns), masks, geometries)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training images reach the trainer: loaders of streams, collators, the epoch, and what a resumed run skips."""
+"""Loaders of training images: streams, collators, the epoch number, and the batches a resumed run skips."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["EpochCallback", "ResumedStreamCallback", "load_stream", "shield_work
 def load_stream(
     images: StreamedImages, collate: Callable, batch_size: int, args: TrainingArguments, device: torch.device
 ) -> Any:
-    """Return the `DataLoader` of this process: no process reads for the others, or reads their rows and drops them.
+    """Return the `DataLoader` of this process, which reads its own rows of the stream only.
 
     Args:
-        images: The stream; told which part of it this process reads.
+        images: The stream; its `divide` selects the rows of this process.
         collate: Makes a batch of a list of rows.
-        batch_size: Images that a process takes at once.
-        args: Say how many processes and workers there are.
-        device: Where the batches go.
+        batch_size: Images of a process in one batch.
+        args: Numbers of processes and workers.
+        device: Device of the batches.
     """
     images.divide(args.process_index, args.world_size, batch_size, drop_last=args.dataloader_drop_last)
     loader = DataLoader(
@@ -48,17 +48,17 @@ def load_stream(
 
 
 def use_collator(loader: Any, collate: Callable) -> None:
-    """Let a `DataLoader` that has not begun make its batches with another collator."""
-    _starter_of(loader).collate_fn = collate
+    """Set another collator on a `DataLoader` whose iteration has not begun."""
+    _unwrap_loader(loader).collate_fn = collate
 
 
 def shield_workers(loader: Any) -> None:
-    """Keep the workers of a `DataLoader` alive through a request to stop, e.g. Ctrl-C."""
-    starter = _starter_of(loader)
+    """Keep the workers of a `DataLoader` alive through a stop signal, e.g. Ctrl-C."""
+    starter = _unwrap_loader(loader)
     starter.worker_init_fn = partial(start_worker, starter.worker_init_fn)
 
 
-def _starter_of(loader: Any) -> Any:
+def _unwrap_loader(loader: Any) -> Any:
     """Return the `DataLoader` that starts the workers: accelerate wraps it."""
     return getattr(loader, "base_dataloader", loader)
 
@@ -81,7 +81,7 @@ class EpochCallback(TrainerCallback):
 
 
 class ResumedStreamCallback(TrainerCallback):
-    """Resumed epoch of a stream: it begins where it was left, and the images of the batches before are not read.
+    """Position of a resumed run in a stream: the images of the batches before it are not read.
 
     Args:
         images: The stream.
@@ -93,7 +93,7 @@ class ResumedStreamCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say how many batches of which epoch an earlier run has trained on, as `Trainer` counts them."""
+        """Return the epoch and the number of its batches that an earlier run has trained on, as `Trainer` counts."""
         num_batches = args.gradient_accumulation_steps
         steps_per_epoch = -(-len(kwargs["train_dataloader"]) // num_batches)
         epoch, step = divmod(state.global_step, steps_per_epoch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses beside that of an ICE model: soft labels for plain classifiers, and distillation from a teacher.
+"""Losses besides the ICE objective: soft labels for plain classifiers, and distillation from a teacher.
 
 A distilled student also learns what a trained classifier predicts for the same pixels.
 
@@ -33,7 +33,7 @@ def use_soft_label_loss(model: PreTrainedModel, loss_type: str = "cross_entropy"
     """Let a classifier take `labels` of shape (batch_size, num_labels), too.
 
     The loss of transformers would flatten them, or change the problem type of the configuration. This one is the mean
-    of a batch, so the Trainer has to divide it by the accumulated batches, as `accepts_loss_kwargs = False` tells it.
+    of a batch, so the Trainer has to divide it by the accumulated batches: hence `accepts_loss_kwargs = False`.
 
     Args:
         model: A classifier whose `forward` calls `self.loss_function`, e.g. ViT or DeiT; changed in place, not saved.
@@ -51,7 +51,7 @@ def _soft_label_loss(labels: Tensor, logits: Tensor, config: Any, loss_type: str
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, distillation_type: DistillationType, tau: float = 1.0
 ) -> Tensor:
-    """Return how far the student's answer is from the teacher's.
+    """Compute the distillation loss from the teacher's logits (target) to the student's logits.
 
     Args:
         student_logits: `(batch_size, num_labels)`.
@@ -63,6 +63,7 @@ def distillation_loss(
         0-dim. Soft: the Kullback-Leibler divergence times tau², averaged over images and classes, as in DeiT's code
         (its equation has no mean over the classes). Hard: the mean cross-entropy.
     """
+    # in float32: under autocast the logits are in half precision
     student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
     if distillation_type == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
@@ -71,12 +72,12 @@ def distillation_loss(
 
 
 class Teacher:
-    """Ask a trained classifier about the pixels of a student.
+    """Trained classifier that predicts from the pixels of a student.
 
     Args:
         model: The classifier; put into evaluation mode, never trained.
-        image_processor: Says how the teacher's pixels are sized and normalised.
-        student_processor: Says how those of the student are.
+        image_processor: Image processor of the teacher, for its input size and normalisation.
+        student_processor: Image processor of the student.
         class_order: For each class of the student, the teacher's index; `None` where they agree.
     """
 
@@ -96,7 +97,7 @@ class Teacher:
 
         Args:
             pixel_values: `(batch_size, 3, height, width)`, normalised for the student; resized (bicubic, antialiased)
-                and normalised anew for the teacher where the two differ. What one of them crops is not undone.
+                and normalised again for the teacher where the two differ. Crops are not undone.
 
         Returns:
             `(batch_size, num_labels)`, in the student's order of the classes.
@@ -113,6 +114,7 @@ def _statistics(image_processor: Any) -> tuple[Tensor, Tensor]:
     """Return mean and deviation that pixels are normalised with, each `(1, 3, 1, 1)`."""
     normalizes = image_processor.do_normalize
     mean, std = (image_processor.image_mean, image_processor.image_std) if normalizes else ((0.0,) * 3, (1.0,) * 3)
+    # (3,) -> (1, 3, 1, 1), to broadcast over images and pixels
     return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
 
@@ -126,7 +128,7 @@ def load_teacher(name_or_path: str, class_names: Sequence[str], student_processo
         **hub_options: Options of `from_pretrained`.
 
     Raises:
-        ValueError: If there is no such folder, or the teacher knows other classes.
+        ValueError: If there is no such folder, or the teacher was trained on other classes.
     """
     name_or_path = resolve_model_name(name_or_path)
     model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **hub_options)
@@ -150,7 +152,7 @@ def _class_order(model: PreTrainedModel, class_names: Sequence[str], name: str) 
 
 
 class Distillation:
-    """Mix the loss of a student with what a teacher says: `(1 - alpha) * loss + alpha * distillation_loss`.
+    """Mix of a student's loss and the distillation loss: `(1 - alpha) * loss + alpha * distillation_loss`.
 
     The teacher is compared with the distillation head where the student has one (an ICE model with
     `use_distillation_head`), as in DeiT; else with the [CLS] classifier: `cls_logits` of an ICE model, which are then
@@ -188,7 +190,7 @@ class Distillation:
         Args:
             loss: The student's own loss, 0-dim.
             outputs: The student's outputs.
-            pixel_values: What the student has seen.
+            pixel_values: Input of the student, `(batch_size, 3, height, width)`.
 
         Returns:
             The mixed loss and the teacher's part, each 0-dim.
@@ -201,7 +203,7 @@ class Distillation:
             student_logits = outputs["cls_logits"] if "cls_logits" in outputs else outputs["logits"]
         if len(student_logits) != len(pixel_values):
             raise ValueError(
-                f"The distillation head has answered for {len(student_logits)} of {len(pixel_values)} images: one "
+                f"The distillation head returned logits for {len(student_logits)} of {len(pixel_values)} images: one "
                 "process drives several GPUs. Start one for each, with torchrun."
             )
         part = distillation_loss(student_logits, self.teacher(pixel_values), self.distillation_type, self.tau)
@@ -211,7 +213,7 @@ class Distillation:
 def build_distillation(
     student: PreTrainedModel, args: RecipeArguments, class_names: Sequence[str], student_processor: Any, **options: Any
 ) -> Distillation | None:
-    """Return what mixes a teacher's answers into the loss, where the arguments name a teacher.
+    """Return the distillation from a teacher, if the arguments name one.
 
     Args:
         student: The model that is trained.

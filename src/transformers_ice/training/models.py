@@ -49,9 +49,10 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     fields |= _given_fields(model_args)
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, _hub_options(model_args)
+        # before the fields are set: `from_pretrained` would store unknown ones
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
         is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
-        # training is what makes the patch logits worth answering with
+        # once trained, the patch logits are accurate enough to predict the class
         fields = {"logits_source": "patch", **_objective(model_args, is_ice), **fields}
         return IceDeiTConfig.from_pretrained(path, **hub, **fields)
     if image_size is not None:
@@ -70,13 +71,13 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
 def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
     """Return the fields of `IceDeiTConfig` that options set."""
     values = {field: getattr(model_args, option) for option, field in ICE_OPTIONS.items()}
-    if not _becomes_ice(model_args):
+    if not _becomes_ice(model_args):  # the option is shared; a plain configuration has no such field
         del values["classification_loss_type"]
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
-    """Return the fields of the objective that is asked for."""
+    """Return the configuration fields of the chosen objective."""
     name = model_args.objective or ("kept" if is_ice else "balanced")
     return {} if name == "kept" else dict(OBJECTIVES[name])
 
@@ -87,7 +88,7 @@ def _becomes_ice(model_args: ModelArguments) -> bool:
 
 
 def _hub_options(model_args: ModelArguments) -> dict[str, Any]:
-    """Return where and how to look for files of a checkpoint."""
+    """Return the options of `from_pretrained` for files of a checkpoint."""
     return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
 
 
@@ -113,7 +114,7 @@ def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None
     if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
         patch_height, patch_width = as_pair(config.patch_size)
         grid_size = image_size[0] // patch_height, image_size[1] // patch_width
-        # a grid of empty patches, which is refused as that of the images would be
+        # patches of width 0 need no memory and raise the same error as real ones
         split_windows(torch.empty(1, grid_size[0] * grid_size[1], 0), grid_size, config.num_local_windows)
 
 
@@ -158,7 +159,7 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
 
 
 def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, image_size: int | None = None) -> Any:
-    """Return the image processor that travels with the model.
+    """Return the image processor that is saved with the model.
 
     That of `image_processor_name` or of the checkpoint. From scratch, one that converts to RGB, resizes to the model's
     input without cropping, and normalises with the mean and deviation of ImageNet.

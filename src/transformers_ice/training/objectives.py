@@ -10,7 +10,7 @@ from ..ice_deit.configuration_ice_deit import ICE_FIELDS
 
 __all__ = ["OBJECTIVES"]
 
-# ours: patches are classified by what their own part of the image shows, and [CLS] keeps its loss
+# ours: patches are classified by their own part of the image, and [CLS] keeps its loss
 _BALANCED: dict[str, Any] = {
     "background_loss_weight": 0.02,
     "background_logit_scale": 0.5,

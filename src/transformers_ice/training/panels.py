@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a run: after every evaluation, one picture of what the model sees in the same few images."""
+"""Panels during training: after every evaluation, one figure of the model's maps for the same few images."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LONGEST_SIDE = 448
 
 
 class PanelCallback(TrainerCallback):
-    """Write `output_dir/panels/step-000100.png` after the evaluation at step 100, in the main process.
+    """Writer of a panel after every evaluation, e.g. `output_dir/panels/step-000100.png`, in the main process.
 
     Draws image, class map, heat map, mask and, where the data have masks, truth. Classifiers without patch logits, and
-    models whose weights are spread over processes, are left out. Weights and random numbers stay as they are.
+    models whose weights are sharded over processes, are skipped. Weights and random states are unchanged.
 
     Args:
         num_images: Images of the panel, spread evenly over the evaluation images: every time the same. 0 draws none.
@@ -72,7 +72,7 @@ def _explains(model: Any) -> bool:
 
 
 def _is_sharded() -> bool:
-    """Return whether the weights are spread over the processes: all would have to take part in a forward pass."""
+    """Return whether the weights are sharded: all processes would have to take part in a forward pass."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
 
 
@@ -83,16 +83,16 @@ def spread_indices(length: int, number: int) -> list[int]:
 
 @torch.no_grad()
 def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence[int]) -> list[PanelRow]:
-    """Return what `explanation_panel` draws of some images.
+    """Return the rows of `explanation_panel` for some images.
 
     Args:
-        model: An ICE classifier; its mode is what it was afterwards.
+        model: An ICE classifier; its training mode is restored afterwards.
         images: Where the images, and the masks if there are any, come from.
         indices: Which of them.
 
     Returns:
         One row per image, shrunk to at most 448 pixels; the title is the predicted class and its probability, and the
-        true class where it is another one. Where nothing was found, it is "background" and p(background).
+        true class where it is another one. Where no foreground is found, it is "background" and p(background).
     """
     pictures = [_picture(images, index) for index in indices]
     sizes = [picture.size[::-1] for picture in pictures]

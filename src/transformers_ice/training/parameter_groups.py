@@ -28,15 +28,15 @@ _CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
 def decaying_parameters(names: Iterable[str], cls_is_trained: bool) -> list[str]:
     """Return the names of the parameters that weight decay applies to, out of those that `Trainer` decays.
 
-    Left out are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
+    Excluded are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
     would be shrunk by decay alone.
 
     Args:
         names: All parameters but biases and norms.
         cls_is_trained: Whether a loss reaches the [CLS] classifiers.
     """
-    left_out = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
-    return [name for name in names if left_out.isdisjoint(name.split("."))]
+    excluded = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
+    return [name for name in names if excluded.isdisjoint(name.split("."))]
 
 
 def layer_scale(name: str, num_layers: int, decay: float) -> float:
@@ -48,7 +48,7 @@ def layer_scale(name: str, num_layers: int, decay: float) -> float:
         decay: Factor from one layer to the one below it, in (0, 1].
 
     Returns:
-        1 for what comes after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for
+        1 for modules after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for
         layer i, counted from 0, and `decay ** (num_layers + 1)` for the embeddings.
     """
     if "embeddings" in name.split("."):
@@ -60,12 +60,12 @@ def layer_scale(name: str, num_layers: int, decay: float) -> float:
 def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay: float) -> None:
     """Split the parameter groups of a fresh optimizer by layer, and scale the learning rate of each.
 
-    Schedulers multiply the rate of every group alike, so the proportions stay through warm-up and cosine, and a least
+    Schedulers multiply the rate of every group alike, so the ratios hold through warm-up and cosine, and a minimum
     rate is scaled with the rest. The heads come first: their rate, the full one, is what the Trainer logs.
 
     Args:
-        optimizer: Before its first step and before any scheduler.
-        model: Whose parameters it holds; has `config.num_hidden_layers`.
+        optimizer: A fresh optimizer, before its first step and before any scheduler.
+        model: Model of the parameters; has `config.num_hidden_layers`.
         decay: See `layer_scale`.
 
     Raises:
@@ -73,10 +73,10 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
     """
     num_layers = cast(PreTrainedModel, model).config.num_hidden_layers
     scales = {parameter: layer_scale(name, num_layers, decay) for name, parameter in model.named_parameters()}
-    if len(set(scales.values())) <= 2:
+    if len(set(scales.values())) <= 2:  # the heads and the embeddings only
         raise ValueError(
             f"`layer_decay` finds the layers by their names (layers.0, ...), and {type(model).__name__} has none. "
-            "Leave it at 1."
+            "Set it to 1."
         )
     groups = []
     for group in optimizer.param_groups:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log of a run tells beside the loss: its parts, images per second, and a warning where steps are few."""
+"""Log of a run besides the loss: its parts, images per second, and a warning if there are few steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LossParts", "StepCountCallback", "ThroughputMeter"]
 
 logger = logging.get_logger(__name__)
 
-_FEW_STEPS = 100
+_FEW_STEPS = 100  # a head from random weights needs some hundred steps
 
 
 class LossParts:
@@ -40,12 +40,14 @@ class LossParts:
         for name in self.names:
             part = outputs.get(name) if isinstance(outputs, dict) else None
             if part is not None:
+                # a sum on the device: no step waits for the accelerator
                 self._sums[name] = self._sums.get(name, 0) + part.detach().float().mean()
 
     def read(self) -> dict[str, float]:
         """Return the means over batches and processes, and start again; every process must call it."""
         if not self._sums:
             return {}
+        # one reduction for all parts: each waits for the slowest process
         means: Any = reduce(torch.stack(list(self._sums.values())) / self._num_batches, reduction="mean")
         named = dict(zip(self._sums, means.tolist(), strict=True))
         self._sums, self._num_batches = {}, 0
@@ -73,18 +75,18 @@ class ThroughputMeter(TrainerCallback):
         self._num_images += num_images
 
     def begin_pause(self) -> None:
-        """Leave out the time from here to `end_pause`."""
+        """Exclude the time from here to `end_pause`."""
         self._pause = self._clock()
 
     def end_pause(self) -> None:
-        """End a pause, if there is one; only its time from a reading inside it on is left out, if there is one."""
+        """End a pause, if there is one; after a reading inside it, only its time since that reading is excluded."""
         if self._pause is not None and self._since is not None:
             self._paused_seconds += self._clock() - max(self._pause, self._since)
         self._pause = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block."""
+        """Exclude the time of the block."""
         self.begin_pause()
         try:
             yield
@@ -105,7 +107,7 @@ class ThroughputMeter(TrainerCallback):
 
 
 class StepCountCallback(TrainerCallback):
-    """Warning before training where a run is too short to teach a new head anything, with what makes it longer."""
+    """Warning before training if a run is too short to train a new head, with the options that make it longer."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

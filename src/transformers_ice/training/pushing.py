@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What leaves the machine: what `scripts/publish_checkpoint.py` publishes (model, code and card), and no pickle.
+"""Uploads during training: the files that `scripts/publish_checkpoint.py` publishes, and no pickle.
 
-`Trainer` also sends `training_args.bin`, a pickle, and whatever else lies in `output_dir`.
+`Trainer` also uploads `training_args.bin`, a pickle, and any other file in `output_dir`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ logger = logging.get_logger(__name__)
 
 
 def push_checkpoint(trainer: Any, folder: Path) -> None:
-    """Push what a checkpoint holds of the model, in the background, as `args.hub_strategy` says.
+    """Push the model files of a checkpoint, in the background, by `args.hub_strategy`.
 
     The strategies "checkpoint" and "all_checkpoints" also send what `RESUME_PATTERNS` names of the checkpoint, pickles
-    among them: it is what they are for. No file that is saved holds a token.
+    among them, since a run resumes from these. No saved file contains a token.
 
     Args:
         trainer: An `IceTrainer` with a repository on the Hub.
@@ -100,7 +100,7 @@ def upload_published(
         token=trainer.args.hub_token if token is None else token,
         revision=trainer.args.hub_revision if revision is None else revision,
         allow_patterns=list(PUBLISHED_PATTERNS),
-        # the star of an allowed pattern also stands for slashes
+        # the star of an allowed pattern also matches slashes
         ignore_patterns=["checkpoint-*", "_*", ".*", "images/*/*", *map(glob.escape, withheld)],
         run_as_future=run_as_future,
     )

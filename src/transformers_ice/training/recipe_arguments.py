@@ -14,13 +14,13 @@ __all__ = ["RecipeArguments"]
 
 @dataclass(kw_only=True)
 class RecipeArguments:
-    """How the weights are trained, beyond `TrainingArguments`.
+    """Options of the training recipe beyond `TrainingArguments`.
 
     Args:
-        ema_decay: Decay of the moving average of the weights, in (0, 1) (DeiT: 0.99996); `None` is without.
-        layer_decay: Factor on the learning rate from one layer to the one below, in (0, 1]; 1 is without.
+        ema_decay: Decay of the moving average of the weights, in (0, 1) (DeiT: 0.99996); `None` averages nothing.
+        layer_decay: Factor on the learning rate from one layer to the one below, in (0, 1]; 1 is no decay.
         repeated_augmentation: How often an image comes in an epoch, which then shows as many fewer images (DeiT: 3).
-        teacher_model_name_or_path: Classifier to learn from.
+        teacher_model_name_or_path: Teacher of the distillation, a classifier of the same classes.
         distillation_type: "none", "soft" or "hard".
         distillation_alpha: Weight of the teacher, in [0, 1].
         distillation_tau: Temperature of "soft", > 0.
@@ -40,7 +40,7 @@ class RecipeArguments:
         default=1, metadata={"help": "Show each image of an epoch this often, and as many fewer images (DeiT: 3)."}
     )
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a classifier of the same classes to learn from."}
+        default=None, metadata={"help": "Folder or Hub id of the teacher, a classifier of the same classes."}
     )
     distillation_type: Literal["none", "soft", "hard"] = field(
         default="none", metadata={"help": "Learn the teacher's distribution (soft) or its best class (hard)."}
@@ -49,7 +49,7 @@ class RecipeArguments:
     distillation_tau: float = field(default=1.0, metadata={"help": "Temperature of soft distillation."})
 
     def check_recipe(self) -> None:
-        """Check every argument, alone and against the others."""
+        """Check every argument by itself and against the others."""
         if self.ema_decay is not None:
             check_number("ema_decay", self.ema_decay, "in (0, 1)", 0 < self.ema_decay < 1)
         check_number("layer_decay", self.layer_decay, "in (0, 1]", 0 < self.layer_decay <= 1)

@@ -39,7 +39,7 @@ def run_training(
         model_args: Which model.
         data_args: Which images.
         training_args: How to train.
-        callbacks: Told of every step, evaluation and checkpoint.
+        callbacks: Callbacks of the `Trainer`, for every step, evaluation and checkpoint.
         card_writer: Writes the model card into `output_dir`, when all numbers are there.
 
     Returns:
@@ -47,7 +47,7 @@ def run_training(
 
     Raises:
         ValueError: If arguments, images, classes or checkpoints do not fit together; before any training.
-        TrainingStoppedError: If training ended early: asked to by SIGTERM or Ctrl-C, by a loss or a weight that became
+        TrainingStoppedError: If training ended early: by SIGTERM or Ctrl-C, by a loss or a weight that became
             NaN or infinite, or by a file that could not be written.
     """
     check_launch(training_args)
@@ -59,11 +59,11 @@ def run_training(
         trainer.add_callback(StopCallback(request))
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with writing_to(training_args.output_dir):
-        trainer.check_weights()
+        trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
         trainer.save_state()
         trainer.save_metrics("train", result.metrics)
-        evaluation = trainer.evaluate()
+        evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
         trainer.save_metrics("eval", evaluation)
         if card_writer is not None:
             trainer.create_model_card()
@@ -102,7 +102,7 @@ def prepare_training(
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):
         tables = load_images(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)
-    # also with other data before it, the same seed gives the same weights
+    # the same seed gives the same weights, whatever the data before have drawn
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
@@ -127,12 +127,12 @@ def _check_repeats(data_args: DataArguments, training_args: IceTrainingArguments
     """Raise if images of a stream are to be repeated."""
     if data_args.streaming and training_args.repeated_augmentation != 1:
         raise ValueError(
-            f"`--repeated_augmentation {training_args.repeated_augmentation}` cannot be had with `--streaming true`: "
-            "its repeats of an image go to different processes. Leave one of them out."
+            f"`--repeated_augmentation {training_args.repeated_augmentation}` excludes `--streaming true`: "
+            "the repeats of an image go to different processes. Remove one of the two options."
         )
 
 
 def _choose_plain_loss(model: PreTrainedModel, loss_type: str | None, is_needed: bool) -> None:
-    """Give a plain classifier the loss that was asked for, or that its labels or its teacher need."""
+    """Set the loss of a plain classifier: the chosen one, or the one its labels or its teacher need."""
     if not isinstance(model, IceDeiTForImageClassification) and (is_needed or loss_type is not None):
         use_soft_label_loss(model, loss_type or "cross_entropy")

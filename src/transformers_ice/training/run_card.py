@@ -26,10 +26,10 @@ from .arguments import ModelArguments
 from .trainer import IceTrainer
 
 
-__all__ = ["MARK", "RECORD_FILE", "RunCard", "hardware_in_words"]
+__all__ = ["MARK", "RECORD_FILE", "RunCard", "describe_hardware"]
 
 RECORD_FILE = "model_card.json"
-"""What a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
+"""Record that a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 
@@ -41,24 +41,24 @@ class RunCard:
     """Writer of the card of a run; the `card_writer` of an `IceTrainer`.
 
     Attributes:
-        words: Arguments of the command line; tokens and passwords among them are left out of the card.
+        arguments: Arguments of the command line; tokens and passwords among them do not appear in the card.
         model_args: Which model.
         data_args: Which images.
     """
 
-    words: Sequence[str]
+    arguments: Sequence[str]
     model_args: ModelArguments
     data_args: DataArguments
 
     def __call__(self, trainer: IceTrainer) -> None:
-        """Write `README.md`, `model_card.json` and, for drawn scenes, the pictures into the trainer's `output_dir`.
+        """Write `README.md`, `model_card.json` and, for drawn scenes, the figures into the trainer's `output_dir`.
 
-        A `README.md` that somebody else wrote is kept as it is.
+        A `README.md` without `MARK` is not replaced.
         """
         folder = Path(str(trainer.args.output_dir))
         card = folder / "README.md"
         if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
-            logger.warning(f"{card} was not written by this project: it stays as it is.")
+            logger.warning(f"{card} was not written by this project and is not replaced.")
             return
         record = self.make_record(trainer)
         picture = self._draw(folder, record.name)
@@ -70,17 +70,18 @@ class RunCard:
         write_record(folder / RECORD_FILE, record)
 
     def make_record(self, trainer: IceTrainer) -> ModelRecord:
-        """Return what the run knows of its model; its numbers are those of the last evaluation."""
+        """Return the record of the run's model, with the numbers of the last evaluation."""
         args, folder = trainer.args, Path(str(trainer.args.output_dir)).as_posix()
         secrets = known_secrets(self.model_args, args)
         dataset, data = self._describe_data(trainer.train_dataset, secrets)
         run: dict[str, Any] = {
-            "command": shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.words, secrets)]),
-            "hardware": hardware_in_words(args.world_size),
+            "command": shlex.join(["python", "scripts/run_train.py", *redact_arguments(self.arguments, secrets)]),
+            "hardware": describe_hardware(args.world_size),
             "seed": args.seed,
         }
         base_model = _base_model(self.model_args.model_name_or_path)
         settings = {"Steps": trainer.state.global_step, **_settings(self.model_args, args)}
+        # the log also has training lines; the last evaluation is that of the final model
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
         num_images = len(cast(Any, trainer.eval_dataset))
         return ModelRecord(
@@ -112,7 +113,7 @@ class RunCard:
         return "webdataset", f"{count or 'images'}, from files of many images"
 
     def _draw(self, folder: Path, name: str) -> str | None:
-        """Draw the pictures; of drawn scenes only, since images of one's own may not be for everybody."""
+        """Draw the figures; of drawn scenes only, since a user's own images may be private."""
         if self.data_args.dataset_name != "scenes":
             return None
         write_example_image(folder / "images" / "scene.png", inside=folder)
@@ -123,7 +124,7 @@ class RunCard:
 
 
 def _base_model(source: str | None) -> str | None:
-    """Return the id of the model that a run started from; of a folder its name, which no owner on the Hub has."""
+    """Return the id of the model that a run started from; of a folder, its name without an owner."""
     if source is None:
         return None
     name = Path(source).resolve().name if Path(source).is_dir() else source
@@ -140,8 +141,8 @@ def _settings(model_args: ModelArguments, args: Any) -> dict[str, Any]:
     return settings | ({} if model_args.objective is None else {"Objective": model_args.objective})
 
 
-def hardware_in_words(num_processes: int = 1) -> str:
-    """Return what this process runs on, in words."""
+def describe_hardware(num_processes: int = 1) -> str:
+    """Describe the hardware of this process."""
     if torch.cuda.is_available():
         return f"{num_processes} x {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads() * num_processes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run ends before its end: stop signals, losses that are not finite, a disk that is full.
+"""Early ends of a run: stop signals, losses that are not finite, a full disk.
 
-Each ends in a `TrainingStoppedError`, which says what happened, where the run can go on, and the exit code of the
+Each raises a `TrainingStoppedError` with what happened, the checkpoint to resume from, and the exit code of the
 program.
 """
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NOT_FINITE_EXIT_CODE = 3
-"""Exit code where the loss or a weight became NaN or infinite: the same command would end alike."""
+"""Exit code where the loss or a weight became NaN or infinite: the same command would end the same way."""
 NOT_WRITTEN_EXIT_CODE = 4
 """Exit code where a file could not be written, e.g. since the disk is full."""
 
@@ -56,12 +56,12 @@ _TORCH_WRITING_FAILED = ("PytorchStreamWriter failed", "file write failed", "une
 
 
 class TrainingStoppedError(Exception):
-    """Training ended early, and on purpose.
+    """Error raised when training is stopped deliberately.
 
     Args:
         reason: What happened, as a sentence.
         output_dir: Folder of the run; its last complete checkpoint is named in the message.
-        exit_code: What the program ends with.
+        exit_code: Exit code of the program.
     """
 
     def __init__(self, reason: str, output_dir: str | Path | None, exit_code: int) -> None:
@@ -73,9 +73,9 @@ class TrainingStoppedError(Exception):
 
 
 class StopRequest:
-    """Remember that somebody asked the run to stop: SIGTERM, or Ctrl-C.
+    """Request to stop the run by SIGTERM or Ctrl-C.
 
-    The first signal asks: the run saves a checkpoint after its current step, then ends. The second one kills.
+    After the first signal the run saves a checkpoint at the end of its current step, then ends. The second one kills.
 
     Example:
         >>> with StopRequest().listening() as request:
@@ -89,7 +89,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take SIGTERM and SIGINT until the end of the block; outside the main thread, python takes none."""
+        """Handle SIGTERM and SIGINT until the end of the block; only the main thread of Python gets signals."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -101,8 +101,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; let the second one do what it does to other programs."""
-        if self.signal_number:
+        """Store the first signal; let the second one have its usual effect."""
+        if self.signal_number:  # the second signal
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal_number = number
@@ -110,14 +110,15 @@ class StopRequest:
     def agreed_signal(self) -> int:
         """Return the signal that any process of the run got, the same in all of them; 0 if none did.
 
-        Every process must call it equally often. The processes talk through main memory, so that no accelerator has to
+        Every process must call it equally often. They communicate through main memory, so that no accelerator has to
         wait for its queue.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.signal_number
         if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo")  # over the CPU
         number = torch.tensor(self.signal_number)
+        # the largest number: any signal is above 0, so one process stops all of them
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(number)
 
@@ -126,7 +127,7 @@ class StopCallback(TrainerCallback):
     """End of training after the step in which a signal came, with a checkpoint.
 
     Args:
-        request: Asked after every step.
+        request: Checked after every step.
     """
 
     def __init__(self, request: StopRequest) -> None:
@@ -136,25 +137,25 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask, but not after the last step of an epoch: what is due at its end, a resumed run would leave out."""
+        """Check, but not after the last step of an epoch: a resumed run would skip what is due at the epoch's end."""
         if not float(state.epoch or 0).is_integer():
-            self._ask(control)
+            self._check(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask once an epoch is over."""
-        self._ask(control)
+        """Check at the end of an epoch."""
+        self._check(control)
 
-    def _ask(self, control: TrainerControl) -> None:
+    def _check(self, control: TrainerControl) -> None:
         self._signal = self.request.agreed_signal()
         control.should_save |= bool(self._signal)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Raise `TrainingStoppedError` where a signal was obeyed."""
+        """Raise `TrainingStoppedError` if a signal has stopped the run."""
         if self._signal:
-            reason = f"Training stopped after step {state.global_step}, as {signal.Signals(self._signal).name} asked."
-            raise TrainingStoppedError(reason, args.output_dir, 128 + self._signal)
+            reason = f"Training stopped after step {state.global_step}, by {signal.Signals(self._signal).name}."
+            raise TrainingStoppedError(reason, args.output_dir, 128 + self._signal)  # the shell's convention
 
     # where an evaluation decides that nothing is saved (`save_strategy="best"`), `on_save` is not called
     on_step_begin = on_epoch_begin = on_train_end = on_save
@@ -178,9 +179,9 @@ def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
     """End training if a weight is NaN or infinite, in any process; waits for the accelerator once.
 
     Args:
-        model: The model; of a sharded tensor, each process looks at what it holds.
+        model: The model; of a sharded tensor, each process checks its own part.
         step: Step of the training, for the message.
-        args: Name the device and the folder of the run.
+        args: Arguments with the device and the folder of the run.
 
     Raises:
         TrainingStoppedError: In all processes.
@@ -195,19 +196,19 @@ def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
 
 def _not_finite(fault: str, step: int, output_dir: str | None) -> TrainingStoppedError:
     reason = (
-        f"Training stopped at step {step}: {fault}. Nothing of it was saved. Going on with the same arguments would "
-        "end alike: lower `--learning_rate`, or raise `--warmup_steps`."
+        f"Training stopped at step {step}: {fault}. This step was not saved. Resuming with the same arguments would "
+        "end the same way: lower `--learning_rate`, or raise `--warmup_steps`."
     )
     return TrainingStoppedError(reason, output_dir, NOT_FINITE_EXIT_CODE)
 
 
 def start_worker(initialize: Callable[[int], None] | None, worker_id: int) -> None:
-    """Begin a process that loads images: out of reach of signals to the process group of the run, such as Ctrl-C.
+    """Start a worker outside the process group of the run, out of reach of its signals, such as Ctrl-C.
 
-    A worker that died of one would take the run along before its checkpoint is saved. Workers end with their run.
+    A worker killed by such a signal would end the run before its checkpoint is saved. Workers end with their run.
 
     Args:
-        initialize: What else it begins with (`worker_init_fn`).
+        initialize: Further `worker_init_fn` to call.
         worker_id: Its number.
     """
     if hasattr(os, "setpgrp"):
@@ -233,23 +234,23 @@ def _is_failure_to_write(error: BaseException) -> bool:
         return error.errno in _WRITING_FAILED
     if isinstance(error, SafetensorError):
         return "I/O error" in str(error) or "IoError" in str(error)
-    return any(words in str(error) for words in _TORCH_WRITING_FAILED)
+    return any(text in str(error) for text in _TORCH_WRITING_FAILED)
 
 
 def resume_command(program: str, argv: Sequence[str]) -> str:
-    """Return the command that goes on with a run, without tokens and passwords; what has to be added comes after it.
+    """Return the command that resumes a run, without tokens and passwords; what has to be added comes after it.
 
     Args:
         program: What the run was started with, e.g. "python scripts/run_train.py".
-        argv: The words after it.
+        argv: The arguments after it.
     """
-    words = redact_arguments(argv)
-    has_token = any(word.startswith("-") and is_secret_name(word) for word in argv)
-    has_credentials = any(PLACEHOLDER in word for word in words) and not any(PLACEHOLDER in word for word in argv)
-    for index in reversed(range(len(words))):
-        name, separator, _ = words[index].partition("=")
+    arguments = redact_arguments(argv)
+    has_token = any(argument.startswith("-") and is_secret_name(argument) for argument in argv)
+    has_credentials = any(PLACEHOLDER in text for text in arguments) and not any(PLACEHOLDER in text for text in argv)
+    for index in reversed(range(len(arguments))):
+        name, separator, _ = arguments[index].partition("=")
         if name.replace("-", "_") == "__resume_from_checkpoint":
-            del words[index : index + (1 if separator else 2)]
-    command = f"{program} {shlex.join([*words, '--resume_from_checkpoint', 'auto'])}"
+            del arguments[index : index + (1 if separator else 2)]
+    command = f"{program} {shlex.join([*arguments, '--resume_from_checkpoint', 'auto'])}"
     command += " (and your token)" if has_token else ""
     return command + (f" (with your credentials for {PLACEHOLDER})" if has_credentials else "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `Trainer` of this project: transformers' own, plus what it would lose of an ICE model.
+"""The `Trainer` of this project: transformers' own, with the outputs, files and losses of ICE models.
 
 The loss itself lives in the model's `forward`; nothing here changes it.
 """
@@ -38,34 +38,34 @@ from .weight_averaging import WeightAveragingCallback, bare_model
 __all__ = ["IceTrainer", "build_trainer", "check_training_arguments"]
 
 _LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
-"""Outputs that stand in the log beside the loss: their mean since the line before."""
+"""Outputs that are logged besides the loss: their mean since the last log line."""
 
 _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, StopCallback)
-"""They come after all others, in this order: what the others log and store belongs to a checkpoint and to its time."""
+"""Last callbacks, in this order: values and files of all others belong to a checkpoint and to its time."""
 
 
-def _place_of_callback(callback: TrainerCallback) -> int:
-    """Return a key to sort callbacks by; all but the last ones stay as they were added."""
+def _callback_order(callback: TrainerCallback) -> int:
+    """Return a key to sort callbacks by; all but the last ones keep the order in which they were added."""
     return next((place for place, kind in enumerate(_LAST_CALLBACKS) if isinstance(callback, kind)), -1)
 
 
 class IceTrainer(Trainer):
-    """Train image classifiers, ICE models above all.
+    """Trainer of image classifiers, ICE models above all.
 
     Differences from `Trainer`:
 
     - Log and evaluation: the parts of the ICE loss and the images per second are logged; evaluation keeps a summary
       instead of all outputs.
-    - Recipe: weight decay leaves out what it would only harm; there are layer decay, repeated augmentation, weight
-      averaging, a collator for training and distillation.
-    - Images: of a stream each process reads its own rows, and a resumed run does not read what it skips.
+    - Recipe: no weight decay for tokens and position embeddings; layer decay, repeated augmentation, weight averaging,
+      a collator for training, and distillation.
+    - Images: of a stream each process reads its own rows, and a resumed run does not read skipped rows.
     - Checkpoints: they get a marker once the files of all processes and callbacks are on the disk, and only then are
       older ones removed, never the last; training ends where the loss or a weight is not finite, or a file cannot be
-      written. A `StopCallback` ends it in order where a signal asks.
+      written. A `StopCallback` ends it with a checkpoint after a stop signal.
     - Files: weights have the names of `state_dict()`; complete folders are pushed, without pickles.
 
-    Four private methods of `Trainer` are overridden, each for the reason beside it; tests/test_trainer_overrides.py
-    fails where transformers moves one of them.
+    Four private methods of `Trainer` are overridden, each for the reason in its comment;
+    tests/test_trainer_overrides.py fails when transformers moves one of them.
 
     Args:
         model: The classifier.
@@ -73,8 +73,8 @@ class IceTrainer(Trainer):
         *others: Passed to the `Trainer`.
         train_collator: Makes the training batches, if not `data_collator`.
         distillation: Adds the loss against a teacher to that of training batches.
-        card_writer: Writes the model card, `README.md`, into `args.output_dir`; called with the trainer. None leaves
-            the card to `Trainer`.
+        card_writer: Writes the model card, `README.md`, into `args.output_dir`; called with the trainer. With
+            None `Trainer` writes the card.
         **kwargs: Passed to the `Trainer`.
 
     Attributes:
@@ -83,7 +83,7 @@ class IceTrainer(Trainer):
         save_total_limit: Complete checkpoints to keep.
 
     Raises:
-        ValueError: If the arguments ask for what would go wrong; see `check_training_arguments`.
+        ValueError: If the arguments cannot work as given; see `check_training_arguments`.
     """
 
     hub_model_id: Any  # the type of `Trainer` is that of its first value, None
@@ -106,10 +106,10 @@ class IceTrainer(Trainer):
         self.train_collator, self.distillation, self.card_writer = train_collator, distillation, card_writer
         self._loss_parts = LossParts(_LOGGED)
         self._throughput = ThroughputMeter()
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process has all weights
         self._averaging = WeightAveragingCallback(getattr(args, "ema_decay", None), is_sharded)
         self._completion = CompletionCallback(self.save_total_limit)
-        # in front, so that the other callbacks find weights and average of the same step
+        # first, so that the other callbacks find weights and average of the same step
         self.callback_handler.callbacks.insert(0, self._averaging)
         for callback in (FiniteLossCallback(), self._completion, self._throughput):
             self.add_callback(callback)
@@ -121,7 +121,7 @@ class IceTrainer(Trainer):
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Add a callback, before those that have to be the last."""
         super().add_callback(callback)
-        self.callback_handler.callbacks.sort(key=_place_of_callback)
+        self.callback_handler.callbacks.sort(key=_callback_order)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class IceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Return the loss the model computes, and remember its parts for the log while training."""
+        """Return the loss of the model; while training, also record its parts for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             if self.distillation is not None:
@@ -165,16 +165,16 @@ class IceTrainer(Trainer):
         return decaying_parameters(super().get_decay_parameter_names(model), cls_is_trained)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer; with a `layer_decay`, the lower layers learn slower."""
+        """Create the optimizer; a `layer_decay` lowers the learning rate of the lower layers."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         decay = getattr(self.args, "layer_decay", 1.0)
-        if is_new and decay != 1.0:
+        if is_new and decay != 1.0:  # not twice: `Trainer` may call this again
             decay_layer_rates(optimizer, cast(nn.Module, self.model if model is None else model), decay)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; beside the loss its mean parts, over batches and processes, and the images per second."""
+        """Log the loss, the means of its parts over batches and processes, and the images per second."""
         if "loss" in logs:
             # the processes share the images evenly
             rate = self._throughput.read() * self.args.world_size
@@ -184,7 +184,7 @@ class IceTrainer(Trainer):
     # --- images ----------------------------------------------------------------------------------------------------
 
     # Overridden: `Trainer` has one collator for training and evaluation, no sampler that repeats images, no loader
-    # that lets each process read its own part of a stream, and no way to say how workers begin.
+    # that lets each process read its own part of a stream, and no option for how workers start.
     def _get_dataloader(
         self,
         dataset: Any,
@@ -194,7 +194,7 @@ class IceTrainer(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader:
-        """Return the `DataLoader` of a data set, whose workers live through a request to stop."""
+        """Return the `DataLoader` of a data set, whose workers survive a stop signal."""
         collate = self.train_collator if is_training else None
         if isinstance(dataset, StreamedImages):
             device = self.accelerator.device
@@ -234,8 +234,8 @@ class IceTrainer(Trainer):
                 ignored = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
                 ignore_keys = [key for key in ignored if key not in KEPT_OUTPUTS]
         if self.is_in_train:
-            self.check_weights()  # rather than report, and draw, what they make of images
-        with self._throughput.paused():
+            self.check_weights()  # metrics and panels of NaN weights would mean nothing
+        with self._throughput.paused():  # images per second are those of training
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -245,7 +245,7 @@ class IceTrainer(Trainer):
 
     # --- checkpoints and files -------------------------------------------------------------------------------------
 
-    # Overridden: before the first file of a checkpoint is written no callback is called and nothing public is asked.
+    # Overridden: `Trainer` calls no callback and no public method before the first file of a checkpoint is written.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint that does not count before `CompletionCallback` marks it."""
         self._throughput.begin_pause()
@@ -255,7 +255,7 @@ class IceTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     # Overridden: `Trainer` lets ViT and DeiT write an older key layout, which it does not convert back when it resumes
-    # or loads the best checkpoint (the encoder would stay as it is), and it knows one set of weights only.
+    # or loads the best checkpoint (the encoder would not be loaded), and it knows one set of weights only.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write a model folder: weights by their names in `state_dict()`, image processor, arguments of the run."""
         if not self.args.should_save:
@@ -290,7 +290,7 @@ class IceTrainer(Trainer):
 
     # Overridden: `Trainer` pushes pickles, and neither the code of the model nor its card.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push what a checkpoint holds of the model, in the background."""
+        """Push the model files of a checkpoint, in the background."""
         push_checkpoint(self, Path(checkpoint_folder))
 
     def push_to_hub(
@@ -323,7 +323,7 @@ class IceTrainer(Trainer):
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments of `Trainer` that would not do what they say.
+    """Refuse arguments of `Trainer` that would not have their documented effect.
 
     Raises:
         ValueError: With the reason and the way out.
@@ -336,10 +336,10 @@ def check_training_arguments(args: TrainingArguments) -> None:
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
-            "`enable_jit_checkpoint` must be False, got True: training here already saves a checkpoint and ends when "
-            "SIGTERM comes, and on Ctrl-C too, in all processes at the same step, and the checkpoint counts once its "
-            "files are on the disk. The signal handler of transformers would never be called. Leave the option out; "
-            "docs/training/resume.md says what is guaranteed."
+            "`enable_jit_checkpoint` must be False, got True: training here already saves a checkpoint and ends on "
+            "SIGTERM and on Ctrl-C, in all processes at the same step, and the checkpoint counts once its "
+            "files are on the disk. The signal handler of transformers would never be called. Remove the option; "
+            "docs/training/resume.md lists what is guaranteed."
         )
 
 
@@ -358,9 +358,9 @@ def build_trainer(
     Args:
         model: The classifier.
         args: Arguments of the run.
-        train_dataset: Training images, e.g. `LabelledImages`; told the epoch if it has `set_epoch`.
+        train_dataset: Training images, e.g. `LabelledImages`; its `set_epoch` is called, if there is one.
         eval_dataset: Evaluation images. Those of a `LabelledImages` with masks are also scored by their masks.
-        image_processor: Saved with every checkpoint; says how pixels are normalised.
+        image_processor: Normalisation and size of the pixels; saved with every checkpoint.
         data_collator: Makes a batch of a list of rows; by default `ImageCollator` with the numbers of
             `image_processor`.
         callbacks: Further callbacks.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: `evaluate.Metric`s over arrays, blind to the model, usable without a network and over several processes."""
+"""Metrics: `evaluate.Metric`s over arrays, independent of the model, without a network, over several processes."""
 
 from .boxes import box_iou, contour_boxes, largest_component_box, normalize_score_map, resize_boxes
 from .classification import TopKAccuracy

@@ -35,14 +35,15 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, *, inclusive: bool) -> np.nda
     Raises:
         ValueError: If a shape is another one, or a box ends before it begins.
     """
-    first = checked_boxes("boxes", boxes).astype(np.float64)[:, None]
-    second = checked_boxes("others", others).astype(np.float64)[None]
+    first = checked_boxes("boxes", boxes).astype(np.float64)[:, None]  # (num_boxes, 1, 4)
+    second = checked_boxes("others", others).astype(np.float64)[None]  # (1, num_others, 4)
     border = 1.0 if inclusive else 0.0
 
     def area(corners: np.ndarray) -> np.ndarray:
         sides = np.maximum(corners[..., 2:] - corners[..., :2] + border, 0)
         return sides[..., 0] * sides[..., 1]
 
+    # (num_boxes, num_others, 4): from the larger of the upper left to the smaller of the lower right corners
     common = np.concatenate(
         [np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])], axis=-1
     )
@@ -103,7 +104,7 @@ def largest_component_box(mask: np.ndarray, connectivity: int = 4) -> np.ndarray
     labels, number = ndimage.label(mask, ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2))
     if number == 0:
         return None
-    largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())
+    largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())  # label 0 is background
     rows, columns = ndimage.find_objects(labels, max_label=largest)[largest - 1]
     return np.array([columns.start, rows.start, columns.stop, rows.stop])
 
@@ -112,7 +113,7 @@ def normalize_score_map(score_map: np.ndarray) -> np.ndarray:
     """Stretch a map to [0, 1] by its own extremes.
 
     Args:
-        score_map: `(height, width)`, any real numbers. Stays as it is.
+        score_map: `(height, width)`, any real numbers. Not changed.
 
     Returns:
         The same shape, floating; all 0 where the map is constant or not finite everywhere.
@@ -128,7 +129,7 @@ def normalize_score_map(score_map: np.ndarray) -> np.ndarray:
 
 
 def resize_boxes(boxes: np.ndarray, old_size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Bring boxes from the pixels of an image to those of its resized copy, rounded towards 0.
+    """Scale boxes from the pixels of an image to those of its resized copy, rounded towards 0.
 
     Args:
         boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`.

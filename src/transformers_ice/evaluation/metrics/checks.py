@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What masks, score maps and boxes must look like before they are compared."""
+"""Checks of masks, score maps and boxes before they are compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 __all__ = ["IGNORED", "check_same_size", "checked_boxes", "checked_fractions", "checked_mask", "checked_score_map"]
 
 IGNORED = -1
-"""Value of the pixels of a true mask that count nowhere."""
+"""Value of the ignored pixels of a true mask."""
 
 
 def checked_mask(name: str, mask: Any, allowed: tuple[int, ...] = (0, 1)) -> np.ndarray:
     """Return a mask as an array `(height, width)`.
 
     Args:
-        name: What to call it in an error.
+        name: Name of the argument, for errors.
         mask: An array, tensor or nested list; bool, or numbers.
         allowed: The numbers it may hold.
 
@@ -38,7 +38,7 @@ def checked_score_map(name: str, score_map: Any, bounded: bool = True) -> np.nda
     """Return a soft map as a float array `(height, width)`, float32 or float64 as it comes. It may hold NaN.
 
     Args:
-        name: What to call it in an error.
+        name: Name of the argument, for errors.
         score_map: An array, tensor or nested list of numbers or bool.
         bounded: Whether the numbers must lie in [0, 1].
 
@@ -62,7 +62,7 @@ def checked_boxes(name: str, boxes: Any) -> np.ndarray:
     """Return boxes as an array `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; a single box becomes one row.
 
     Args:
-        name: What to call them in an error.
+        name: Name of the argument, for errors.
         boxes: `(num_boxes, 4)`, `(4,)`, or empty.
 
     Raises:
@@ -92,7 +92,7 @@ def check_same_size(prediction: np.ndarray, reference: np.ndarray) -> None:
 
 
 def checked_fractions(fractions: Any) -> np.ndarray:
-    """Return the places at which a curve was measured, float64.
+    """Return the fractions at which a curve was measured, float64.
 
     Args:
         fractions: At least two numbers in [0, 1], each larger than the one before.

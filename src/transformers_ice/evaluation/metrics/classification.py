@@ -27,9 +27,9 @@ def checked_top_k(top_k: Sequence[int]) -> tuple[int, ...]:
 
 
 class TopKAccuracy(RowMetric):
-    """Share of examples whose true class is among the k best, as `top_1`, `top_5`, ...
+    """Fraction of examples whose true class is among the k best, as `top_1`, `top_5`, ...
 
-    Equal scores are ranked by class index, as `argmax` does; a NaN score is never in favour of the true class.
+    Equal scores are ranked by class index, as `argmax` does; a NaN score never ranks the true class higher.
 
     Predictions:
         `(batch_size, num_labels)` scores (any floating type), or `(batch_size, k)` integer class indices, best first,
@@ -74,7 +74,7 @@ class TopKAccuracy(RowMetric):
                 f"Integer `predictions` must hold at least {max(self.top_k)} class indices per example, got "
                 f"{indices.shape[1]}. Pass more of them, floating scores, or a smaller `top_k`."
             )
-        hits = indices == labels[:, None]
+        hits = indices == labels[:, None]  # (batch_size, k), at most one per row
         return np.where(hits.any(axis=1), hits.argmax(axis=1), indices.shape[1])
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -82,14 +82,14 @@ class TopKAccuracy(RowMetric):
 
 
 def _rank_by_score(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how many classes stand before the true one, `(batch_size,)`."""
+    """Return how many classes rank before the true one, `(batch_size,)`."""
     num_labels = scores.shape[1]
     if labels.min() < 0 or labels.max() >= num_labels:
         raise ValueError(
             f"`references` must lie in [0, {num_labels - 1}] for {num_labels} scores, "
             f"got values from {labels.min()} to {labels.max()}."
         )
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    before = np.arange(num_labels) < labels[:, None]
+    own = np.take_along_axis(scores, labels[:, None], axis=1)  # (batch_size, 1)
+    before = np.arange(num_labels) < labels[:, None]  # (batch_size, num_labels): wins a tie, as in `argmax`
     # "not (score <= own)" instead of "score > own": a NaN on either side counts against the true class.
     return (~(scores <= own) | ((scores == own) & before)).sum(axis=1)

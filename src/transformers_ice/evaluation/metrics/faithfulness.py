@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Areas under what becomes of a model's answer while pixels go or come in the order of their relevance."""
+"""Areas under a model's score while pixels are removed or inserted in the order of their relevance."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class _CurveArea(RowMetric):
 class PerturbationAuc(_CurveArea):
     """Area under the accuracy while the most, or the least, relevant pixels turn black, as `perturbation_auc`.
 
-    In percent times the share of pixels: a model that is always right scores 90 over the shares from 0 to 0.9. Where
-    the most relevant pixels go first ("positive"), a small area is good; where the least relevant do ("negative"), a
-    large one. Which of the two it is, only the caller knows.
+    In percent times the fraction of pixels: a model that is always right scores 90 over the fractions from 0 to 0.9.
+    If the most relevant pixels are removed first ("positive"), smaller is better; if the least relevant ones are
+    ("negative"), larger is better. The metric is the same for both.
 
     Predictions:
         Per example one number at each of the fractions, the clean image first: 1 where the model is right and 0 where
         not, or any other score. References are not needed.
 
     Args:
-        fractions: The shares of pixels that are removed, rising.
+        fractions: The fractions of pixels that are removed, increasing.
         **kwargs: Options of `RowMetric`.
 
     Raises:
@@ -67,7 +67,7 @@ class PerturbationAuc(_CurveArea):
         {'perturbation_auc': 50.0}
 
     Source: `hila-chefer/Transformer-Explainability` (`baselines/ViT/pertubation_eval_from_hdf5.py`) for the
-    curve; the area, with the clean image as its first point, is what its author tells users of it to compute.
+    curve; the area, with the clean image as its first point, is what its author advises users to compute.
     """
 
     def __init__(self, fractions: Sequence[float] = _TENTHS, **kwargs: Any) -> None:
@@ -87,13 +87,13 @@ class InsertionDeletionAuc(_CurveArea):
 
     Args:
         kind: "insertion" or "deletion": the name of the score.
-        fractions: The shares of pixels that are inserted or deleted, rising from 0 to 1. Unequal steps are weighed by
+        fractions: The fractions of pixels that are inserted or deleted, from 0 to 1. Unequal steps are weighed by
             their width.
         **kwargs: Options of `RowMetric`.
 
     Raises:
         ValueError: If the kind is unknown, the fractions do not rise from 0 to 1, or an example does not fit them or
-            leaves [0, 1].
+            is outside [0, 1].
 
     Example:
         >>> metric = InsertionDeletionAuc("deletion", fractions=(0.0, 0.5, 1.0))

@@ -21,7 +21,7 @@ _IOU_PERCENTS = (30, 50, 70)
 
 
 class MaxBoxAccuracy(RowMetric):
-    """Share of images whose object is found by thresholding a map, at the best threshold of the whole set.
+    """Fraction of images whose object is found by thresholding a map, at the best threshold of the whole set.
 
     The map becomes grey levels, `uint8(255 x map)`. At a threshold t, the pixels above `int(t x largest level)` are
     foreground, and boxes are drawn around its contours; without a contour the box is the first pixel. Boxes end with
@@ -32,7 +32,7 @@ class MaxBoxAccuracy(RowMetric):
       its own best threshold;
     - `max_box_acc_v2`: their mean.
 
-    All shares lie in [0, 1]. The threshold is chosen on the images that are scored, so the shares are upper bounds.
+    All fractions are in [0, 1]. The threshold is chosen on the images that are scored, so they are upper bounds.
 
     Predictions:
         One map per image, `(height, width)`, in [0, 1], as `normalize_score_map` returns it.
@@ -46,7 +46,7 @@ class MaxBoxAccuracy(RowMetric):
         **kwargs: Options of `RowMetric`.
 
     Raises:
-        ValueError: If the step is out of range, a map leaves [0, 1] or holds NaN, or an image has no box.
+        ValueError: If the step is out of range, a map is outside [0, 1] or has NaN, or an image has no box.
 
     Source: `clovaai/wsolevaluation` (`evaluation.py`); Choe et al., "Evaluating Weakly Supervised Object Localization
     Methods Right", CVPR 2020 (V1), and its journal version (V2).
@@ -63,20 +63,21 @@ class MaxBoxAccuracy(RowMetric):
     def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
         levels = grey_levels(prediction)
         truth = _true_boxes(reference)
-        cuts = (self.thresholds * levels.max()).astype(np.int64)
-        # cuts with the same grey levels of the map below them make the same mask
-        num_below = (np.bincount(levels.ravel(), minlength=256) > 0).cumsum()[cuts]
+        bounds = (self.thresholds * levels.max()).astype(np.int64)
+        # bounds with the same grey levels of the map below them make the same mask
+        num_below = (np.bincount(levels.ravel(), minlength=256) > 0).cumsum()[bounds]
         _, first, inverse = np.unique(num_below, return_index=True, return_inverse=True)
-        largest, best = _contour_ious([levels > cut for cut in cuts[first]], truth)
+        largest, best = _contour_ious([levels > bound for bound in bounds[first]], truth)
         row = {f"any_{percent}": best[inverse] >= percent / 100 for percent in _IOU_PERCENTS}
         return {"largest_50": largest[inverse] >= 0.5, **row}
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        # (num_images, num_thresholds) -> (num_thresholds,): the threshold is chosen for the whole set
         hits = {name: column.sum(axis=0, dtype=np.int64) for name, column in rows.items()}
-        shares = {name: int(column.max()) / len(rows[name]) for name, column in hits.items()}
-        parts = [shares[f"any_{percent}"] for percent in _IOU_PERCENTS]
+        accuracies = {name: int(column.max()) / len(rows[name]) for name, column in hits.items()}
+        parts = [accuracies[f"any_{percent}"] for percent in _IOU_PERCENTS]
         return {
-            "max_box_acc": shares["largest_50"],
+            "max_box_acc": accuracies["largest_50"],
             "max_box_acc_threshold": float(self.thresholds[hits["largest_50"].argmax()]),
             "max_box_acc_v2": sum(parts) / len(parts),
             **{f"max_box_acc_v2_{percent}": part for percent, part in zip(_IOU_PERCENTS, parts, strict=True)},
@@ -84,7 +85,7 @@ class MaxBoxAccuracy(RowMetric):
 
 
 class CorLoc(RowMetric):
-    """Share of images whose one predicted box has an IoU of at least 0.5 with any true box, as `corloc` in [0, 1].
+    """Fraction of images whose one predicted box has an IoU of at least 0.5 with any true box, as `corloc` in [0, 1].
 
     Predictions:
         One box per image, `(4,)`, `(x_min, y_min, x_max, y_max)`, half-open, in pixels; an empty list is a miss.
@@ -118,12 +119,12 @@ class CorLoc(RowMetric):
 
 
 class PointingGame(RowMetric):
-    """Share of images whose map is largest on the object, as `pointing_game` in [0, 1].
+    """Fraction of images whose map is largest on the object, as `pointing_game` in [0, 1].
 
-    Where several pixels share the maximum, the share of them that hit counts, which is what a random choice among them
-    would score: a constant map gets the object's share of the image. (Common implementations take the first of them,
+    Where several pixels share the maximum, the fraction of them that hit counts, which is what a random choice of one
+    would score: a constant map gets the object's fraction of the image. (Common implementations take the first one,
     the corner of a patch in maps of whole patches.) A map with NaN is a miss. Ignored pixels are no candidates for the
-    maximum. An image without an object pixel is left out of the mean; where that holds for all, the score is NaN.
+    maximum. An image without an object pixel is excluded from the mean; where that holds for all, the score is NaN.
 
     Predictions:
         One map per image, `(height, width)`, any real numbers, larger on what is relevant.
@@ -158,7 +159,7 @@ class PointingGame(RowMetric):
         score_map = checked_score_map("predictions", prediction, bounded=False)
         truth = checked_mask("references", reference, allowed=(0, 1, IGNORED))
         check_same_size(score_map, truth)
-        return {"hit": _share_of_maxima(score_map, truth == 1, truth != IGNORED, self.tolerance)}
+        return {"hit": _hit_ratio(score_map, truth == 1, truth != IGNORED, self.tolerance)}
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"pointing_game": exact_mean(rows["hit"])}
@@ -168,7 +169,7 @@ def grey_levels(score_map: Any) -> np.ndarray:
     """Return a map in [0, 1] as `uint8(255 x map)`, rounded down.
 
     Raises:
-        ValueError: If it has another number of axes, leaves [0, 1] or holds NaN.
+        ValueError: If it has another number of axes, is outside [0, 1] or has NaN.
     """
     array = checked_score_map("predictions", score_map)
     if np.isnan(array).any():
@@ -191,7 +192,7 @@ def box_is_hit(box: np.ndarray, boxes: Any, strict: bool = False) -> bool:
 def _true_boxes(boxes: Any) -> np.ndarray:
     array = checked_boxes("references", boxes)
     if len(array) == 0:
-        raise ValueError("Every image must have a true box in `references`, got none. Leave such images out.")
+        raise ValueError("Every image must have a true box in `references`, got none. Remove such images.")
     return array
 
 
@@ -199,15 +200,15 @@ def _contour_ious(masks: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.nd
     """Return per mask the best IoU with a true box: of its largest contour's box, and of any contour's box."""
     drawn = [contour_boxes(mask) for mask in masks]
     boxes = [np.zeros((1, 4), dtype=np.int64) if index is None else own for own, index in drawn]
-    starts = np.cumsum([0, *map(len, boxes[:-1])])
+    starts = np.cumsum([0, *map(len, boxes[:-1])])  # index of each mask's first box in the concatenation
     largest = starts + [index or 0 for _, index in drawn]
     clipped = clipped_to_last_pixel(np.concatenate(boxes), masks[0].shape)
     ious = box_iou(clipped, truth, inclusive=True).max(axis=1)  # of all masks in one call: most have few contours
     return ious[largest], np.maximum.reduceat(ious, starts)
 
 
-def _share_of_maxima(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
-    """Return which share of the largest pixels lies on the object; NaN where there is none."""
+def _hit_ratio(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
+    """Return the fraction of the largest pixels that are on the object; NaN where there is none."""
     if not is_object.any():
         return math.nan
     if np.isnan(score_map[counts]).any():

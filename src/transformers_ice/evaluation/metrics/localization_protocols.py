@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GT-known, Top-1 and Top-5 localisation accuracy: the rules of three code bases side by side, and the metric."""
+"""GT-known, Top-1 and Top-5 localisation accuracy: the rules of three code bases, and the metric."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["LOCALIZATION_PROTOCOLS", "LocalizationAccuracy", "LocalizationProtoc
 
 @dataclass(frozen=True)
 class LocalizationProtocol:
-    """Say how one code base draws and judges a box.
+    """Rules of one code base for drawing and judging a box.
 
-    All of them count pixels at both ends in an IoU, accept any of the true boxes, and ask an IoU of at least 0.5 for
-    GT-known.
+    All of them count pixels at both ends in an IoU, accept any of the true boxes, and require an IoU of at least 0.5
+    for GT-known.
 
     Attributes:
-        threshold: Threshold of the maps that it ships; `None` where there is none to ship.
-        grey_levels: Whether a map is cut at `int(threshold x largest level)` of its 256 grey levels; otherwise at the
-            threshold itself. Foreground is what lies above.
+        threshold: Its default threshold of the maps; `None` where it has none.
+        grey_levels: Whether a map is thresholded at `int(threshold x largest level)` of its 256 grey levels; otherwise
+            at the threshold itself. Foreground is above the threshold.
         region: "largest_contour" (by the area of the polygon) or "largest_component" (by pixels, touching at corners).
         ends_with_last_pixel: Whether boxes end with the last pixel of the map at most, not one after it.
         box_of_nothing: The box where nothing is foreground; `None` for the whole map.
         one_map_per_image: Whether one map serves all classes; otherwise each class may have its own.
-        strict_top_k: Whether Top-k asks an IoU of more than 0.5, not of at least 0.5.
-        source: Where the rules stand.
+        strict_top_k: Whether Top-k requires an IoU of more than 0.5, not of at least 0.5.
+        source: File of the code base that has the rules.
     """
 
     threshold: float | None
@@ -49,7 +49,7 @@ class LocalizationProtocol:
     source: str
 
     def box(self, score_map: Any, threshold: float | None = None) -> np.ndarray:
-        """Return the box that a map is taken for.
+        """Return the box of a map.
 
         Args:
             score_map: `(height, width)`, in [0, 1].
@@ -64,8 +64,8 @@ class LocalizationProtocol:
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             raise ValueError(
-                "`threshold` must be given for this protocol, got None: it ships none. Choose it on images that are "
-                "not scored, or pass boxes."
+                "`threshold` must be given for this protocol, got None: it has no default. Choose it on images "
+                "that are not scored, or pass boxes."
             )
         mask = self._foreground(score_map, threshold)
         if self.region == "largest_component":
@@ -82,7 +82,7 @@ class LocalizationProtocol:
         if not self.grey_levels:
             return checked_score_map("predictions", score_map) > threshold
         levels = grey_levels(score_map)
-        return levels > int(threshold * levels.max())
+        return levels > int(threshold * levels.max())  # truncated, as in the published code
 
 
 LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
@@ -91,7 +91,7 @@ LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
         grey_levels=True,
         region="largest_contour",
         ends_with_last_pixel=True,
-        box_of_nothing=(0, 0, 0, 0),
+        box_of_nothing=(0, 0, 0, 0),  # the first pixel, since its boxes are inclusive
         one_map_per_image=False,
         strict_top_k=False,
         # Top-k is not defined there; GT-known at a fixed threshold is its MaxBoxAcc without the choice
@@ -118,13 +118,13 @@ LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
         source="wpy1999/SAT, evaluator.py",
     ),
 }
-"""The rules by name. Everything in which the metric differs between them stands here."""
+"""The rules by name. They contain all differences of the metric between the code bases."""
 
 
 class LocalizationAccuracy(RowMetric):
-    """Share of images whose object is found at a fixed threshold, and named, by the rules of a published code base.
+    """Fraction of images whose object is found at a fixed threshold, and classified, by rules of published code.
 
-    - `gt_known_loc`: the box for the true class is right, whatever the class is taken for;
+    - `gt_known_loc`: the box for the true class is right, whatever class is predicted;
     - `top_1_loc`, `top_5_loc`, ...: the true class is among the k best, and its box is right.
 
     All in [0, 1]. Published numbers of these code bases are often made with a checkpoint or threshold that was chosen
@@ -145,8 +145,8 @@ class LocalizationAccuracy(RowMetric):
 
     Args:
         protocol: "wsolevaluation", "tscam" or "sat": a name in `LOCALIZATION_PROTOCOLS`.
-        threshold: Of the maps, in [0, 1), as a share of the largest value (of 1 under "sat"). `None` takes that of the
-            protocol for CUB-200-2011; "wsolevaluation" has none, and maps need one there.
+        threshold: Threshold of the maps, in [0, 1), relative to the largest value (to 1 under "sat"). `None` takes
+            that of the protocol for CUB-200-2011; "wsolevaluation" has none, and maps need one there.
         top_k: The values of k.
         **kwargs: Options of `RowMetric`.
 
@@ -179,10 +179,10 @@ class LocalizationAccuracy(RowMetric):
         if not isinstance(reference, Mapping) or not {"label", "boxes"} <= set(reference):
             raise ValueError(f"Every entry of `references` must hold `label` and `boxes`, got {_keys(reference)}.")
         is_true = ranked == int(reference["label"])
-        rank = int(is_true.argmax()) if is_true.any() else None
+        rank = int(is_true.argmax()) if is_true.any() else None  # 0 for the best class
         box = self._box_for_true_class(prediction, rank, len(ranked))
-        named_and_right = box_is_hit(box, reference["boxes"], strict=self.protocol.strict_top_k)
-        top_k = {f"top_{k}": rank is not None and rank < k and named_and_right for k in self.top_k}
+        box_is_right = box_is_hit(box, reference["boxes"], strict=self.protocol.strict_top_k)
+        top_k = {f"top_{k}": rank is not None and rank < k and box_is_right for k in self.top_k}
         return {"gt_known": box_is_hit(box, reference["boxes"]), **top_k}
 
     def _box_for_true_class(self, prediction: Mapping[str, Any], rank: int | None, num_ranked: int) -> np.ndarray:
@@ -200,7 +200,7 @@ class LocalizationAccuracy(RowMetric):
     def _entry(
         self, prediction: Mapping[str, Any], several: str, true_class: str, rank: int | None, num_ranked: int
     ) -> Any:
-        """Return what a prediction holds for the true class, where every class has its own."""
+        """Return the entry of a prediction for the true class, where every class has its own."""
         if self.protocol.one_map_per_image:
             raise ValueError(
                 "`predictions` must hold one `score_map` or `box` per image, not one per class, under the rules of "

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics that reduce each example to a small row of numbers as soon as they see it.
 
-`evaluate.Metric` keeps every prediction until `compute()`. A mask or a row of scores is large, and all that a score
-over a whole set needs of it are a few numbers; so those are what is stored, in `evaluate`'s own table, and gathering
+`evaluate.Metric` keeps every prediction until `compute()`. A mask or a row of scores is large, and a score over
+a whole set needs only a few numbers of it; so only those are stored, in `evaluate`'s own table, and gathering
 over processes (`num_process`, `process_id`) still works. A score is a function of the rows alone: they can be kept on
-disk, joined and resampled, and no order in which they come changes a digit.
+disk, joined and resampled, and their order does not change a digit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["MeanOf", "RowMetric", "exact_mean"]
 
 
 def exact_mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN, the same in whatever order they come; NaN if there is none.
+    """Return the mean of the values that are not NaN, the same for any order; NaN if there is none.
 
     Args:
         values: One axis, float.
@@ -33,20 +33,20 @@ def exact_mean(values: np.ndarray) -> float:
 
 
 class RowMetric(evaluate.Metric):
-    """An `evaluate.Metric` that stores one row of numbers per example, and scores rows.
+    """Base class of an `evaluate.Metric` that stores one row of numbers per example, and scores rows.
 
     A subclass names the columns in `row_features`, makes one row in `_row` (or those of a batch in `_rows`) and turns
-    stacked rows into scores in `_score`. What predictions and references are stands in the docstring of each metric.
+    stacked rows into scores in `_score`. The docstring of each metric defines predictions and references.
 
     Args:
         keep_in_memory: Keep the rows in memory, not in a file. The default does so wherever `evaluate` allows it,
             which is in one process.
         **kwargs: Further options of `evaluate.Metric` (`num_process`, `process_id`, `experiment_id`, `timeout`, ...).
-            With several processes, two metrics of one class that are alive together need different `experiment_id`s.
+            With several processes, two metrics of one class that exist together need different `experiment_id`s.
 
     Attributes:
         row_features: Type of each column: `datasets.Value`, or `datasets.List` of fixed length.
-        uses_references: Whether references are needed; where not, they may be left out and are not looked at.
+        uses_references: Whether references are needed; where not, they may be omitted and are ignored.
     """
 
     row_features: Mapping[str, Any] = {}
@@ -111,7 +111,7 @@ class RowMetric(evaluate.Metric):
     def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any] | None = None) -> None:
         """Store the rows of one batch; see `rows`."""
         rows = self.rows(predictions, references)
-        if len(predictions):
+        if len(predictions):  # `evaluate` cannot store an empty batch
             super().add_batch(**rows)
 
     def add(self, *, prediction: Any, reference: Any = None) -> None:
@@ -142,7 +142,7 @@ class RowMetric(evaluate.Metric):
             self.add_batch(predictions=predictions, references=references)
         if self.writer is None and self.num_process == 1:
             raise ValueError("There is nothing to score, expected at least one example. Call `add_batch` first.")
-        if self.writer is None:  # a process without examples still has to meet the others, with an empty table
+        if self.writer is None:  # a process without examples must still join the others, with an empty table
             super().add_batch(**self._stacked({}))
         return super().compute()
 
@@ -165,6 +165,7 @@ class RowMetric(evaluate.Metric):
     def _stacked(self, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return columns as arrays of their types; empty ones where there are none."""
         return {
+            # (num_examples,) or (num_examples, length), also where there are no examples
             name: np.asarray(columns.get(name, ()), dtype=_row_dtype(feature)).reshape(-1, *_row_shape(feature))
             for name, feature in self.row_features.items()
         }

@@ -27,7 +27,7 @@ class ForegroundSegmentation(RowMetric):
     - `pixel_accuracy`: pixels with the right class / pixels that count, in [0, 1];
     - `mean_iou`: mean over the two classes of (summed intersection / summed union), in [0, 1].
 
-    A pixel whose reference is -1 counts nowhere. A class that neither predictions nor references hold is left out of
+    A pixel whose reference is -1 is ignored. A class that neither predictions nor references contain is excluded from
     the mean (the reference code scores it 0). Where no pixel counts at all, both scores are NaN.
 
     Predictions:
@@ -73,8 +73,8 @@ class ForegroundF1(RowMetric):
     """F1 of the foreground of each image, then the mean over images, as `mean_f1` in [0, 1].
 
     F1 = 2 x true foreground / (2 x true foreground + false foreground + false background), in pixels that count. An
-    image where neither mask has any foreground has no F1 and is left out of the mean (scikit-learn gives it 0); where
-    that holds for all images, the score is NaN.
+    image where neither mask has any foreground has no F1 and is excluded from the mean (scikit-learn gives it 0);
+    where that holds for all images, the score is NaN.
 
     Predictions, references and errors are those of `ForegroundSegmentation`.
 
@@ -101,8 +101,8 @@ class ForegroundAveragePrecision(RowMetric):
 
     Background and foreground are two channels with the scores 1 - R and R, and all pixels of both are ranked together
     ("micro"). Where a map is constant or holds NaN, all scores are 0 in both channels, which makes 0.5: the reference
-    code stretches each map to [0, 1] and puts 0 where that yields NaN. An image without a pixel that counts is left
-    out of the mean; where that holds for all images, the score is NaN.
+    code stretches each map to [0, 1] and puts 0 where that yields NaN. An image without a pixel that counts is
+    excluded from the mean; where that holds for all images, the score is NaN.
 
     Predictions:
         One `(height, width)` map R per image, in [0, 1], or bool. Sizes may differ between images.
@@ -114,7 +114,7 @@ class ForegroundAveragePrecision(RowMetric):
         **kwargs: Options of `RowMetric`.
 
     Raises:
-        ValueError: If sizes differ, a mask holds another value, or a map leaves [0, 1].
+        ValueError: If sizes differ, a mask holds another value, or a map is outside [0, 1].
 
     Example:
         >>> metric = ForegroundAveragePrecision()
@@ -140,8 +140,8 @@ class ForegroundAveragePrecision(RowMetric):
 class ObjectJaccard(RowMetric):
     """Overlap of a mask with each object class of an image, mean over its classes, then over images, as `jaccard`.
 
-    Of several candidate masks the best one counts, for each class anew: an oracle. Void pixels count nowhere. An image
-    without any object class is left out of the mean; where that holds for all images, the score is NaN.
+    Of several candidate masks the best one counts, separately for each class: an oracle. Void pixels are ignored. An
+    image without any object class is excluded from the mean; where that holds for all images, the score is NaN.
 
     Predictions:
         One mask per image, `(height, width)`, or several, `(num_candidates, height, width)`; bool or 0/1.
@@ -213,6 +213,7 @@ def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
     if not counts.any():
         return math.nan
     foreground_scores, is_foreground = score_map[counts], truth[counts] == 1
+    # (num_pixels,) -> (2 * num_pixels,): background channel, then foreground channel
     scores = np.concatenate([1 - foreground_scores, foreground_scores])
     if not score_map.max() > score_map.min():  # constant, or NaN somewhere
         scores = np.zeros_like(scores)
@@ -220,7 +221,7 @@ def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _scikit_learn_average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
-    try:  # here, not above: training imports this room and does without the libraries of an evaluation
+    try:  # not at the top: training imports this module without the libraries of the evaluation
         from sklearn.metrics import average_precision_score
     except ImportError as error:
         raise ImportError("Average precision needs scikit-learn: pip install transformers-ice[eval]") from error
@@ -230,7 +231,7 @@ def _scikit_learn_average_precision(is_positive: np.ndarray, scores: np.ndarray)
 def _candidate_masks(prediction: Any) -> np.ndarray:
     """Return the masks of one image as `(num_candidates, height, width)`, bool."""
     masks = np.asarray(prediction)
-    masks = masks[None] if masks.ndim == 2 else masks
+    masks = masks[None] if masks.ndim == 2 else masks  # (height, width) -> (1, height, width)
     if masks.ndim != 3 or len(masks) == 0:
         raise ValueError(
             "Every entry of `predictions` must have shape (height, width) or (num_candidates, height, width), "
@@ -246,7 +247,7 @@ def _mean_over_classes(candidates: np.ndarray, classes: np.ndarray, void_in_unio
     best = []
     for index in objects:
         own = classes == index
-        intersections = np.count_nonzero(candidates & own, axis=(1, 2))
+        intersections = np.count_nonzero(candidates & own, axis=(1, 2))  # (num_candidates,)
         unions = np.count_nonzero(covered | own, axis=(1, 2))
         best.append(float((intersections / unions).max()))
     return sum(best) / len(best) if best else math.nan

@@ -28,7 +28,7 @@ from transformers_ice.visualization import (
     save_result,
     score_bars,
 )
-from transformers_ice.visualization.colors import LEAVING_COLOR
+from transformers_ice.visualization.colors import PRUNED_COLOR
 
 
 GREY = np.full((6, 8, 3), 120, dtype=np.uint8)
@@ -213,7 +213,7 @@ def test_patches_that_stay_keep_their_colours_those_that_leave_turn_violet_and_e
 
 def test_no_class_has_the_colour_of_patches_that_leave():
     names = {index: str(index) for index in range(13)}
-    assert LEAVING_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
+    assert PRUNED_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
 
 
 def test_a_panel_shows_the_layers_before_which_patches_left():
@@ -225,8 +225,8 @@ def test_a_panel_shows_the_layers_before_which_patches_left():
     figure = explanation_panel([kept, row(1, truth=False)], ["disc", "star", "cross", "ring"])
     titles, _, legend = texts_of(figure)
     assert titles == ["image", "class map", "heat map", "mask", "layer 2", "layer 5"]
-    assert legend[-1] == "leaves here"
-    assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% stay", "38% stay"]
+    assert legend[-1] == "pruned here"
+    assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% kept", "38% kept"]
 
 
 def test_without_a_patch_that_left_there_is_no_column_for_it():

@@ -327,7 +327,7 @@ def test_names_options_and_needs_are_checked(tmp_path):
         load_evaluation_set("scenes", tmp_path)
     with pytest.raises(ValueError, match="'folder' takes no `split`, got 'val'"):
         load_evaluation_set(None, folder_with(tmp_path, "a/1.jpg"), "val")
-    with pytest.raises(ValueError, match="asked for mask, boxes, but provides only label here"):
+    with pytest.raises(ValueError, match="does not provide mask, boxes, only label here"):
         load_evaluation_set(None, tmp_path, needs=("label", "mask", "boxes"))
     with pytest.raises(ValueError, match="`needs` must be among label, mask, segmentation, boxes, got 'masks'"):
         load_evaluation_set(None, tmp_path, needs="masks")

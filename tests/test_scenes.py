@@ -236,7 +236,7 @@ def test_every_image_holds_things_that_look_like_an_object_of_no_class(compositi
         assert {look_of(layer) for layer in distractors} <= set(scene_composition.OTHER_LOOKS)
 
 
-def test_half_of_the_images_hold_a_color_without_texture_and_half_a_texture_without_color(compositions):
+def test_plain_shapes_and_grey_blobs_occur_in_half_of_the_scenes(compositions):
     shapes = [layer for composition in compositions for layer in layers_of(composition, "shape")]
     textures = [layer for composition in compositions for layer in layers_of(composition, "texture")]
     # Half of 240 is 120; four standard deviations (7.7 each) around it.

@@ -216,7 +216,7 @@ def test_no_class_has_the_color_of_pruned_patches():
     assert PRUNED_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
 
 
-def test_a_panel_shows_the_layers_before_which_patches_left():
+def test_a_panel_shows_the_pruning_layers():
     exits = np.full((16, 16), 6)
     exits[:8], exits[8:10] = 2, 5
     base = row(0)
@@ -229,7 +229,7 @@ def test_a_panel_shows_the_layers_before_which_patches_left():
     assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% kept", "38% kept"]
 
 
-def test_without_a_patch_that_left_there_is_no_column_for_it():
+def test_without_pruned_patches_there_is_no_column_for_them():
     base = row(0)
     stays = PanelRow(base.image, base.class_map, base.heatmap, base.mask, exit_layers=np.full((16, 16), 6))
     assert stays.cut_layers == []

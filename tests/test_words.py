@@ -52,7 +52,7 @@ WORDS = {
     r"(at|by|after|before) (each|every|the first|the last|one) cut|cuts? (at|before) (the )?layers?": (
         "pruning step, pruning layer"
     ),
-    r"(?<!percentage )points (of|in|more|less) (top|accuracy|mean|IoU)": "percentage points (pp)",
+    r"(?<!percentage )points (of|in|more|less) (top-1|accuracy|mean|IoU)": "percentage points (pp)",
     r"words (after|of) (it|the (script|command|program))": "arguments",
 }
 
@@ -61,7 +61,7 @@ NAMES = {
     r"who|nobody|somebody|whoever": "the object: model, patch, file",
     r"behind": "after",
     r"living": "instantiated",
-    r"(patch(es)?|image|images)( that)? (leaves?|stays?)": "pruned, kept",
+    r"patch(es)?( that)? (leaves?|stays?)": "pruned, kept",
     r"(heads?|gates?|patch(es)?|windows?|models?|teacher|definition)( that)? (says?|said)": "predicts, defines",
 }
 

@@ -229,7 +229,7 @@ def test_method_that_fails_says_so_and_the_others_go_on(loaded, monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", ["background", "top_k", "attentiveness"])
-def test_pruned_run_stands_beside_the_unpruned_one(pruned, strategy):
+def test_pruned_run_is_shown_next_to_the_unpruned_one(pruned, strategy):
     before = pruned.model.config.to_dict()
     image = prepare_image(pruned, Image.fromarray(noise()))
     result = measure_pruning(pruned, image, PruningSetting(strategy, margin=-1.0, keep_rate=0.5), Deadline(60))
@@ -257,7 +257,7 @@ def test_strategy_without_heads_is_refused_with_a_way_out(loaded, pruned):
     assert result.pruned.tokens_per_layer[-1] < 17
 
 
-def test_words_say_what_the_pictures_show(loaded):
+def test_alt_texts_describe_the_images(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image, target=1)
     heat = draw_heatmap(loaded, image, explanation)
@@ -470,7 +470,7 @@ def test_server_advertises_no_interface_beside_the_page(server):
     "path",
     ["/etc/passwd", str(ROOT / "docs/images/scene.png"), "http://example.org/a.png", "https://example.org/a.png"],
 )
-def test_who_sends_a_path_or_an_address_instead_of_a_picture_gets_an_error(server, path):
+def test_paths_and_addresses_instead_of_images_are_refused(server, path):
     payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
     answer = answer_of(server, "explain", payload, FOREGROUND)
     assert answer.startswith("event: error")

@@ -250,7 +250,7 @@ def test_target_changes_the_heat_map(page):
     assert page.text(".ice-answer .label") == "red dotted", "the answer does not depend on what is looked for"
 
 
-def test_other_explainers_stand_beside_ice(page):
+def test_other_explainers_are_shown_next_to_ice(page):
     page.click("#compare")
     page.until(lambda: len(page.find_all("#comparison figure")) == 5)
     captions = [figure.text for figure in page.find_all("#comparison figcaption")]

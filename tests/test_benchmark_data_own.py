@@ -126,13 +126,13 @@ def test_incomplete_folders_say_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in .*; for b\.jpg it would be b\.png"):
         AnnotatedFolder(tmp_path)
     write_image(tmp_path / "images" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png share the mask"):
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.png use the same mask"):
         AnnotatedFolder(tmp_path)
 
 
 def test_images_in_and_out_of_folders_need_a_list_of_classes(tmp_path):
     folder_with(tmp_path, "a.jpg", "cat/b.jpg")
-    with pytest.raises(ValueError, match=r"1 images lie in folders .* but 1 do not, e\.g\. a\.jpg.*labels\.csv"):
+    with pytest.raises(ValueError, match=r"1 images are in folders .* but 1 are not, e\.g\. a\.jpg.*labels\.csv"):
         AnnotatedFolder(tmp_path)
     write_lines(tmp_path / "labels.csv", "image,label", "a.jpg,cat", "b.jpg,cat")
     assert AnnotatedFolder(tmp_path).class_names == ["cat"]
@@ -327,7 +327,7 @@ def test_names_options_and_needs_are_checked(tmp_path):
         load_evaluation_set("scenes", tmp_path)
     with pytest.raises(ValueError, match="'folder' takes no `split`, got 'val'"):
         load_evaluation_set(None, folder_with(tmp_path, "a/1.jpg"), "val")
-    with pytest.raises(ValueError, match="asked for mask, boxes, but provides only label here"):
+    with pytest.raises(ValueError, match="does not provide mask, boxes, only label here"):
         load_evaluation_set(None, tmp_path, needs=("label", "mask", "boxes"))
     with pytest.raises(ValueError, match="`needs` must be among label, mask, segmentation, boxes, got 'masks'"):
         load_evaluation_set(None, tmp_path, needs="masks")

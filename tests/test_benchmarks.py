@@ -170,7 +170,7 @@ def test_image_size_of_the_protocol_is_that_of_the_input(vit):
     assert ExplainedBatch(batch, CEILING).relevance().shape == (1, 6, 6)
 
 
-def test_maps_of_other_classes_are_explained_anew(vit):
+def test_maps_of_other_classes_are_computed_again(vit):
     batch = InputBatch(vit, [Pictures()[index] for index in range(4)], Protocol())
     explained = ExplainedBatch(batch, "grad_cam")
     for target in (batch.explained_classes, (batch.explained_classes + torch.tensor([0, 1, 0, 3])) % 7):

@@ -146,7 +146,7 @@ def without(weights: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("patch_head", [False, True])
-def test_a_converted_model_computes_what_the_definition_of_deit_says(tmp_path, distilled, patch_head):
+def test_a_converted_model_equals_the_definition_of_deit(tmp_path, distilled, patch_head):
     weights = timm_weights(distilled, patch_head)
     checkpoint = save_training_state(tmp_path / "checkpoint.pth", weights)
     convert_checkpoint(checkpoint, tmp_path / "out", num_attention_heads=4)

@@ -85,7 +85,7 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="empty holds no image files"):
         load_image_folder(tmp_path / "empty")
     write_image(tmp_path / "flat" / "1.png")
-    with pytest.raises(ValueError, match=r"one subfolder per class, but 1 lie in .*flat itself, e.g. .*1\.png"):
+    with pytest.raises(ValueError, match=r"one subfolder per class, but 1 are in .*flat itself, e.g. .*1\.png"):
         load_image_folder(tmp_path / "flat")
 
 

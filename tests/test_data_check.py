@@ -102,7 +102,7 @@ def test_script_ends_with_the_code_of_the_check(run_train, tmp_path, capsys, is_
     words += [] if is_good else ["--class_names_file", str(tmp_path / "names.txt")]
     code = run_train.main([*words, "--streaming", "true", "--check_only", "true", "--use_cpu"])
     assert code == (0 if is_good else 1)
-    assert ("can be trained on" if is_good else "must be mended") in capsys.readouterr().out
+    assert ("can be trained on" if is_good else "must be fixed") in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -87,7 +87,7 @@ def test_teacher_is_compared_with_the_distillation_head_or_else_with_cls(head, k
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
-def test_evaluation_leaves_nothing_behind_for_the_next_batch():
+def test_evaluation_keeps_no_state_for_the_next_batch():
     student = make_model(use_distillation_token=True).train()
     distillation = Distillation(
         Teacher(make_teacher_model(), make_teacher_processor(), make_processor()), student, "hard"

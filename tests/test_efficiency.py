@@ -120,7 +120,7 @@ def test_padded_attention_computes_more_than_the_ideal_counts(model, monkeypatch
     assert counted > 1.05 * ideal
 
 
-def test_attentiveness_counts_patches_until_the_attention_of_the_layer_they_leave(model):
+def test_attentiveness_counts_patches_up_to_their_exit_layer(model):
     variant = next(variant for variant in build_variants(model, [0.5]) if "attentiveness" in variant.name)
     counts = count_variant_tokens(variant, build_workload(model, num_images=1))
     # 64 -> 32 and a fused token -> 17 and a fused token; [CLS] is the first of all
@@ -169,7 +169,7 @@ def test_prescribed_counts_keep_the_patches_least_like_background():
 
 
 @torch.inference_mode()
-def test_a_model_decides_by_itself_again_behind_the_block_and_after_an_exception(model):
+def test_keep_policy_is_restored_after_the_block_and_after_an_exception(model):
     pixel_values = torch.randn(2, 3, 32, 32)
     before, attributes = model(pixel_values), dict(vars(model.deit))
     with prescribed_counts(model, torch.tensor([[5, 5], [6, 6]]), LAYERS):
@@ -229,7 +229,7 @@ def test_twins_share_every_weight_and_no_configuration(model):
 
 
 @torch.inference_mode()
-def test_the_vit_of_transformers_says_what_the_class_token_of_the_unpruned_model_says(model):
+def test_class_token_logits_equal_those_of_the_vit_of_transformers(model):
     pixel_values = torch.randn(2, 3, 32, 32)
     unpruned = share_weights(model, pruning_strategy=None)
     torch.testing.assert_close(share_as_vit(model)(pixel_values).logits, unpruned(pixel_values).cls_logits)
@@ -379,7 +379,7 @@ def test_mistakes_end_cleanly_and_say_what_is_possible(tmp_path, capsys, words, 
     assert message in error
 
 
-def test_a_checkpoint_that_cannot_tell_background_is_refused_unless_the_counts_are_prescribed(tmp_path, capsys):
+def test_pruning_without_a_patch_head_needs_prescribed_counts(tmp_path, capsys):
     build_model(pruning_strategy=None).save_pretrained(tmp_path / "model")
     IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     words = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path, "--batch_sizes", 1)

@@ -181,7 +181,7 @@ def test_missing_library_is_named_with_the_way_to_install_it(method, monkeypatch
         explain(tiny("vit"), pixels(), method=method)
 
 
-def test_image_that_is_no_multiple_of_the_patch_leaves_its_rest_out():
+def test_images_that_are_no_multiple_of_the_patch_are_cropped():
     pytest.importorskip("captum")
     model, images = tiny("vit"), pixels(2, 37, 42)
     for method in (*CAPTUM, *TORCHCAM, "legrad", "partial_lrp"):

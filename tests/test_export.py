@@ -87,7 +87,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_file_says_what_its_model_says_at_any_batch_size(exported, strategy: str):
+def test_a_file_predicts_as_its_model_at_any_batch_size(exported, strategy: str):
     model, file = exported(strategy)
     exported_model = OnnxModel(file)
     for batch_size in (1, 3, 8):

@@ -131,7 +131,7 @@ def test_transparent_pixels_show_the_mean_colour_and_say_nothing(processor, raw)
     assert np.array_equal(pixels(raw, np.asarray(image)), result)
 
 
-def test_the_colour_behind_transparency_is_the_mean_of_the_processor(raw):
+def test_transparent_pixels_get_the_mean_color_of_the_processor(raw):
     white = IceDeiTImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, image_mean=[1.0, 1.0, 1.0])
     assert pixels(white, Image.new("LA", (4, 4), (0, 0))).min() == 255
     assert pixels(raw, Image.new("LA", (4, 4), (0, 0)), image_mean=[1.0, 1.0, 1.0]).min() == 255

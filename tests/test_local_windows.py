@@ -61,7 +61,7 @@ def test_uneven_windows_are_refused():
         split_windows(torch.zeros(1, 12, 1), (3, 4), 2)
 
 
-def test_distillation_is_least_where_the_learner_says_the_smoothed_truth_and_teaches_only_it():
+def test_distillation_loss_is_smallest_at_the_smoothed_target():
     teacher = torch.randn(2, 9, 4, requires_grad=True)
     smoothing = torch.rand(2, 9, 9)
     smoothing = smoothing / smoothing.sum(-1, keepdim=True)

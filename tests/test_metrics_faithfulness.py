@@ -53,7 +53,7 @@ def test_insertion_agrees_with_scikit_learn_on_uneven_steps():
     assert score == pytest.approx(np.mean([auc(fractions, curve) for curve in curves]), abs=1e-12)
 
 
-def test_twenty_steps_are_the_default_of_insertion_and_ten_points_that_of_perturbation():
+def test_default_numbers_of_steps_of_insertion_and_perturbation():
     assert InsertionDeletionAuc().fractions.tolist() == [step / 20 for step in range(21)]
     np.testing.assert_allclose(PerturbationAuc().fractions, TENTHS, atol=1e-15)
 

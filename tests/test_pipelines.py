@@ -109,7 +109,7 @@ def test_the_types_are_those_that_are_documented(explain, images):
     assert result["heatmap"].max() <= 1
 
 
-def test_the_pipeline_says_what_model_and_processor_say(explain, model, processor, images):
+def test_the_pipeline_predicts_as_model_and_processor(explain, model, processor, images):
     for image in images:
         result, size = explain(image), [(image.height, image.width)]
         with torch.no_grad():

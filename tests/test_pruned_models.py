@@ -117,7 +117,7 @@ def test_half_precision_is_the_same_packed_and_masked(strategy, dtype):
     torch.testing.assert_close(packed.cls_logits, masked.cls_logits, atol=0.05, rtol=0.05)
 
 
-def test_another_kind_of_head_on_a_living_model_is_refused_or_ignored():
+def test_another_kind_of_head_on_an_instantiated_model_is_refused_or_ignored():
     for strategy in ("background", "top_k"):
         model = build(strategy)
         expected = model(images(2)).logits

@@ -99,7 +99,7 @@ def test_no_image_changes_another_ones_result(strategy):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_patches_may_stay(seed, monkeypatch):
+def test_any_patches_may_be_kept(seed, monkeypatch):
     model, generator = build("background"), torch.Generator().manual_seed(seed)
     drawn = {index: torch.rand(4, 64, generator=generator) < torch.rand(4, 1, generator=generator) for index in (1, 2)}
     drawn[4] = torch.zeros(4, 64, dtype=torch.bool)
@@ -135,7 +135,7 @@ def test_a_new_strategy_is_a_class_and_an_entry(monkeypatch, execution):
     assert (outputs.patch_exit_layer[:, 1::2] == 1).all()
 
 
-def test_who_keeps_all_is_not_pruned():
+def test_no_pruning_when_all_patches_are_kept():
     model = build("background", background_margin=1e9)
     with torch.no_grad():
         pruned = model(images())
@@ -144,7 +144,7 @@ def test_who_keeps_all_is_not_pruned():
     assert (pruned.patch_exit_layer == 5).all()
 
 
-def test_a_leaving_patch_keeps_what_its_gate_said():
+def test_a_pruned_patch_keeps_the_logit_of_its_gate():
     model = build("background", background_margin=-1e9)  # all but one leave at once
     with torch.no_grad():
         outputs = model(images())
@@ -200,7 +200,7 @@ def test_packed_gradients_are_masked_gradients(strategy):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_fresh_gates_send_nobody_away_and_learn():
+def test_new_gates_keep_all_patches_and_train():
     config = build("background").config
     model = IceDeiTForImageClassification(config).train()
     optimizer = torch.optim.Adam(model.deit.pruning_heads.parameters(), lr=1e-2)
@@ -215,7 +215,7 @@ def test_fresh_gates_send_nobody_away_and_learn():
     assert losses[-1] < losses[0]
 
 
-def test_patches_leave_in_training_if_told_to():
+def test_patches_are_pruned_in_training_if_requested():
     model = build("background", prune_in_training=True).train()
     outputs = model(images(), labels=torch.arange(4))
     assert (outputs.patch_exit_layer < 5).any()

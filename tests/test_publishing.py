@@ -237,7 +237,7 @@ def test_a_malformed_repository_id_is_refused_first(repo_id, tmp_path):
         prepare_publication(tmp_path / "absent", repo_id, tmp_path)
 
 
-def test_what_training_leaves_behind_stays_at_home(folder):
+def test_files_of_training_are_not_published(folder):
     for name in ("training_args.bin", "checkpoint-5/optimizer.pt", "checkpoint-5/model.safetensors", "panels/a.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"1")

@@ -213,7 +213,7 @@ def test_partial_lrp_of_two_heads_by_definition():
 
 
 @pytest.mark.parametrize(("method", "factor"), [("partial_lrp", 1), ("full_lrp", 1), ("grad_cam", 1), ("legrad", 0.5)])
-def test_second_classifier_that_says_nothing_takes_no_relevance(method, factor):
+def test_second_classifier_of_zeros_takes_no_relevance(method, factor):
     single, double = tiny("deit"), tiny("deit_teacher")
     double.deit.load_state_dict(single.deit.state_dict())
     double.cls_classifier.load_state_dict(single.classifier.state_dict())

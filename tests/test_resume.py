@@ -160,7 +160,7 @@ def test_data_parallel_is_refused_with_the_command(tmp_path, monkeypatch):
         check_launch(args)
 
 
-def test_command_to_go_on_keeps_the_words():
+def test_resume_command_keeps_the_arguments():
     words = ["run.yaml", "--output_dir", "my run", "--resume_from_checkpoint", "x", "--resume_from_checkpoint=y"]
     expected = "python s.py run.yaml --output_dir 'my run' --resume_from_checkpoint auto"
     assert resume_command("python s.py", words) == expected

@@ -114,7 +114,7 @@ def test_checkpoint_becomes_an_ice_model(run_train, classifier, tmp_path, capsys
     assert AutoConfig.from_pretrained(tmp_path / "again").background_loss_weight == 0.2
 
 
-def test_second_start_needs_a_word(run_train, tmp_path):
+def test_second_start_needs_an_option(run_train, tmp_path):
     words = ["--model_type", "ice_deit", "--config_overrides", TINY, "--output_dir", str(tmp_path)]
     words += [*SCENES, *STEPS]
     first = run_train.train(words)
@@ -340,7 +340,7 @@ def test_loss_type_is_the_short_name_of_classification_loss_type():
         assert build_config(parse_arguments([*words, option, "bce"])[0]).classification_loss_type == "bce"
 
 
-def test_windows_that_do_not_divide_the_grid_of_the_training_images_are_refused_before_training():
+def test_windows_that_do_not_divide_the_training_grid_are_refused():
     config = IceDeiTConfig(image_size=56, patch_size=8, num_local_windows=2)
     with pytest.raises(ValueError, match=r"`num_local_windows` must divide .* got 2 for a grid of 7 x 7"):
         check_windows(config, (56, 56))

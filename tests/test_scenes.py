@@ -218,7 +218,7 @@ def look_of(layer):
     return color_name(layer), layer.texture
 
 
-def test_classes_and_lookalikes_share_colors_and_textures_but_no_look():
+def test_classes_and_distractors_share_colors_and_textures_but_no_look():
     classes, others = set(scene_composition.CLASS_LOOKS), set(scene_composition.OTHER_LOOKS)
     assert len(classes) >= 10
     assert not classes & others
@@ -230,13 +230,13 @@ def test_classes_and_lookalikes_share_colors_and_textures_but_no_look():
 
 def test_every_image_holds_things_that_look_like_an_object_of_no_class(compositions):
     for composition in compositions:
-        lookalikes = layers_of(composition, "lookalike")
-        assert 2 <= len(lookalikes) <= 3
-        assert all(layer.outline.family in scene_layers.SHAPES for layer in lookalikes)
-        assert {look_of(layer) for layer in lookalikes} <= set(scene_composition.OTHER_LOOKS)
+        distractors = layers_of(composition, "distractor")
+        assert 2 <= len(distractors) <= 3
+        assert all(layer.outline.family in scene_layers.SHAPES for layer in distractors)
+        assert {look_of(layer) for layer in distractors} <= set(scene_composition.OTHER_LOOKS)
 
 
-def test_half_of_the_images_hold_a_color_without_texture_and_half_a_texture_without_color(compositions):
+def test_plain_shapes_and_grey_blobs_occur_in_half_of_the_scenes(compositions):
     shapes = [layer for composition in compositions for layer in layers_of(composition, "shape")]
     textures = [layer for composition in compositions for layer in layers_of(composition, "texture")]
     # Half of 240 is 120; four standard deviations (7.7 each) around it.
@@ -253,9 +253,9 @@ def test_half_of_the_images_hold_a_color_without_texture_and_half_a_texture_with
     [
         ("shape", color_name, 1 / 5),
         ("texture", lambda layer: layer.texture, 1 / 3),
-        ("lookalike", color_name, 1 / 5),
+        ("distractor", color_name, 1 / 5),
         # 2, 2 and 1 of the five looks, 3, 3 and 4 of the ten classes
-        ("lookalike", lambda layer: layer.texture, (2 * 3 + 2 * 3 + 1 * 4) / 50),
+        ("distractor", lambda layer: layer.texture, (2 * 3 + 2 * 3 + 1 * 4) / 50),
     ],
 )
 def test_distractors_are_independent_of_the_object(compositions, role, cue, chance):
@@ -280,7 +280,7 @@ def test_distractors_are_smaller_than_the_object(compositions):
             for role in ("shape", "texture")
             for layer in layers_of(composition, role)
         )
-        assert all(area_of(layer) < 0.9 * area_of(target) for layer in layers_of(composition, "lookalike"))
+        assert all(area_of(layer) < 0.9 * area_of(target) for layer in layers_of(composition, "distractor"))
 
 
 def test_both_object_colors_differ_in_brightness(compositions):

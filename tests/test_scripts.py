@@ -99,7 +99,7 @@ def test_every_picture_of_a_folder_gets_an_overlay_and_a_line(capsys, ice_folder
     assert [json.loads(line) for line in lines] == records
 
 
-def test_line_holds_what_the_pipeline_says(capsys, ice_folder, photos, tmp_path):
+def test_line_holds_the_result_of_the_pipeline(capsys, ice_folder, photos, tmp_path):
     words = ("--model", ice_folder, "--output_dir", tmp_path / "out")
     _, records, _ = explain(capsys, photos / "a.png", photos / "b.JPG", *words, "--batch_size", 2)
     explainer = pipeline(

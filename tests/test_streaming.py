@@ -124,7 +124,7 @@ def test_counted_rows_are_those_that_datasets_reads(kind, parquet, tars):
     assert [count for count in count_rows(files) if count] == read
 
 
-def test_rewritten_shards_are_counted_anew(tmp_path):
+def test_rewritten_shards_are_counted_again(tmp_path):
     assert count_rows(find_shards(write_tars(tmp_path, [2, 3]))) == [2, 3]
     assert count_rows(find_shards(write_tars(tmp_path, [4, 3]))) == [4, 3]
 

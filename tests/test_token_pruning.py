@@ -34,7 +34,7 @@ def keep_by_loop(margin: list[float], present: list[bool], max_margin: float) ->
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_foreground_stays_as_a_loop_says(seed):
+def test_kept_patches_equal_those_of_a_loop(seed):
     generator = torch.Generator().manual_seed(seed)
     margin = torch.randn(6, 4, generator=generator)
     present = torch.rand(6, 4, generator=generator) < 0.6
@@ -57,7 +57,7 @@ def test_foreground_stays_as_a_loop_says(seed):
         ([0.0, INF, INF, 5.0], [0, 1, 1, 0], [0, 1, 0, 0]),  # nobody who left comes back
     ],
 )
-def test_who_stays_by_hand(margin, present, expected):
+def test_kept_patches_by_hand(margin, present, expected):
     keep = keep_foreground(torch.tensor([margin]), torch.tensor([present]).bool(), 0.0)
     assert keep.int().tolist() == [expected]
 
@@ -133,7 +133,7 @@ def test_a_packing_is_rectangular_if_it_knows_equal_lengths():
     assert not Packing.of(square, is_captured=True).is_rectangular
 
 
-def test_the_gate_loss_counts_images_alike_and_nobody_who_left():
+def test_the_gate_loss_weights_images_equally_and_skips_pruned_patches():
     generator = torch.Generator().manual_seed(0)
     gates = torch.randn(3, 4, 1, generator=generator)
     present = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]]).bool()
@@ -160,7 +160,7 @@ def test_a_gate_is_a_patch_with_one_alternative():
     assert torch.equal(head_output_to_patch_logits(logits, num_labels=5), logits)
 
 
-def test_one_patch_stays_and_it_is_the_least_background_one_present():
+def test_at_least_one_patch_is_kept_the_least_background_one():
     margin = torch.tensor([[3.0, 1.0, 2.0, -5.0], [0.0, -1.0, 4.0, 0.5]])
     present = torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert keep_foreground(margin, present, 0.0).int().tolist() == [[0, 1, 0, 0], [1, 1, 0, 0]]

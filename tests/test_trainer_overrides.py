@@ -116,7 +116,7 @@ class LateFile(TrainerCallback):
         Path(args.output_dir, f"checkpoint-{state.global_step}", "late.txt").write_text("late")
 
 
-def test_what_a_callback_adds_afterwards_is_part_of_the_checkpoint_also_of_a_stopped_run(tmp_path):
+def test_files_added_by_a_callback_are_part_of_the_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=3)
     trainer.add_callback(StopCallback(AskingRequest()))
     trainer.add_callback(LateFile())

@@ -115,7 +115,7 @@ def test_the_card_has_the_numbers_of_the_run_and_no_token(pushed):
     assert "images/tiny-ice.png" in pushed.uploads[-1].files
 
 
-def test_a_card_that_somebody_wrote_stays(pushed, tmp_path):
+def test_a_card_written_by_hand_is_kept(pushed, tmp_path):
     from transformers_ice.training.run_card import RunCard
 
     folder = Path(shutil.copytree(pushed.folder, tmp_path / "own"))

@@ -28,7 +28,7 @@ from transformers_ice.visualization import (
     save_result,
     score_bars,
 )
-from transformers_ice.visualization.colors import LEAVING_COLOR
+from transformers_ice.visualization.colors import PRUNED_COLOR
 
 
 GREY = np.full((6, 8, 3), 120, dtype=np.uint8)
@@ -83,7 +83,7 @@ def test_grey_pictures_are_drawn_like_their_rgb_form():
     assert np.array_equal(draw_box(grey, (1, 1, 5, 5)), draw_box(rgb, (1, 1, 5, 5)))
 
 
-def test_classes_are_coloured_and_the_background_stays_dim_and_grey():
+def test_classes_are_colored_and_the_background_is_dim_and_grey():
     class_map = np.array([[0, 1, 2, 2]])
     overlay = overlay_class_map(GREY[:1, :4], class_map, {0: "#ff0000", 1: "#0000ff"})
     red, blue, *background = overlay[0].astype(int)
@@ -114,7 +114,7 @@ def test_box_covers_its_corners_and_nothing_outside():
     assert np.all(image == 90)
 
 
-def test_a_class_has_the_same_colour_in_every_picture_and_the_background_none():
+def test_a_class_has_the_same_color_in_every_figure_and_the_background_none():
     names = {0: "disc", 2: "star", 7: "ring"}
     colors = class_colors([np.array([[2, 2, 2, 7]]), np.array([[0, 0, 9, 9]])], names)
     assert list(colors) == [2, 0, 7]  # by area; 9, the background, has no name
@@ -201,7 +201,7 @@ def test_a_line_around_a_box_lies_on_its_edge_in_a_drawn_figure(tmp_path):
 # Patches that leave
 
 
-def test_patches_that_stay_keep_their_colours_those_that_leave_turn_violet_and_earlier_ones_dark():
+def test_exit_layer_colors():
     image = np.full((1, 3, 3), 200, np.uint8)
     image[..., 0] = 100
     result = kept_patches(image, np.array([[6, 3, 2]]), layer=3)[0].astype(int)
@@ -211,12 +211,12 @@ def test_patches_that_stay_keep_their_colours_those_that_leave_turn_violet_and_e
     assert np.array_equal(kept_patches(image, np.array([[6, 3, 2]]), layer=1), image)
 
 
-def test_no_class_has_the_colour_of_patches_that_leave():
+def test_no_class_has_the_color_of_pruned_patches():
     names = {index: str(index) for index in range(13)}
-    assert LEAVING_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
+    assert PRUNED_COLOR.lower() not in {color.lower() for color in class_colors([np.arange(13)], names).values()}
 
 
-def test_a_panel_shows_the_layers_before_which_patches_left():
+def test_a_panel_shows_the_pruning_layers():
     exits = np.full((16, 16), 6)
     exits[:8], exits[8:10] = 2, 5
     base = row(0)
@@ -225,18 +225,18 @@ def test_a_panel_shows_the_layers_before_which_patches_left():
     figure = explanation_panel([kept, row(1, truth=False)], ["disc", "star", "cross", "ring"])
     titles, _, legend = texts_of(figure)
     assert titles == ["image", "class map", "heat map", "mask", "layer 2", "layer 5"]
-    assert legend[-1] == "leaves here"
-    assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% stay", "38% stay"]
+    assert legend[-1] == "pruned here"
+    assert [axis.get_xlabel() for axis in figure.axes[4:6]] == ["50% kept", "38% kept"]
 
 
-def test_without_a_patch_that_left_there_is_no_column_for_it():
+def test_without_pruned_patches_there_is_no_column_for_them():
     base = row(0)
     stays = PanelRow(base.image, base.class_map, base.heatmap, base.mask, exit_layers=np.full((16, 16), 6))
     assert stays.cut_layers == []
     assert texts_of(explanation_panel([stays], ["disc"]))[0] == ["image", "class map", "heat map", "mask"]
 
 
-def test_a_row_says_what_the_pipeline_answered():
+def test_a_row_holds_the_result_of_the_pipeline():
     base = row(2)
     box = {"xmin": 4, "ymin": 5, "xmax": 12, "ymax": 13}
     result = {"label": "ring", "score": 0.876, "box": box, "foreground_ratio": 0.25, "exit_layers": base.class_map + 1}

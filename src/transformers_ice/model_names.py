@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user calls a model, a folder or a Hub id, looked at before anything is loaded: mistakes are told at once."""
+"""Resolve a local folder or Hub id, and fail early on typos, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["resolve_ice_model_name", "resolve_model_name", "sample_folder"]
 
 
 def sample_folder(kind: str, name: str = "") -> Path:
-    """Return where the samples of this project lie: in a clone, or where a wheel installs them.
+    """Return the path of a sample of this project: in a clone, or where a wheel installs it.
 
     Args:
         kind: "checkpoints" or "recipes".
-        name: Of a checkpoint's folder or a recipe's file.
+        name: Folder of a checkpoint, or file of a recipe.
 
     Raises:
         ValueError: If this installation has no such sample.
@@ -39,31 +39,34 @@ def sample_folder(kind: str, name: str = "") -> Path:
 
 
 def resolve_model_name(name: str) -> str:
-    """Return the folder or Hub id that a name means; a name that can only be a folder is not asked of the Hub.
+    """Return the folder or Hub id of a name; one that can only be a folder is never requested from the Hub.
 
     Args:
         name: Folder, also with `~`, or Hub id (name or owner/name).
 
     Raises:
-        ValueError: If it is written like a path, or its parent is a folder here; says which folders are like it.
+        ValueError: If it is written like a path, or its parent is a local folder, and there is no such folder. The
+            message lists folders of similar names.
     """
     path = Path(name).expanduser()
     if name.startswith("checkpoints/") and not path.exists():
-        with suppress(ValueError):  # a sample, from anywhere
+        # a sample of the project resolves from any working directory, as the commands of the docs need it
+        with suppress(ValueError):
             return str(sample_folder("checkpoints", name.partition("/")[2]))
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
     if path.is_dir():
         return str(path) if name.startswith("~") else name
+    # "owner/name" may be on the Hub, unless a folder `owner` exists here: then it is more likely a typo
     if not is_path and not ("/" in name and path.parent.is_dir()):
         return name
-    beside = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(str(path), beside, n=3, cutoff=0.8)
+    siblings = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), siblings, n=3, cutoff=0.8)
     hint = f"Did you mean {' or '.join(close)}?" if close else "Check the spelling and the working directory."
     raise ValueError(f"A model must be a folder or a Hub id (owner/name), got {name!r}: no such folder. {hint}")
 
 
 def resolve_ice_model_name(name: str) -> str:
-    """Return the folder or Hub id that the name of an ICE model means; no code of the folder runs.
+    """Return the folder or Hub id of an ICE model; no code of the folder runs.
 
     Args:
         name: As of `resolve_model_name`.
@@ -73,6 +76,7 @@ def resolve_ice_model_name(name: str) -> str:
         ValueError: If there is no such folder, or it holds another kind of model.
     """
     name = resolve_model_name(name)
+    # the configuration alone: a few kilobytes, and no remote code
     model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     if model_type != IceDeiTConfig.model_type:
         raise ValueError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of explanations, from arrays; no model runs here.
+"""Figures and overlays of explanations, from arrays; no model runs here.
 
 `overlays` paints on the pixels of an image and returns an array of the same size; `outlines` finds lines along pixel
-edges; `panels` puts pictures, lines and legends side by side in a matplotlib figure, `charts` draws numbers; `colors`
-says which colours mean what; `results` writes one answer of `pipeline("patch-explanation")` as one picture.
+edges; `panels` arranges overlays, lines and legends in a matplotlib figure, `charts` draws numbers; `colors` defines
+the colours; `results` writes one result of `pipeline("patch-explanation")` to an image file.
 """
 
 from .charts import score_bars, speed_plot

@@ -44,7 +44,7 @@ def score_bars(scores: Mapping[str, Mapping[str, tuple[float, float, float]]], h
     columns = min(3, len(headings))
     rows = -(-len(headings) // columns)
     figure = Figure(figsize=(4.2 * columns, rows * (0.9 + 0.19 * num_bars)), dpi=130, layout="constrained")
-    # a list: `flat` is an iterator, which would go on where the loop has left it
+    # a list: `flat` is an iterator, which would continue after the last axis of the first loop
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (name, heading) in zip(axes[: len(headings)], headings.items(), strict=True):
         _draw_bars(axis, scores[name], heading)
@@ -82,7 +82,9 @@ def speed_plot(points: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figur
 
 def _draw_bars(axis: Axes, bars: Mapping[str, tuple[float, float, float]], heading: str) -> None:
     names, values = list(bars), np.array(list(bars.values()))
+    # (bars, 2) -> (2, bars): distances of low and high from the value; a missing interval (NaN) has length 0
     errors = np.nan_to_num(np.abs(values[:, 1:] - values[:, :1])).T
+    # the own method in another colour than the baselines
     colors = [PALETTE[5] if "ice" in name.split(": ")[-1] else PALETTE[4] for name in names]
     axis.barh(range(len(names)), values[:, 0], xerr=errors, color=colors, height=0.72, error_kw={"lw": 0.8})
     axis.set_yticks(range(len(names)), names, fontsize=6.5)

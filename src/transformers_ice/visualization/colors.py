@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which colours mean what, and the arithmetic between pictures and colours.
+"""Colours of heat maps, classes and outlines, and conversions between arrays and colours.
 
 Heat maps use a map whose lightness grows evenly with the value ("inferno"), so it reads the same in grey and for
-colour-blind eyes; classes use the palette of Okabe and Ito, and their names are written beside them.
+colour-blind eyes; classes use the palette of Okabe and Ito, and their names are written next to them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 
-__all__ = ["HEAT_COLORS", "LEAVING_COLOR", "OUTLINE_COLOR", "PALETTE", "class_colors"]
+__all__ = ["HEAT_COLORS", "OUTLINE_COLOR", "PALETTE", "PRUNED_COLOR", "class_colors"]
 
 # Okabe and Ito, "Color Universal Design", without black; where they run out, colours of Paul Tol's "muted" scheme
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _FURTHER_COLORS = ("#882255", "#999933", "#332288", "#DDCC77", "#117733", "#88CCEE")
 HEAT_COLORS = "inferno"
 OUTLINE_COLOR = "#00E5FF"  # not on the way from dark violet to pale yellow that a heat map takes
-LEAVING_COLOR = "#B39DDB"  # none of the classes' colours
+PRUNED_COLOR = "#B39DDB"  # of patches that are pruned at a layer; none of the classes' colours
 
 Array = np.ndarray
 
@@ -28,7 +28,7 @@ Array = np.ndarray
 def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[int, str]:
     """Return a colour for every class that occurs in the maps and has a name, the largest areas first.
 
-    A class has the same colour in every picture, unless one with a larger area in this picture has it already.
+    A class has the same colour in every figure, unless a class with a larger area in this figure has it already.
 
     Args:
         class_maps: Class index of every pixel, int, of any shapes.
@@ -42,18 +42,19 @@ def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[
     palette = (*PALETTE, *_FURTHER_COLORS)
     colors: dict[int, str] = {}
     for index in order:
+        # the colour of its index first, then the following ones
         turned = [palette[(index + step) % len(palette)] for step in range(len(palette))]
         colors[index] = next((color for color in turned if color not in colors.values()), turned[0])
     return colors
 
 
 def matplotlib_module() -> Any:
-    """Return matplotlib, or say which extra has it."""
+    """Return matplotlib, or raise with the extra that installs it."""
     try:
         import matplotlib
         import matplotlib.colors
     except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install transformers-ice[viz]") from error
+        raise ImportError("Figures need matplotlib: pip install transformers-ice[viz]") from error
     return matplotlib
 
 
@@ -69,7 +70,7 @@ def as_rgb(image: Array) -> Array:
 
 
 def check_size(name: str, array: Array, image: Array) -> None:
-    """Refuse a map that is not of the size of its image."""
+    """Raise if a map does not have the size of its image."""
     if array.shape != image.shape[:2]:
         raise ValueError(f"`{name}` must have the size {image.shape[:2]} of the image, got {array.shape}.")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line around a mask: along the edges of pixels, exact at any size."""
+"""Outline of a mask along the edges of its pixels, exact at any size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def outline_segments(mask: Array) -> list[Segment]:
         mask: `(height, width)`, bool, True is inside.
 
     Returns:
-        `((x0, y0), (x1, y1))` of each line, in pixel edges: x in [0, width], y in [0, height]; pixel (0, 0) lies
+        `((x0, y0), (x1, y1))` of each line, in pixel edges: x in [0, width], y in [0, height]; pixel (0, 0) is
         between the edges 0 and 1. Horizontal lines first; empty for an empty mask.
 
     Raises:
@@ -29,6 +29,7 @@ def outline_segments(mask: Array) -> list[Segment]:
     if inside.ndim != 2:
         raise ValueError(f"`mask` must have shape (height, width), got {inside.shape}.")
     horizontal = [((x0, y), (x1, y)) for y, x0, x1 in _runs(inside)]
+    # the same on the transposed mask, with x and y exchanged
     vertical = [((x, y0), (x, y1)) for x, y0, y1 in _runs(inside.T)]
     return horizontal + vertical
 
@@ -41,6 +42,7 @@ def _runs(inside: Array) -> list[tuple[int, int, int]]:
     step = np.diff(np.pad(inside, ((1, 1), (1, 1))).astype(np.int8), axis=0)  # (rows + 1, columns + 2): +1, 0 or -1
     runs: list[tuple[int, int, int]] = []
     for sign in (1, -1):
+        # +1 where a stretch of this direction starts, -1 one after its end
         bounds = np.diff((step == sign).astype(np.int8), axis=1)
         (lines, starts), (_, stops) = np.nonzero(bounds == 1), np.nonzero(bounds == -1)
         runs += zip(lines.tolist(), starts.tolist(), stops.tolist(), strict=True)

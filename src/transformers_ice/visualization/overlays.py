@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Painting on the pixels of an image: arrays in, an array of the image's size out."""
+"""Overlays on the pixels of an image: arrays in, an array of the image's size out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .colors import (
     HEAT_COLORS,
-    LEAVING_COLOR,
     OUTLINE_COLOR,
+    PRUNED_COLOR,
     as_rgb,
     check_size,
     hex_to_rgb,
@@ -23,18 +23,18 @@ from .colors import (
 
 __all__ = ["cut_out", "draw_box", "kept_patches", "outline_mask", "overlay_class_map", "overlay_heatmap"]
 
-_DIMMED = 0.22
+_DIMMED = 0.22  # brightness of what is dimmed, over the original
 
 Array = np.ndarray
 
 
 def overlay_heatmap(image: Array, heatmap: Array, opacity: float = 0.65) -> Array:
-    """Lay a heat map over an image.
+    """Blend a heat map with a grey version of an image.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
         heatmap: `(height, width)`, in [0, 1]: dark is 0, bright is 1.
-        opacity: Share of the heat map in the colours, in [0, 1].
+        opacity: Weight of the heat map in the blend, in [0, 1].
 
     Returns:
         `(height, width, 3)`, uint8.
@@ -56,18 +56,18 @@ def overlay_heatmap(image: Array, heatmap: Array, opacity: float = 0.65) -> Arra
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must lie in [0, 1], got {opacity}.")
     colors = matplotlib_module().colormaps[HEAT_COLORS](values)[..., :3] * 255
-    # Grey below the colours: the picture's own colours would read as heat.
+    # Grey below the colours: the image's own colours would read as heat.
     return to_uint8((1 - opacity) * to_grey(rgb) + opacity * colors)
 
 
 def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str], opacity: float = 0.7) -> Array:
-    """Colour the pixels of an image by their class; classes without a colour (the background) stay dim and grey.
+    """Colour the pixels of an image by their class; classes without a colour (the background) are dim and grey.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
         class_map: `(height, width)`, int.
         colors: Colour by class index, as matplotlib writes colours; `class_colors` chooses them.
-        opacity: Share of the class colour, in [0, 1].
+        opacity: Weight of the class colour in the blend, in [0, 1].
 
     Returns:
         `(height, width, 3)`, uint8.
@@ -80,6 +80,7 @@ def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str],
     check_size("class_map", classes, rgb)
     grey = to_grey(rgb)
     result = np.repeat(grey * 0.45, 3, axis=2)
+    # one class at a time: there are few, and `class_map` may hold negative or missing indices
     for index, color in colors.items():
         tint = 255 * np.array(matplotlib_module().colors.to_rgb(color))
         painted = (1 - opacity) * grey + opacity * tint
@@ -92,7 +93,7 @@ def cut_out(image: Array, mask: Array) -> Array:
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
-        mask: `(height, width)`, bool, True stays.
+        mask: `(height, width)`, bool, True is kept.
 
     Returns:
         `(height, width, 3)`, uint8.
@@ -106,7 +107,7 @@ def cut_out(image: Array, mask: Array) -> Array:
 
 
 def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thickness: int | None = None) -> Array:
-    """Draw the line around a mask: coloured inside the mask, black just outside, so it shows on any picture.
+    """Draw the line around a mask: coloured inside the mask, black just outside, so it is visible on any image.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
@@ -128,6 +129,7 @@ def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thicknes
     dark = max(1, thickness // 2)
     # the edge of the image ends a mask too: a border of False around it
     padded = Image.fromarray(np.pad(inside, thickness).astype(np.uint8))
+    # erosion and dilation: the line is what they take away from the mask, or add to it
     core = _crop(padded.filter(ImageFilter.MinFilter(2 * thickness + 1)), thickness)
     grown = _crop(padded.filter(ImageFilter.MaxFilter(2 * dark + 1)), thickness)
     result = np.where((grown & ~inside)[..., None], np.uint8(0), rgb)
@@ -139,13 +141,13 @@ def _crop(padded: Image.Image, border: int) -> Array:
 
 
 def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
-    """Show which patches are left at a layer: those that leave right before it turn violet, earlier ones are dim.
+    """Show the patches kept at a layer; those pruned right before it are violet, those pruned earlier dim.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
-        exit_layers: `(height, width)`, int: the layer before which each pixel's patch left, as
+        exit_layers: `(height, width)`, int: the layer before which each pixel's patch was pruned, as
             `post_process_exit_layers` and the patch-explanation pipeline give it.
-        layer: What is shown is the patches that take part in this layer, 0-based.
+        layer: Index of the layer, 0-based: patches with a larger exit layer are processed by it.
 
     Returns:
         `(height, width, 3)`, uint8.
@@ -156,12 +158,13 @@ def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
     rgb, exits = as_rgb(image), np.asarray(exit_layers)
     check_size("exit_layers", exits, rgb)
     result = cut_out(rgb, exits > layer)
-    leaving = 0.35 * hex_to_rgb(LEAVING_COLOR) + 0.4 * to_grey(rgb)
-    return np.where((exits == layer)[..., None], to_uint8(leaving), result)
+    # violet over grey, as dark as the legend shows it
+    pruned = 0.35 * hex_to_rgb(PRUNED_COLOR) + 0.4 * to_grey(rgb)
+    return np.where((exits == layer)[..., None], to_uint8(pruned), result)
 
 
 def draw_box(image: Array, box: Sequence[int]) -> Array:
-    """Draw a box whose line can be seen on any picture: white between black.
+    """Draw a box whose line is visible on any image: white between black.
 
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures side by side, with lines, headings and legends, as matplotlib figures; PNG, SVG or PDF in a file."""
+"""Panels of overlays with lines, headings and legends, as matplotlib figures; written as PNG, SVG or PDF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..console.output_files import PICTURE_MARK, replaced
-from .colors import HEAT_COLORS, LEAVING_COLOR, OUTLINE_COLOR, as_rgb, class_colors, matplotlib_module
+from .colors import HEAT_COLORS, OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module
 from .outlines import outline_segments
 from .overlays import cut_out, kept_patches, overlay_class_map, overlay_heatmap
 
@@ -37,24 +37,24 @@ Array = np.ndarray
 
 
 class SupportsToDict(Protocol):
-    """Explanation that has a form like the answer of the pipeline, as a `PatchExplanation` has."""
+    """Explanation with the method `to_dict`, such as a `PatchExplanation`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer of the pipeline."""
+        """Return the explanation in the form of the pipeline's result."""
 
 
 def as_mapping(result: Mapping[str, Any] | SupportsToDict) -> Mapping[str, Any]:
-    """Return an explanation as the patch-explanation pipeline answers it.
+    """Return an explanation in the form of the result of the patch-explanation pipeline.
 
     Args:
-        result: The pipeline's answer, or a `PatchExplanation`.
+        result: The pipeline's result, or a `PatchExplanation`.
     """
     return result if isinstance(result, Mapping) else result.to_dict()
 
 
 @dataclass(frozen=True)
 class PanelRow:
-    """Hold the arrays of one row of `explanation_panel`; all of one `(height, width)`.
+    """Arrays of one row of `explanation_panel`, all of the same `(height, width)`.
 
     Attributes:
         image: `(height, width, 3)`, uint8, or `(height, width)` grey, uint8.
@@ -62,9 +62,9 @@ class PanelRow:
         heatmap: Relevance of every pixel, float, in [0, 1].
         mask: Foreground that was found, bool.
         truth: True foreground, bool, if known.
-        title: What was predicted, written beside the row.
+        title: The prediction, written left of the row.
         box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels, drawn on the image.
-        exit_layers: The layer before which each pixel's patch left, int; the number of layers where it stayed.
+        exit_layers: The layer before which each pixel's patch was pruned, int; the number of layers if it was kept.
     """
 
     image: Array
@@ -89,7 +89,7 @@ class PanelRow:
 
         Args:
             image: The upright image, `(height, width, 3)`, uint8.
-            result: A `PatchExplanation` of the image, or what `pipeline("patch-explanation")` answered for it.
+            result: A `PatchExplanation` of the image, or the result of `pipeline("patch-explanation")` for it.
             truth: True foreground, `(height, width)`, bool, if known.
             truth_label: Name of the true class, if known.
             details: Whether box and pruned patches are drawn, or the maps alone.
@@ -106,23 +106,23 @@ class PanelRow:
 
     @property
     def cut_layers(self) -> list[int]:
-        """The layers before which patches of this image left; empty if all stayed."""
+        """The layers before which patches of this image were pruned; empty if all were kept."""
         if self.exit_layers is None:
             return []
-        # the largest number is that of the patches that stayed: at least one does; 0 lies outside a crop
+        # the largest number is that of the kept patches, of which there is at least one; 0 is outside a crop
         return [int(layer) for layer in np.unique(self.exit_layers)[:-1] if layer > 0]
 
 
 def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] | Sequence[str]) -> Figure:
     """Draw one panel: a row per image, in columns image, class map, heat map, mask and, where known, truth.
 
-    Where patches left on the way, a column follows for each layer before which they did: those that leave there are
-    violet, those that left earlier dark.
+    Where patches were pruned, a column follows for each pruning layer: patches pruned there are violet, those pruned
+    earlier dark.
 
     Args:
         rows: What to draw; the truth column is there if any row has a truth.
         class_names: Name by class index. A class without a name, such as the background, is drawn dim and grey. With
-            more than 13 classes in the picture, colours repeat.
+            more than 13 classes in the panel, colours repeat.
 
     Returns:
         A matplotlib figure; write it with `save_figure(figure, "explanations.png")`.
@@ -144,13 +144,13 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
             draw(axis, row)
     for row, axis in zip(rows, axes[:, 0], strict=True):
         axis.set_ylabel(row.title, fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
-    leaving = any(row.cut_layers for row in rows)
-    _add_legends(figure, axes, {names[index]: color for index, color in colors.items()}, leaving)
+    has_pruned = any(row.cut_layers for row in rows)
+    _add_legends(figure, axes, {names[index]: color for index, color in colors.items()}, has_pruned)
     return figure
 
 
 def _columns(rows: Sequence[PanelRow], colors: Mapping[int, str]) -> dict[str, Callable[[Axes, PanelRow], None]]:
-    """Return what draws each column, by its heading."""
+    """Return the function that draws each column, by its heading."""
     columns: dict[str, Callable[[Axes, PanelRow], None]] = {
         "image": _draw_image,
         "class map": lambda axis, row: _show(axis, overlay_class_map(row.image, row.class_map, colors)),
@@ -160,6 +160,7 @@ def _columns(rows: Sequence[PanelRow], colors: Mapping[int, str]) -> dict[str, C
     if any(row.truth is not None for row in rows):
         columns["truth"] = _draw_truth
     for layer in sorted({layer for row in rows for layer in row.cut_layers}):
+        # `layer=layer` binds the value now; a closure would see the last one
         columns[f"layer {layer}"] = lambda axis, row, layer=layer: _draw_kept(axis, row, layer)  # type: ignore[misc]
     return columns
 
@@ -187,7 +188,7 @@ def _draw_truth(axis: Axes, row: PanelRow) -> None:
 def _draw_kept(axis: Axes, row: PanelRow, layer: int) -> None:
     if row.exit_layers is not None:
         _show(axis, kept_patches(row.image, row.exit_layers, layer))
-        axis.set_xlabel(f"{(row.exit_layers > layer).mean():.0%} stay", fontsize=7, labelpad=2)
+        axis.set_xlabel(f"{(row.exit_layers > layer).mean():.0%} kept", fontsize=7, labelpad=2)
 
 
 def _add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0) -> None:
@@ -210,7 +211,7 @@ def _add_outline(axis: Axes, mask: Array, linewidth: float = 1.0) -> None:
 
 
 def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array | None = None) -> Figure:
-    """Return one picture without a margin, with a box and the outline of a mask as lines.
+    """Return a figure of one image without a margin, with a box and the outline of a mask as lines.
 
     Args:
         picture: `(height, width, 3)`, uint8, for instance from `overlay_heatmap`.
@@ -223,7 +224,7 @@ def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the picture is no picture.
+        ValueError: If `picture` is not an image.
     """
     matplotlib_module()
     from matplotlib.figure import Figure
@@ -246,7 +247,7 @@ def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array
 def method_panel(
     images: Sequence[Array], maps: Mapping[str, Sequence[Array]], truths: Sequence[Array | None]
 ) -> Figure:
-    """Draw what several methods say about the same images: a column per image, a row per method.
+    """Draw the maps of several methods for the same images: a column per image, a row per method.
 
     Args:
         images: `(height, width, 3)` or grey, uint8, one per column.
@@ -283,7 +284,7 @@ def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
     Args:
         figure: Any figure of this package.
         file: Where to; its ending names the format.
-        scale: Resolution over that of the figure, for PNG and for the pictures in SVG and PDF.
+        scale: Resolution over that of the figure, for PNG and for the bitmaps in SVG and PDF.
 
     Raises:
         ValueError: If the ending is another one, or `scale` is not positive.
@@ -298,14 +299,14 @@ def save_figure(figure: Figure, file: str | Path, scale: float = 1.0) -> None:
         "svg": {"Creator": PICTURE_MARK, "Date": None},
         "pdf": {"Creator": PICTURE_MARK, "CreationDate": None},
     }
-    # words stay words in an SVG, so they can be searched and read aloud; the salt makes its ids repeatable
+    # text is kept as text in an SVG, so it can be searched and read aloud; the salt makes its ids repeatable
     settings = {"svg.fonttype": "none", "svg.hashsalt": "transformers-ice"}
     with replaced(file) as temporary, matplotlib_module().rc_context(settings):
         figure.savefig(temporary, format=suffix, dpi=figure.dpi * scale, metadata=metadata[suffix])
 
 
 def _stretch(values: Array) -> Array:
-    """Stretch a map to [0, 1]; a mask of zeros and ones stays as it is, another constant map becomes 0."""
+    """Stretch a map to [0, 1]; a mask of zeros and ones is unchanged, another constant map becomes 0."""
     array = np.nan_to_num(np.asarray(values, dtype=np.float32))
     if np.isin(array, (0, 1)).all():
         return array
@@ -318,7 +319,7 @@ def _grid_of_axes(num_rows: int, num_columns: int, images: Sequence[Array]) -> t
 
     ratio = float(np.clip(np.median([image.shape[0] / image.shape[1] for image in images]), 0.4, 2.5))
 
-    # not through pyplot: no window, no backend, and no figure that stays in memory
+    # not through pyplot: no window, no backend, and no figure that is kept in memory
     figure = Figure(figsize=(_CELL_INCHES * num_columns + 1.3, _CELL_INCHES * ratio * num_rows + 1.1), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
@@ -329,7 +330,7 @@ def _grid_of_axes(num_rows: int, num_columns: int, images: Sequence[Array]) -> t
     return figure, axes
 
 
-def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], leaving: bool) -> None:
+def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], has_pruned: bool) -> None:
     """Add the scale of the heat maps and the names of the colours below the panel."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Patch
@@ -341,8 +342,8 @@ def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], leaving
     bar.outline.set_visible(False)  # type: ignore[operator]
     handles = [Patch(color=color, label=name) for name, color in colors.items()]
     handles.append(Patch(color="#5a5a5a", label="background"))
-    if leaving:
-        handles.append(Patch(facecolor=LEAVING_COLOR, alpha=0.6, label="leaves here"))
+    if has_pruned:
+        handles.append(Patch(facecolor=PRUNED_COLOR, alpha=0.6, label="pruned here"))
     figure.legend(
         handles=handles,
         loc="outside lower center",

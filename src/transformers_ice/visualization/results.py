@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One answer of the patch-explanation pipeline as one picture, of the kind that is asked for."""
+"""Image files of the results of the patch-explanation pipeline: heat map, class map, mask, cutout or panel."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def save_result(
     picture: str = "heatmap",
     scale: float = 1.0,
 ) -> None:
-    """Write an explanation of an image as a picture.
+    """Write an explanation of an image to an image file.
 
     Args:
         image: The upright image, `(height, width, 3)`, uint8.
-        result: A `PatchExplanation` of it, or the answer of the patch-explanation pipeline.
+        result: A `PatchExplanation` of it, or the result of the patch-explanation pipeline.
         class_names: Name by class index.
-        file: Where to; png, svg or pdf. In SVG and PDF lines and words stay sharp at any size.
+        file: Where to; png, svg or pdf. In SVG and PDF lines and text are sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
-            (the rest dimmed) or "panel" (all side by side, and the patches that left).
+            (the rest dimmed) or "panel" (all side by side, and the pruned patches).
         scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the picture is none of these, the ending is another one, or sizes differ.
+        ValueError: If `picture` is none of these, the ending is another one, or sizes differ.
     """
     if picture not in PICTURES:
         raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
@@ -94,7 +94,7 @@ def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, s
     Args:
         image: `(height, width, 3)` or `(height, width)` grey, uint8.
         class_map: `(height, width)`, int.
-        class_names: Name by class index; a class without a name, such as the background, stays dim and grey.
+        class_names: Name by class index; a class without a name, such as the background, is dim and grey.
 
     Raises:
         ImportError: If matplotlib is not installed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training images and batches are varied: the arguments, DeiT's numbers, and what is built from them."""
+"""Arguments of the augmentation, the numbers of DeiT, and the augmentation built from them."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ _NO_AUGMENTATION: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class AugmentationArguments:
-    """How training images and batches are varied.
+    """Augmentation of training images and batches.
 
     Args:
         augmentation: "none", "flip", "crop_flip", or "deit": crop, flip, and the numbers of `DEIT_AUGMENTATION` for
             all arguments below that are not given.
-        random_resized_crop_scale: Smallest and largest share of the image area a random crop covers.
+        random_resized_crop_scale: Smallest and largest fraction of the image area a random crop covers.
         random_resized_crop_ratio: Smallest and largest width / height of a random crop.
         rand_augment: Policy of `parse_rand_augment`, or "none".
         color_jitter: Strength of `jitter_colors`; without effect where there is a RandAugment policy, as in timm.
-        random_erasing_prob: Share of the images that lose a box, in [0, 1].
+        random_erasing_prob: Fraction of the images in which a box is erased, in [0, 1].
         mixup_alpha: See `BatchMixing`; 0 is off.
         cutmix_alpha: See `BatchMixing`; 0 is off.
         mixup_switch_prob: See `BatchMixing`.
         mixup_prob: See `BatchMixing`.
-        label_smoothing: Share of a label that is spread over all classes, in [0, 1).
+        label_smoothing: Fraction of a label that is spread over all classes, in [0, 1).
 
     Raises:
         ValueError: If a number is out of its range, or a policy cannot be read.
@@ -67,7 +67,7 @@ class AugmentationArguments:
     random_resized_crop_scale: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Smallest and largest share of the image that a random crop covers: 0.6 1, or 0.08 1 with deit."
+            "help": "Smallest and largest fraction of the image that a random crop covers: 0.6 1, or 0.08 1 with deit."
         },
     )
     random_resized_crop_ratio: list[float] = field(
@@ -77,21 +77,22 @@ class AugmentationArguments:
         default=None, metadata={"help": f"RandAugment policy as timm writes it, e.g. {DEIT_POLICY} (deit), or none."}
     )
     color_jitter: float | None = field(
-        default=None, metadata={"help": "Strength of brightness, contrast and saturation; not beside RandAugment."}
+        default=None, metadata={"help": "Strength of brightness, contrast and saturation; not with RandAugment."}
     )
     random_erasing_prob: float | None = field(
-        default=None, metadata={"help": "Share of the images of which a box is filled with noise (deit: 0.25)."}
+        default=None, metadata={"help": "Fraction of the images in which a box is filled with noise (deit: 0.25)."}
     )
     mixup_alpha: float | None = field(default=None, metadata={"help": "Alpha of mixup, 0 is off (deit: 0.8)."})
     cutmix_alpha: float | None = field(default=None, metadata={"help": "Alpha of cutmix, 0 is off (deit: 1)."})
-    mixup_switch_prob: float = field(default=0.5, metadata={"help": "Share of cutmix where there are both."})
-    mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
+    mixup_switch_prob: float = field(default=0.5, metadata={"help": "Probability of cutmix where both are enabled."})
+    mixup_prob: float = field(default=1.0, metadata={"help": "Fraction of the batches that are mixed."})
     label_smoothing: float | None = field(
-        default=None, metadata={"help": "Share of a label that is spread over all classes (deit: 0.1)."}
+        default=None, metadata={"help": "Fraction of a label that is spread over all classes (deit: 0.1)."}
     )
 
     def fill_in_augmentation(self) -> None:
-        """Give every argument that is `None` its number, and check them all."""
+        """Set every argument that is `None` to its default, and check them all."""
+        # `None` means "as the kind of augmentation has it", so that a single number can be changed
         defaults = DEIT_AUGMENTATION if self.augmentation == "deit" else _NO_AUGMENTATION
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -109,13 +110,14 @@ class AugmentationArguments:
 def build_augmentation(
     data_args: AugmentationArguments, size: tuple[int, int], image_mean: Sequence[float]
 ) -> TrainingAugmentation | None:
-    """Return what varies single training images.
+    """Return the augmentation of single training images, `None` where there is none.
 
     Args:
-        data_args: How.
+        data_args: Arguments of the augmentation.
         size: Height and width of the model's input.
         image_mean: Mean of each channel, of pixels in [0, 1], as fill colour.
     """
+    # DeiT and timm use colour jitter only where there is no RandAugment
     policy, jitter = data_args.rand_augment, data_args.color_jitter or 0.0
     has_policy = policy not in (None, "none")
     if data_args.augmentation == "none" and not has_policy and not jitter:
@@ -136,11 +138,11 @@ def build_augmentation(
 def build_train_collator(
     data_args: AugmentationArguments, image_processor: Any, num_labels: int
 ) -> AugmentingCollator | None:
-    """Return what makes and varies the training batches, `None` where they are made as in evaluation.
+    """Return the collator that augments training batches, `None` where the collator of evaluation suffices.
 
     Args:
-        data_args: How they are varied.
-        image_processor: How pixels are normalised.
+        data_args: Arguments of the augmentation.
+        image_processor: Source of mean, standard deviation and rescale factor.
         num_labels: Number of classes.
     """
     mixing = BatchMixing(
@@ -156,4 +158,5 @@ def build_train_collator(
         mixing,
         data_args.label_smoothing or 0.0,
     )
+    # class indices and no erasing: the plain collator does the same
     return collator if collator.makes_soft_labels or collator.erasing.probability else None

@@ -2,7 +2,7 @@
 """Random erasing, mixup, cutmix and label smoothing: what DeiT does to a batch of normalised images.
 
 Every random number comes from the seeds that the rows of the batch carry (`AUGMENTATION_SEED`: seed, epoch and row),
-so that the very same rows make the very same batch, in whatever worker, process or resumed run.
+so that the same rows give the same batch, in any worker, process or resumed run.
 
 Sources: Zhong et al., "Random erasing data augmentation" (2020); Zhang et al., "mixup" (2018); Yun et al., "CutMix"
 (2019); Szegedy et al., "Rethinking the Inception architecture" (2016), section 7, for label smoothing; the numbers and
@@ -43,11 +43,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Fill a random box of a normalised image with normal noise, each pixel and channel drawn by itself.
+    """Random erasing: a random box of a normalised image is filled with normal noise, drawn per pixel and channel.
 
     Args:
-        probability: With which an image loses a box, in [0, 1] (DeiT: 0.25).
-        area: Smallest and largest share of the image that the box covers.
+        probability: Probability that a box of an image is erased, in [0, 1] (DeiT: 0.25).
+        area: Smallest and largest fraction of the image that the box covers.
         ratio: Smallest height / width of the box, in (0, 1]; the largest is its inverse.
     """
 
@@ -70,6 +70,7 @@ class RandomErasing:
         box = self.draw_box(pixels.shape[1], pixels.shape[2], generator)
         if box is not None:
             top, left, bottom, right = box
+            # torch draws the noise, seeded by the generator of the row
             noise = torch.Generator().manual_seed(generator.getrandbits(63))
             shape = (pixels.shape[0], bottom - top, right - left)
             pixels[:, top:bottom, left:right] = torch.randn(shape, generator=noise, dtype=pixels.dtype)
@@ -98,47 +99,49 @@ class RandomErasing:
 
 
 def smooth_labels(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
-    """Return classes as distributions of which a share is spread evenly over all classes.
+    """Return smoothed one-hot targets: a fraction of the probability is spread evenly over all classes.
 
     Args:
         labels: `(batch_size,)` class indices.
         num_labels: Number of classes.
-        smoothing: The share, in [0, 1).
+        smoothing: The fraction, in [0, 1).
 
     Returns:
         `(batch_size, num_labels)`, float32; the rows sum to 1.
     """
     targets = torch.full((len(labels), num_labels), smoothing / num_labels)
+    # (batch,) -> (batch, num_labels)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_labels)
 
 
-def mix_targets(targets: Tensor, share: float) -> Tensor:
-    """Return `share` of each row and the rest of its partner, which is the row as far from the other end.
+def mix_targets(targets: Tensor, fraction: float) -> Tensor:
+    """Return `fraction` of each row plus the rest of its partner, the row at the same distance from the other end.
 
     Args:
         targets: `(batch_size, ...)`.
-        share: In [0, 1].
+        fraction: In [0, 1].
 
     Returns:
         Of the same shape.
     """
-    return targets * share + targets.flip(0) * (1 - share)
+    return targets * fraction + targets.flip(0) * (1 - fraction)
 
 
-def draw_cut_box(height: int, width: int, share: float, generator: random.Random) -> Box:
+def draw_cut_box(height: int, width: int, fraction: float, generator: random.Random) -> Box:
     """Draw the box of cutmix.
 
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        share: Share of the image that stays as it was, in [0, 1].
+        fraction: Fraction of the image that is kept, in [0, 1].
         generator: Source of the random numbers.
 
     Returns:
         `(top, left, bottom, right)`, half-open: a box of the image's proportions around a centre that is drawn evenly
-        from all pixels, cut off at the border, so that it may cover less than `1 - share`.
+        from all pixels, clipped at the border, so that it may cover less than `1 - fraction`.
     """
-    side = math.sqrt(1 - share)
+    # both sides shrink alike: their product is 1 - fraction of the area
+    side = math.sqrt(1 - fraction)
     box_height, box_width = int(height * side), int(width * side)
     centre_y, centre_x = generator.randrange(height), generator.randrange(width)
     top, left = centre_y - box_height // 2, centre_x - box_width // 2
@@ -148,15 +151,15 @@ def draw_cut_box(height: int, width: int, share: float, generator: random.Random
 
 @dataclass(frozen=True)
 class BatchMixing:
-    """Mix the images of a batch by mixup or cutmix, one of the two and one share for the whole batch.
+    """Mixup or cutmix of a batch, with one fraction for all its images (timm: mode "batch").
 
-    Image i is mixed with image `batch_size - 1 - i`. Of an odd batch the middle image stays as it is.
+    Image i is mixed with image `batch_size - 1 - i`. The middle image of an odd batch is unchanged.
 
     Args:
-        mixup_alpha: Parameter of the beta distribution of the share in mixup; 0 is without mixup (DeiT: 0.8).
+        mixup_alpha: Parameter of the beta distribution of the fraction in mixup; 0 disables it (DeiT: 0.8).
         cutmix_alpha: The same for cutmix (DeiT: 1.0).
-        switch_probability: Share of cutmix where there are both, in [0, 1] (DeiT: 0.5).
-        probability: Share of the batches that are mixed at all, in [0, 1] (DeiT: 1).
+        switch_probability: Probability of cutmix where both are enabled, in [0, 1] (DeiT: 0.5).
+        probability: Probability that a batch is mixed, in [0, 1] (DeiT: 1).
     """
 
     mixup_alpha: float = 0.0
@@ -178,23 +181,24 @@ class BatchMixing:
             generator: Source of the random numbers.
 
         Returns:
-            The mixed pixels and targets. The targets of cutmix follow the area that was really cut.
+            The mixed pixels and targets. The targets of cutmix follow the clipped area of the box.
         """
         if not self.is_active or generator.random() >= self.probability:
             return pixels, targets
         use_cutmix = self._draw_cutmix(generator)
         alpha = self.cutmix_alpha if use_cutmix else self.mixup_alpha
-        share = generator.betavariate(alpha, alpha)
+        fraction = generator.betavariate(alpha, alpha)
         if not use_cutmix:
-            partners = pixels.flip(0).mul_(1 - share)
-            return pixels.mul_(share).add_(partners), mix_targets(targets, share)
-        height, width = pixels.shape[2:]
-        top, left, bottom, right = draw_cut_box(height, width, share, generator)
+            # a copy first, since the pixels are then changed in place
+            partners = pixels.flip(0).mul_(1 - fraction)
+            return pixels.mul_(fraction).add_(partners), mix_targets(targets, fraction)
+        height, width = pixels.shape[2:]  # (batch, channels, height, width)
+        top, left, bottom, right = draw_cut_box(height, width, fraction, generator)
         pixels[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
         return pixels, mix_targets(targets, 1 - (bottom - top) * (right - left) / (height * width))
 
     def _draw_cutmix(self, generator: random.Random) -> bool:
-        """Return whether the batch gets cutmix, and not mixup."""
+        """Return whether the batch gets cutmix rather than mixup."""
         if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
             return generator.random() < self.switch_probability
         return self.cutmix_alpha > 0
@@ -202,13 +206,13 @@ class BatchMixing:
 
 @dataclass(frozen=True)
 class AugmentingCollator:
-    """Make a training batch: stack and normalise, erase, smooth the labels, mix.
+    """Collator of training batches: stack and normalise, erase, smooth the labels, mix.
 
     Args:
-        collator: Stacks and normalises.
+        collator: Collator that stacks and normalises.
         num_labels: Number of classes.
-        erasing: Erases parts of single images.
-        mixing: Mixes the images of a batch.
+        erasing: Random erasing of single images.
+        mixing: Mixup and cutmix of the batch.
         label_smoothing: See `smooth_labels`.
     """
 
@@ -236,10 +240,12 @@ class AugmentingCollator:
         seeds = [feature[AUGMENTATION_SEED] for feature in features]
         batch = self.collator(features)
         if self.erasing.probability > 0:
+            # one generator per image: erasing does not depend on the other rows of the batch
             for pixels, seed in zip(batch["pixel_values"], seeds, strict=True):
                 self.erasing(pixels, random.Random(f"{seed} erasing"))
         if self.makes_soft_labels:
             targets = smooth_labels(batch["labels"], self.num_labels, self.label_smoothing)
+            # mixing is drawn once per batch, so it takes the seeds of all its rows
             generator = random.Random(" ".join([*seeds, "mixing"]))
             batch["pixel_values"], batch["labels"] = self.mixing(batch["pixel_values"], targets, generator)
         return batch

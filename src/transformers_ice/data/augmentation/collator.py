@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a list of images to the batch that a model takes.
+"""Collation of a list of images to the input batch of a model.
 
-Images travel from the workers as bytes and are scaled and normalised here, a whole batch at once: one third of the
-memory traffic and a fraction of the calls of doing it image by image.
+Workers send images as bytes, and a whole batch is scaled and normalised here at once: one third of the memory traffic
+and a fraction of the calls of doing it image by image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ImageCollator"]
 
 
 class ImageCollator:
-    """Stack images and labels, and normalise the pixels as the image processor would.
+    """Collator that stacks images and labels, and normalises the pixels as the image processor would.
 
     A recipe that mixes images (mixup, cutmix) wraps this class: it takes the batch and returns the mixed pixels with
     soft labels `(batch_size, num_labels)`, which the models of this package accept.
@@ -26,13 +26,13 @@ class ImageCollator:
     Args:
         image_mean: Mean of each channel, of pixels in [0, 1].
         image_std: Standard deviation of each channel, of pixels in [0, 1].
-        rescale_factor: What brings bytes to [0, 1].
+        rescale_factor: Factor from bytes to [0, 1].
     """
 
     def __init__(self, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float = 1 / 255):
         mean = torch.tensor(image_mean, dtype=torch.float32).view(1, -1, 1, 1)
         std = torch.tensor(image_std, dtype=torch.float32).view(1, -1, 1, 1)
-        # (x * rescale - mean) / std as one multiplication and one addition
+        # (x * rescale - mean) / std as one multiplication and one addition; both (1, channels, 1, 1)
         self.scale = rescale_factor / std
         self.shift = -mean / std
 
@@ -57,7 +57,9 @@ class ImageCollator:
         pixels = torch.stack([feature["pixel_values"] for feature in features])
         # (batch, height, width, channels) -> (batch, channels, height, width)
         pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        # class indices (batch,), or soft targets (batch, num_labels)
         labels = torch.stack([torch.as_tensor(feature["labels"]) for feature in features])
         # integers of any width: the losses of torch take int64 alone
         labels = labels.float() if labels.is_floating_point() else labels.long()
+        # in place: `pixels` is a copy already, of the bytes of the workers
         return {"pixel_values": pixels.mul_(self.scale).add_(self.shift), "labels": labels}

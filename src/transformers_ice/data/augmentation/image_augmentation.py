@@ -31,17 +31,18 @@ def random_crop_box(
     Args:
         width: Width of the image in pixels.
         height: Height of the image in pixels.
-        scale: Smallest and largest share of the image area, in (0, 1].
+        scale: Smallest and largest fraction of the image area, in (0, 1].
         ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
         generator: Source of the random numbers.
 
     Returns:
         `(left, top, right, bottom)` in pixels, half-open, inside the image. Where ten draws do not fit, the largest
-        centred crop whose ratio lies in the range.
+        centred crop whose ratio is in the range.
 
     Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6; the attempts and the fallback are those
     of torchvision's `RandomResizedCrop`.
     """
+    # uniform in the logarithm: 3:4 and 4:3 are equally likely
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(_CROP_ATTEMPTS):
         area = width * height * generator.uniform(*scale)
@@ -54,7 +55,8 @@ def random_crop_box(
 
 
 def _centred_crop_box(width: int, height: int, ratio: Sequence[float]) -> tuple[int, int, int, int]:
-    """Return the largest centred box of an image whose width / height lies in `ratio`."""
+    """Return the largest centred box of an image whose width / height is in `ratio`."""
+    # the ratio of the image itself, clipped to the range
     aspect = min(max(width / height, ratio[0]), ratio[1])
     crop_width = min(width, max(1, round(height * aspect)))
     crop_height = min(height, max(1, round(width / aspect)))
@@ -82,16 +84,16 @@ def jitter_colors(image: Image.Image, strength: float, generator: random.Random)
 
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Vary one image: a random crop resized to the model's input (bicubic), a left-right flip, then colours and shape.
+    """Augmentation of one image: random crop resized to the model's input (bicubic), flip, then colours and shape.
 
     Args:
         size: Height and width of the result in pixels.
         crop: Whether to crop; otherwise the whole image is resized.
-        flip_probability: Share of the images that are mirrored, in [0, 1].
-        scale: Smallest and largest share of the image area a crop covers.
+        flip_probability: Probability of a left-right flip, in [0, 1].
+        scale: Smallest and largest fraction of the image area in a crop.
         ratio: Smallest and largest width / height of a crop.
         rand_augment: Applied after the flip.
-        color_jitter: Strength of `jitter_colors`, where there is no `rand_augment`: timm leaves it out then.
+        color_jitter: Strength of `jitter_colors`, where there is no `rand_augment`: timm does not combine the two.
     """
 
     size: tuple[int, int]
@@ -103,9 +105,10 @@ class TrainingAugmentation:
     color_jitter: float = 0.0
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
-        """Return the varied RGB image of `size`."""
+        """Return the augmented RGB image of `size`."""
         height, width = self.size
         box = random_crop_box(*image.size, self.scale, self.ratio, generator) if self.crop else (0, 0, *image.size)
+        # crop and resize in one step: no pixel is interpolated twice
         if box != (0, 0, width, height) or image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         if generator.random() < self.flip_probability:

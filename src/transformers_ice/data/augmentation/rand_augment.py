@@ -2,8 +2,8 @@
 """RandAugment: a few random operations on one image, under the policy strings of timm.
 
 Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2020), in the
-form that DeiT trains with: the policy `rand-m9-mstd0.5-inc1` of timm (`timm/data/auto_augment.py`), written anew from
-its numbers for PIL alone.
+form that DeiT trains with: the policy `rand-m9-mstd0.5-inc1` of timm (`timm/data/auto_augment.py`), implemented
+again from its numbers for PIL alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MAX_MAGNITUDE = 10.0
 """The magnitude at which an operation has its full strength; one at 0 changes little or nothing."""
 
 _MAX_ROTATION = 30.0  # degrees
-_MAX_SHEAR = 0.3
+_MAX_SHEAR = 0.3  # tangent of the angle
 _MAX_TRANSLATION = 0.45  # of the side of the image
-_MAX_ENHANCEMENT = 0.9
-_LEAST_FACTOR = 0.1
+_MAX_ENHANCEMENT = 0.9  # of the factor, around 1
+_LEAST_FACTOR = 0.1  # timm: an enhancement never goes to a black or grey image
 _MAX_SOLARIZE_ADDITION = 110
-_SOLARIZE_THRESHOLD = 128
+_SOLARIZE_THRESHOLD = 128  # grey levels below it are brightened
 
 Fill = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, float, Fill], Image.Image]
@@ -65,6 +65,7 @@ def _posterize(image: Image.Image, strength: float, sign: float, fill: Fill) -> 
 
 
 def _solarize(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+    # the threshold falls with the strength: 256 inverts nothing, 0 everything
     return ImageOps.solarize(image, 256 - min(256, int(strength * 256)))
 
 
@@ -82,6 +83,7 @@ def _enhance(enhancer: type) -> Operation:
 
 
 def _shear_x(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+    # PIL takes the inverse map, output (x, y) -> input, as the rows of a 2 x 3 matrix
     return _affine(image, (1, sign * strength * _MAX_SHEAR, 0, 0, 1, 0), fill)
 
 
@@ -137,7 +139,7 @@ def apply_operation(
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Apply random operations to an image, each with a random magnitude.
+    """Random operations on an image, each with a random magnitude.
 
     Equal to timm's `rand-m9-mstd0.5-inc1` as DeiT calls it: the fifteen operations and their strengths; the number of
     operations, drawn with replacement, each then skipped with probability 1 - `probability`; a magnitude drawn for
@@ -149,7 +151,7 @@ class RandAugment:
         magnitude: Mean of the magnitudes, in [0, `MAX_MAGNITUDE`].
         magnitude_std: Their standard deviation; infinity draws them uniformly from [0, magnitude].
         num_operations: Operations drawn for an image.
-        probability: With which each of them is applied, in [0, 1].
+        probability: Probability that each of them is applied, in [0, 1].
         fill: Colour of what comes in from outside the image, 0 to 255.
     """
 
@@ -160,7 +162,8 @@ class RandAugment:
     fill: Fill = (124, 116, 104)
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
-        """Return the varied RGB image, in the same size."""
+        """Return the augmented RGB image, in the same size."""
+        # with replacement, as timm draws them: the same operation may come twice
         for name in generator.choices(list(OPERATIONS), k=self.num_operations):
             if generator.random() >= self.probability:
                 continue
@@ -211,6 +214,7 @@ def parse_rand_augment(policy: str, mean: Sequence[float] = (0.485, 0.456, 0.406
     options = {"num_operations": int(numbers.pop("num_operations", 2)), **numbers}
     if options.setdefault("magnitude_std", 0.0) > _UNIFORM_STD:
         options["magnitude_std"] = float("inf")
+    # without an m section timm takes the full magnitude
     options.setdefault("magnitude", MAX_MAGNITUDE)
     red, green, blue = (min(255, round(255 * value)) for value in mean)
     return RandAugment(**options, fill=(red, green, blue))  # type: ignore[arg-type]

@@ -16,11 +16,11 @@ from torch.utils.data import Sampler
 
 __all__ = ["RepeatedAugmentationSampler", "deal_to_processes"]
 
-_WHOLE_BATCHES_OF = 256  # DeiT leaves out what is over of an epoch, in this number of images
+_WHOLE_BATCHES_OF = 256  # DeiT drops the rest of an epoch, modulo this number of images
 
 
 def deal_to_processes(order: list[int], batch_size: int, num_processes: int) -> list[int]:
-    """Reorder rows so that neighbours land in different processes, at the same step.
+    """Reorder rows so that neighbours go to different processes, at the same step.
 
     accelerate gives whole batches to the processes in turn. Within each block of `num_processes` batches, row i goes
     to process `i % num_processes`, as `RASampler` deals them.
@@ -31,30 +31,31 @@ def deal_to_processes(order: list[int], batch_size: int, num_processes: int) -> 
         num_processes: Number of processes.
 
     Returns:
-        The same rows; those of an incomplete last block stay in place.
+        The same rows; those of an incomplete last block keep their place.
     """
     block = batch_size * num_processes
     dealt = []
     for start in range(0, len(order) - block + 1, block):
         rows = order[start : start + block]
+        # row i of the block goes to process i % num_processes
         dealt += [row for process in range(num_processes) for row in rows[process::num_processes]]
     return dealt + order[len(dealt) :]
 
 
 class RepeatedAugmentationSampler(Sampler[int]):
-    """Draw an epoch of as many rows as there are images (rounded down as in DeiT), each image `num_repeats` times.
+    """Sampler of as many rows as there are images (rounded down as in DeiT), each image `num_repeats` times.
 
-    An epoch so shows about `1 / num_repeats` of the images. Repeat k of image i is index i + k * number of images,
+    So an epoch shows about `1 / num_repeats` of the images. Repeat k of image i is index i + k * number of images,
     which `LabelledImages` takes and gives other random numbers. The order depends on seed and epoch alone, so a
-    resumed run goes on in it, and it is the whole order of all processes, to be dealt out in batches.
+    resumed run continues it. It is the order of all processes together, which accelerate divides into batches.
 
-    Equal to `RASampler`: repeats stand side by side, and in different processes where there are several; from 256
+    Equal to `RASampler`: repeats are neighbours, and in different processes where there are several; from 256
     images on an epoch is the largest multiple of 256. Different: the permutation of a seed, and that the last batch
-    may be smaller (`dataloader_drop_last` as in DeiT leaves it out).
+    may be smaller (`dataloader_drop_last` as in DeiT drops it).
 
     Args:
         dataset: Training images; has a length, and `epoch`.
-        num_repeats: How often an image comes, at least 2.
+        num_repeats: Number of times each image occurs, at least 2.
         seed: Seed of the order.
         batch_size: Rows a process takes at once.
         num_processes: Number of processes.
@@ -69,7 +70,7 @@ class RepeatedAugmentationSampler(Sampler[int]):
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "epoch"):
             raise ValueError(
                 f"`repeated_augmentation` needs images with a length and an epoch (`LabelledImages`), got a "
-                f"{type(dataset).__name__}. Leave it at 1 for streamed images."
+                f"{type(dataset).__name__}. Set it to 1 for streamed images."
             )
         self.dataset, self.num_repeats, self.seed = dataset, num_repeats, seed
         self.batch_size, self.num_processes = batch_size, num_processes
@@ -84,6 +85,6 @@ class RepeatedAugmentationSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.dataset.epoch)
         images = torch.randperm(num_images, generator=generator)[: -(-len(self) // self.num_repeats)]
         repeats = torch.arange(self.num_repeats) * num_images
-        # (images, repeats): the repeats of an image side by side
+        # (images, repeats), flattened: the repeats of an image are neighbours
         order = (images.unsqueeze(1) + repeats).flatten()[: len(self)].tolist()
         yield from deal_to_processes(order, self.batch_size, self.num_processes)

@@ -46,7 +46,7 @@ class AnnotatedFolder(EvaluationSet):
           boxes.csv                            optional: image,xmin,ymin,xmax,ymax[,label]; a line per box
           labels.csv                           optional: image,label
 
-    - **Masks** have the size of their image and lie at the same place below `masks`, or directly in it. Palette images
+    - **Masks** have the size of their image and are at the same place below `masks`, or directly in it. Palette images
       count by index, coloured ones by "not black". PNG, BMP or TIFF, never JPEG.
     - **Boxes** are half-open pixels that count from 0: a box of the whole image is 0,0,width,height.
     - **Labels** are names, or numbers. They come from `labels.csv`; else from the `label` column of `boxes.csv`, if
@@ -59,7 +59,7 @@ class AnnotatedFolder(EvaluationSet):
 
     Raises:
         ValueError: If there are no images or no annotations, some image lacks what others have, or a list has a wrong
-            line; names the file, the line and what to do.
+            line; the message names the file, the line and the way out.
     """
 
     def __init__(self, path: str | os.PathLike, ignore_value: int | None = None) -> None:
@@ -82,7 +82,7 @@ class AnnotatedFolder(EvaluationSet):
         super().__init__(self.root.resolve().name, provides, classes)
 
     def _is_image(self, name: str) -> bool:
-        """Return whether a file below the image folder is no mask (where both lie in the same folder)."""
+        """Return whether a file below the image folder is no mask (where both are in the same folder)."""
         return self.image_dir != self.root or not name.startswith("masks/")
 
     def _label_by_folder(self) -> dict[str, str] | None:
@@ -91,8 +91,8 @@ class AnnotatedFolder(EvaluationSet):
         stray = [name for name in self._names if name not in nested]
         if nested and stray:
             raise ValueError(
-                f"{len(nested)} images lie in folders of {self.image_dir}, which would be their classes, but "
-                f"{len(stray)} do not, e.g. {stray[0]}. Move them, or list all classes in {self.root / 'labels.csv'}."
+                f"{len(nested)} images are in folders of {self.image_dir}, which would be their classes, but "
+                f"{len(stray)} are not, e.g. {stray[0]}. Move them, or list all classes in {self.root / 'labels.csv'}."
             )
         return nested or None
 
@@ -103,6 +103,7 @@ class AnnotatedFolder(EvaluationSet):
         files = [self.image_dir / name for name in self._names]
         files += [self.root / "masks" / name for name in (self._masks or {}).values()]
         boxes = {name: boxes.tolist() for name, boxes in (self._boxes or {}).items()}
+        # size and time instead of the content: a fingerprint must not read every image
         stamps = [
             (file.relative_to(self.root).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files
         ]
@@ -135,11 +136,14 @@ def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
     owners: dict[str, str] = {}
     matched = {}
     for name in names:
+        # first the same place below `masks`, then directly in it
         stem = _stem(name) if _stem(name) in masks else _stem(name).rpartition("/")[2]
         if stem not in masks:
             continue
         if stem in owners:
-            raise ValueError(f"{owners[stem]} and {name} share the mask {folder / masks[stem]}. Rename one of them.")
+            raise ValueError(
+                f"{owners[stem]} and {name} use the same mask {folder / masks[stem]}. Rename one of them."
+            )
         owners[stem], matched[name] = name, masks[stem]
     if not matched and find_files(folder, (".jpg", ".jpeg")):
         raise ValueError(f"The masks in {folder} are JPEG, which does not keep their values. Save them as PNG.")
@@ -154,6 +158,7 @@ def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
 
 def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield (place for errors, image, fields by column) of the lines of a list."""
+    # one line at a time: a field may hold quoted commas, but no line break
     lines = ((where, [field.strip() for field in next(csv.reader([line]))]) for where, line in enumerate_lines(path))
     _, header = next(lines)
     if not {"image", *columns} <= set(header):
@@ -173,8 +178,9 @@ def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterato
 
 
 def _name_by_key(names: list[str]) -> dict[str, str]:
-    """Return the image that a path, or a file name that occurs once, stands for."""
+    """Return the image by its path, and by its file name where that occurs once."""
     bases = Counter(name.rpartition("/")[2] for name in names)
+    # a full path wins over a file name of the same text
     unique = {base: name for name in names if bases[base := name.rpartition("/")[2]] == 1}
     return {**unique, **{name: name for name in names}}
 
@@ -193,6 +199,7 @@ def _read_boxes(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray] | N
         boxes.setdefault(image, []).extend(as_boxes([corners], where).tolist())
         labels.setdefault(image, set()).add(row.get("label", ""))
     _check_complete(path, boxes, names)
+    # an image has one class: labels that differ between its boxes are classes of objects, not of the image
     agreed = all(len(values) == 1 and "" not in values for values in labels.values())
     return (
         {name: as_boxes(value, str(path)) for name, value in boxes.items()},
@@ -214,7 +221,7 @@ def _read_labels(path: Path, names: list[str]) -> dict[str, str] | None:
 
 
 def _check_complete(path: Path, listed: dict, names: list[str]) -> None:
-    """Raise if a list leaves images out."""
+    """Raise if a list has no line for some image."""
     missing = [name for name in names if name not in listed]
     if missing:
         raise ValueError(

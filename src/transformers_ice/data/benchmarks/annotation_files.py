@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the readers of published sets share: files that must be there, lines, numbers, boxes and masks.
+"""Common parts of the readers of published sets: required files, lines, numbers, boxes and masks.
 
 Every error names the file, and the line where there is one, so that an incomplete download can be completed.
 """
@@ -36,14 +36,14 @@ _MAX_LISTED = 10
 
 
 def require_file(path: str | os.PathLike, content: str) -> Path:
-    """Return the path of a file, or say what is missing.
+    """Return the path of a file, or raise with a description of what is missing.
 
     Args:
-        path: Where the file is expected.
-        content: What it holds and where it comes from, for the error.
+        path: Expected path of the file.
+        content: Its content and origin, for the error.
 
     Raises:
-        ValueError: If it is no file; names the path, its content, and what is there instead.
+        ValueError: If it is no file; the message names the path, its content, and the files found instead.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -52,7 +52,7 @@ def require_file(path: str | os.PathLike, content: str) -> Path:
 
 
 def require_directory(path: str | os.PathLike, content: str) -> Path:
-    """Return the path of a folder, or say what is missing, as `require_file` does."""
+    """Return the path of a folder, or raise as `require_file` does."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} is missing: {content}. {_describe_nearest(folder)}")
@@ -60,7 +60,7 @@ def require_directory(path: str | os.PathLike, content: str) -> Path:
 
 
 def _describe_nearest(path: Path) -> str:
-    """Say what the nearest folder above a missing path holds."""
+    """Return the content of the nearest existing folder above a missing path, for errors."""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path(path.anchor))
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     rest = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
@@ -72,10 +72,11 @@ def find_files(folder: Path, suffixes: Collection[str] = IMAGE_ENDINGS) -> list[
 
     Args:
         folder: An existing folder.
-        suffixes: Lower-case endings with their dot. Hidden files and folders are left out.
+        suffixes: Lower-case endings with their dot. Hidden files and folders are skipped.
     """
     found = []
     for directory, folders, names in os.walk(folder, followlinks=True):
+        # in place: `os.walk` then skips the hidden folders
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = Path(directory).relative_to(folder).as_posix()
         kept = [name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")]
@@ -90,10 +91,10 @@ def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, c
         wanted: Names, relative to the folder.
         found: Names of the files there are.
         folder: Where they are expected.
-        content: What they are, in the plural.
+        content: Their kind, in the plural.
 
     Raises:
-        ValueError: With the number of those missing, the first of them and what to do.
+        ValueError: With the number of missing files, the first of them and the way out.
     """
     existing = set(found)
     missing = [name for name in wanted if name not in existing]
@@ -132,8 +133,8 @@ def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
 
     Args:
         fields: The fields.
-        count: How many there must be.
-        where: The place they are from, for the error.
+        count: Expected number of fields.
+        where: Their file and line, for the error.
 
     Raises:
         ValueError: If they are more, fewer or no numbers.
@@ -153,8 +154,9 @@ def as_boxes(boxes: Sequence[Sequence[float]], where: str) -> np.ndarray:
     Raises:
         ValueError: If a box ends before it begins.
     """
-    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)  # also of no boxes: (0, 4)
     for box in array:
+        # so written that NaN is refused too; an empty box is allowed
         if not (box[2] >= box[0] and box[3] >= box[1]):
             raise ValueError(f"{where} holds a box that ends before it begins: {box.tolist()} as xyxy.")
     return array
@@ -180,7 +182,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def read_mask_image(path: Path) -> Image.Image:
-    """Return a mask file upright and otherwise as it is: palette indices stay indices.
+    """Return a mask file upright and otherwise as it is: palette indices are not converted to colours.
 
     Raises:
         ValueError: If it is missing or cannot be read; names the path.
@@ -218,6 +220,7 @@ def binary_mask(image: Image.Image, where: str, ignore_value: int | None = None)
         return np.asarray(values.any(axis=-1), dtype=np.int8)
     mask = np.zeros(values.shape, dtype=np.int8)
     mask[values != 0] = 1
+    # last, since `ignore_value` may be 0 or any foreground value
     if ignore_value is not None:
         mask[values == ignore_value] = -1
     return mask

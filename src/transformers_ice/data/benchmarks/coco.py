@@ -39,10 +39,10 @@ class Coco20k(EvaluationSet):
             (`coco_20k_filenames.txt` of LOST).
 
     Raises:
-        ValueError: If files are missing, are no such lists, or do not fit together; names them.
+        ValueError: If files are missing, are no such lists, or are inconsistent; the message names them.
 
     Source: `datasets.py` of valeoai/LOST: objects with `iscrowd` are dropped; a box `x, y, width, height` becomes xyxy
-    and is then rounded. An image may be left without boxes.
+    and is then rounded. An image may have no box.
     """
 
     def __init__(
@@ -52,8 +52,10 @@ class Coco20k(EvaluationSet):
         given = require_directory(root, "the images of COCO train2014")
         folders = [given / "train2014", given / "images" / "train2014", given]
         self.image_dir = next(folder for folder in folders if folder.is_dir())
+        # some copies of the list repeat names; `dict.fromkeys` keeps the first of each, in order
         names_file = require_file(image_list, "the names of the images of COCO20k, which LOST comes with")
         self._names = list(dict.fromkeys(line.rpartition("/")[2] for line in read_lines(names_file)))
+        # an image of the list without an entry in the annotations is an error, one without objects is not
         boxes_file = require_file(annotation_file, "the instances of COCO train2014")
         boxes = _read_boxes(boxes_file, set(self._names))
         check_present(self._names, boxes, boxes_file, "images of the list")
@@ -84,6 +86,7 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
     """Return the rounded boxes of some images by name."""
     try:
         with path.open(encoding="utf-8") as file:
+            # the hook drops the outlines object by object: the whole file as Python objects would need gigabytes
             content = json.load(file, object_hook=_drop_outlines)
         keys = {image["id"]: name for image in content["images"] if (name := _base_name(image["file_name"])) in names}
         boxes: dict[str, list[Sequence[float]]] = {name: [] for name in keys.values()}

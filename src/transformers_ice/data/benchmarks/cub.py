@@ -38,14 +38,14 @@ class Cub(EvaluationSet):
         root: The folder `CUB_200_2011` with its text files and `images`, or one that holds it.
         split: "train" or "test".
         segmentations: Folder of the masks, a separate archive, laid out as `<class>/<image>.png`. `None` takes
-            `segmentations` in `root` or beside the text files where there is one.
+            `segmentations` in `root` or next to the text files where there is one.
 
     Raises:
-        ValueError: If files are missing or do not fit together; names them.
+        ValueError: If files are missing or inconsistent; the message names them.
 
     Source: the text files of the set. A box is `x y width height`; like the lists of clovaai/wsolevaluation this takes
-    x + width and y + height as its end. Labels count from 0 here. The grey levels of a segmentation say how many
-    annotators agree: pixels of at least half (128 of 255) are bird.
+    x + width and y + height as its end. Labels count from 0 here. The grey levels of a segmentation count the
+    annotators that agree: pixels of at least half of them (128 of 255) are bird.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Cub(EvaluationSet):
                 f"{self.root / 'image_class_labels.txt'}: the class of image {key} must be one of classes.txt, "
                 f"1 to {len(self.class_names or ())}, got {text!r}."
             )
+        # the files count classes from 1
         return int(text) - 1
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class Cub(EvaluationSet):
 
 
 def _find_segmentations(given: Path, root: Path, folder: str | os.PathLike | None) -> Path | None:
-    """Return the folder of the masks; the archive is often unpacked beside the images."""
+    """Return the folder of the masks; the archive is often unpacked next to the images."""
     if folder is not None:
         return require_directory(folder, "the segmentations of CUB, which are an archive of their own")
     return next((path for path in (root / "segmentations", given / "segmentations") if path.is_dir()), None)
@@ -136,6 +137,7 @@ def _parse_box(text: str, key: str, root: Path) -> np.ndarray:
     """Return `x y width height` as a box, `(1, 4)`."""
     where = f"{root / 'bounding_boxes.txt'}, image {key},"
     x, y, width, height = parse_numbers(text.split(), 4, where)
+    # one box an image: (1, 4), joined to (num_images, 4) by the caller
     return as_boxes([(x, y, x + width, y + height)], where)
 
 
@@ -144,7 +146,7 @@ def _mask_name(path: str) -> str:
 
 
 def _read_mask(path: Path) -> np.ndarray:
-    """Return where at least half of the annotators saw the bird."""
+    """Return the mask of the pixels that at least half of the annotators marked as bird."""
     # a few files have several channels, with the same grey in each, or an alpha channel
     image: Image.Image = read_mask_image(path).convert("L")
     return (np.asarray(image) >= 128).astype(np.int8)

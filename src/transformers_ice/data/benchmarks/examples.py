@@ -21,7 +21,7 @@ ANNOTATIONS: tuple[str, ...] = ("label", "mask", "segmentation", "boxes")
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One image with what is known about it; what a set does not provide is None.
+    """One image with its annotations; those that a set does not provide are None.
 
     Attributes:
         image_id: Name of the image, unique in its set.
@@ -41,10 +41,10 @@ class Example:
 
 
 class EvaluationSet(Dataset[Example], ABC):
-    """A sequence of examples that stay on disk until they are asked for.
+    """A sequence of examples that are read from disk one by one, on access.
 
-    Making a set reads lists of names only, and says at once which files are missing. A set can be pickled, so the
-    workers of a `DataLoader` can share it: `DataLoader(examples, batch_size=8, num_workers=2, collate_fn=list)`.
+    Making a set reads lists of names only, and raises at once if files are missing. A set can be pickled, so the
+    workers of a `DataLoader` can use it: `DataLoader(examples, batch_size=8, num_workers=2, collate_fn=list)`.
     Masks and boxes are in the frame of the upright image. The published sets hold no images with an EXIF orientation;
     where a file of one's own has one, the annotation has to fit the image as viewers show it.
 
@@ -72,7 +72,7 @@ class EvaluationSet(Dataset[Example], ABC):
 
     @abstractmethod
     def _identity(self) -> Iterable[object]:
-        """Yield what tells the set from another one, as objects whose `repr` is the same in every process."""
+        """Yield what identifies the set, as objects whose `repr` is the same in every process."""
 
     @abstractmethod
     def _read(self, index: int) -> Example:
@@ -80,13 +80,14 @@ class EvaluationSet(Dataset[Example], ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A short digest of names and annotations, the same in every process: by it, results on the set are kept.
+        """A short digest of names and annotations, the same in every process; the key under which results are stored.
 
-        Of published sets it does not tell where they lie, nor does it look into images and masks. Of tables and of
-        one's own folders it changes with their files.
+        For published sets it depends neither on their folder nor on the content of images and masks. For tables and
+        own folders it changes with their files.
         """
         digest = hashlib.sha256()
         for part in (type(self).__name__, self.name, sorted(self.provides), self.class_names, *self._identity()):
+            # `repr`, not `hash`: the hash of text differs between processes
             digest.update(repr(part).encode())
         return digest.hexdigest()[:16]
 
@@ -98,7 +99,7 @@ class EvaluationSet(Dataset[Example], ABC):
 
         Raises:
             IndexError: If there is no such position.
-            ValueError: If a file of the example is missing, damaged or does not fit the others; names it.
+            ValueError: If a file of the example is missing, damaged or inconsistent; the message names it.
         """
         position = operator.index(index)
         if not -len(self) <= position < len(self):
@@ -128,6 +129,7 @@ class EvaluationSet(Dataset[Example], ABC):
         """Return the set of `count` examples at equal distances: of a set sorted by class it keeps all classes."""
         _check_count(count)
         count = min(count, len(self))
+        # rounded down in integers: the first example is always among them, positions never repeat
         return self.select(index * len(self) // count for index in range(count))
 
 

@@ -41,10 +41,10 @@ class ImageNetBoxes(EvaluationSet):
         name: Name of the set: the lists of CUB, CUBV2 and ImageNetV2 have the same form.
 
     Raises:
-        ValueError: If files are missing or a line is not of its form; names file, line and image.
+        ValueError: If files are missing or a line is malformed; the message names file, line and image.
 
     Source: metadata of clovaai/wsolevaluation. The numbers of a box are taken as they are, because the published
-    scores were computed from them; whether they mean their last pixel too, the lists do not say.
+    scores were computed from them; the lists do not specify whether the last pixel is included.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class ImageNetBoxes(EvaluationSet):
         self._paths = self._locate()
 
     def _locate(self) -> dict[str, str]:
-        """Return where each image is below the folder."""
+        """Return the path of each image, relative to the folder."""
         files = find_files(self.image_dir)
-        by_name: dict[str, str | None] = {}
+        # the lists write "val/ILSVRC2012_val_00000001.JPEG", but many copies have a folder per class
+        by_name: dict[str, str | None] = {}  # None: several files of this name
         for file in files:
             name = file.rpartition("/")[2]
             by_name[name] = None if name in by_name else file
@@ -106,6 +107,7 @@ def _read_boxes(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     boxes: dict[str, list[list[float]]] = {}
     labels: dict[str, int] = {}
     for where, line in enumerate_lines(path):
+        # a line with commas is of wsolevaluation, one with spaces of TS-CAM
         if "," in line:
             key, *corners = line.split(",")
             boxes.setdefault(key, []).append(parse_numbers(corners, 4, where))
@@ -115,6 +117,7 @@ def _read_boxes(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
             if key in labels:
                 raise ValueError(f"{where} names {key} for the second time.")
             labels[key] = _parse_label(label, where)
+            # at least four numbers, and a multiple of four: a line with none, or with a part of a box, is refused
             numbers = parse_numbers(corners, max(len(corners) // 4, 1) * 4, where)
             boxes[key] = [numbers[start : start + 4] for start in range(0, len(numbers), 4)]
     if labels and len(labels) != len(boxes):

@@ -35,7 +35,7 @@ class ImageNetSegmentation(EvaluationSet):
         ValueError: If the file is missing, incomplete or another one.
 
     Source: `imagenet_segmentation/data/Imagenet.py` of hila-chefer/Transformer-Explainability. `/value/img` and
-    `/value/gt` hold references to arrays with their axes in MATLAB's order; a mask lies one reference deeper.
+    `/value/gt` hold references to arrays with their axes in MATLAB's order; a mask is one reference deeper.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -55,14 +55,14 @@ class ImageNetSegmentation(EvaluationSet):
         return self._length, self.path.stat().st_size
 
     def __getstate__(self) -> dict[str, Any]:
-        # an open file cannot travel to another process
+        # an open file cannot be pickled for another process
         return {**self.__dict__, "_file": None, "_process": -1}
 
     def _open_here(self) -> Any:
         """Return the file as opened by this process."""
         if self._process != os.getpid():
             if self._file is not None:
-                # Inherited by a fork: as long as it is open, HDF5 would go on using it together with the parent.
+                # Inherited by a fork: as long as it is open, HDF5 would keep using it together with the parent.
                 self._file.close()
             self._file, self._process = _open(self.path), os.getpid()
         return self._file
@@ -104,7 +104,7 @@ def _open(path: Path) -> Any:
 
 
 def _count_images(file: Any, path: Path) -> int:
-    """Return the number of images, or raise if the file is laid out in another way."""
+    """Return the number of images, or raise if the file has another layout."""
     names = ("value/img", "value/gt")
     missing = [name for name in names if name not in file]
     if missing:

@@ -48,7 +48,7 @@ VOC_CLASSES: tuple[str, ...] = (
     "tvmonitor",
 )
 
-_VOID = 255
+_VOID = 255  # border pixels and objects that are too hard to label
 _DISCOVERY_SIZES = {"2007": 5011}  # `trainval`, the split that object discovery is scored on
 
 
@@ -61,7 +61,7 @@ class VocSegmentation(EvaluationSet):
         split: A list in `ImageSets/Segmentation`, e.g. "val".
 
     Raises:
-        ValueError: If the folder, the list, or images or maps of the list are missing; names them.
+        ValueError: If the folder, the list, or images or maps of the list are missing; the message names them.
 
     Source: the devkit's palette images, where 0 is background, 1 to 20 are the classes and 255 is void (-1 here).
     """
@@ -82,7 +82,9 @@ class VocSegmentation(EvaluationSet):
     def _read(self, index: int) -> Example:
         name = self._ids[index]
         image = read_rgb(self.root / "JPEGImages" / f"{name}.jpg")
+        # (height, width), int16: 0 background, 1 to 20 classes, -1 void
         segmentation = _read_class_map(self.root / "SegmentationClass" / f"{name}.png")
+        # any class is foreground; void (-1) is ignored in both maps
         return Example(name, image, mask=np.minimum(segmentation, 1).astype(np.int8), segmentation=segmentation)
 
 
@@ -93,11 +95,11 @@ class VocDetection(EvaluationSet):
         root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
         year: Year of the challenge.
         split: A list in `ImageSets/Main`, e.g. "trainval".
-        keep_hard: False drops objects that are difficult or truncated, and then the images left without any. That
+        keep_hard: False drops objects that are difficult or truncated, and then the images without any object. That
             reads all annotations when the set is made; otherwise they are read with their image.
 
     Raises:
-        ValueError: If the folder, the list, or images or annotations of the list are missing; names them.
+        ValueError: If the folder, the list, or images or annotations of the list are missing; the message names them.
 
     Source: `datasets.py` of valeoai/LOST, whose `--no_hard` is `keep_hard=False`; boxes become half-open and 0-based.
     """
@@ -105,7 +107,7 @@ class VocDetection(EvaluationSet):
     def __init__(
         self, root: str | os.PathLike, year: str | int = "2007", split: str = "trainval", keep_hard: bool = True
     ) -> None:
-        if not isinstance(keep_hard, bool):  # the word "False" of a command line would count as true
+        if not isinstance(keep_hard, bool):  # the text "False" of a command line would count as true
             raise ValueError(f"`keep_hard` must be True or False, got {keep_hard!r}.")
         published = _DISCOVERY_SIZES.get(str(year)) if keep_hard and split == "trainval" else None
         super().__init__(f"voc{year}-detection", {"boxes"}, VOC_CLASSES, published)
@@ -140,7 +142,7 @@ def _find_devkit(root: str | os.PathLike, year: str) -> Path:
     content = "the devkit of PASCAL VOC holds JPEGImages, ImageSets, Annotations and SegmentationClass of each year"
     folder = require_directory(root, content)
     candidates = [folder / "VOCdevkit" / f"VOC{year}", folder / f"VOC{year}"]
-    # the folder itself, unless its name says that it is another year
+    # the folder itself, unless its name is that of another year
     if not re.fullmatch(r"VOC\d{4}", folder.resolve().name) or folder.resolve().name == f"VOC{year}":
         candidates.append(folder)
     found = next((path for path in candidates if (path / "JPEGImages").is_dir()), None)

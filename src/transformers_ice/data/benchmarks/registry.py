@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation sets by name: what each is, where it comes from and what may be chosen.
+"""Registry of the evaluation sets: content, source and options of each, by name.
 
 Only the scenes come with this package. Nothing is downloaded: the terms of every other set are its providers', so each
-is fetched by hand and `data_dir` says where it lies.
+is downloaded by hand, and `data_dir` is its folder.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class EvaluationSource:
     """An entry of `EVALUATION_SETS`.
 
     Attributes:
-        build: Makes the set from `data_dir`, `split` and options, as far as it takes them.
-        content: What `data_dir` holds, as a noun; empty where there is none.
-        source: Where it comes from, and its terms as far as they are known.
+        build: Function that makes the set from `data_dir`, `split` and options, as far as it takes them.
+        content: Content of `data_dir`, as a noun; empty where there is none.
+        source: Origin of the set, and its terms as far as they are known.
     """
 
     build: Callable[..., EvaluationSet]
@@ -48,12 +48,12 @@ class EvaluationSource:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """What `build` can be given."""
+        """Names of the parameters of `build`."""
         return tuple(inspect.signature(self.build).parameters)
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What can be chosen beyond `data_dir`, `split` and `limit`."""
+        """Names of the options beyond `data_dir`, `split` and `limit`."""
         return tuple(name for name in self.parameters if name not in ("data_dir", "split", "limit"))
 
 
@@ -171,7 +171,7 @@ EVALUATION_SETS: dict[str, EvaluationSource] = {
         _build_cub,
         "`CUB_200_2011`",
         "Caltech-UCSD Birds 200 (2011), data.caltech.edu: images and lists in record 65de6-vp158, segmentations (an "
-        "archive of their own) in w9d68-gec53. Its terms stand there.",
+        "archive of their own) in w9d68-gec53. Its terms are given there.",
     ),
     "imagenet-boxes": EvaluationSource(
         _build_imagenet_boxes,
@@ -207,19 +207,19 @@ def load_evaluation_set(
 
     Args:
         name: A key of `EVALUATION_SETS`. `None` means "folder" where there is a `data_dir`.
-        data_dir: Where the set was unpacked; the entry says what has to be there.
+        data_dir: Folder of the unpacked set; the entry describes its content.
         split: Part of the set, for those that have several; `None` takes the one that is evaluated on.
-        limit: Use at most so many images, at equal distances, because some sets are sorted by class; of the scenes
-            the first ones. For a quick look: such scores are not comparable with others.
+        limit: Largest number of images. They are taken at equal distances, because some sets are sorted by class; of
+            the scenes the first ones. For a quick look: such scores are not comparable with others.
         needs: Which of `ANNOTATIONS` are needed. For "voc" boxes choose `task="detection"`.
-        **options: What else the set lets choose: `EVALUATION_SETS[name].options`.
+        **options: Further options of the set, listed in `EVALUATION_SETS[name].options`.
 
     Returns:
         The set. It logs a warning where it does not have as many images as the published one.
 
     Raises:
         ImportError: If a library that reads the set is not installed.
-        ValueError: If a name, an option or an annotation is unknown or files are missing; lists what there is.
+        ValueError: If a name, an option or an annotation is unknown or files are missing. It lists the choices.
     """
     name = name or ("folder" if data_dir is not None else None)
     if name not in EVALUATION_SETS:
@@ -230,6 +230,7 @@ def load_evaluation_set(
     needs = _check_needs(needs)
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {limit}.")
+    # the segmentation task of VOC has no boxes
     if name == "voc" and "boxes" in needs:
         options.setdefault("task", "detection")
     source = EVALUATION_SETS[name]
@@ -237,7 +238,7 @@ def load_evaluation_set(
     missing = [annotation for annotation in needs if annotation not in examples.provides]
     if missing:
         raise ValueError(
-            f"The evaluation set {name!r} was asked for {', '.join(missing)}, but provides only "
+            f"The evaluation set {name!r} does not provide {', '.join(missing)}, only "
             f"{', '.join(sorted(examples.provides))} here. {source.source}"
         )
     if examples.published_size not in (None, len(examples)):
@@ -245,6 +246,7 @@ def load_evaluation_set(
             f"{name} has {len(examples)} images here, the published set {examples.published_size}: scores cannot be "
             "compared with published ones."
         )
+    # not the first ones: many sets are sorted by class
     return examples if limit is None else examples.spread(limit)
 
 
@@ -264,7 +266,7 @@ def _check_arguments(
     limit: int | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the arguments of `source.build`, or raise about those that it does not know or lacks."""
+    """Return the arguments of `source.build`, or raise for unknown or missing ones."""
     unknown = [option for option in options if option not in source.options]
     if unknown:
         raise ValueError(

@@ -24,7 +24,7 @@ class TableEvaluation(EvaluationSet):
     """Rows of a table; provides whichever of `label`, `mask` and `boxes` it has columns for.
 
     Args:
-        table: A table with an image column. Its rows stay where they are: in memory-mapped files.
+        table: A table with an image column. Its rows are not copied: they remain in memory-mapped files.
         name: Name of the set.
         image_column: Column of the images.
         label_column: Column of class indices; the names of a `ClassLabel` become `class_names`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XML annotations of PASCAL VOC, read without anything that XML can do beyond them."""
+"""Reader of the XML annotations of PASCAL VOC, without entities and document types."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def read_voc_objects(path: Path) -> list[VocObject]:
 
     Returns:
         The objects in their order. The file's boxes count from 1 and include their last pixel: xmin and ymin lose 1.
-        `difficult` and `truncated` are off where they are left out. Boxes of parts (head, hands) are not objects.
+        `difficult` and `truncated` are False where they are missing. Boxes of parts (head, hands) are not objects.
 
     Raises:
         ValueError: If the file is missing, is not well-formed, has a document type (and so perhaps entities), or an
-            object lacks its name or box; names the path.
+            object lacks its name or box; the message names the path.
     """
     root = _parse_xml(require_file(path, "an annotation of PASCAL VOC"))
     return [_read_object(element, path) for element in root.findall("object")]

@@ -47,10 +47,10 @@ class ShardArguments:
         """Check the values against each other and against what else names or limits the data.
 
         Raises:
-            ValueError: Saying what does not go together.
+            ValueError: If arguments contradict each other; the message names them.
         """
         if self.validation_files is not None and self.train_files is None:
-            raise ValueError(f"`--validation_files {self.validation_files}` needs `--train_files` beside it.")
+            raise ValueError(f"`--validation_files {self.validation_files}` needs `--train_files` too.")
         if self.shuffle_buffer_size < 1:
             raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
         if not self.streaming:
@@ -62,7 +62,7 @@ class ShardArguments:
             )
         if self.train_files is not None and self.validation_files is None:
             raise ValueError(
-                "`--streaming true` needs `--validation_files` beside `--train_files`: nothing can be held out of a "
+                "`--streaming true` needs `--validation_files` next to `--train_files`: nothing can be held out of a "
                 "stream. Name some of the shards there, and not in `--train_files`."
             )
         if max_train_samples is not None:
@@ -83,7 +83,7 @@ class DataArguments(ShardArguments, AugmentationArguments):
         dataset_config_name: Configuration of the Hub data set.
         train_dir: Folder with one subfolder of images per class.
         validation_dir: The same for evaluation, with the same class names.
-        train_val_split: Share of the training images held out where there is no validation set, in (0, 1).
+        train_val_split: Fraction of the training images held out where there is no validation set, in (0, 1).
         max_train_samples: Number of training images to use.
         max_eval_samples: Number of evaluation images to use.
         image_column_name: Column that holds the images.
@@ -110,7 +110,7 @@ class DataArguments(ShardArguments, AugmentationArguments):
         default=None, metadata={"help": "Folder of evaluation images, with the same subfolders as train_dir."}
     )
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images held out if there is no validation set."}
+        default=0.15, metadata={"help": "Fraction of the training images held out if there is no validation set."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training images only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation images only."})
@@ -142,7 +142,7 @@ class DataArguments(ShardArguments, AugmentationArguments):
                 f"`--train_files` (.parquet or .tar), got {', '.join(map(repr, sources))}."
             )
         if self.validation_dir is not None and self.train_dir is None:
-            raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` beside it.")
+            raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` too.")
         self.check_shards(self.dataset_name, self.max_train_samples, self.on_bad_image)
         self.fill_in_augmentation()
         check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at all images before training: how many of each class, which cannot be read, which classes are missing."""
+"""Check of all images before training: number per class, unreadable files, classes without an image."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .streams import ShardedRows, ShardSpan
 
 __all__ = ["DataReport", "check_data"]
 
-_AT_ONCE = 1024
-_MAX_ROWS = 50
+_AT_ONCE = 1024  # rows that are held in memory while their images are decoded
+_MAX_ROWS = 50  # of the printed table; ImageNet has 1,000 classes
 
 
-_LEAVE_OUT = "Images that cannot be read may also be left out: `--on_bad_image skip` (not with `--streaming`)."
+_SKIP_HINT = "Unreadable images can be skipped: `--on_bad_image skip` (not with `--streaming`)."
 
 
 @dataclass
 class DataReport:
-    """What was found.
+    """Result of the check of a data set.
 
     Args:
         class_names: Names of the classes.
         counts: Readable and unreadable images of each class, by the name of the split.
-        faults: File or row, and what is wrong with it.
+        faults: File or row, and the reason why it cannot be used.
     """
 
     class_names: list[str]
@@ -49,7 +49,7 @@ class DataReport:
         return int(bool(self.faults or self.missing("train")))
 
     def missing(self, split: str) -> list[str]:
-        """Return the classes without an image."""
+        """Return the names of the classes without an image in a split."""
         return [name for number, name in enumerate(self.class_names) if not self.counts[split][number]]
 
     def __str__(self) -> str:
@@ -60,14 +60,15 @@ class DataReport:
                 lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {shorten(missing)}")
         if self.faults:
             lines.append(f"{len(self.faults)} rows that cannot be used:")
-            lines += [*(f"  {fault}" for fault in self.faults), _LEAVE_OUT]
-        lines.append("The data can be trained on." if not self.exit_code else "The data must be mended.")
+            lines += [*(f"  {fault}" for fault in self.faults), _SKIP_HINT]
+        lines.append("The data can be trained on." if not self.exit_code else "The data must be fixed.")
         return "\n".join(lines)
 
     def _table(self) -> Iterator[str]:
-        """Yield the counts; of very many classes those with the fewest and the most training images."""
+        """Yield the lines of the table; of many classes, those with the fewest and the most training images."""
         numbers = list(range(len(self.class_names)))
         if len(numbers) > _MAX_ROWS:
+            # both ends of the distribution: where an imbalance or a wrong split shows
             by_count = sorted(numbers, key=lambda number: self.counts["train"][number])
             numbers = by_count[: _MAX_ROWS // 2] + by_count[-_MAX_ROWS // 2 :]
         total = f"{len(self.class_names)} classes"
@@ -88,18 +89,18 @@ def check_data(
     token: str | None = None,
     show_progress: bool = True,
 ) -> DataReport:
-    """Decode every image once, and count the classes.
+    """Decode every image once, and count the images of each class.
 
     Args:
         data_args: Where the images are.
-        image_size: Height and width that `scenes` are drawn in.
+        image_size: Height and width in pixels at which `scenes` are drawn.
         seed: Decides which images are held out.
         cache_dir: Folder that keeps downloads.
         token: Hub token.
         show_progress: Whether a bar is drawn.
 
     Raises:
-        ValueError: If there is nothing to count: files, columns or classes are not as they should be.
+        ValueError: If files, columns or classes cannot be used, so that there is nothing to count.
     """
     stored = open_images(data_args, image_size, cache_dir, token)
     images = dict(zip(("train", "evaluation"), hold_out(*stored, data_args=data_args, seed=seed), strict=True))
@@ -107,7 +108,7 @@ def check_data(
     for split, part in images.items():
         cells, total = _cells(part, data_args), len(part.rows)
         bar = tqdm(cells, desc=split, total=total, unit=" images", disable=not show_progress)
-        _look_at(bar, split, report, part.labels, data_args.num_proc)
+        _check_cells(bar, split, report, part.labels, data_args.num_proc)
     return report
 
 
@@ -122,11 +123,12 @@ def _cells(images: StoredImages, data_args: DataArguments) -> Iterator[tuple[str
     return ((images.place_of(index), row[image], row[label]) for index, row in rows)
 
 
-def _look_at(
+def _check_cells(
     cells: Iterable[tuple[str, Any, Any]], split: str, report: DataReport, labels: Labels, num_threads: int | None
 ) -> None:
-    """Count the classes and list the faults."""
+    """Add the counts and the faults of a split to the report."""
     cells = iter(cells)
+    # threads suffice: PIL releases the GIL while it decodes
     with ThreadPoolExecutor(num_threads) as pool:
         while batch := list(islice(cells, _AT_ONCE)):
             errors = pool.map(read_error, [record for _, record, _ in batch])

@@ -50,7 +50,7 @@ def _label_by_folder(table: Dataset, path: Path) -> Dataset:
     stray = [file for file, part in zip(files, parts, strict=True) if len(part) < 2]
     if stray:
         raise ValueError(
-            f"Images must lie in one subfolder per class, but {len(stray)} lie in {path} itself, e.g. {stray[0]}."
+            f"Images must be in one subfolder per class, but {len(stray)} are in {path} itself, e.g. {stray[0]}."
         )
     labels = Labels.from_folders(part[0] for part in parts)
     return table.add_column("label", [labels.encode(part[0]) for part in parts], feature=labels.feature)
@@ -76,7 +76,7 @@ def load_hub_images(
     try:
         splits = load_dataset(name, config_name, token=token, cache_dir=cache_dir)
     except (OSError, ValueError) as error:
-        # offline, a misspelt id, or a missing configuration: `datasets` tells them apart in words only
+        # offline, a misspelt id, or a missing configuration: only the message of `datasets` tells them apart
         raise ValueError(
             f"The data set {name!r} could not be loaded: {error} Give the id of a data set of the Hub (which needs a "
             "network or a filled cache), `scenes`, or image folders with `train_dir`."

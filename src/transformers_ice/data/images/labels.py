@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of a run, and the number of the class that a cell of a table or the name of a folder stands for.
+"""The classes of a run, and the class index of a table cell or a folder name.
 
 Nothing else turns a stored label into a number: tables, streams, checks and evaluation sets read labels through
 `Labels`. Several labels an image would start here: `classes_of` gives more than one number, `encode` a multi-hot list,
@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 __all__ = ["Cells", "Labels", "cells_from_json", "cells_to_json", "count_cells", "read_column", "shorten"]
 
 Cells = dict[Any, tuple[int, int]]
-"""The different cells of a column, each with the number of the first row that holds it, and of all rows that do."""
+"""The distinct cells of a column, each with the number of the first row that holds it, and of all rows that do."""
 
 _MAX_LISTED = 50
 _READ_AT_ONCE = 10_000
@@ -28,11 +28,11 @@ _READ_AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of the classes of a run, and how the cells of one column stand for them.
+    """Names of the classes of a run, and the class index of each cell of one column.
 
     Args:
         names: Name of class 0, of class 1, ...
-        numbers: Class number of each cell that stands for a class.
+        numbers: Class index by cell.
         cell_type: Type of these cells.
         counts_names: Whether integers and booleans count the names from 0, as with `class_names_file`, rather than
             being names themselves.
@@ -89,7 +89,7 @@ class Labels:
         return cls.from_names([str(value) for value in sorted(values)]).as_written_in(column, feature)
 
     def as_written_in(self, column: str, feature: Any) -> Labels:
-        """Return the same classes as the cells of another column stand for them, such as that of evaluation images.
+        """Return the same classes for the cells of another column, such as that of the evaluation images.
 
         Args:
             column: Name of the column, for errors.
@@ -103,6 +103,7 @@ class Labels:
         cell_type = _cell_type(column, feature)
         numbers: dict[Hashable, int]
         if self.counts_names and cell_type is not str:
+            # the lines of the file are in the order of the numbers; False is 0 and True is 1
             cells = (False, True) if cell_type is bool else range(len(self.names))
             numbers = {cell: number for number, cell in enumerate(cells[: len(self.names)])}
         else:
@@ -125,6 +126,7 @@ class Labels:
                 f"Only in training: {shorten(sorted(set(self.names) - set(others)))}; "
                 f"only in evaluation: {shorten(sorted(set(others) - set(self.names)))}."
             )
+        # the same names in another order: map the numbers of this column to those of the training images
         order = {name: number for number, name in enumerate(self.names)}
         return {number: order[name] for number, name in enumerate(others)}
 
@@ -135,7 +137,7 @@ class Labels:
 
     @property
     def expected(self) -> str:
-        """What a cell may be, for errors."""
+        """Description of the valid cells, for errors."""
         if self.cell_type is int and set(self.numbers) == set(range(len(self.names))):
             return f"an integer from 0 to {len(self.names) - 1}"
         return f"one of {shorten(self.numbers or self.names)}"
@@ -147,9 +149,10 @@ class Labels:
             cell: Its cell in the column of classes, or the name of its folder.
 
         Raises:
-            ValueError: If the cell stands for no class.
+            ValueError: If the cell names no class.
         """
         cell = cell.item() if isinstance(cell, np.generic) else cell
+        # a mapping, not a cast: "3" and 3.0 are no class 3
         # by type first: for Python True is 1 and 1.0 is 1
         if type(cell) is self.cell_type and cell in self.numbers:
             return self.numbers[cell]
@@ -160,10 +163,10 @@ class Labels:
         return [self.encode(cell)]
 
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
-        """Raise if some cell of a column stands for no class.
+        """Raise if a cell of a column names no class.
 
         Args:
-            cells: The different cells of the column.
+            cells: The distinct cells of the column.
             column: Its name.
             split: Whose it is: "training" or "evaluation".
             place_of: Return file and row of a row number.
@@ -190,11 +193,11 @@ class Labels:
         """Return a table whose column holds class numbers and declares the names of the classes.
 
         Args:
-            table: Whose cells all stand for classes; nothing of it is copied but this column.
+            table: Table whose cells all name classes; only this column is copied.
             column: Name of the column.
 
         Raises:
-            ValueError: If a cell stands for no class.
+            ValueError: If a cell names no class.
         """
         if table.features[column] == self.feature:
             return table
@@ -203,21 +206,22 @@ class Labels:
 
     @property
     def declared(self) -> Labels:
-        """The same classes as a table stands for them that `declare` returned."""
+        """The same classes for the cells of a table that `declare` returned."""
         return Labels.from_names(self.names)
 
     @staticmethod
     def find_column(features: Features, wanted: str) -> str:
-        """Return the column of classes: the one that is wanted, or else `cls` or the only one that declares classes.
+        """Return the column of classes: the given one, or else `cls` or the only one that declares classes.
 
         Args:
-            features: What the columns hold.
+            features: Types of the columns.
             wanted: `--label_column_name`. Another name than the default is returned as it is.
         """
         declared = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         if wanted != "label" or wanted in features:
             return wanted
-        if "cls" in features:  # WebDataset
+        # the ending that WebDataset gives to files with a class
+        if "cls" in features:
             return "cls"
         return declared[0] if len(declared) == 1 else wanted
 
@@ -247,12 +251,13 @@ class Labels:
 
 def read_column(table: Dataset, column: str) -> Iterable[Any]:
     """Yield the cells of one column of a table."""
+    # in batches: a row at a time costs far more than its cell
     for batch in table.select_columns([column]).iter(_READ_AT_ONCE):
         yield from batch[column]
 
 
 def count_cells(cells: Iterable[Any]) -> Cells:
-    """Return the different cells of a column with the first row and the number of rows of each."""
+    """Return the distinct cells of a column with the first row and the number of rows of each."""
     counted: Cells = {}
     for row, cell in enumerate(cells):
         first, count = counted.get(cell, (row, 0))
@@ -281,7 +286,7 @@ def _cell_type(column: str, feature: Any) -> type:
     """Return the Python type of the cells of a column of names or numbers."""
     dtype = str(feature.dtype) if isinstance(feature, Value) else ""
     if dtype == "bool":
-        return bool
+        return bool  # before integers: a bool is an int in Python, but no count
     if dtype.startswith(("int", "uint")):
         return int
     if "string" in dtype:
@@ -303,5 +308,6 @@ def _cell_of_name(name: str, cell_type: type) -> Hashable:
     if cell_type is bool:
         return {"False": False, "True": True}.get(name)
     if cell_type is int:
+        # "01" and "1" are different names, but the same number: only one of them is the text of a cell
         return int(name) if name.isdecimal() and str(int(name)) == name else None
     return name

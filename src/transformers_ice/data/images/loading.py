@@ -38,12 +38,12 @@ Rows = TypeVar("Rows", Dataset, ShardedRows)
 
 @dataclass(frozen=True)
 class ImageTables:
-    """What a run trains and evaluates on.
+    """Training and evaluation images of a run, with their classes.
 
     Args:
         train: Training images.
         evaluation: Evaluation images.
-        labels: The classes, as the label column of `train` stands for them.
+        labels: The classes, and the class of each cell in the label column of `train`.
     """
 
     train: Dataset | ShardedRows
@@ -63,7 +63,7 @@ class StoredImages:
     Args:
         rows: A table, or a stream.
         split: "training" or "evaluation".
-        labels: The classes, as the label column stands for them.
+        labels: The classes, and the class of each cell in the label column.
         files: The shards that a table was made of, for errors.
     """
 
@@ -76,7 +76,8 @@ class StoredImages:
         """Return file and row of an image, or its row alone where rows are in no file that is known."""
         if isinstance(self.rows, ShardedRows):
             return self.rows.place_of(index)
-        if self.rows._indices is not None:  # rows that were drawn from a table
+        # a table after `select` or `shuffle` keeps the row numbers of the original in `_indices`
+        if self.rows._indices is not None:
             index = self.rows._indices.column(0)[index].as_py()
         return place_in_shards(self.files, self._counts, index) if self.files else f"row {index}"
 
@@ -85,7 +86,7 @@ class StoredImages:
         return count_rows(self.files)
 
     def check_labels(self, column: str) -> None:
-        """Raise if some label is no class, naming file and row; no image is decoded."""
+        """Raise `ValueError` with file and row if a label is no class; no image is decoded."""
         cells = _cells_of(self.rows, column, extremes_suffice=self.labels.cell_type is int)
         self.labels.check(cells, column, self.split, self.place_of)
 
@@ -106,12 +107,12 @@ def load_images(
     """Load, check and split the images that the arguments name.
 
     Training images are a table, or with `streaming` a stream. Evaluation images are always a table, since masks and
-    panels are looked up by row and the answers of all processes are gathered by it; it lies on the disk.
+    panels are looked up by row, and the predictions of all processes are gathered by row. The table is memory-mapped.
 
     Args:
         data_args: Where they are.
         image_size: Height and width that `scenes` are drawn in.
-        seed: Decides which images are held out, and which are used where only some are.
+        seed: Seed of the held-out split, and of the subset where the number of images is limited.
         cache_dir: Folder that keeps downloads and tables.
         token: Hub token.
 
@@ -119,6 +120,7 @@ def load_images(
         ValueError: If files, columns, classes, labels or images are not as they should be.
     """
     column = data_args.label_column_name
+    # labels are checked before the split, so that errors name the rows of the files
     stored = [images for images in open_images(data_args, image_size, cache_dir, token) if images is not None]
     for images in stored:
         images.check_labels(column)
@@ -143,11 +145,11 @@ def build_data_sets(
     """Return the training and the evaluation images as data sets of pixels and labels.
 
     Args:
-        images: What `load_images` returned.
+        images: Result of `load_images`.
         data_args: Names of the columns, and the size of a stream's shuffle buffer.
-        image_processor: Gives the size, and the whole geometry of evaluation images.
-        augmentation: Varies the training images.
-        seed: Of the augmentation, and of the order of a stream.
+        image_processor: Source of the input size, and of the whole geometry of evaluation images.
+        augmentation: Augmentation of the training images.
+        seed: Seed of the augmentation, and of the order of a stream.
     """
     columns = (data_args.image_column_name, data_args.label_column_name)
     mask_column, buffer_size = data_args.mask_column_name, data_args.shuffle_buffer_size
@@ -191,16 +193,17 @@ def open_images(
 def hold_out(
     train: StoredImages, evaluation: StoredImages | None = None, *, data_args: DataArguments, seed: int = 0
 ) -> tuple[StoredImages, StoredImages]:
-    """Return the images that are used: where there are none for evaluation some of the training images are held out.
+    """Return training and evaluation images; without the latter, a fraction of the former is held out.
 
     Args:
         train: Training images; a stream only together with evaluation images.
         evaluation: Evaluation images.
-        data_args: Which share is held out, and how many are used at most.
-        seed: Decides which ones.
+        data_args: The fraction that is held out, and the largest number of images.
+        seed: Seed of the random choice.
     """
     if evaluation is None:
         table = cast(Dataset, train.rows)
+        # random, not stratified: a class of one image must not be an error
         parts = table.train_test_split(data_args.train_val_split, seed=seed)
         train, evaluation = replace(train, rows=parts["train"]), replace(train, rows=parts["test"], split="evaluation")
     return (
@@ -217,7 +220,7 @@ def _limited(images: StoredImages, max_samples: int | None, seed: int) -> Stored
 
 
 def _without_bad_images(rows: Rows, data_args: DataArguments) -> Rows:
-    """Deal with the images of a table that cannot be read; those of a stream, and drawn ones, are not decoded here."""
+    """Drop or refuse unreadable images of a table; streams and scenes are not checked here."""
     if isinstance(rows, ShardedRows) or not data_args.check_images or data_args.dataset_name == "scenes":
         return rows
     return remove_bad_images(rows, data_args.image_column_name, data_args.on_bad_image, data_args.num_proc)
@@ -229,6 +232,7 @@ def _open_rows(
     """Return training and evaluation images under the names they are stored by, and the shards of each."""
     if data_args.dataset_name == "scenes":
         options: dict[str, Any] = {"image_size": image_size, "cache_dir": cache_dir, "num_proc": data_args.num_proc}
+        # no more scenes than needed are drawn: every prefix holds all classes
         train = load_scenes("train", data_args.max_train_samples, **options)
         return (train, load_scenes("validation", data_args.max_eval_samples, **options)), ((), ())
     if data_args.train_files is None and not data_args.streaming:
@@ -255,6 +259,7 @@ def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | No
         return find_shards(data_args.train_files), [] if others is None else find_shards(others, "validation_files")
     name = str(data_args.dataset_name)
     splits = hub_shards(name, data_args.dataset_config_name, token, cache_dir)
+    # the names in use on the Hub, in order of preference
     others = next((split for split in ("validation", "valid", "val", "test") if split in splits), None)
     if "train" not in splits or others is None:
         raise ValueError(
@@ -271,7 +276,7 @@ def _load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> 
 
 
 def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool = False) -> Cells:
-    """Return the different cells of a column of labels."""
+    """Return the distinct cells of a column of labels."""
     if isinstance(rows, ShardedRows):
         return rows.cells_of(column, extremes_suffice)
     return count_cells(read_column(rows, column))
@@ -281,7 +286,7 @@ def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
     """Return rows whose columns of images and classes have the names that the arguments give them.
 
     Raises:
-        ValueError: Naming the columns there are.
+        ValueError: If a column is missing; the message lists the columns.
     """
     image, label = data_args.image_column_name, data_args.label_column_name
     for found, name in (
@@ -289,6 +294,7 @@ def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
         (Labels.find_column(rows.features, label), label),
     ):
         rows = rows if found == name else rows.rename_column(found, name)
+    # a stream keeps images undecoded, since its shuffle buffer holds a thousand of them
     if image in rows.features and _holds_encoded_images(rows.features[image]):
         # written by something else than `datasets`, whose files declare their images
         rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
@@ -297,8 +303,9 @@ def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
 
 
 def _find_image_column(features: Features, wanted: str) -> str:
-    """Return the column of images: the one that is wanted, or the only one where `image` is no column."""
+    """Return the column of images: the given one, or the only one where `image` is no column."""
     found = [name for name, feature in features.items() if isinstance(feature, Image) and "mask" not in name]
+    # a default is a guess that the data may correct; a given name is not
     return found[0] if wanted == "image" and wanted not in features and len(found) == 1 else wanted
 
 
@@ -328,6 +335,6 @@ def check_columns(rows: Dataset | ShardedRows, **columns: str) -> None:
         if argument.startswith("image") and not isinstance(rows.features[column], Image):
             raise ValueError(
                 f"The column {column!r} does not hold images, but {rows.features[column]}. Expected the bytes of "
-                "image files, bare or as `bytes` beside their `path`. Paths alone become images by `datasets`: "
+                "image files, bare or as `bytes` next to their `path`. Paths alone become images by `datasets`: "
                 f"`table.cast_column({column!r}, datasets.Image()).to_parquet(...)`."
             )

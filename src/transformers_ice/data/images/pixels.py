@@ -28,11 +28,11 @@ _CHECK_BATCH = 1024
 
 
 class PixelReader:
-    """Decode an image, vary it or only size it.
+    """Reader from an undecoded image to the pixels of the model's input, with or without augmentation.
 
     Args:
-        image_processor: Gives the size, and the whole geometry where there is no augmentation.
-        augmentation: Varies the images; `None` resizes and crops them as `image_processor` does.
+        image_processor: Source of the input size, and of the whole geometry without augmentation.
+        augmentation: Augmentation of the images; `None` resizes and crops them as `image_processor` does.
     """
 
     def __init__(self, image_processor: Any, augmentation: TrainingAugmentation | None = None) -> None:
@@ -44,11 +44,12 @@ class PixelReader:
 
         Args:
             record: Path and bytes.
-            seed: Of the random numbers of the augmentation.
+            seed: Seed of the augmentation.
 
         Raises:
             ValueError: If the image cannot be read.
         """
+        # transparent pixels get the mean colour, which is 0 after the normalisation
         image = convert_to_rgb(load_image(record), backdrop=self.image_processor.image_mean)
         image = self._resize(image) if self.augmentation is None else self.augmentation(image, random.Random(seed))
         return torch.from_numpy(np.array(image))
@@ -120,7 +121,7 @@ def read_error(record: dict[str, Any] | None) -> str | None:
     try:
         convert_to_rgb(load_image(record))
     except ValueError as error:
-        # the cause alone: the path stands beside it anyway
+        # the cause alone: the caller adds the path
         return str(error.__cause__ or error)
     return None
 
@@ -137,7 +138,7 @@ def remove_bad_images(
         num_threads: Threads that decode; by default one per core.
 
     Raises:
-        ValueError: If there are bad images under "stop", or nothing is left under "skip"; lists their paths.
+        ValueError: If there are bad images under "stop", or no image remains under "skip". It lists their paths.
     """
     bad = find_bad_images(table, column, num_threads)
     if not bad:

@@ -45,22 +45,23 @@ def find_shards(pattern: str, argument: str = "train_files") -> list[str]:
         ValueError: If there is no such file, or files are not all `.parquet` or all `.tar`.
     """
     path = Path(pattern).expanduser()
+    # `glob` takes relative patterns only: split an absolute path at its root
     root = Path(path.anchor or ".")
     files = sorted(str(file) for file in root.glob(str(path.relative_to(path.anchor))) if file.is_file())
     if not files:
         raise ValueError(
-            f"`--{argument} {pattern}` names no file in {Path.cwd()}. Quote the pattern, so that the shell leaves its "
-            'stars alone: "shards/*.parquet".'
+            f"`--{argument} {pattern}` names no file in {Path.cwd()}. Quote the pattern, so that the shell does not "
+            'expand it: "shards/*.parquet".'
         )
     kind_of(files, argument)
     return files
 
 
 def kind_of(files: Sequence[str], argument: str = "train_files") -> ShardKind:
-    """Return the kind that the endings of files say.
+    """Return the kind of shards by the endings of their files.
 
     Raises:
-        ValueError: If they say none, or several.
+        ValueError: If the endings are unknown, or of both kinds.
     """
     endings = {Path(file).suffix for file in files}
     kinds = {_KINDS[ending] for ending in endings if ending in _KINDS}
@@ -91,14 +92,14 @@ def hub_shards(
     if {Path(path).suffix for paths in files.values() for path in paths} != {".parquet"}:
         raise ValueError(
             f"The data set {name!r} is not made of Parquet files, so its rows cannot be counted before they are read. "
-            "Download its files (`hf download --repo-type dataset`) and pass `--train_files`, or leave `--streaming` "
-            "out."
+            "Download its files (`hf download --repo-type dataset`) and pass `--train_files`, or run without "
+            "`--streaming`."
         )
     return files
 
 
 def count_rows(files: Sequence[str]) -> list[int]:
-    """Return the number of rows of each shard; they are counted once and remembered in the cache of `datasets`.
+    """Return the number of rows of each shard; they are counted once and kept in the cache of `datasets`.
 
     Args:
         files: Parquet files (their footers are read) or tars (their headers are), of one kind.
@@ -107,7 +108,7 @@ def count_rows(files: Sequence[str]) -> list[int]:
         ValueError: If a file cannot be read, naming it.
     """
     count = _count_parquet if kind_of(files) == "parquet" else _count_tar
-    return list(_remembered(files, "", lambda: [count(file) for file in files]))
+    return list(_cached(files, "", lambda: [count(file) for file in files]))
 
 
 def place_in_shards(files: Sequence[str], counts: Sequence[int], index: int) -> str:
@@ -121,7 +122,7 @@ def place_in_shards(files: Sequence[str], counts: Sequence[int], index: int) -> 
 
 
 def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False) -> Cells:
-    """Return the different cells of a column of labels; of local files they are remembered like the numbers of rows.
+    """Return the distinct cells of a column of labels; of local files they are cached like the numbers of rows.
 
     Args:
         files: As for `count_rows`.
@@ -133,33 +134,34 @@ def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False
         ValueError: If a file cannot be read, naming it.
     """
     if kind_of(files) == "webdataset":
-        return cells_from_json(_remembered(files, column, lambda: cells_to_json(_tar_cells(files, column))))
+        return cells_from_json(_cached(files, column, lambda: cells_to_json(_tar_cells(files, column))))
     if extremes_suffice and any("://" in file for file in files):
         return _parquet_extremes(files, column)
-    return cells_from_json(_remembered(files, column, lambda: cells_to_json(_parquet_cells(files, column))))
+    return cells_from_json(_cached(files, column, lambda: cells_to_json(_parquet_cells(files, column))))
 
 
-def _remembered(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:
-    """Return what is read in files, which is written down in the cache of `datasets` for the next time."""
-    memory = _memory_of(files, column)
-    if memory is not None and memory.is_file():
-        return list(json.loads(memory.read_text()))
+def _cached(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:
+    """Return the result of `read`, from the cache of `datasets` where it was stored before."""
+    cache = _cache_file(files, column)
+    if cache is not None and cache.is_file():
+        return list(json.loads(cache.read_text()))
     found = read()
-    if memory is not None:
-        write_json(memory, found)
+    if cache is not None:
+        write_json(cache, found)
     return found
 
 
-def _memory_of(files: Sequence[str], column: str) -> Path | None:
-    """Return where the counts or cells of local files are remembered; other sizes or times are other files."""
+def _cache_file(files: Sequence[str], column: str) -> Path | None:
+    """Return the cache file of the counts or cells of local files; other sizes or times give another one."""
     if any("://" in file for file in files):
         return None
     stats = [os.stat(file) for file in files]
-    facts: list[Any] = [
+    key: list[Any] = [
         (os.path.abspath(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
     ]
-    facts += [column] if column else []
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    key += [column] if column else []
+    # counts and cells of the same files have different keys: only the latter name a column
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / "transformers_ice_shards" / f"{digest}.json"
 
 
@@ -185,17 +187,19 @@ def _parquet_extremes(files: Sequence[str], column: str) -> Cells:
         with _opened_parquet(file) as opened:
             number = _find_parquet_column(opened, column, file)
             for group in map(opened.metadata.row_group, range(opened.metadata.num_row_groups)):
+                # statistics are optional in Parquet, and so is each of their fields
                 found = group.column(number).statistics
                 if found is not None:
                     extremes = [found.min, found.max] if found.has_min_max else []
                     extremes += [None] if found.null_count else []
+                    # earlier row groups win: the first row of each cell is kept
                     cells = {cell: (first, 1) for cell in extremes} | cells
                 first += group.num_rows
     return cells
 
 
 def _find_parquet_column(opened: pyarrow.parquet.ParquetFile, column: str, file: str) -> int:
-    """Return the place of a column among the leaves of the columns, as statistics count them."""
+    """Return the index of a column among the leaf columns, as the statistics of Parquet count them."""
     paths = [opened.schema.column(number).path for number in range(len(opened.schema))]
     if column not in paths:
         raise ValueError(f"The Parquet file {file} has no column {column!r}, as other files have, only {paths}.")
@@ -222,6 +226,7 @@ def _count_tar(file: str) -> int:
 
 def _tar_cells(files: Sequence[str], column: str) -> Iterator[Any]:
     """Yield the label of each sample, None where it has none."""
+    # the decoder that `datasets` applies to the same ending, so both see the same label
     decode = WebDataset.DECODERS.get(column.rsplit(".", 1)[-1].lower(), bytes.decode)
     for file in files:
         last, cell = None, None
@@ -242,10 +247,11 @@ def _tar_cells(files: Sequence[str], column: str) -> Iterator[Any]:
 def _tar_members(file: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
     """Yield sample, ending and what reads the content of each file of a WebDataset."""
     try:
-        # a plain file, not a pipe: the contents are jumped over
+        # "r:" is a seekable file: the contents of images are skipped, not read
         with tarfile.open(file, "r:") as archive:
             while (member := archive.next()) is not None:
-                vars(archive)["members"] = []  # or millions of them would be kept
+                # tarfile keeps every member that it has seen: gigabytes for millions of images
+                vars(archive)["members"] = []
                 name = _SAMPLE_NAME.fullmatch(member.name)
                 if member.isreg() and name and not os.path.basename(member.name).startswith((".", "__")):
                     yield name[1], name[2], partial(_content_of, archive, member)

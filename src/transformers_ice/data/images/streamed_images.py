@@ -22,15 +22,15 @@ __all__ = ["StreamedImages", "leave_out_skipped"]
 class StreamedImages(IterableDataset):
     """Shards of images as a data set of uint8 pixels and labels, for any number of processes and workers.
 
-    Which row comes when depends on seed, epoch, processes, workers and batch size alone; the random numbers of its
+    The order of the rows depends on seed, epoch, processes, workers and batch size alone; the random numbers of its
     augmentation on seed, epoch and row, as in `LabelledImages` of the same rows. All processes have the same number of
     rows: where the rows do not divide, some processes show one of theirs twice.
 
     Args:
         rows: The shards, with the columns of images and classes.
-        labels: The classes, as the cells of `label_column` stand for them.
-        image_processor: Gives the size.
-        augmentation: Varies the images.
+        labels: The classes, and the class of each cell of `label_column`.
+        image_processor: Source of the input size.
+        augmentation: Augmentation of the images.
         image_column: Column of images.
         label_column: Column of classes.
         seed: Seed of order and augmentation.
@@ -54,9 +54,9 @@ class StreamedImages(IterableDataset):
         self._read_pixels = PixelReader(image_processor, augmentation)
         self.labels = labels
         self.process, self.num_processes, self.batch_size, self.drop_last = 0, 1, 1, False
-        # shared memory: workers that live longer than an epoch see new numbers too
+        # shared memory: persistent workers see new numbers too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._skipped = torch.tensor([-1, 0]).share_memory_()  # epoch, and batches left out at its beginning
+        self._skipped = torch.tensor([-1, 0]).share_memory_()  # epoch, and batches skipped at its beginning
 
     def set_epoch(self, epoch: int) -> None:
         """Draw another order, other crops and flips from the next iteration on."""
@@ -68,13 +68,13 @@ class StreamedImages(IterableDataset):
         return int(self._epoch)
 
     def divide(self, process: int, num_processes: int, batch_size: int, drop_last: bool = False) -> None:
-        """Say who reads.
+        """Set the part of the rows that this process reads.
 
         Args:
             process: Number of this process.
             num_processes: Number of processes.
             batch_size: Rows that a process takes at once.
-            drop_last: Whether an incomplete last batch is left out.
+            drop_last: Whether an incomplete last batch is dropped.
 
         Raises:
             ValueError: If a process would have no batch.
@@ -88,7 +88,7 @@ class StreamedImages(IterableDataset):
         self.batch_size, self.drop_last = batch_size, drop_last
 
     def skip_batches(self, epoch: int, num_batches: int) -> None:
-        """Give out empty rows for the first batches of an epoch, and read nothing for them."""
+        """Yield empty rows for the first batches of an epoch, and read nothing for them."""
         self._skipped.copy_(torch.tensor([epoch, num_batches]))
 
     @property
@@ -100,6 +100,7 @@ class StreamedImages(IterableDataset):
         """Return the rows of this process, the same number in all."""
         if self.drop_last:
             return self.num_rows // self.num_processes // self.batch_size * self.batch_size
+        # rounded up: processes with one row less repeat their first one
         return -(-self.num_rows // self.num_processes)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -107,6 +108,7 @@ class StreamedImages(IterableDataset):
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch = self.epoch
         start, stop = piece_of_reader(len(self), self.batch_size, worker, num_workers)
+        # a seed per worker: otherwise all workers would shuffle in the same way
         order = buffer_order(stop - start, self.shuffle_buffer_size, f"{self.seed}/{epoch}/{self.process}/{worker}")
         num_skipped = self._num_skipped(epoch, worker, num_workers, len(order))
         yield from ({} for _ in range(num_skipped))
@@ -114,16 +116,16 @@ class StreamedImages(IterableDataset):
             yield self._example(index, row, epoch)
 
     def _num_skipped(self, epoch: int, worker: int, num_workers: int, size: int) -> int:
-        """Return how many rows of a worker lie in the batches that are left out."""
+        """Return the number of rows of a worker in the skipped batches."""
         of_epoch, num_batches = self._skipped.tolist()
         if of_epoch != epoch:
             return 0
         return min(len(range(worker, num_batches, num_workers)) * self.batch_size, size)
 
     def _in_order(self, order: Sequence[int], start: int, epoch: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows at some positions of a worker's piece; holds no more than the shuffle buffer does.
+        """Yield the rows at some positions of a worker's part; memory holds at most the shuffle buffer.
 
-        Reading begins at the first position that is wanted, so that a resumed epoch reads little of what is behind it.
+        Reading begins at the first wanted position, so a resumed epoch reads few of the rows that it has already used.
         """
         if not order:
             return
@@ -132,20 +134,22 @@ class StreamedImages(IterableDataset):
         held: dict[int, tuple[int, dict[str, Any]]] = {}
         for position in order:
             while position not in held:
+                # read ahead: rows that come later in the order wait in `held`
                 found, row = next(stream)
                 if found in wanted:
                     held[found] = row
             yield held.pop(position)
 
     def _read(self, start: int, stop: int, epoch: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows at the positions [start, stop) of this process; behind its last one comes its first one."""
+        """Yield the rows at the positions [start, stop) of this process; positions after its last row wrap around."""
         begin, end = rows_of_process(self.num_rows, self.process, self.num_processes)
         order = shard_order(len(self.rows.counts), self.seed, epoch, shuffle=self.shuffle_buffer_size > 1)
+        # two spans: up to the last row of the process, and after it from its first row again
         for first, last in ((begin + start, min(begin + stop, end)), (begin, begin + max(stop - (end - begin), 0))):
             yield from self.rows.read(list(spans_of(self.rows.counts, order, first, last)))
 
     def _example(self, index: int, row: dict[str, Any], epoch: int) -> dict[str, Any]:
-        seed = f"{self.seed}/{epoch}/{index}"
+        seed = f"{self.seed}/{epoch}/{index}"  # as in `LabelledImages`
         try:
             if row[self.image_column] is None:
                 raise ValueError("there is no image.")
@@ -158,5 +162,5 @@ class StreamedImages(IterableDataset):
 
 
 def leave_out_skipped(collate: Callable, rows: Sequence[dict[str, Any]]) -> Any:
-    """Make a batch of rows; of those that `skip_batches` left out, one that tells accelerate their number alone."""
+    """Collate a batch of rows; of skipped rows a placeholder, from which accelerate reads the batch size."""
     return collate(rows) if rows[0] else {"skipped": torch.zeros(len(rows), dtype=torch.uint8)}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of Parquet or WebDataset shards, read from front to back: who reads which row when, and the reading itself.
+"""Sequential reading of Parquet or WebDataset shards, and the division of rows among processes and workers.
 
-One epoch is one line of rows: the shards in an order drawn from seed and epoch, each with its rows as they are stored.
-Processes, and within each the workers that load images, take neighbouring pieces of the line. Each row so has exactly
-one reader, whether there are more shards than readers or fewer. `datasets` opens, decodes, skips and takes; order and
+One epoch is one sequence of rows: the shards in an order drawn from seed and epoch, each with its rows as they are
+stored. Processes, and within each the workers that load images, take neighbouring parts of it. So each row has exactly
+one reader, whether there are more shards than readers or fewer. `datasets` opens and decodes the files; order and
 split are drawn here, since its `IterableDataset` refills a shuffle buffer on resume with later rows, gives workers and
 processes whole shards or one row in n, and does not make their numbers of rows equal.
 """
@@ -46,7 +46,7 @@ class ShardSpan:
 
 
 def shard_order(num_shards: int, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
-    """Return the shards in the order of an epoch, a function of seed and epoch alone."""
+    """Return the order of the shards in an epoch; it depends on seed and epoch alone."""
     order = list(range(num_shards))
     if shuffle:
         random.Random(f"shards/{seed}/{epoch}").shuffle(order)
@@ -54,15 +54,16 @@ def shard_order(num_shards: int, seed: int, epoch: int, shuffle: bool = True) ->
 
 
 def rows_of_process(num_rows: int, process: int, num_processes: int) -> tuple[int, int]:
-    """Return the positions `[start, stop)` of one process: sizes differ by one at most."""
+    """Return the positions `[start, stop)` of one process; sizes differ by one at most."""
+    # integer arithmetic: neighbouring processes share no row and skip none
     return process * num_rows // num_processes, (process + 1) * num_rows // num_processes
 
 
 def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -> tuple[int, int]:
     """Return the positions of one worker within the `size` rows of its process.
 
-    Workers give whole batches in turn: worker w has the batches w, w + num_workers, ... and the rows of these lie side
-    by side.
+    A `DataLoader` takes whole batches from its workers in turn: worker w makes the batches w, w + num_workers, ...;
+    the rows of these are neighbours.
 
     Args:
         size: Rows of the process.
@@ -71,6 +72,7 @@ def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -
         num_workers: Number of workers.
     """
     sizes = [0] * num_workers
+    # -(-a // b) rounds up; the last batch may be smaller
     for batch in range(-(-size // batch_size)):
         sizes[batch % num_workers] += min(batch_size, size - batch * batch_size)
     start = sum(sizes[:worker])
@@ -78,15 +80,15 @@ def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -
 
 
 def spans_of(counts: Sequence[int], order: Sequence[int], start: int, stop: int) -> Iterator[ShardSpan]:
-    """Yield the rows at the positions `[start, stop)` of the line.
+    """Yield the spans of the shards that hold the positions `[start, stop)` of an epoch.
 
     Args:
         counts: Rows of each shard.
         order: The shards in the order of the epoch.
         start: First position.
-        stop: Position behind the last one.
+        stop: Position after the last one.
     """
-    first = 0
+    first = 0  # position of the first row of the shard
     for shard in order:
         begin, end = max(start - first, 0), min(stop - first, counts[shard])
         if begin < end:
@@ -95,14 +97,14 @@ def spans_of(counts: Sequence[int], order: Sequence[int], start: int, stop: int)
 
 
 def buffer_order(size: int, buffer_size: int, seed: str) -> list[int]:
-    """Return 0 ... size - 1 in the order in which a shuffle buffer gives them out.
+    """Return 0 ... size - 1 in the order of a shuffle buffer.
 
-    The buffer is filled, then gives out one of its rows at random and takes the next one.
+    The buffer is filled, then returns one of its rows at random and takes the next one in its place.
 
     Args:
         size: Number of rows.
         buffer_size: Rows in the buffer; 1 keeps the order.
-        seed: Of the draws.
+        seed: Seed of the random choices.
     """
     generator = random.Random(seed)
     buffer, given = list(range(min(size, buffer_size))), []
@@ -110,19 +112,20 @@ def buffer_order(size: int, buffer_size: int, seed: str) -> list[int]:
         slot = generator.randrange(len(buffer))
         given.append(buffer[slot])
         buffer[slot] = position
+    # the rest of the buffer, after the last row was read
     if buffer_size > 1:
         generator.shuffle(buffer)
     return given + buffer
 
 
 class ShardedRows:
-    """Shards whose sizes are known; each is read from front to back, from any row on.
+    """Shards whose sizes are known; each is read sequentially, from any row on.
 
     Args:
         source: A streamed data set with one shard for each file.
         files: The files.
         counts: Rows of each.
-        stored_names: What columns that were renamed are called in the files.
+        stored_names: Name in the files by new name, of renamed columns.
     """
 
     def __init__(
@@ -142,12 +145,12 @@ class ShardedRows:
 
     @property
     def features(self) -> Features:
-        """What the columns hold."""
+        """The types of the columns."""
         return cast(Features, self.source.features)
 
     @property
     def column_names(self) -> list[str]:
-        """The columns."""
+        """The names of the columns."""
         return list(self.features)
 
     def select_columns(self, columns: Sequence[str]) -> ShardedRows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of images and classes as a `torch` data set: decoded, varied, sized, ready for the collator."""
+"""A table of images and classes as a `torch` data set: decoded, augmented and resized for the collator."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["LabelledImages"]
 class LabelledImages(Dataset):
     """A table of images and classes as a data set of uint8 pixels and labels.
 
-    The random numbers of an augmentation depend on seed, epoch and row alone. So a resumed run sees the very images
+    The random numbers of an augmentation depend on seed, epoch and row alone. So a resumed run sees exactly the images
     of an uninterrupted one, with any number of workers and processes. An index of `len(self)` and more stands for the
-    same rows once more, varied anew: index + k * len(self) is repeat k (`repeated_augmentation`).
+    same rows with another augmentation: index + k * len(self) is repeat k (`repeated_augmentation`).
 
     Args:
         table: A `datasets.Dataset`.
-        image_processor: Gives the size, and the whole geometry where there is no augmentation.
-        augmentation: Varies the images; `None` resizes and crops them as `image_processor` does.
+        image_processor: Source of the input size, and of the whole geometry without augmentation.
+        augmentation: Augmentation of the images; `None` resizes and crops them as `image_processor` does.
         image_column: Column of images.
         label_column: Column of classes that it declares (`Labels.declare`), or of plain ints, which are taken as they
             are.
@@ -53,7 +53,7 @@ class LabelledImages(Dataset):
         seed: int = 0,
     ) -> None:
         self.table = table
-        # undecoded: only what is asked for is decoded, and an unreadable image can be named
+        # undecoded: only the rows of a batch are decoded, and an unreadable image can be named
         self._rows = table.select_columns([image_column, label_column]).cast_column(
             image_column, ImageFeature(decode=False)
         )
@@ -64,7 +64,7 @@ class LabelledImages(Dataset):
         self.labels = Labels.from_names(feature.names) if isinstance(feature, ClassLabel) else None
         self._read_pixels = PixelReader(image_processor, augmentation)
         self.input_size = self._read_pixels.input_size
-        # shared memory: workers that live longer than an epoch see the new number too
+        # shared memory: persistent workers see the new number too
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,13 +83,13 @@ class LabelledImages(Dataset):
 
     def foreground_mask(self, index: int) -> np.ndarray:
         """Return the true foreground of an image, `(height, width)`, bool, in the size it is stored in."""
-        assert self._masks is not None  # for the type checker: `has_masks` is asked before
+        assert self._masks is not None  # for the type checker: callers check `has_masks` first
         mask = np.asarray(self._masks[index][self.mask_column])
         # a mask that was stored in colour: foreground is whatever is not black
         return np.asarray((mask if mask.ndim == 2 else mask[..., :3].max(axis=-1)) > 0)
 
     def geometry(self, image_size: tuple[int, int]) -> ImageGeometry:
-        """Return where the pixels of an image of `(height, width)` end up in the model's input."""
+        """Return the map from the pixels of an image of `(height, width)` to those of the model's input."""
         if isinstance(self.image_processor, IceDeiTImageProcessor):
             return self.image_processor.image_geometry(image_size)
         return ImageGeometry.from_resize(image_size, self.input_size)
@@ -107,13 +107,13 @@ class LabelledImages(Dataset):
         # what else is random about an image or its batch is derived from the seed, in the collator
         return [self._example(index, record, label) for index, record, label in cells]
 
-    def _seed_of(self, index: int) -> str:
+    def _row_seed(self, index: int) -> str:
         """Return the seed of one image in this epoch."""
         return f"{self.seed}/{self.epoch}/{index}"
 
     def _example(self, index: int, record: dict[str, Any], cell: Any) -> dict[str, Any]:
         """Return one image as a uint8 tensor `(height, width, 3)`, with its class."""
-        seed = self._seed_of(index)
+        seed = self._row_seed(index)
         try:
             label = cell if self.labels is None else self.labels.encode(cell)
             return {"pixel_values": self._read_pixels(record, seed), "labels": label, AUGMENTATION_SEED: seed}

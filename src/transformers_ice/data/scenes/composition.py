@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compose a scene: every random number of it but the pixel noise, in units that do not depend on the image size."""
+"""Composition of a scene: all its random numbers but the pixel noise, in units independent of the image size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["CLASS_LOOKS", "OTHER_LOOKS", "Composition", "compose"]
 _COLOR_NAMES = tuple(COLORS)
 
 # (colour, texture). Two of the three textures make a class of each colour; the third is a look that no class has, so
-# that "coloured and textured" does not tell the object from what merely looks like one.
+# that "coloured and textured" alone does not separate the object from its distractors.
 CLASS_LOOKS, OTHER_LOOKS = (
     tuple(
         (color, texture)
@@ -88,9 +88,11 @@ def _draw_thing(rng: np.random.Generator, look: tuple[str, str], area: float, **
 
 def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, float]) -> Layer:
     """Draw the object, at least 80 % of it inside the image: the class's texture and colour on any shape."""
+    # 18 to 38 % of the squared shorter side: larger than every distractor
     layer = _draw_thing(rng, CLASS_LOOKS[label], rng.uniform(0.18, 0.38), role="object", center=(0.0, 0.0))
     y, x = _sample_points(layer)
     offset_y, offset_x = rng.uniform(-0.3, 0.3, 2).tolist()
+    # pull the object towards the middle until enough of it is inside; in the middle it always is
     while True:
         top, left = offset_y * extent[0], offset_x * extent[1]
         inside = (np.abs(y + top) < extent[0] / 2) & (np.abs(x + left) < extent[1] / 2)
@@ -100,8 +102,9 @@ def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, floa
 
 
 def _draw_center(rng: np.random.Generator, layers: list[Layer], extent: tuple[float, float]) -> tuple[float, float]:
-    """Return the one of a few random places that lies farthest outside the layers drawn so far."""
+    """Return the one of eight random places that is farthest outside the layers drawn so far."""
     candidates = (rng.uniform(0.05, 0.95, (8, 2)) * extent).tolist()
+    # radius of a disc of the same area: exact outlines would not place better
     radii = [layer.size * math.sqrt(layer.outline.area / math.pi) for layer in layers]
 
     def gap(candidate: list[float]) -> float:
@@ -115,19 +118,21 @@ def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _draw_distractors(rng: np.random.Generator, target: Layer, extent: tuple[float, float]) -> list[Layer]:
-    """Draw lookalikes (things whose look no class has), colours without texture and textures without colour."""
+def _draw_other_things(rng: np.random.Generator, target: Layer, extent: tuple[float, float]) -> list[Layer]:
+    """Draw distractors (a look that no class has), shapes without texture and blobs without colour."""
     roles = (
-        ["lookalike"] * int(rng.integers(2, 4)) + ["shape"] * int(rng.integers(2)) + ["texture"] * int(rng.integers(2))
+        ["distractor"] * int(rng.integers(2, 4))  # two or three
+        + ["shape"] * int(rng.integers(2))  # none or one
+        + ["texture"] * int(rng.integers(2))
     )
     layers = [target]
     for role in roles:
         center = _draw_center(rng, layers, extent)
-        layers.append(_DISTRACTORS[role](rng, role=role, center=center))
+        layers.append(_OTHER_THINGS[role](rng, role=role, center=center))
     return layers[1:]
 
 
-def _draw_lookalike(rng: np.random.Generator, **fields: Any) -> Layer:
+def _draw_distractor(rng: np.random.Generator, **fields: Any) -> Layer:
     look = OTHER_LOOKS[int(rng.integers(len(OTHER_LOOKS)))]
     return _draw_thing(rng, look, rng.uniform(0.08, 0.16), **fields)
 
@@ -144,11 +149,11 @@ def _draw_grey_blob(rng: np.random.Generator, **fields: Any) -> Layer:
     return _place(rng, outline, rng.uniform(0.05, 0.1), texture=texture, colors=draw_neutral_colors(rng), **fields)
 
 
-_DISTRACTORS = {"lookalike": _draw_lookalike, "shape": _draw_plain_shape, "texture": _draw_grey_blob}
+_OTHER_THINGS = {"distractor": _draw_distractor, "shape": _draw_plain_shape, "texture": _draw_grey_blob}
 
 
 def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, extent: tuple[float, float]) -> Layer:
-    """Draw a bar or blob of ground material over at most 28 % of what the image shows of the object."""
+    """Draw a bar or blob of ground material over at most 28 % of the visible object."""
     if rng.random() < 0.5:
         length = rng.uniform(4, 9)
         outline, area = Outline("bar", (length,), 4 * length, math.hypot(1, length)), length * 0.0075
@@ -158,10 +163,12 @@ def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, exte
     fields = {"role": "occluder", "texture": "ground", "colors": base[None], "ground": draw_ground(rng, base)}
     layer = _place(rng, outline, area, center=(0.0, 0.0), **fields)
     y, x = _sample_points(target)
+    # only points inside the image count as visible
     shown = (y > 0) & (y < extent[0]) & (x > 0) & (x < extent[1])
     y, x = y[shown], x[shown]
     direction = layer.angle if outline.family == "bar" else rng.uniform(0, 2 * math.pi)
     distance = 0.3 * target.size
+    # push the occluder outwards until it covers little enough; far outside it covers nothing
     while True:
         center = (target.center[0] + distance * math.sin(direction), target.center[1] + distance * math.cos(direction))
         if np.count_nonzero(layer_distance(layer, y - center[0], x - center[1]) <= 0) <= 0.28 * len(y):
@@ -191,6 +198,7 @@ def compose(
     Returns:
         The composition, and the generator from which its pixel noise is to be drawn.
     """
+    # every block of consecutive scenes holds each class once
     block, position = divmod(index, _NUM_CLASSES)
     label = _block_labels(seed, split_index, block)[position]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, index)))
@@ -202,7 +210,8 @@ def compose(
     clutter[: num_clutter // 2, 3] = 0
     clutter_colors = rng.uniform(0.05, 0.95, (num_clutter, 3)).astype(np.float32)
     target = _draw_object(rng, label, extent)
-    layers = [*_draw_distractors(rng, target, extent), target]
+    layers = [*_draw_other_things(rng, target, extent), target]
+    # one scene in three is occluded
     if rng.random() < 1 / 3:
         layers.append(_draw_occluder(rng, target, ground, extent))
     noise_level = rng.uniform(0.03, 0.1)

@@ -3,10 +3,11 @@
 
 A class is a texture in a colour ("red checked", "blue striped", ...), so that one cue alone never decides it. Each
 colour makes a class with two of the three textures; with the third it makes a look that belongs to no class. Every
-image also holds two or three lookalikes (smaller things of such looks), and often a shape in one of the colours
-without a texture and a blob in one of the textures without a colour, all drawn independently of the label, on a
-cluttered background: as in a photograph there is more to see than what the label names. The shape of a thing (disc,
-star, cross, triangle) says nothing of its class. Labels, masks and boxes are exact.
+image also holds two or three *distractors*: smaller things with a colour and a texture whose combination belongs to no
+class. Often there are a shape with one of the colours but no texture, and a blob with one of the textures but no
+colour. All of them are drawn independently of the label, on a cluttered background, since a photograph too shows more
+than its label names. The shape of a thing (disc, star, cross, triangle) is independent of its class. Labels,
+masks and boxes are exact.
 
 All random numbers of a scene come from `(seed, split, index)` and are drawn in relative units before anything is
 rendered: lengths in shorter image sides, so the same scene at another size of the same aspect is the same composition.
@@ -38,8 +39,8 @@ SPLIT_SIZES: dict[str, int] = {"train": 20000, "validation": 1000, "test": 2000}
 
 # Part of the cache key: raise it with every change of the drawing, or an old cache would be served.
 _DRAWING_VERSION = 4
-_MIN_SIZE = 16
-_SHARD_SIZE = 250
+_MIN_SIZE = 16  # pixels; in smaller scenes no texture is visible
+_SHARD_SIZE = 250  # scenes that one process draws at a time
 
 Array = np.ndarray
 
@@ -91,6 +92,7 @@ def _paint_clutter(canvas: Array, strokes: Array, colors: Array) -> None:
     height, width = canvas.shape[1:]
     unit = min(height, width)
     window = min(int(0.14 * unit) + 3, unit)
+    # (num_strokes, 5) -> five arrays (num_strokes, 1, 1), to broadcast over the window
     center_y, center_x, angle, half_length, radius = strokes.T[:, :, None, None]
     corners = np.clip((strokes[:, :2] * unit - window / 2).astype(int), 0, (height - window, width - window))
     steps = np.arange(window) + 0.5
@@ -99,6 +101,7 @@ def _paint_clutter(canvas: Array, strokes: Array, colors: Array) -> None:
     cosine, sine = np.cos(angle), np.sin(angle)
     along = np.maximum(np.abs(x * cosine + y * sine) - half_length, 0)
     across = y * cosine - x * sine
+    # signed distance to a capsule: a line segment with round ends, or a spot where the length is 0
     distance = np.sqrt(along * along + across * across) - radius
     alpha = 0.85 * clip(0.5 - distance * unit)
     for (top, left), weight, color in zip(corners.tolist(), alpha, colors[:, :, None, None], strict=True):
@@ -113,12 +116,15 @@ def _render(composition: Composition, height: int, width: int, rng: np.random.Ge
     mask = np.zeros((height, width), dtype=bool)
     for layer in composition.layers:
         rows, columns, inside = _paint_layer(canvas, layer)
+        # the mask is the visible part: what is painted later over the object is taken away again
         if layer.role == "object":
             mask[rows, columns] = inside
         elif layer.role == "occluder":
             mask[rows, columns] &= ~inside
+    # the same noise in all channels: grey, as the luma noise of a camera
     canvas += (rng.random((height, width), dtype=np.float32) - 0.5) * composition.noise_level
     image = np.empty((height, width, 3), dtype=np.uint8)
+    # (3, height, width) in [0, 1] -> (height, width, 3), uint8; + 0.5 rounds
     image[...] = (clip(canvas) * 255 + 0.5).transpose(1, 2, 0)
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
@@ -160,7 +166,7 @@ def draw_scene(index: int, split: str = "train", image_size: int | tuple[int, in
     height, width = _as_size(image_size)
     if index < 0 or seed < 0:
         raise ValueError(f"`index` and `seed` must be at least 0, got {index} and {seed}.")
-    unit = min(height, width)
+    unit = min(height, width)  # pixels in one shorter side, the unit of every length
     composition, rng = compose(index, list(SPLIT_SIZES).index(split), (height / unit, width / unit), seed)
     return _render(composition, height, width, rng)
 

@@ -42,7 +42,7 @@ COLORS = {
     "blue": (0.6, (0.2, 0.45)),
     "purple": (0.8, (0.2, 0.5)),
 }
-_OCTAVES = ((4, 1.0), (6, 0.7), (10, 0.45), (20, 0.35))
+_OCTAVES = ((4, 1.0), (6, 0.7), (10, 0.45), (20, 0.35))  # grid cells per side, amplitude
 _NUM_CELLS = sum(cells for cells, _ in _OCTAVES)
 _NEUTRAL = (0.0, 0.2)  # saturation
 
@@ -169,6 +169,7 @@ def draw_outline(rng: np.random.Generator, family: str) -> Outline:
 
 def layer_distance(layer: Layer, y: Array, x: Array) -> Array:
     """Return the signed distance to the outline in shorter sides, for coordinates that broadcast."""
+    # into the frame of the outline: translate, rotate, scale to size 1
     cosine, sine = math.cos(layer.angle) / layer.size, math.sin(layer.angle) / layer.size
     y, x = y - layer.center[0], x - layer.center[1]
     distance = _DISTANCES[layer.outline.family](x * cosine + y * sine, y * cosine - x * sine, layer.outline.parameters)
@@ -176,8 +177,9 @@ def layer_distance(layer: Layer, y: Array, x: Array) -> Array:
 
 
 def _color(luma: float, hue: float, saturation: float) -> tuple[float, float, float]:
-    """Return the RGB colour of a luma; hue and saturation lie in [0, 1]."""
+    """Return the RGB colour of a luma; hue and saturation are in [0, 1]."""
     pure = [min(max(abs((hue * 6 + shift) % 6 - 3) - 1, 0), 1) for shift in (0, 4, 2)]
+    # ITU-R BT.601, as PIL converts to grey
     pure_luma = 0.299 * pure[0] + 0.587 * pure[1] + 0.114 * pure[2]
     # Darken towards black or lighten towards white, whichever leads to the wanted luma.
     if luma < pure_luma:
@@ -217,7 +219,7 @@ def draw_ground(rng: np.random.Generator, base: Array) -> Ground:
     """Draw the noise of a ground around a base colour `(3,)`."""
     contrast = rng.uniform(0.1, 0.2)
     values = rng.standard_normal((4, sum(cells**2 for cells, _ in _OCTAVES)), dtype=np.float32)
-    # The channels share most of the field, so a ground varies in brightness more than in hue.
+    # The channels have most of the field in common, so a ground varies in brightness more than in hue.
     values = (0.8 * contrast) * values[:1] + (0.5 * contrast) * values[1:]
     grids = np.zeros((3, _NUM_CELLS, _NUM_CELLS), dtype=np.float32)
     begin = used = 0
@@ -235,6 +237,7 @@ def _spline_matrix(size: int) -> Array:
     for cells, _ in _OCTAVES:
         position = (np.arange(size) + 0.5) / size * (cells - 3)
         offsets = np.abs(position[:, None] + 1 - np.arange(cells))
+        # the two pieces of the cubic B-spline, for distances below 1 and from 1 to 2
         near = 2 / 3 - offsets**2 + offsets**3 / 2
         far = np.clip(2 - offsets, 0, None) ** 3 / 6
         blocks.append(np.where(offsets < 1, near, far))
@@ -243,6 +246,7 @@ def _spline_matrix(size: int) -> Array:
 
 def render_ground(ground: Ground, height: int, width: int, rows: slice, columns: slice) -> Array:
     """Render a window of a ground, `(3, rows, columns)`."""
+    # (3 * cells, cells) @ (cells, columns), then (rows, cells) @ (3, cells, columns) -> (3, rows, columns)
     across = ground.grids.reshape(-1, _NUM_CELLS) @ _spline_matrix(width)[columns].T
     field = _spline_matrix(height)[rows] @ across.reshape(3, _NUM_CELLS, -1)
     field += ground.base[:, None, None]
@@ -255,7 +259,7 @@ def clip(values: Array) -> Array:
 
 
 def texture_weights(layer: Layer, y: Array, x: Array, unit: int) -> Array:
-    """Return the share of the second colour in each pixel, antialiased, in [0, 1]."""
+    """Return the fraction of the second colour in each pixel, antialiased, in [0, 1]."""
     period, angle, *phase = layer.pattern
     # A check or dot lattice needs a longer period than stripes to be as legible.
     period = period * {"striped": 1.0, "checked": 1.25, "dotted": 1.1}[layer.texture]

@@ -16,6 +16,9 @@ from ..app import launch_app, parse_app_arguments
 from ..console.exits import command
 
 
+__all__ = ["main"]
+
+
 @command()
 def main(argv: list[str]) -> int:
     """Serve the model of the command line until stopped; return the exit code."""

@@ -48,6 +48,9 @@ from ..speed import (
 from ..visualization import save_figure, speed_plot
 
 
+__all__ = ["benchmark", "main"]
+
+
 def choose_device(name: str) -> torch.device:
     """Return a device by its name; "auto" is a GPU where there is one."""
     if name == "auto":

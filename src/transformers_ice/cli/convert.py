@@ -24,6 +24,9 @@ from ..console.output_files import check_outputs, write_json
 from ..conversion import ConversionReport, convert_checkpoint, read_id2label
 
 
+__all__ = ["ConversionArguments", "convert", "main"]
+
+
 WRITTEN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 

@@ -39,6 +39,9 @@ from ..visualization import PanelRow, explanation_panel, save_figure
 from .explain import explain_files, find_images, load_explainer
 
 
+__all__ = ["DemoArguments", "main", "train"]
+
+
 NUM_PICTURES = 8
 HEADERS = {
     "method": "held-out scenes",

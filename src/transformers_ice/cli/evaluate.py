@@ -65,6 +65,9 @@ from ..speed import describe_machine
 from ..visualization import method_panel, save_figure, score_bars
 
 
+__all__ = ["evaluate", "main"]
+
+
 COST_BATCH = 16  # images on which the time and the memory of the methods are measured
 OUTPUTS = ("results.json", "table.md", "scores.png", "methods.png")
 

@@ -41,6 +41,19 @@ from ..model_names import resolve_ice_model_name
 from ..visualization import save_result
 
 
+__all__ = [
+    "ExplainArguments",
+    "Explanations",
+    "PictureOptions",
+    "explain_files",
+    "find_images",
+    "load_explainer",
+    "main",
+    "name_outputs",
+    "unfinished_name",
+]
+
+
 @dataclass(frozen=True)
 class PictureOptions:
     """Figure to draw of each image: the arguments of `save_result`, and the ending of the files."""

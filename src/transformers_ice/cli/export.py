@@ -45,6 +45,9 @@ from ..export import compare_with_onnx, export_onnx, quantize_int8, score_export
 from ..model_names import resolve_model_name
 
 
+__all__ = ["ExportArguments", "main", "run"]
+
+
 @dataclass
 class ExportArguments:
     """Options of the export; see `transformers_ice.export`."""

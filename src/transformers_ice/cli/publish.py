@@ -25,6 +25,9 @@ from ..console.exits import command
 from ..hub import Publication, prepare_publication, upload_publication
 
 
+__all__ = ["PublishArguments", "main", "print_publication"]
+
+
 @dataclass
 class PublishArguments:
     """Options of `transformers-ice publish`."""

@@ -45,6 +45,9 @@ from ..training.panels import PanelCallback
 from ..training.run_card import RunCard
 
 
+__all__ = ["main", "train"]
+
+
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
     """Check the data, print the result and return the exit code."""
     secrets = known_secrets(model_args, training_args)

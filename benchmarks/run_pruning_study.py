@@ -43,7 +43,7 @@ NO_PATCHES = "--classification_loss_weight 0 --background_loss_weight 0"
 CLS_ONLY = f"--objective published {NO_PATCHES} --cls_loss_weight 1 --logits_source cls"
 HEADS = f"--pruning_strategy background --pruning_layers {PRUNING_LAYERS}"
 EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {PRUNING_LAYERS}"
-# the distillation from local windows with which docs/pruning.md was measured
+# the distillation from local windows with which docs/results/pruning.md was measured
 BY_DISTANCE = "--local_distillation_weight 1 --local_appearance_weight 0 --local_smoothing_steps 1"
 # objectives of the ICE models
 OBJECTIVES = {

@@ -8,7 +8,7 @@ and ICE-DeiT-S alternately (`--hidden_size 192`: of DeiT-Ti), images a second fr
 normalised batch on one core under three `--augmentation`s (decoding included), and the part of a step of the Trainer
 in which it waits for its batch while `--dataloader_num_workers` processes make batches of `--augmentation deit`.
 OUTPUT_DIR/results.json holds every single number, with settings and machine. Some minutes on two cores;
-`docs/training/recipe.md` shows what it printed.
+`docs/results/training-speed.md` shows what it printed.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_the_readme_and_the_scenes_page_give_the_recorded_numbers():
         name = method.replace("_", " ")
         line = rf"\| {name} of the starting DeiT \| +\| {top_1:.3f} \| {accuracy:.3f} \| {iou:.3f} \|"
         assert re.search(line, readme)
-    page = (ROOT / "docs" / "evaluation" / "scenes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results" / "scenes.md").read_text(encoding="utf-8")
     (ice, ice_hard) = (re.search(rf"^\| `{name}` \|.*$", page, re.MULTILINE)[0] for name in ("ice", "ice_hard"))
     assert f"{soft:.3f} ±" in ice
     assert f"{hard:.3f} ±" in ice_hard

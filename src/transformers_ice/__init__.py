@@ -27,7 +27,7 @@ from .ice_deit import (
 )
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 
 def _register() -> None:

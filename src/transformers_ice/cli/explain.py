@@ -83,7 +83,8 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
         ValueError: If it holds another kind of model.
     """
     model = resolve_ice_model_name(model)
-    return pipeline("patch-explanation", model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
+    options: dict[str, Any] = {"pipeline_class": PatchExplanationPipeline, "trust_remote_code": False}
+    return pipeline("patch-explanation", model=model, **options)
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:

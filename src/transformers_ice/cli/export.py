@@ -126,8 +126,10 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     check_paths(arguments, output, int8_output)
     examples = None
     if arguments.dataset_name or arguments.data_dir:
-        source = {"name": arguments.dataset_name, "data_dir": arguments.data_dir, "limit": arguments.num_images}
-        examples = load_evaluation_set(**source, needs=("label", "mask"))
+        needs = ("label", "mask")
+        examples = load_evaluation_set(
+            arguments.dataset_name, arguments.data_dir, limit=arguments.num_images, needs=needs
+        )
     model, image_processor = load(arguments)
     size = arguments.image_size
     image_size = size[0] if size and len(size) == 1 else size

@@ -106,7 +106,7 @@ def read_sizes(
 
 
 def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that must have so many axes."""
+    """Return the shape of a tensor that must have `ndim` axes."""
     shape = tuple(state_dict[key].shape)
     if len(shape) != ndim:
         raise ValueError(f"`{key}` must have {ndim} axes, got shape {shape}.")
@@ -127,7 +127,7 @@ def _check_patch_head(state_dict: Mapping[str, Tensor], num_labels: int) -> None
 def _read_image_size(
     num_patches: int, patch_size: tuple[int, int], image_size: int | list[int] | tuple[int, int] | None
 ) -> int | list[int]:
-    """Return the image size whose patch grid has so many patches."""
+    """Return the image size whose patch grid has `num_patches` patches."""
     if image_size is not None:
         height, width = as_pair(image_size)
         fits = not height % patch_size[0] and not width % patch_size[1]

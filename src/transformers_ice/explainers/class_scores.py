@@ -140,6 +140,6 @@ def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
 
 
 def classify_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Return what the heads say about normalised tokens `(batch_size, num_tokens, hidden_size)`, as logits."""
+    """Return the logits of the heads for normalized tokens `(batch_size, num_tokens, hidden_size)`."""
     logits = [head(tokens[:, index]) for index, head in enumerate(classification_heads(model))]
     return torch.stack(logits).mean(dim=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICE's own explanation: what the patch head says, in the same forward pass as the prediction."""
+"""ICE's own explanation: the predictions of the patch head, in the same forward pass as the prediction."""
 
 from __future__ import annotations
 

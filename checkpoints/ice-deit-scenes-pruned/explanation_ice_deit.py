@@ -135,8 +135,8 @@ class PatchExplanation:
 def classify_image(image_logits: Tensor, patch_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the class of one image and its score: the one rule for "nothing found".
 
-    Nothing is found where no patch is foreground and the class scores are all zero, as the mean over no patch leaves
-    them. Scores of a [CLS] classifier are not zero there, and name the class.
+    Nothing is found where no patch is foreground and the class scores are all zero, which is the mean over no
+    patch. Scores of a [CLS] classifier are not zero there, and name the class.
 
     Args:
         image_logits: Class scores, `(num_labels,)`.

@@ -257,18 +257,18 @@ class IceDeiTImageProcessor(PilBackend):
         return [localize(image_logits, *patch) for image_logits, patch in zip(class_logits, patches, strict=True)]
 
     def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
-        """Return for every pixel the layer before which its patch left the model.
+        """Return for every pixel the layer before which its patch was pruned.
 
         Args:
             outputs: As for `post_process_semantic_segmentation`, with `patch_exit_layer`.
             target_sizes: As for `post_process_semantic_segmentation`.
 
         Returns:
-            Per image `(height, width)`, int64: the layer, 0-based, or the number of layers where the patch stayed; 0
-            outside a crop, which never came in.
+            Per image `(height, width)`, int64: the layer, 0-based, or the number of layers where the patch was kept;
+            0 outside a crop, which is not in the input.
 
         Raises:
-            ValueError: As `post_process_semantic_segmentation`, or if the outputs do not say who left.
+            ValueError: As `post_process_semantic_segmentation`, or if the outputs lack the exit layers.
         """
         exit_layers = read_output(outputs, "patch_exit_layer")
         patches = self._patches(outputs, target_sizes)
@@ -289,7 +289,7 @@ class IceDeiTImageProcessor(PilBackend):
         target: int | Sequence[int] | Tensor | None = None,
         id2label: Mapping[int, str] | None = None,
     ) -> list[PatchExplanation]:
-        """Return everything that the patches say about each image, as numpy arrays and numbers.
+        """Return the explanation of each image, as numpy arrays and numbers.
 
         Args:
             outputs: As for `post_process_semantic_segmentation`.

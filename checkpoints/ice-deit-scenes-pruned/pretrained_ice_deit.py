@@ -47,7 +47,7 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             *args: Passed on.
-            initialize_pruning_heads: Whether pruning heads that the checkpoint lacks are drawn anew, to be trained.
+            initialize_pruning_heads: Whether pruning heads that the checkpoint lacks are initialized, to be trained.
             **kwargs: Passed on.
 
         Raises:

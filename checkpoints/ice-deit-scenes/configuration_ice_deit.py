@@ -118,7 +118,7 @@ class IceDeiTConfig(DeiTConfig):
     """Published: none, 0."""
 
     num_local_windows: int = ice_field(
-        0, "Also train on windows, so many along each side of the patch grid; 0: do not.", within="[0, inf)"
+        0, "Also train on windows: their number along each side of the patch grid; 0: do not.", within="[0, inf)"
     )
     """In training, some images are also run in windows, and patches learn from the predictions there. Must divide the
     patch grid of the training images, whose size may differ from `image_size`. Published: none, 0."""

@@ -186,7 +186,7 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
     def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the position embeddings for a patch grid of so many rows and columns.
+        """Return the position embeddings for a patch grid of these rows and columns.
 
         Returns:
             `(1, num_prefix_tokens + rows * columns, hidden_size)`; bicubic between patch centres, prefix unchanged.
@@ -639,7 +639,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
 
 
 class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
-    """Give the patch logits as a map, for `pipeline("image-segmentation")`.
+    """ICE-DeiT whose `logits` are the map of patch logits, for `pipeline("image-segmentation")`.
 
     Same weights as `IceDeiTForImageClassification`, which is also the class to train. Its `config.id2label` names
     background too, at `num_labels`.

@@ -44,9 +44,9 @@ class PatchExplanationPipeline(Pipeline):
         mask: `(height, width)`, bool, `class_map != num_labels`.
         box: `{"xmin", "ymin", "xmax", "ymax"}`, half-open pixels, around the largest connected group of foreground
             patches; the whole image where there is none.
-        foreground_ratio: `float` in [0, 1], share of foreground patches.
-        exit_layers: `(height, width)`, int64, the layer before which each pixel's patch left a pruned model; the
-            number of layers where it stayed.
+        foreground_ratio: `float` in [0, 1], fraction of foreground patches.
+        exit_layers: `(height, width)`, int64, the layer before which each pixel's patch was pruned; the number of
+            layers where it was kept.
 
     Example:
         >>> explain = pipeline("patch-explanation", model="checkpoints/ice-deit-scenes", trust_remote_code=True)

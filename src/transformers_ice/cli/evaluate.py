@@ -89,10 +89,10 @@ def load_data(
     """Open the data set; scenes are drawn at the size of the first model's input."""
     options: dict[str, Any] = {}
     for option in arguments.dataset_options:
-        name, _, value = option.partition("=")
+        key, _, value = option.partition("=")
         if not value:
             raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
-        options[name] = (
+        options[key] = (
             json.loads(value) if value in ("true", "false") or value.removeprefix("-").isdecimal() else value
         )
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")

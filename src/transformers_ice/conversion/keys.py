@@ -224,6 +224,7 @@ def _split_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"`{source_key(key, 'timm')}` must have 3 x hidden_size rows (query, key, value), got shape "
                 f"{tuple(tensor.shape)}."
             )
+        # (3 * hidden_size, ...) -> three of (hidden_size, ...)
         for name, part in zip("qkv", tensor.chunk(3), strict=True):
             converted[f"{match[1]}{name}_proj{match[2]}"] = part
     return converted
@@ -238,5 +239,6 @@ def _fuse_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not match or any(part not in state_dict for part in parts):
             fused[key] = tensor
         elif match[2] == "q":
+            # three of (hidden_size, ...) -> (3 * hidden_size, ...)
             fused[f"{match[1]}qkv_proj{match[3]}"] = torch.cat([state_dict[part] for part in parts])
     return fused

@@ -56,7 +56,7 @@ def bootstrap(
     for _ in range(num_resamples):
         chosen = rng.integers(0, number, number)  # (num_examples,) indices, with replacement
         draws.append(score({name: column[chosen] for name, column in rows.items()}))
-    tails = ((1 - level) / 2, (1 + level) / 2)
+    tails = ((1 - level) / 2, (1 + level) / 2)  # 2.5 % and 97.5 % by default
     intervals = {}
     for name, value in values.items():
         # NaN: a resample without any example that has this score

@@ -70,10 +70,11 @@ def measure_costs(
         ratios = [taken / base for taken, base in zip(times[method], times[""], strict=True)]
         spread = summarize_spread(ratios)
         costs[method] = Cost(
+            # seconds of the batch -> milliseconds per image
             milliseconds=1000 * summarize_spread(times[method]).median / batch_size,
             forward_passes=spread.median,
             forward_passes_spread=(spread.high - spread.low) / 2,
-            peak_megabytes=peaks[method] / batch_size / 1e6,
+            peak_megabytes=peaks[method] / batch_size / 1e6,  # bytes of the batch -> megabytes per image
             memory_ratio=peaks[method] / peaks[""],
         )
     return costs
@@ -101,11 +102,12 @@ class _LiveStorages(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.current = self.peak = 0
-        self._seen: set[int] = set()
+        self._seen: set[int] = set()  # addresses of the storages that exist now
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # addresses of the storages of the inputs
         old = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _has_storage(leaf)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -130,4 +132,5 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _has_storage(leaf: Any) -> bool:
+    # sparse tensors have no single storage, meta tensors no memory
     return isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.device.type != "meta"

@@ -98,7 +98,7 @@ class InputBatch:
     def black(self) -> Tensor:
         """Value of a black pixel after normalisation, `(num_channels, 1, 1)`."""
         pixels = preprocess(self.checkpoint.model, self.image_processor, [Image.new("RGB", self.input_size[::-1])])
-        return pixels[0, :, :1, :1]
+        return pixels[0, :, :1, :1]  # (1, num_channels, height, width) -> (num_channels, 1, 1)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -158,6 +158,7 @@ class ExplainedBatch:
         Args:
             target: `(batch_size,)` classes to explain; `None` takes the method's default.
         """
+        # by its values: tensors are hashed by identity
         key = None if target is None else tuple(target.tolist())
         if key not in self._cache:
             self._cache[key] = self._own_relevance() if target is None else self._explain_target(target)

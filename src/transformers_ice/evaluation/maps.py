@@ -69,8 +69,9 @@ def preprocess_padded(model: PreTrainedModel, image_processor: Any, image: Any) 
     """
     pixels = image_processor([convert_to_rgb(image)], do_resize=False, do_center_crop=False, return_tensors="pt")
     values = pixels["pixel_values"].to(model.device)
+    # pixels up to the next whole patch
     below, right = (-side % cell for side, cell in zip(values.shape[2:], get_patch_size(model), strict=True))
-    return torch.nn.functional.pad(values, (0, right, 0, below))
+    return torch.nn.functional.pad(values, (0, right, 0, below))  # torch's order: left, right, top, bottom
 
 
 def get_patch_size(model: PreTrainedModel) -> tuple[int, int]:
@@ -142,8 +143,8 @@ def score_maps(relevance: Tensor, method: str, input_size: tuple[int, int], mode
 
 def to_unit_range(maps: Tensor) -> Tensor:
     """Stretch each map of `(batch_size, height, width)` to [0, 1]; a constant or undefined map becomes NaN."""
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    return (maps - low) / (high - low)
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)  # (batch_size, 1, 1)
+    return (maps - low) / (high - low)  # 0 / 0 is NaN
 
 
 def varies(relevance: Tensor) -> Tensor:
@@ -160,6 +161,6 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if labels.shape == tuple(size):
         return labels
-    picture = Image.fromarray(labels.astype(np.int32))
-    resized = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    picture = Image.fromarray(labels.astype(np.int32))  # 32-bit integers, which PIL does not round
+    resized = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)  # PIL takes (width, height)
     return np.asarray(resized).astype(labels.dtype)

@@ -75,6 +75,7 @@ class Faithfulness(Benchmark):
         relevance = batch.relevance(target if explains_classes(batch.method) else None)
         ranks = pixel_ranks(score_maps(relevance, batch.method, inputs.input_size), self.protocol.seed)
         number, steps = ranks[0].numel(), self.protocol.num_insertion_steps
+        # pixels, truncated as in the published code
         removed = [int(number * fraction) for fraction in _FRACTIONS]
         counts = [number * step // steps for step in range(steps + 1)]
         # masks of the hidden pixels at every step; rank 0 is the most relevant pixel
@@ -109,6 +110,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 def _is_best(hidden: Sequence[Tensor], inputs: InputBatch, labels: Tensor) -> np.ndarray:
     """Return whether the true class has the best score with those pixels hidden, `(batch_size, len(hidden))`."""
     predictions = [_perturbed_logits(pixels, inputs) for pixels in hidden]
+    # (batch_size,) each
     hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in predictions]
     return torch.stack(hits, dim=1).float().numpy()
 

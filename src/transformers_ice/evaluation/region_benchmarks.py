@@ -100,6 +100,7 @@ class Jaccard(Benchmark):
             grids = _head_maps(batch)  # (batch_size, num_heads, rows, columns)
             # (batch_size, num_heads, ...) -> (batch_size * num_heads, ...) and back
             kept = _largest_mass(grids.flatten(0, 1), self.protocol.attention_mass).unflatten(0, grids.shape[:2])
+            # (batch_size, num_heads, height, width)
             masks = torch.stack([score_maps(heads, CEILING, size) > 0.5 for heads in kept.float()])
         else:
             relevance = batch.relevance()
@@ -120,6 +121,7 @@ def _head_maps(batch: ExplainedBatch) -> Tensor:
     with torch.no_grad():
         # last layer, [CLS] as query, patches as keys: (batch_size, num_heads, num_patches)
         weights = attention_maps(model, pixels)[-1][:, :, 0, num_prefix_tokens(model) :]
+    # (batch_size, num_heads, num_patches) -> (batch_size, num_heads, rows, columns)
     return weights.float().cpu().unflatten(-1, model_grid_size(model, batch.inputs.input_size))
 
 
@@ -134,6 +136,7 @@ def _largest_mass(maps: Tensor, mass: float) -> Tensor:
     ascending, order = flat.sort(dim=1, stable=True)
     # from the smallest cell up: drop while the dropped part is at most 1 - mass
     kept = (ascending.cumsum(dim=1) > (1 - mass) * total) & (total > 0)
+    # from the sorted order back to the cells
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
 
 
@@ -214,6 +217,7 @@ class Discovery(Benchmark):
             grid = np.asarray(relevance)
             mask = grid > 0 if is_hard(batch.method) else (grid > grid.mean()) & (grid.max() > grid.min())
             empty.append(float(not mask.any()))
+            # (row, column) of the most relevant patch of the mask
             seed = np.unravel_index(np.where(mask, grid, -np.inf).argmax(), mask.shape) if mask.any() else None
             size = (example.image.height, example.image.width)
             largest.append(_component_in_pixels(largest_component(mask), batch.patch_size, size))
@@ -229,7 +233,7 @@ def _find_component(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
         from scipy import ndimage
     except ImportError as error:
         raise ImportError("Components need SciPy: pip install transformers-ice[eval]") from error
-    labels, _ = ndimage.label(mask)
+    labels, _ = ndimage.label(mask)  # SciPy's default: touching along edges
     return labels == labels[cell]
 
 

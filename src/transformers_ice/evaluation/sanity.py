@@ -58,7 +58,9 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
     randomized = copy.deepcopy(model)
     encoder: Any = randomized.base_model
     heads = [module for name, module in randomized.named_children() if module is not encoder]
+    # what comes after the last layer is part of the first stage
     heads += [module for name, module in encoder.named_children() if name in ("patch_head", "layernorm", "pooler")]
+    # the layers have two names in transformers
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
     stages: list[tuple[str, Sequence[nn.Module]]] = [("heads", heads)]
     stages += [(f"layer {index}", [layers[index]]) for index in reversed(range(len(layers)))]
@@ -83,6 +85,7 @@ def _randomize(model: PreTrainedModel, part: nn.Module) -> None:
 
 
 def _maps(model: PreTrainedModel, pixel_values: Tensor, method: str, target: Tensor | None) -> np.ndarray:
+    # (batch_size, rows, columns) -> (batch_size, rows * columns)
     return explain(model, pixel_values, method, target=target).detach().float().cpu().flatten(1).numpy()
 
 
@@ -95,4 +98,5 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     # Spearman's correlation is Pearson's of the ranks; ties get their mean rank
+    # (2, 2) matrix: the correlation is off the diagonal
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

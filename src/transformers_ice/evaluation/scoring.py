@@ -139,6 +139,7 @@ def has_answer(logits: Tensor) -> Tensor:
     """Return which rows of `(batch_size, num_labels)` predict a class: without foreground all ICE logits are equal."""
     if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
         return logits[:, 0] != 0
+    # (batch_size, num_labels) -> (batch_size,)
     return logits.amax(dim=1) > logits.amin(dim=1)
 
 

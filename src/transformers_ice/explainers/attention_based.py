@@ -25,7 +25,8 @@ def raw_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tensor |
     Returns:
         `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
     """
-    weights = attention_maps(model, pixel_values)[-1]
+    weights = attention_maps(model, pixel_values)[-1]  # (batch_size, num_heads, num_tokens, num_tokens)
+    # mean over heads -> (batch_size, num_tokens, num_tokens)
     return class_token_row(weights.float().mean(dim=1), model, pixel_values)
 
 
@@ -57,12 +58,12 @@ def rollout(
     layers = [_with_skip_connection(weights) for weights in attention_maps(model, pixel_values)[start_layer:]]
     product = layers[0]
     for layer in layers[1:]:
-        product = layer @ product
+        product = layer @ product  # later layers from the left, as the recursion of the paper
     return class_token_row(product, model, pixel_values)
 
 
 def _with_skip_connection(weights: Tensor) -> Tensor:
     # (batch_size, num_heads, num_tokens, num_tokens) -> (batch_size, num_tokens, num_tokens)
     layer = weights.float().mean(dim=1)
-    layer = layer + torch.eye(layer.shape[-1], device=layer.device)
-    return layer / layer.sum(dim=-1, keepdim=True)
+    layer = layer + torch.eye(layer.shape[-1], device=layer.device)  # the skip connection: each token passes itself on
+    return layer / layer.sum(dim=-1, keepdim=True)  # rows sum to 1 again

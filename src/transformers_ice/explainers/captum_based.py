@@ -149,6 +149,7 @@ def smooth_grad(
     """
     captum = import_library("captum.attr")
     with _attribution(model, pixel_values, target) as (logits_of, pixels, classes):
+        # the tunnel averages the gradients with their signs; absolute values come after it
         method = captum.NoiseTunnel(captum.Saliency(logits_of))
         maps = []
         for image, label in _one_by_one(pixels, classes):
@@ -196,8 +197,9 @@ def gradient_shap(
         method = captum.GradientShap(logits_of)
         maps = []
         for image, label in _one_by_one(pixels, classes):
+            # (3,): the least value, the mean colour, the largest value
             values = torch.stack([image.detach().amin(), image.new_zeros(()), image.detach().amax()])
-            plain = values.view(3, 1, 1, 1).expand(3, *image.shape[1:])
+            plain = values.view(3, 1, 1, 1).expand(3, *image.shape[1:])  # (3, num_channels, height, width)
             options = {"n_samples": num_samples, "stdevs": noise_level * _range_of(image)}
             with _seeded(seed, image.device):
                 maps.append(method.attribute(image, baselines=plain, target=label, **options))
@@ -226,7 +228,9 @@ def feature_ablation(
     """
     captum = import_library("captum.attr")
     with _attribution(model, pixel_values, target) as (logits_of, pixels, classes):
+        # one pass per patch, all pixels and channels of it at once
         options = {"baselines": baseline, "target": classes, "feature_mask": _patch_numbers(model, pixels)}
+        # detached: the passes need no graph
         attribution = captum.FeatureAblation(logits_of).attribute(pixels.detach(), **options)
     return _mean_over_patches(attribution, model)
 
@@ -259,13 +263,13 @@ def occlusion(
     """
     captum = import_library("captum.attr")
     patch_height, patch_width = as_pair(model.config.patch_size)
-    rows, columns = (min(window, size) for size in grid_size(model, pixel_values))
+    rows, columns = (min(window, size) for size in grid_size(model, pixel_values))  # size of the window, in patches
     num_channels = pixel_values.shape[1]
     with _attribution(model, pixel_values, target) as (logits_of, pixels, classes):
         attribution = captum.Occlusion(logits_of).attribute(
             pixels.detach(),
-            sliding_window_shapes=(num_channels, rows * patch_height, columns * patch_width),
-            strides=(num_channels, patch_height, patch_width),
+            sliding_window_shapes=(num_channels, rows * patch_height, columns * patch_width),  # in pixels
+            strides=(num_channels, patch_height, patch_width),  # by one patch
             baselines=baseline,
             target=classes,
         )
@@ -282,7 +286,7 @@ def _attribution(
         def logits_of(images: Tensor) -> Tensor:
             return explained_logits(model, images)
 
-        with torch.no_grad():
+        with torch.no_grad():  # only the class is needed here; captum runs the model again
             logits = logits_of(pixels)
         yield logits_of, pixels, target_or_predicted(logits, target)
 
@@ -290,7 +294,7 @@ def _attribution(
 def _one_by_one(pixels: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, int]]:
     """Yield each image as a batch, with its class: no image's random numbers depend on where it stands."""
     for image, label in zip(pixels.detach().split(1), classes.tolist(), strict=True):
-        yield image.clone().requires_grad_(), label
+        yield image.clone().requires_grad_(), label  # (1, num_channels, height, width)
 
 
 def _range_of(image: Tensor) -> float:
@@ -317,6 +321,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _sum_over_patches(attribution: Tensor, model: PreTrainedModel, absolute: bool = True) -> Tensor:
     # (batch_size, num_channels, height, width) -> (batch_size, rows, columns)
     values = attribution.detach().abs() if absolute else attribution.detach()
+    # a divisor of 1 makes the average a sum
     return avg_pool2d(values.sum(dim=1), as_pair(model.config.patch_size), divisor_override=1).float()
 
 
@@ -331,4 +336,4 @@ def _patch_numbers(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     # pixels beyond the last whole patch are seen by none: they may change with the last
     row = (torch.arange(pixels.shape[2], device=pixels.device) // patch_height).clamp(max=rows - 1)
     column = (torch.arange(pixels.shape[3], device=pixels.device) // patch_width).clamp(max=columns - 1)
-    return (row[:, None] * columns + column)[None, None]
+    return (row[:, None] * columns + column)[None, None]  # (height, width) -> (1, 1, height, width)

@@ -106,6 +106,7 @@ def target_or_predicted(logits: Tensor, target: Tensor | None) -> Tensor:
         ValueError: If a target is not among the logits.
     """
     if target is None:
+        # the class itself is a constant: no gradient flows through its choice
         return logits.detach().argmax(dim=1)
     if target.max() >= logits.shape[1]:
         raise ValueError(
@@ -116,7 +117,7 @@ def target_or_predicted(logits: Tensor, target: Tensor | None) -> Tensor:
 
 def target_scores(logits: Tensor, target: Tensor) -> Tensor:
     """Return the logit of each image's target, `(batch_size,)`."""
-    return logits.gather(1, target[:, None]).squeeze(1)
+    return logits.gather(1, target[:, None]).squeeze(1)  # (batch_size, num_labels) -> (batch_size,)
 
 
 def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
@@ -141,5 +142,6 @@ def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
 
 def classify_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the logits of the heads for normalized tokens `(batch_size, num_tokens, hidden_size)`."""
-    logits = [head(tokens[:, index]) for index, head in enumerate(classification_heads(model))]
+    logits = [head(tokens[:, index]) for index, head in enumerate(classification_heads(model))]  # head i reads token i
+    # (1 or 2, batch_size, num_labels) -> (batch_size, num_labels)
     return torch.stack(logits).mean(dim=0)

@@ -36,11 +36,12 @@ def grad_cam(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     """
     prefix = num_prefix_tokens(model)
     weights, gradients = _attention_and_gradients(model, pixel_values, target)[-1]
-    rows, row_gradients = weights[:, :, 0, prefix:], gradients[:, :, 0, prefix:]
+    rows, row_gradients = weights[:, :, 0, prefix:], gradients[:, :, 0, prefix:]  # queries: [CLS]; keys: patches
     # (batch_size, num_heads, num_patches) -> (batch_size, num_patches)
     relevance = (rows * row_gradients.mean(dim=2, keepdim=True)).mean(dim=1).clamp(min=0)
     relevance = relevance - relevance.amin(dim=1, keepdim=True)
     highest = relevance.amax(dim=1, keepdim=True)
+    # 1 in place of 0: a constant map becomes 0, not NaN
     relevance = relevance / torch.where(highest > 0, highest, 1.0)
     return relevance.unflatten(1, grid_size(model, pixel_values))
 
@@ -66,8 +67,10 @@ def generic_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tens
     """
     layers = _attention_and_gradients(model, pixel_values, target)
     num_tokens = layers[0][0].shape[-1]
+    # (batch_size, num_tokens, num_tokens)
     relevance = torch.eye(num_tokens, device=pixel_values.device).expand(len(pixel_values), -1, -1)
     for weights, gradients in layers:
+        # mean over heads -> (batch_size, num_tokens, num_tokens)
         relevance = relevance + (gradients * weights).clamp(min=0).mean(dim=1) @ relevance
     return class_token_row(relevance, model, pixel_values)
 
@@ -102,10 +105,11 @@ def legrad(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None =
         target = target_or_predicted(logits, target)
         columns = []
         for layer, weights in zip(encoder.layers, outputs.attentions, strict=True):
-            logits = classify_tokens(model, encoder.layernorm(calls[layer][1]))
+            logits = classify_tokens(model, encoder.layernorm(calls[layer][1]))  # as if this layer were the last one
             (gradient,) = torch.autograd.grad(target_scores(logits, target).sum(), weights)
             # (batch_size, num_heads, queries, keys) -> (batch_size, patches)
             columns.append(gradient.float().clamp(min=0).mean(dim=(1, 2))[:, prefix:])
+    # (num_layers, batch_size, num_patches) -> (batch_size, rows, columns)
     return torch.stack(columns).mean(dim=0).unflatten(1, grid_size(model, pixel_values))
 
 

@@ -32,7 +32,8 @@ def ice(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = No
     patch_logits = _patch_logits(model, pixel_values)
     if target is None:
         return foreground_probability(patch_logits)
-    index = target.view(-1, 1, 1, 1).expand(*patch_logits.shape[:3], 1)
+    index = target.view(-1, 1, 1, 1).expand(*patch_logits.shape[:3], 1)  # (batch_size, rows, columns, 1)
+    # (batch_size, rows, columns, num_labels + 1) -> (batch_size, rows, columns)
     return patch_logits.float().softmax(dim=-1).gather(-1, index).squeeze(-1)
 
 
@@ -52,8 +53,8 @@ def ice_hard(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
         ValueError: If the model has no patch head.
     """
     patch_logits = _patch_logits(model, pixel_values)
-    classes = class_map(patch_logits)
-    background = patch_logits.shape[-1] - 1
+    classes = class_map(patch_logits)  # (batch_size, rows, columns), int64
+    background = patch_logits.shape[-1] - 1  # the last class
     foreground = classes != background if target is None else classes == target.view(-1, 1, 1)
     return foreground.float()
 
@@ -68,4 +69,5 @@ def _patch_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
         )
     with evaluation_mode(encoder):
         patch_logits = encoder(pixel_values).patch_logits
+    # (batch_size, num_patches, num_labels + 1) -> (batch_size, rows, columns, num_labels + 1)
     return patch_logits.unflatten(1, grid_size(model, pixel_values))

@@ -44,7 +44,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in training:
-            module.training = True
+            module.training = True  # not `train()`, which would switch its children too
 
 
 @contextmanager
@@ -192,6 +192,7 @@ def class_token_row(weights: Tensor, model: PreTrainedModel, pixel_values: Tenso
     Returns:
         `(batch_size, rows, columns)`.
     """
+    # (batch_size, num_tokens, num_tokens) -> (batch_size, num_patches) -> (batch_size, rows, columns)
     return weights[:, 0, num_prefix_tokens(model) :].unflatten(1, grid_size(model, pixel_values))
 
 
@@ -233,6 +234,7 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
             "which has no `embeddings.position_embeddings` over patches."
         )
     rows, columns = patch_maps.grid_size(as_pair(model.config.image_size), as_pair(model.config.patch_size))
+    # positions: (1, prefix tokens with a position + num_patches, hidden_size)
     counted = positions.shape[1] - rows * columns + (getattr(model.config, "num_register_tokens", None) or 0)
     return getattr(embeddings, "num_prefix_tokens", counted)
 

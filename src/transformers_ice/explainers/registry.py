@@ -48,7 +48,7 @@ class Explainer:
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the options beyond model, images and target."""
-        return tuple(inspect.signature(self.function).parameters)[3:]
+        return tuple(inspect.signature(self.function).parameters)[3:]  # after model, pixel_values and target
 
     def __call__(self, model: PreTrainedModel, pixel_values: Tensor, *args: Any, **options: Any) -> Tensor:
         """Return the map of each image; see `explain`, which also checks its arguments."""
@@ -132,7 +132,7 @@ def explain(
         raise ValueError(f"The options of method {method!r} are: {known}; got {', '.join(unknown)}.")
     if target is not None:
         options["target"] = _class_per_image(target, pixel_values, cast(int, model.config.num_labels))
-    with full_grid(model):
+    with full_grid(model):  # a map has a value for every patch, also where the model prunes
         return explainer(model, pixel_values, **options)
 
 
@@ -145,7 +145,7 @@ def _class_per_image(target: int | Sequence[int] | Tensor, pixel_values: Tensor,
             f"`target` must be one class index or {batch_size} of them, got {classes.dtype} of shape "
             f"{tuple(classes.shape)}."
         )
-    classes = classes.long().expand(batch_size)
+    classes = classes.long().expand(batch_size)  # () or (batch_size,) -> (batch_size,)
     if classes.min() < 0 or classes.max() >= num_labels:
         raise ValueError(f"`target` must lie in [0, {num_labels - 1}], got {sorted(set(classes.tolist()))}.")
     return classes

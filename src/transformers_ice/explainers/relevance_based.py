@@ -65,9 +65,12 @@ def transformer_attribution(
     """
     check_start_layer(start_layer, model)
     trace = _trace(model, pixel_values, target, with_gradients=True)
+    # (num_tokens, num_tokens); the first layer adds the axis of the images
     product = torch.eye(trace.attentions[0].shape[-1], dtype=trace.attentions[0].dtype, device=pixel_values.device)
     for step in itertools.islice(_walk_back(trace, _ATTRIBUTION_RULES), len(trace.attentions) - start_layer):
+        # mean over heads -> (batch_size, num_tokens, num_tokens)
         layer = (trace.gradients[step.index] * step.attention).clamp(min=0).mean(dim=1)
+        # the walk starts at the last layer, so each earlier layer multiplies from the right
         product = product @ (layer + torch.eye(layer.shape[-1], dtype=layer.dtype, device=layer.device))
     return class_token_row(product, model, pixel_values).float()
 
@@ -90,7 +93,7 @@ def partial_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | N
     Multi-Head Self-Attention", ACL 2019.
     """
     trace = _trace(model, pixel_values, target)
-    last = next(_walk_back(trace, _LRP_RULES))
+    last = next(_walk_back(trace, _LRP_RULES))  # a generator: no other layer is computed
     return class_token_row(last.attention.clamp(min=0).mean(dim=1), model, pixel_values).float()
 
 
@@ -111,7 +114,7 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     Source: the baseline of that name in `hila-chefer/Transformer-Explainability`.
     """
     trace = _trace(model, pixel_values, target)
-    *_, first = _walk_back(trace, _LRP_RULES)
+    *_, first = _walk_back(trace, _LRP_RULES)  # the walk ends at the first layer
     embeddings = encoder_of(model).embeddings
     patches, embedded = trace.result_of(embeddings.patch_embeddings), trace.result_of(embeddings)
     prefix = num_prefix_tokens(model)
@@ -119,6 +122,7 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     relevance = share(patches, embedded[:, prefix:], first.hidden_states[:, prefix:])
     # (batch_size, num_patches, hidden_size) -> (batch_size, hidden_size, rows, columns)
     relevance = relevance.transpose(1, 2).unflatten(2, grid_size(model, pixel_values))
+    # (hidden_size, num_channels, patch_height, patch_width)
     weight = embeddings.patch_embeddings.projection.weight.detach().to(relevance.dtype)
     return pixel_rule(pixel_values.detach().to(relevance.dtype), weight, relevance).float()
 
@@ -179,7 +183,7 @@ def _trace(
     ):
         logits, outputs = run_classifier(model, pixels, output_attentions=True)
         target = target_or_predicted(logits, target)
-        scores = target_scores(logits, target).sum()
+        scores = target_scores(logits, target).sum()  # sum over images, none of which affects another's score
         gradients = torch.autograd.grad(scores, outputs.attentions) if with_gradients else ()
     attentions = [_for_rules(weights) for weights in outputs.attentions]
     return _Trace(model, calls, attentions, [_for_rules(gradient) for gradient in gradients], target)
@@ -214,7 +218,7 @@ def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
     tokens = _for_rules(final)
     heads = classification_heads(trace.model)
     weights = [_for_rules(head.weight) for head in heads]
-    start = one_hot(trace.target, weights[0].shape[0]).to(tokens.dtype)
+    start = one_hot(trace.target, weights[0].shape[0]).to(tokens.dtype)  # (batch_size, num_labels)
     parts: tuple[Tensor, ...] = (start,)
     if len(heads) == 2:
         # the logits are the mean of two heads, that is, the sum of their halves
@@ -222,16 +226,18 @@ def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
         parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rules.rescale)
     relevance = torch.zeros_like(tokens)
     for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
+        # (batch_size, hidden_size), of prefix token i
         relevance[:, index] = linear_rule(tokens[:, index], weight, part, rules.joint)
     return relevance
 
 
 def _through_mlp(trace: _Trace, layer: Any, relevance: Tensor, rules: _Rules) -> Tensor:
     """Return the relevance of the tokens between attention and MLP, of that of the layer's result."""
-    added = trace.result_of(layer.mlp.fc2)
+    added = trace.result_of(layer.mlp.fc2)  # the branch of the second skip connection
+    # the tokens after the first skip connection, (batch_size, num_tokens, hidden_size)
     middle = trace.input_of(layer) + trace.result_of(layer.attention.o_proj)
     skipped, relevance = addition_rule(middle, added, relevance, rules.rescale)
-    for projection in (layer.mlp.fc2, layer.mlp.fc1):
+    for projection in (layer.mlp.fc2, layer.mlp.fc1):  # the activation between them passes relevance on unchanged
         relevance = _through_linear(trace, projection, relevance, rules)
     return copy_rule(middle, skipped, relevance)
 
@@ -248,11 +254,11 @@ def _through_attention(
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, rules), weights.shape[1])
-    of_weights, of_value = product_rule(weights, value, relevance)
-    of_query, of_key = product_rule(query, key.transpose(-1, -2), of_weights)
+    of_weights, of_value = product_rule(weights, value, relevance)  # attention is `weights @ value` per head
+    of_query, of_key = product_rule(query, key.transpose(-1, -2), of_weights)  # through softmax and scaling unchanged
     parts = (
         (attention.q_proj, of_query),
-        (attention.k_proj, of_key.transpose(-1, -2)),
+        (attention.k_proj, of_key.transpose(-1, -2)),  # the product took the transposed key
         (attention.v_proj, of_value),
     )
     branches = [_through_linear(trace, projection, _join_heads(part), rules) for projection, part in parts]
@@ -269,4 +275,5 @@ def _split_heads(values: Tensor, num_heads: int) -> Tensor:
 
 
 def _join_heads(values: Tensor) -> Tensor:
+    # (batch_size, num_heads, num_tokens, head_dim) -> (batch_size, num_tokens, hidden_size)
     return values.transpose(1, 2).flatten(2)

@@ -25,13 +25,14 @@ __all__ = [
     "share",
 ]
 
-_EPSILON = 1e-9
+_EPSILON = 1e-9  # that of `safe_divide` in the published code
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide, with 0 where the denominator is 0; it is moved away from 0 by 1e-9 to the side it is on."""
     safe = denominator + _EPSILON * denominator.sign()
     is_zero = denominator == 0
+    # the inner 1 avoids a division by 0, the outer 0 is the result there
     return (numerator / safe.masked_fill(is_zero, 1.0)).masked_fill(is_zero, 0.0)
 
 
@@ -57,7 +58,7 @@ def addition_rule(left: Tensor, right: Tensor, relevance: Tensor, rescale: bool)
     shares = share(left, total, relevance), share(right, total, relevance)
     if not rescale:
         return shares
-    sums = [_sum_per_image(part) for part in shares]
+    sums = [_sum_per_image(part) for part in shares]  # (batch_size, 1, ...) each
     whole = _sum_per_image(relevance)
     magnitude = sums[0].abs() + sums[1].abs()
     parts = [divide(part.abs(), magnitude) * whole for part in sums]
@@ -66,6 +67,7 @@ def addition_rule(left: Tensor, right: Tensor, relevance: Tensor, rescale: bool)
 
 def copy_rule(inputs: Tensor, *relevances: Tensor) -> Tensor:
     """Collect the relevance of a tensor that was used several times; all of the same shape."""
+    # (num_uses, batch_size, ...) -> (batch_size, ...)
     return inputs * torch.stack([divide(relevance, inputs) for relevance in relevances]).sum(dim=0)
 
 
@@ -85,10 +87,11 @@ def linear_rule(inputs: Tensor, weight: Tensor, relevance: Tensor, joint: bool) 
     """
     positive = inputs.clamp(min=0), weight.clamp(min=0)
     negative = inputs.clamp(max=0), weight.clamp(max=0)
-    products = linear(*positive), linear(*negative)
+    products = linear(*positive), linear(*negative)  # (..., out_features) each, not negative
     common = products[0] + products[1]
     result = torch.zeros_like(inputs)
     for (values, weights), product in zip((positive, negative), products, strict=True):
+        # (..., out_features) @ (out_features, in_features) -> (..., in_features)
         result = result + values * (divide(relevance, common if joint else product) @ weights)
     return result
 
@@ -104,7 +107,7 @@ def product_rule(left: Tensor, right: Tensor, relevance: Tensor) -> tuple[Tensor
     Returns:
         Relevance of `left` and of `right`; each sums to half of that of the result, but where the result is 0.
     """
-    ratio = divide(relevance, left @ right)
+    ratio = divide(relevance, left @ right)  # (..., rows, columns)
     return left * (ratio @ right.transpose(-1, -2)) / 2, right * (left.transpose(-1, -2) @ ratio) / 2
 
 
@@ -122,13 +125,16 @@ def pixel_rule(pixel_values: Tensor, weight: Tensor, relevance: Tensor) -> Tenso
     patch_size = (weight.shape[2], weight.shape[3])
     height, width = relevance.shape[2] * patch_size[0], relevance.shape[3] * patch_size[1]
     pixels = pixel_values[:, :, :height, :width]
-    lowest = pixel_values.amin(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
+    lowest = pixel_values.amin(dim=(1, 2, 3), keepdim=True).expand_as(pixels)  # the bounds of the whole image
     highest = pixel_values.amax(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
+    # z^B rule of deep Taylor decomposition (Montavon et al., 2017): values, weights, sign
     terms = ((pixels, weight, 1), (lowest, weight.clamp(min=0), -1), (highest, weight.clamp(max=0), -1))
+    # (batch_size, hidden_size, rows, columns)
     total = sum(sign * conv2d(values, weights, stride=patch_size) for values, weights, sign in terms)
     ratio = relevance / (total + _EPSILON)
     shares = [sign * values * conv_transpose2d(ratio, weights, stride=patch_size) for values, weights, sign in terms]
     missing = pixel_values.shape[3] - width, pixel_values.shape[2] - height
+    # (3, batch_size, num_channels, height, width) -> (batch_size, height, width)
     return pad(torch.stack(shares).sum(dim=(0, 2)), (0, missing[0], 0, missing[1]))
 
 

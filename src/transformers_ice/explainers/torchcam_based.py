@@ -79,6 +79,7 @@ def _class_activation_map(
         with extractor_class(classifier, classifier.token_grid) as extractor:
             logits = classifier(pixels)
             classes = target_or_predicted(logits, target).tolist()
+            # one layer, so one map: (batch_size, rows, columns)
             (relevance,) = extractor(classes, logits, normalized=False)
     return relevance.detach().float()
 
@@ -91,7 +92,7 @@ class _TokenGridClassifier(nn.Module):
         num_prefix_tokens(model)  # refuses other families
         self.model = model
         self.norm = encoder_of(model).layers[layer].layernorm_before
-        self.token_grid = nn.Identity()
+        self.token_grid = nn.Identity()  # where torchcam puts its hooks
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the explained logits `(batch_size, num_labels)`."""

@@ -63,6 +63,7 @@ class OnnxModel:
                 f"This file takes `pixel_values` of {height} x {width} pixels, got shape {tuple(pixel_values.shape)}. "
                 "Resize the images, or export with another `image_size`."
             )
+        # the file takes float32 from the CPU
         arrays = self._session.run(list(OUTPUT_NAMES), {"pixel_values": pixel_values.float().cpu().numpy()})
         return dict(zip(OUTPUT_NAMES, arrays, strict=True))
 
@@ -120,8 +121,8 @@ def compare_with_onnx(
     for name in OUTPUT_NAMES:
         if name != "patch_exit_layer":
             ours, theirs = join(name)
-            largest[name] = float(np.abs(ours - theirs).max())
-    exit_layers_agree = bool(np.array_equal(*join("patch_exit_layer")))
+            largest[name] = float(np.abs(ours - theirs).max())  # NaN if either holds one
+    exit_layers_agree = bool(np.array_equal(*join("patch_exit_layer")))  # integers: equal or not
     classes = [logits.argmax(axis=1) for logits in join("logits")]
     return OnnxDifferences(largest, exit_layers_agree, float((classes[0] == classes[1]).mean()))
 

@@ -121,11 +121,11 @@ def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path
         quantization.quantize_dynamic(
             str(file),
             str(staging / path.name),
-            per_channel=True,
+            per_channel=True,  # one scale per output channel
             # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul", "Gemm"],  # without "Conv", the patch embedding
         )
     return path
 
@@ -161,6 +161,7 @@ def _checked_size(config: Any, image_size: int | Sequence[int] | None) -> tuple[
 
 def _check_processor(image_processor: Any, image_size: tuple[int, int]) -> None:
     """Refuse a processor whose images do not have the exported size, whatever the size of the original."""
+    # neither the size nor the ratio of the exported images
     blank = Image.new("RGB", (image_size[1] * 2, image_size[0] * 3))
     made = tuple(image_processor([blank], return_tensors="pt")["pixel_values"].shape[2:])
     if made != image_size:

@@ -11,7 +11,7 @@ __all__ = ["keep_freed_memory"]
 
 # <malloc.h> of the GNU C library
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_TOP_PAD = 256 * 2**20
+_TOP_PAD = 256 * 2**20  # bytes by which the heap grows at least
 
 
 def keep_freed_memory() -> bool:
@@ -26,8 +26,10 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries, such as musl, may lack it
     if mallopt is None:
         return False
+    # no block from `mmap`, nothing returned at the end of the heap, growth in large steps
     wanted = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: _TOP_PAD}
+    # a list: every option is set, even after one that fails
     return all([mallopt(option, value) == 1 for option, value in wanted.items()])

@@ -47,7 +47,8 @@ def draw_keep_shares(
             "`keep_beta` must be a mean in (0, 1) and a standard deviation in (0, sqrt(mean * (1 - mean))), got "
             f"{mean} and {deviation}."
         )
-    concentration = mean * (1 - mean) / deviation**2 - 1
+    concentration = mean * (1 - mean) / deviation**2 - 1  # a + b of Beta(a, b)
+    # (num_images,)
     rates = np.random.default_rng(seed).beta(mean * concentration, (1 - mean) * concentration, num_images)
     return np.repeat(rates[:, None], num_pruning_layers, axis=1)  # (num_images,) -> (num_images, num_pruning_layers)
 
@@ -84,7 +85,7 @@ def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
 
 def counts_from_shares(shares: np.ndarray, num_patches: int) -> np.ndarray:
     """Convert keep rates to numbers of patches, rounded, at least 1 each."""
-    return np.maximum(np.rint(np.asarray(shares) * num_patches), 1).astype(np.int64)
+    return np.maximum(np.rint(np.asarray(shares) * num_patches), 1).astype(np.int64)  # halves to the even number
 
 
 def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
@@ -94,7 +95,7 @@ def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
         counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
         layers: The pruning layers, in the order of `counts`.
     """
-    column = {index: position for position, index in enumerate(layers)}
+    column = {index: position for position, index in enumerate(layers)}  # by layer index, the column of `counts`
 
     def keep_smallest(layer_index: int, margin: Tensor, present: Tensor) -> Tensor:
         # (batch_size, num_patches); pruned patches are sorted last

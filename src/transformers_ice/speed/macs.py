@@ -90,6 +90,7 @@ def ideal_macs(
     width, patch_size = config.hidden_size, as_pair(config.patch_size)
     if num_patches is None:
         num_patches = prod(side // patch for side, patch in zip(as_pair(config.image_size), patch_size, strict=True))
+    # (..., num_layers)
     layers = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * mlp * width * config.intermediate_size
     num_classifiers = 2 if getattr(config, "has_distillation_head", False) else 1
     # outside the layers: the patch embedding, and the classifiers on the prefix tokens
@@ -111,4 +112,5 @@ def _head_macs(config: PreTrainedConfig) -> tuple[int, int]:
     width, hidden, num_outputs = config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1
     # linear, or an MLP with one hidden layer
     patch_head = width * num_outputs if hidden is None else hidden * (width + num_outputs)
+    # a gate has a single logit
     return patch_head, width if config.pruning_head == "gate" else patch_head

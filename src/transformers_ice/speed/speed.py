@@ -22,7 +22,7 @@ from .variants import REFERENCE, Variant
 
 __all__ = ["SpeedRow", "TimingPlan", "Workload", "count_variant_tokens", "measure_speed"]
 
-_COUNTING_BATCH = 32
+_COUNTING_BATCH = 32  # images; not timed
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Workload:
 
     def batch(self, start: int, batch_size: int) -> Workload:
         """Return `batch_size` images from a start index on; wraps around after the last one."""
+        # (batch_size,), int64
         places = torch.arange(start, start + batch_size, device=self.pixel_values.device) % len(self.pixel_values)
         if self.keep_counts is None:
             return Workload(self.pixel_values[places])
@@ -113,12 +114,13 @@ def count_variant_tokens(variant: Variant, workload: Workload) -> TokenCounts:
     for start in range(0, len(workload.pixel_values), _COUNTING_BATCH):
         batch = workload.batch(start, min(_COUNTING_BATCH, len(workload.pixel_values) - start))
         with batch.decide(variant):
-            exits.append(variant.model(batch.pixel_values).patch_exit_layer.cpu())
+            exits.append(variant.model(batch.pixel_values).patch_exit_layer.cpu())  # (batch_size, num_patches)
     return count_tokens(config, torch.cat(exits).numpy())
 
 
 def _num_patches(variant: Variant, workload: Workload) -> int:
     height, width = as_pair(variant.model.config.patch_size)
+    # pixels of a channel / pixels of a patch
     return workload.pixel_values[0, 0].numel() // (height * width)
 
 
@@ -178,7 +180,7 @@ def _seconds_per_image(
         with batch.decide(variant):
             # preparing the batch is not timed
             total += time_call(partial(model, batch.pixel_values), batch.pixel_values.device)
-    return total / (num_batches * batch_size)
+    return total / (num_batches * batch_size)  # seconds per image
 
 
 def _count_batch(variant: Variant, batch: Workload) -> float | None:
@@ -207,7 +209,7 @@ def _build_row(
         variant=name,
         batch_size=batch_size,
         images_per_second=Spread(1 / time.median, 1 / time.high, 1 / time.low),  # the slowest time is the lowest rate
-        milliseconds_per_image=Spread(1e3 * time.median, 1e3 * time.low, 1e3 * time.high),
+        milliseconds_per_image=Spread(1e3 * time.median, 1e3 * time.low, 1e3 * time.high),  # from seconds
         speedup=speedup,
         tokens_per_layer=tokens,
         gmacs=macs[0] / 1e9,

@@ -28,6 +28,7 @@ def summarize_spread(values: Sequence[float]) -> Spread:
     """Return median and quartiles; of one value, that value."""
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
+    # quartiles among the values themselves, as NumPy's default
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
 

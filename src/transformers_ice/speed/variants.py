@@ -70,7 +70,9 @@ def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassificat
     with torch.device("meta"):  # no memory: all weights are assigned below
         vit = ViTForImageClassification(config)
     wanted = set(vit.state_dict())
+    # the two classes name their weights alike but for the prefix
     tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in _parameters(model).items()}
+    # assigned, not copied: both models hold the same tensors
     vit.load_state_dict({name: tensor for name, tensor in tensors.items() if name in wanted}, assign=True)
     return vit.train(model.training)
 

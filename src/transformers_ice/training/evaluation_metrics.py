@@ -21,7 +21,7 @@ __all__ = ["KEPT_OUTPUTS", "EvaluationMetrics", "summarize_outputs"]
 KEPT_OUTPUTS = ("logits", "cls_logits", "patch_logits")
 """Outputs of the model that the numbers need, in the order in which the model returns them."""
 
-_TOP_K = 5
+_TOP_K = 5  # as published for ImageNet
 _BATCH_SIZE = 256
 
 
@@ -85,6 +85,7 @@ class EvaluationMetrics:
             if explanation:
                 cls_classes, foreground = (summary[indices] for summary in explanation)
                 observations["cls_"] = cls_classes, labels[indices]
+                # (batch_size, num_patches) -> (batch_size,)
                 observations["foreground"] = foreground.mean(axis=1), labels[indices]
                 if has_masks:
                     observations["masks"] = self._observe_masks(foreground, indices)

@@ -45,10 +45,11 @@ def sinusoidal_positions(grid_size: tuple[int, int], hidden_size: int) -> Tensor
     if hidden_size % 4:
         raise ValueError(f"`hidden_size` must be a multiple of 4 for sinusoidal positions, got {hidden_size}.")
     quarter = hidden_size // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter) / quarter)
+    frequencies = 10000.0 ** -(torch.arange(quarter) / quarter)  # (hidden_size / 4,), from 1 down towards 1e-4
     rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid_size), indexing="ij")
     # (rows, columns) -> (rows * columns, hidden_size / 4), for each axis
     angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
+    # four blocks of columns: sine and cosine of the row, then of the column
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
@@ -92,7 +93,7 @@ def _initialize_attention(attention: Any, num_heads: int) -> None:
     # per head, since a product of rank `head_size` is all that a head can represent
     for start in range(0, query.shape[0], head_size):
         left, right = _factor(_noisy_identity(query.shape[1], *_QUERY_KEY), head_size)
-        query[start : start + head_size] = left.T.to(query)
+        query[start : start + head_size] = left.T.to(query)  # (head_size, hidden_size)
         key[start : start + head_size] = right.T.to(key)
     # over all heads together, as in the paper: their outputs are summed
     left, right = _factor(_noisy_identity(value.shape[1], *_VALUE_OUTPUT), value.shape[0])
@@ -101,6 +102,7 @@ def _initialize_attention(attention: Any, num_heads: int) -> None:
 
 
 def _noisy_identity(size: int, noise: float, identity: float) -> Tensor:
+    # noise of variance 1 / size before its weight, as in the paper
     return noise * torch.randn(size, size) / size**0.5 + identity * torch.eye(size)
 
 

@@ -68,6 +68,7 @@ def distillation_loss(
     if distillation_type == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
     student, teacher = (F.log_softmax(logits / tau, dim=-1) for logits in (student_logits, teacher_logits))
+    # tau² keeps the size of the gradients (Hinton et al., 2015)
     return F.kl_div(student, teacher, reduction="sum", log_target=True) * tau**2 / student_logits.numel()
 
 
@@ -103,6 +104,7 @@ class Teacher:
             `(batch_size, num_labels)`, in the student's order of the classes.
         """
         self.model.to(pixel_values.device)
+        # (batch_size, 3, height, width), on the device and in the type of the images
         pixels = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
         if tuple(pixels.shape[2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True)

@@ -87,4 +87,5 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
             {**group, "params": params, "lr": group["lr"] * scale, "layer_scale": scale}
             for scale, params in by_scale.items()
         ]
+    # the largest scale, 1, first
     optimizer.param_groups[:] = sorted(groups, key=lambda group: -group["layer_scale"])

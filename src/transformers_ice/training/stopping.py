@@ -186,6 +186,7 @@ def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
     Raises:
         TrainingStoppedError: In all processes.
     """
+    # on the device: nothing waits for it before the sum
     num_bad: Any = torch.zeros((), dtype=torch.int64, device=args.device)
     for tensor in chain[Any](model.parameters(), model.buffers()):
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor

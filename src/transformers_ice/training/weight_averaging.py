@@ -152,6 +152,7 @@ class WeightAveragingCallback(TrainerCallback):
     def save_raw_weights(self, model: nn.Module, folder: Path) -> None:
         """Save the raw weights, where the model file holds their average."""
         if self.average is not None:
+            # clones: safetensors refuses tensors that share memory
             weights = {name: tensor.detach().cpu().clone() for name, tensor in bare_model(model).state_dict().items()}
             with replaced(folder / RAW_WEIGHTS_FILE) as temporary:
                 save_file(weights, temporary)

@@ -66,6 +66,7 @@ def as_rgb(image: Array) -> Array:
             "`image` must be uint8 of shape (height, width, 3) or (height, width), got "
             f"{array.dtype} of shape {array.shape}. Use `np.asarray(image.convert('RGB'))`."
         )
+    # (height, width) -> (height, width, 3)
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
 
 
@@ -77,6 +78,7 @@ def check_size(name: str, array: Array, image: Array) -> None:
 
 def to_grey(rgb: Array) -> Array:
     """Return the luma of an image as `(height, width, 1)`, float32, in [0, 255] (ITU-R BT.601, as PIL)."""
+    # (height, width, 3) @ (3,) -> (height, width, 1)
     return (rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
 
 

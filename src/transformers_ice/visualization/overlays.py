@@ -55,7 +55,7 @@ def overlay_heatmap(image: Array, heatmap: Array, opacity: float = 0.65) -> Arra
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must lie in [0, 1], got {opacity}.")
-    colors = matplotlib_module().colormaps[HEAT_COLORS](values)[..., :3] * 255
+    colors = matplotlib_module().colormaps[HEAT_COLORS](values)[..., :3] * 255  # RGBA in [0, 1] -> RGB in [0, 255]
     # Grey below the colours: the image's own colours would read as heat.
     return to_uint8((1 - opacity) * to_grey(rgb) + opacity * colors)
 
@@ -79,7 +79,7 @@ def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str],
     rgb, classes = as_rgb(image), np.asarray(class_map)
     check_size("class_map", classes, rgb)
     grey = to_grey(rgb)
-    result = np.repeat(grey * 0.45, 3, axis=2)
+    result = np.repeat(grey * 0.45, 3, axis=2)  # (height, width, 1) -> (height, width, 3)
     # one class at a time: there are few, and `class_map` may hold negative or missing indices
     for index, color in colors.items():
         tint = 255 * np.array(matplotlib_module().colors.to_rgb(color))
@@ -126,7 +126,7 @@ def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thicknes
     thickness = _line_width(rgb) if thickness is None else thickness
     if thickness < 1:
         raise ValueError(f"`thickness` must be at least 1 pixel, got {thickness}.")
-    dark = max(1, thickness // 2)
+    dark = max(1, thickness // 2)  # pixels of the black line outside
     # the edge of the image ends a mask too: a border of False around it
     padded = Image.fromarray(np.pad(inside, thickness).astype(np.uint8))
     # erosion and dilation: the line is what they take away from the mask, or add to it
@@ -175,7 +175,7 @@ def draw_box(image: Array, box: Sequence[int]) -> Array:
     """
     canvas = Image.fromarray(as_rgb(image).copy())
     draw = ImageDraw.Draw(canvas)
-    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1  # PIL draws to the last pixel: inclusive
     thickness = _line_width(np.asarray(canvas))
     for inset, color in ((0, "black"), (thickness, "white"), (2 * thickness, "black")):
         if right - left >= 2 * inset and bottom - top >= 2 * inset:

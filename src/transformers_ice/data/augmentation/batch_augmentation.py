@@ -36,7 +36,7 @@ __all__ = [
 AUGMENTATION_SEED = "augmentation_seed"
 """Key under which a row of a batch carries the seed of its random numbers, a text."""
 
-_ERASING_ATTEMPTS = 10
+_ERASING_ATTEMPTS = 10  # as timm
 
 Box = tuple[int, int, int, int]
 
@@ -52,7 +52,7 @@ class RandomErasing:
     """
 
     probability: float = 0.25
-    area: tuple[float, float] = (0.02, 1 / 3)
+    area: tuple[float, float] = (0.02, 1 / 3)  # timm's default, as the next
     ratio: float = 0.3
 
     def __call__(self, pixels: Tensor, generator: random.Random) -> Tensor:
@@ -87,9 +87,9 @@ class RandomErasing:
         Returns:
             `(top, left, bottom, right)`, half-open; `None` where ten draws do not fit.
         """
-        limit = -math.log(self.ratio)
+        limit = -math.log(self.ratio)  # the aspect is drawn evenly in its logarithm, from -limit to limit
         for _ in range(_ERASING_ATTEMPTS):
-            area = generator.uniform(*self.area) * height * width
+            area = generator.uniform(*self.area) * height * width  # in pixels
             aspect = math.exp(generator.uniform(-limit, limit))
             box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < box_height < height and 0 < box_width < width:
@@ -109,7 +109,7 @@ def smooth_labels(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
     Returns:
         `(batch_size, num_labels)`, float32; the rows sum to 1.
     """
-    targets = torch.full((len(labels), num_labels), smoothing / num_labels)
+    targets = torch.full((len(labels), num_labels), smoothing / num_labels)  # of every class but the true one
     # (batch,) -> (batch, num_labels)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_labels)
 
@@ -124,6 +124,7 @@ def mix_targets(targets: Tensor, fraction: float) -> Tensor:
     Returns:
         Of the same shape.
     """
+    # row i with row batch_size - 1 - i
     return targets * fraction + targets.flip(0) * (1 - fraction)
 
 
@@ -187,14 +188,16 @@ class BatchMixing:
             return pixels, targets
         use_cutmix = self._draw_cutmix(generator)
         alpha = self.cutmix_alpha if use_cutmix else self.mixup_alpha
-        fraction = generator.betavariate(alpha, alpha)
+        fraction = generator.betavariate(alpha, alpha)  # in [0, 1], for the whole batch
         if not use_cutmix:
             # a copy first, since the pixels are then changed in place
             partners = pixels.flip(0).mul_(1 - fraction)
             return pixels.mul_(fraction).add_(partners), mix_targets(targets, fraction)
         height, width = pixels.shape[2:]  # (batch, channels, height, width)
         top, left, bottom, right = draw_cut_box(height, width, fraction, generator)
+        # `flip` makes a copy, so no row takes what was already mixed
         pixels[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
+        # the fraction of the pixels outside the clipped box
         return pixels, mix_targets(targets, 1 - (bottom - top) * (right - left) / (height * width))
 
     def _draw_cutmix(self, generator: random.Random) -> bool:

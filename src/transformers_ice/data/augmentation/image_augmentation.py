@@ -20,7 +20,7 @@ from .rand_augment import RandAugment
 __all__ = ["TrainingAugmentation", "jitter_colors", "random_crop_box"]
 
 
-_CROP_ATTEMPTS = 10
+_CROP_ATTEMPTS = 10  # as torchvision
 
 
 def random_crop_box(
@@ -45,10 +45,11 @@ def random_crop_box(
     # uniform in the logarithm: 3:4 and 4:3 are equally likely
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(_CROP_ATTEMPTS):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(*scale)  # in pixels
         aspect = math.exp(generator.uniform(*log_ratio))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
+            # both ends included
             left, top = generator.randint(0, width - crop_width), generator.randint(0, height - crop_height)
             return left, top, left + crop_width, top + crop_height
     return _centred_crop_box(width, height, ratio)
@@ -99,7 +100,7 @@ class TrainingAugmentation:
     size: tuple[int, int]
     crop: bool = True
     flip_probability: float = 0.5
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: tuple[float, float] = (0.08, 1.0)  # of the area, as torchvision and timm
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     rand_augment: RandAugment | None = None
     color_jitter: float = 0.0

@@ -70,7 +70,7 @@ def _solarize(image: Image.Image, strength: float, sign: float, fill: Fill) -> I
 
 
 def _solarize_add(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    added = min(128, int(strength * _MAX_SOLARIZE_ADDITION))
+    added = min(128, int(strength * _MAX_SOLARIZE_ADDITION))  # grey levels
     table = [min(255, value + added) if value < _SOLARIZE_THRESHOLD else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
@@ -88,14 +88,17 @@ def _shear_x(image: Image.Image, strength: float, sign: float, fill: Fill) -> Im
 
 
 def _shear_y(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+    # input y = y + shear * x
     return _affine(image, (1, 0, 0, sign * strength * _MAX_SHEAR, 1, 0), fill)
 
 
 def _translate_x(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+    # input x = x + offset, in pixels
     return _affine(image, (1, 0, sign * strength * _MAX_TRANSLATION * image.width, 0, 1, 0), fill)
 
 
 def _translate_y(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+    # input y = y + offset, in pixels
     return _affine(image, (1, 0, 0, 0, 1, sign * strength * _MAX_TRANSLATION * image.height), fill)
 
 
@@ -159,7 +162,7 @@ class RandAugment:
     magnitude_std: float = 0.5
     num_operations: int = 2
     probability: float = 0.5
-    fill: Fill = (124, 116, 104)
+    fill: Fill = (124, 116, 104)  # mean of ImageNet, 255 x (0.485, 0.456, 0.406)
 
     def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
         """Return the augmented RGB image, in the same size."""
@@ -175,6 +178,7 @@ class RandAugment:
         """Return a magnitude in [0, `MAX_MAGNITUDE`]."""
         if self.magnitude_std == float("inf"):
             return generator.uniform(0.0, self.magnitude)
+        # clipped, as in timm
         return min(max(generator.gauss(self.magnitude, self.magnitude_std), 0.0), MAX_MAGNITUDE)
 
 
@@ -211,12 +215,13 @@ def parse_rand_augment(policy: str, mean: Sequence[float] = (0.485, 0.456, 0.406
             f"`rand_augment` knows the operations that grow with the magnitude only: add -inc1, got {policy!r}."
         )
     _check_numbers(policy, numbers)
+    # two operations are timm's default
     options = {"num_operations": int(numbers.pop("num_operations", 2)), **numbers}
     if options.setdefault("magnitude_std", 0.0) > _UNIFORM_STD:
         options["magnitude_std"] = float("inf")
     # without an m section timm takes the full magnitude
     options.setdefault("magnitude", MAX_MAGNITUDE)
-    red, green, blue = (min(255, round(255 * value)) for value in mean)
+    red, green, blue = (min(255, round(255 * value)) for value in mean)  # [0, 1] -> 0 to 255
     return RandAugment(**options, fill=(red, green, blue))  # type: ignore[arg-type]
 
 

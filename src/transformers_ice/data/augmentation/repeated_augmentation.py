@@ -83,7 +83,9 @@ class RepeatedAugmentationSampler(Sampler[int]):
         num_images = len(self.dataset)
         # an odd multiplier: no two epochs of a run share a seed, nor two runs of neighbouring seeds
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.dataset.epoch)
+        # rounded up, so that the repeats fill the epoch
         images = torch.randperm(num_images, generator=generator)[: -(-len(self) // self.num_repeats)]
+        # (num_repeats,), distance of a repeat's index from its image's
         repeats = torch.arange(self.num_repeats) * num_images
         # (images, repeats), flattened: the repeats of an image are neighbours
         order = (images.unsqueeze(1) + repeats).flatten()[: len(self)].tolist()

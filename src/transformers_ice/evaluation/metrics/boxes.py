@@ -40,6 +40,7 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, *, inclusive: bool) -> np.nda
     border = 1.0 if inclusive else 0.0
 
     def area(corners: np.ndarray) -> np.ndarray:
+        # (..., 2), width and height; 0 where boxes do not meet
         sides = np.maximum(corners[..., 2:] - corners[..., :2] + border, 0)
         return sides[..., 0] * sides[..., 1]
 
@@ -49,6 +50,7 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, *, inclusive: bool) -> np.nda
     )
     intersection = area(common)
     union = area(first) + area(second) - intersection
+    # two empty boxes: 0, not NaN
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
@@ -106,7 +108,7 @@ def largest_component_box(mask: np.ndarray, connectivity: int = 4) -> np.ndarray
         return None
     largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())  # label 0 is background
     rows, columns = ndimage.find_objects(labels, max_label=largest)[largest - 1]
-    return np.array([columns.start, rows.start, columns.stop, rows.stop])
+    return np.array([columns.start, rows.start, columns.stop, rows.stop])  # slices are half-open, as boxes here
 
 
 def normalize_score_map(score_map: np.ndarray) -> np.ndarray:

@@ -49,7 +49,9 @@ def checked_score_map(name: str, score_map: Any, bounded: bool = True) -> np.nda
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"Every map in `{name}` must have shape (height, width), got {array.shape}.")
     if array.dtype not in (np.float32, np.float64):
+        # float32 holds every float16 exactly
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+    # comparisons with NaN are false, so NaN passes
     if bounded and ((array < 0) | (array > 1)).any():
         raise ValueError(
             f"Maps in `{name}` must lie in [0, 1], got values from {np.nanmin(array):g} to {np.nanmax(array):g}. "
@@ -71,7 +73,7 @@ def checked_boxes(name: str, boxes: Any) -> np.ndarray:
     array = np.asarray(boxes)
     if array.size == 0:
         return np.zeros((0, 4))
-    array = array[None] if array.ndim == 1 else array
+    array = array[None] if array.ndim == 1 else array  # (4,) -> (1, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"Boxes in `{name}` must have shape (num_boxes, 4), got {np.shape(boxes)}.")
     if not np.isfinite(array).all() or (array[:, :2] > array[:, 2:]).any():

@@ -75,6 +75,7 @@ class TopKAccuracy(RowMetric):
                 f"{indices.shape[1]}. Pass more of them, floating scores, or a smaller `top_k`."
             )
         hits = indices == labels[:, None]  # (batch_size, k), at most one per row
+        # a class that is not listed ranks after the last one, outside every top k
         return np.where(hits.any(axis=1), hits.argmax(axis=1), indices.shape[1])
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:

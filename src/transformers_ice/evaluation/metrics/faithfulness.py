@@ -15,8 +15,8 @@ from .rows import RowMetric, exact_mean
 
 __all__ = ["InsertionDeletionAuc", "PerturbationAuc"]
 
-_TENTHS = tuple(tenth / 10 for tenth in range(10))
-_TWENTIETHS = tuple(step / 20 for step in range(21))
+_TENTHS = tuple(tenth / 10 for tenth in range(10))  # 0 to 0.9 of the pixels
+_TWENTIETHS = tuple(step / 20 for step in range(21))  # 0 to 1, in steps of 5 % of the pixels
 
 
 class _CurveArea(RowMetric):
@@ -39,8 +39,9 @@ class _CurveArea(RowMetric):
         return {"curve": curves}
 
     def _area(self, curves: np.ndarray) -> float:
+        # (num_examples, num_fractions) -> (num_fractions,)
         mean = np.array([exact_mean(column) for column in curves.T])
-        return float(np.sum(np.diff(self.fractions) * (mean[1:] + mean[:-1]) / 2))
+        return float(np.sum(np.diff(self.fractions) * (mean[1:] + mean[:-1]) / 2))  # trapezoidal rule
 
 
 class PerturbationAuc(_CurveArea):
@@ -74,7 +75,7 @@ class PerturbationAuc(_CurveArea):
         super().__init__(fractions, **kwargs)
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return {"perturbation_auc": 100 * self._area(rows["curve"])}
+        return {"perturbation_auc": 100 * self._area(rows["curve"])}  # in percent
 
 
 class InsertionDeletionAuc(_CurveArea):

@@ -17,7 +17,7 @@ from .rows import RowMetric, exact_mean
 
 __all__ = ["CorLoc", "MaxBoxAccuracy", "PointingGame", "box_is_hit", "clipped_to_last_pixel", "grey_levels"]
 
-_IOU_PERCENTS = (30, 50, 70)
+_IOU_PERCENTS = (30, 50, 70)  # of MaxBoxAccV2
 
 
 class MaxBoxAccuracy(RowMetric):
@@ -56,6 +56,7 @@ class MaxBoxAccuracy(RowMetric):
         if not 0 < step < 1:
             raise ValueError(f"`step` must lie in (0, 1), got {step}.")
         self.thresholds = np.arange(0, 1, step)
+        # 0 or 1 at every threshold
         hits = datasets.List(datasets.Value("uint8"), length=len(self.thresholds))
         self.row_features = {"largest_50": hits, **{f"any_{percent}": hits for percent in _IOU_PERCENTS}}
         super().__init__(**kwargs)
@@ -63,9 +64,11 @@ class MaxBoxAccuracy(RowMetric):
     def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
         levels = grey_levels(prediction)
         truth = _true_boxes(reference)
+        # (num_thresholds,), truncated as in the published code
         bounds = (self.thresholds * levels.max()).astype(np.int64)
         # bounds with the same grey levels of the map below them make the same mask
         num_below = (np.bincount(levels.ravel(), minlength=256) > 0).cumsum()[bounds]
+        # `first`: one threshold of every different mask; `inverse`: the mask of every threshold
         _, first, inverse = np.unique(num_below, return_index=True, return_inverse=True)
         largest, best = _contour_ious([levels > bound for bound in bounds[first]], truth)
         row = {f"any_{percent}": best[inverse] >= percent / 100 for percent in _IOU_PERCENTS}
@@ -78,7 +81,7 @@ class MaxBoxAccuracy(RowMetric):
         parts = [accuracies[f"any_{percent}"] for percent in _IOU_PERCENTS]
         return {
             "max_box_acc": accuracies["largest_50"],
-            "max_box_acc_threshold": float(self.thresholds[hits["largest_50"].argmax()]),
+            "max_box_acc_threshold": float(self.thresholds[hits["largest_50"].argmax()]),  # the first of equal ones
             "max_box_acc_v2": sum(parts) / len(parts),
             **{f"max_box_acc_v2_{percent}": part for percent, part in zip(_IOU_PERCENTS, parts, strict=True)},
         }
@@ -174,12 +177,13 @@ def grey_levels(score_map: Any) -> np.ndarray:
     array = checked_score_map("predictions", score_map)
     if np.isnan(array).any():
         raise ValueError("Maps in `predictions` must not hold NaN. `normalize_score_map` makes such maps 0.")
-    return (array * 255).astype(np.uint8)
+    return (array * 255).astype(np.uint8)  # truncates
 
 
 def clipped_to_last_pixel(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Return boxes that end with the last pixel of a map of height and width `size` at most."""
     height, width = size
+    # starts lie inside already: only the ends change
     return np.minimum(boxes, [width, height, width - 1, height - 1])
 
 
@@ -204,7 +208,7 @@ def _contour_ious(masks: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.nd
     largest = starts + [index or 0 for _, index in drawn]
     clipped = clipped_to_last_pixel(np.concatenate(boxes), masks[0].shape)
     ious = box_iou(clipped, truth, inclusive=True).max(axis=1)  # of all masks in one call: most have few contours
-    return ious[largest], np.maximum.reduceat(ious, starts)
+    return ious[largest], np.maximum.reduceat(ious, starts)  # (num_masks,) each
 
 
 def _hit_ratio(score_map: np.ndarray, is_object: np.ndarray, counts: np.ndarray, tolerance: float) -> float:
@@ -224,4 +228,5 @@ def _within(mask: np.ndarray, distance: float) -> np.ndarray:
         from scipy.ndimage import distance_transform_edt
     except ImportError as error:
         raise ImportError("A tolerance needs SciPy: pip install transformers-ice[eval]") from error
+    # in pixels, from each pixel to the nearest one of the foreground
     return distance_transform_edt(~mask) <= distance

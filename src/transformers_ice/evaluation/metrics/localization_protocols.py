@@ -75,6 +75,7 @@ class LocalizationProtocol:
             box = None if largest is None else boxes[largest]
         if box is None:
             height, width = mask.shape
+            # a tuple of zeros counts as true: only `None` means the whole map
             box = np.array(self.box_of_nothing or (0, 0, width, height))
         return clipped_to_last_pixel(box, mask.shape) if self.ends_with_last_pixel else box
 
@@ -178,7 +179,7 @@ class LocalizationAccuracy(RowMetric):
         ranked = _ranked_labels(prediction)
         if not isinstance(reference, Mapping) or not {"label", "boxes"} <= set(reference):
             raise ValueError(f"Every entry of `references` must hold `label` and `boxes`, got {_keys(reference)}.")
-        is_true = ranked == int(reference["label"])
+        is_true = ranked == int(reference["label"])  # (num_ranked,), bool
         rank = int(is_true.argmax()) if is_true.any() else None  # 0 for the best class
         box = self._box_for_true_class(prediction, rank, len(ranked))
         box_is_right = box_is_hit(box, reference["boxes"], strict=self.protocol.strict_top_k)

@@ -54,7 +54,7 @@ class RowMetric(evaluate.Metric):
 
     def __init__(self, keep_in_memory: bool | None = None, **kwargs: Any) -> None:
         if keep_in_memory is None:
-            keep_in_memory = kwargs.get("num_process", 1) == 1
+            keep_in_memory = kwargs.get("num_process", 1) == 1  # several processes gather through files
         super().__init__(keep_in_memory=keep_in_memory, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:

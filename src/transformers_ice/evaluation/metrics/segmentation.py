@@ -16,7 +16,7 @@ from .rows import RowMetric, exact_mean
 
 __all__ = ["ForegroundAveragePrecision", "ForegroundF1", "ForegroundSegmentation", "ObjectJaccard"]
 
-_VOID = (255, IGNORED)
+_VOID = (255, IGNORED)  # PASCAL VOC writes 255
 
 
 class ForegroundSegmentation(RowMetric):
@@ -61,7 +61,7 @@ class ForegroundSegmentation(RowMetric):
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         # Python integers from here on: quotients of them are rounded once
         true_fg, false_fg, false_bg, true_bg = (int(rows[name].sum(dtype=np.int64)) for name in self.row_features)
-        ious = [_ratio(hits, hits + false_fg + false_bg) for hits in (true_bg, true_fg)]
+        ious = [_ratio(hits, hits + false_fg + false_bg) for hits in (true_bg, true_fg)]  # background, foreground
         present = [iou for iou in ious if not math.isnan(iou)]
         return {
             "pixel_accuracy": _ratio(true_fg + true_bg, true_fg + true_bg + false_fg + false_bg),
@@ -91,7 +91,7 @@ class ForegroundF1(RowMetric):
         return _pixel_counts(prediction, reference)
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        doubled = 2 * rows["true_foreground"]
+        doubled = 2 * rows["true_foreground"]  # (num_images,)
         whole = doubled + rows["false_foreground"] + rows["false_background"]
         return {"mean_f1": exact_mean(doubled[whole > 0] / whole[whole > 0])}
 
@@ -202,6 +202,7 @@ def _pixel_counts(prediction: Any, reference: Any) -> dict[str, int]:
     return {
         "true_foreground": true_foreground,
         "false_foreground": false_foreground,
+        # predicted as background, foreground in truth
         "false_background": int(np.count_nonzero(foreground)) - true_foreground,
         "true_background": int(np.count_nonzero(background)) - false_foreground,
     }
@@ -243,11 +244,12 @@ def _candidate_masks(prediction: Any) -> np.ndarray:
 def _mean_over_classes(candidates: np.ndarray, classes: np.ndarray, void_in_union: bool) -> float:
     """Return the mean IoU of the best candidate of each object class; NaN where there is none."""
     objects = [index for index in np.unique(classes).tolist() if index not in (0, *_VOID)]
+    # (num_candidates, height, width): what of each mask counts in a union
     covered = candidates if void_in_union else candidates & ~np.isin(classes, _VOID)
     best = []
     for index in objects:
         own = classes == index
         intersections = np.count_nonzero(candidates & own, axis=(1, 2))  # (num_candidates,)
         unions = np.count_nonzero(covered | own, axis=(1, 2))
-        best.append(float((intersections / unions).max()))
+        best.append(float((intersections / unions).max()))  # no union is empty: the class has a pixel
     return sum(best) / len(best) if best else math.nan

@@ -23,7 +23,7 @@ from pruning_scores import PruningRows, ceiling_rows
 from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
 
 from transformers_ice.console.output_files import replaced, write_text
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 FACTORS = {"1/6": 1 / 6, "1": 1.0, "6": 6.0}

@@ -25,7 +25,7 @@ from transformers_ice.data.augmentation.batch_augmentation import (
 from transformers_ice.data.augmentation.rand_augment import RandAugment
 from transformers_ice.data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from transformers_ice.training import ImageCollator, LabelledImages, TrainingAugmentation, build_trainer
-from transformers_ice.training.losses import use_soft_label_loss
+from transformers_ice.training.classifier_losses import use_soft_label_loss
 
 
 DEIT_MIXING = BatchMixing(0.8, 1.0)

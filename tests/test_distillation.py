@@ -24,7 +24,7 @@ from transformers_ice.training import (
     ModelArguments,
     run_training,
 )
-from transformers_ice.training.losses import Distillation, Teacher, distillation_loss, load_teacher
+from transformers_ice.training.classifier_losses import Distillation, Teacher, distillation_loss, load_teacher
 
 
 def make_teacher_model(seed: int = 3, **fields) -> DeiTForImageClassification:

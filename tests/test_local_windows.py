@@ -21,7 +21,7 @@ from transformers_ice.ice_deit.local_windows import (
     split_windows,
 )
 from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, ice_losses
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 GRIDS = [((4, 4), 2), ((4, 6), 2), ((6, 3), 3), ((4, 4), 1), ((2, 2), 2)]

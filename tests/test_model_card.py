@@ -271,6 +271,7 @@ def test_weights_may_have_another_licence(write_cards, folder):
     assert "license" not in json.loads((folder / "model_card.json").read_text())
     before = (folder / "README.md").read_text(encoding="utf-8")
     assert "\nlicense: apache-2.0\n" in before
+    (folder / "README.md").write_text(f"{before}\n{MARK}\n", encoding="utf-8")  # or it is somebody else's card
     try:
         assert write_cards.main([str(folder), "--license", "cc-by-nc-4.0"]) == 0
         assert write_cards.main([str(folder)]) == 0, "the record keeps it"

@@ -14,7 +14,7 @@ from transformers_ice.model_names import resolve_ice_model_name, resolve_model_n
 from transformers_ice.speed.arguments import BenchmarkArguments
 from transformers_ice.speed.inputs import load_model as load_for_benchmark
 from transformers_ice.training import ModelArguments
-from transformers_ice.training.losses import load_teacher
+from transformers_ice.training.classifier_losses import load_teacher
 
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from pruning_models import build, images
 
 from transformers_ice import IceDeiTConfig, IceDeiTImageClassifierOutput
 from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 WEIGHTS = {part.weight_field: 0.0 for part in LOSS_PARTS.values()}

@@ -16,7 +16,7 @@ from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.training import ModelArguments, parse_arguments
 from transformers_ice.training.arguments import ICE_OPTIONS
 from transformers_ice.training.models import build_config
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 START = run_objective_study.ROOT / "checkpoints/deit-scenes"

@@ -14,7 +14,7 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTF
 from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit.adversarial_normalization import soft_binary_cross_entropy
 from transformers_ice.training import IceTrainingArguments, ModelArguments, build_config, parse_arguments
-from transformers_ice.training.losses import use_soft_label_loss
+from transformers_ice.training.classifier_losses import use_soft_label_loss
 from transformers_ice.training.parameter_groups import decay_layer_rates
 
 

@@ -14,7 +14,7 @@ from transformers_ice.data.augmentation.batch_augmentation import BatchMixing
 from transformers_ice.data.augmentation.rand_augment import DEIT_POLICY, parse_rand_augment
 from transformers_ice.data.images.pixels import input_size
 from transformers_ice.training import build_config, build_image_processor, parse_arguments
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 ROOT = Path(__file__).parents[1]

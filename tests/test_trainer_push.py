@@ -150,7 +150,7 @@ def test_nothing_that_a_run_writes_prints_or_uploads_holds_the_token(
     recipe.write_text(f"hub_token: {SECRET}\n")
     run_train.main([str(recipe), *words, "--resume_from_checkpoint", "auto"])
     text = "".join([*printed, *capfd.readouterr(), caplog.text])
-    assert "run_train.py" in text
+    assert "transformers-ice train" in text
     assert SECRET not in text
     assert [upload.options.get("path_in_repo") for upload in FakeHub.uploads] == [
         None, "last-checkpoint", None, "last-checkpoint", None,

@@ -29,7 +29,7 @@ from transformers_ice.training import (
 )
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from transformers_ice.training.image_loaders import EpochCallback
-from transformers_ice.training.objectives import OBJECTIVES
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 SIZE = 16

@@ -23,7 +23,7 @@ def ice_field(default: T, help: str, *, within: str | None = None, choices: Coll
         default: Value where none is given.
         help: One line, which is also the text of the field's option in `run_train.py --help`.
         within: Interval of the numbers that are allowed, such as "[0, 1)".
-        choices: Strings that are allowed.
+        choices: Strings that are allowed; a registry is read at every check, so that it may grow.
     """
     return dataclasses.field(default=default, metadata={"help": help, "within": within, "choices": choices})
 

@@ -34,7 +34,7 @@ from ..evaluation import ComparisonRow, compare_with_baselines, format_table
 from ..model_names import sample_folder
 from ..training import parse_arguments as parse_training_arguments
 from ..training import run_training
-from ..training.objectives import OBJECTIVES
+from ..training.objective_presets import OBJECTIVES
 from ..visualization import PanelRow, explanation_panel, save_figure
 from .explain import explain_files, find_images, load_explainer
 

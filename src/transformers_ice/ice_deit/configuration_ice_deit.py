@@ -146,7 +146,7 @@ class IceDeiTConfig(DeiTConfig):
     classification_loss_type: str = ice_field(
         "cross_entropy",
         "How logits are compared with labels: cross_entropy, or bce (each class alone).",
-        choices=tuple(CLASSIFICATION_LOSSES),
+        choices=CLASSIFICATION_LOSSES,
     )
     """Of the foreground and of the [CLS] logits. "cross_entropy" is published; "bce" is binary, the mean over classes,
     where background is one more class with target 0."""
@@ -162,7 +162,7 @@ class IceDeiTConfig(DeiTConfig):
     """`None` is the published single linear map."""
 
     pruning_strategy: str | None = ice_field(
-        None, "Prune patches: background (ICE), top_k (fixed number), attentiveness (EViT).", choices=tuple(STRATEGIES)
+        None, "Prune patches: background (ICE), top_k (fixed number), attentiveness (EViT).", choices=STRATEGIES
     )
     """`None` prunes nothing. "background" prunes what the pruning heads predict to be background; "top_k" a fixed
     number, ranked by the same heads; "attentiveness" a fixed number, ranked by the attention of [CLS] (EViT)."""
@@ -186,14 +186,14 @@ class IceDeiTConfig(DeiTConfig):
     """Their sum is weighted by attention (EViT)."""
 
     pruning_execution: str = ice_field(
-        "auto", "How pruned patches are left out: auto, packed (cost nothing) or masked.", choices=tuple(EXECUTIONS)
+        "auto", "How pruned patches are left out: auto, packed (cost nothing) or masked.", choices=EXECUTIONS
     )
     """"masked": pruned patches are computed but not attended to; "packed", which "auto" stands for today: they cost
     nothing. Masked in any case while pruning heads train, where hidden states or attentions are returned, and under
     "background" where `torch.compile` takes fixed shapes only."""
 
     pruning_head: str = ice_field(
-        "gate", "What decides: gate (one logit a patch) or patch (a patch head).", choices=tuple(PRUNING_HEADS)
+        "gate", "What decides: gate (one logit a patch) or patch (a patch head).", choices=PRUNING_HEADS
     )
     """Of each pruning layer, under "background" and "top_k"."""
 

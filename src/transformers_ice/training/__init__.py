@@ -11,8 +11,8 @@ from ..data.images.loading import ImageTables, load_image_tables
 from ..data.images.streamed_images import StreamedImages
 from ..data.images.tables import LabelledImages
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments, parse_arguments
+from .classifier_losses import Distillation, Teacher, distillation_loss, load_teacher
 from .initialization import initialize_mimetically
-from .losses import Distillation, Teacher, distillation_loss, load_teacher
 from .models import build_config, build_image_processor, build_model
 from .parameter_groups import decay_layer_rates
 from .run import prepare_training, run_training

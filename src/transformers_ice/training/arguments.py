@@ -112,7 +112,7 @@ def _option_type(field_type: Any) -> Any:
 def _declare_option(name: str) -> tuple[str, Any, Any]:
     """Return the option of a field of the configuration, as `make_dataclass` takes it."""
     option, choices = _OPTION_NAMES.get(name, name), ICE_FIELDS[name].metadata["choices"]
-    kind = _option_type(ICE_FIELDS[name].type) if choices is None else cast(Any, Literal)[choices]
+    kind = _option_type(ICE_FIELDS[name].type) if choices is None else cast(Any, Literal)[tuple(choices)]
     metadata = {"help": ICE_FIELDS[name].metadata["help"], "aliases": [] if option == name else [f"--{name}"]}
     return option, kind | None, field(default=None, metadata=metadata)
 
@@ -121,6 +121,7 @@ ICE_OPTIONS = {_OPTION_NAMES.get(name, name): name for name in ICE_FIELDS if nam
 """Field of `IceDeiTConfig` by the option that sets it."""
 
 _IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name in ICE_OPTIONS.values()])
+_IceOptions.__module__, _IceOptions.help_group = __name__, "ice"  # for `--help`: its options are this package's own
 
 
 @dataclass

@@ -26,7 +26,7 @@ from ..ice_deit.local_windows import split_windows
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
-from .objectives import OBJECTIVES
+from .objective_presets import OBJECTIVES
 
 
 __all__ = ["build_config", "build_image_processor", "build_model", "check_windows"]

@@ -13,7 +13,7 @@ from ..data.images.pixels import input_size
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .checkpoints import choose_checkpoint
-from .losses import build_distillation, use_soft_label_loss
+from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows
 from .progress import StepCountCallback
 from .stopping import StopCallback, StopRequest, writing_to

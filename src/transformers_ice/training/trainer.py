@@ -25,9 +25,9 @@ from ..data.images.streamed_images import StreamedImages
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.objective_ice_deit import LOSS_PARTS
 from .checkpoints import CompletionCallback
+from .classifier_losses import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, use_collator
-from .losses import Distillation
 from .parameter_groups import decay_layer_rates, decaying_parameters
 from .progress import LossParts, ThroughputMeter
 from .pushing import push_checkpoint, upload_published

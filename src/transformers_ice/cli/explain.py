@@ -83,8 +83,8 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
         ValueError: If it holds another kind of model.
     """
     model = resolve_ice_model_name(model)
-    options: dict[str, Any] = {"pipeline_class": PatchExplanationPipeline, "trust_remote_code": False}
-    return pipeline("patch-explanation", model=model, **options)
+    task: Any = "patch-explanation"  # transformers types its own tasks only
+    return pipeline(task, model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:

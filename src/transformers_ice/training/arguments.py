@@ -52,6 +52,8 @@ class StartArguments:
             "kept", those of the checkpoint. By default balanced, and kept where the checkpoint is an ICE model.
     """
 
+    help_group = "model"  # of its options in `--help`
+
     model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Folder or Hub id of a ViT, DeiT or ICE checkpoint; it is trained as an ICE model."},
@@ -163,6 +165,8 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     infinite is not filtered out of the log, as `Trainer` does by default: training ends there, and no step has to wait
     for the accelerator to look at its loss.
     """
+
+    help_group = "run"  # of its options in `--help`
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; about 1e-3 from scratch."})
     weight_decay: float = field(

@@ -26,6 +26,8 @@ class ShardArguments:
         check_only: Whether the data are checked and nothing is trained.
     """
 
+    help_group = "shards"  # of its options in `--help`
+
     train_files: str | None = field(
         default=None, metadata={"help": 'Training files, .parquet or .tar (WebDataset): "shards/train-*.parquet".'}
     )

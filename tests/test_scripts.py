@@ -372,3 +372,17 @@ def test_demo_trains_measures_draws_and_explains_own_images(capsys, start_folder
     assert model.config.logits_source == "patch"
     last_line = captured.out.strip().splitlines()[-1]
     assert all(str(output_dir / name) in last_line for name in ("model", "explanations.png", "results.json", "images"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "own --model m --output_dir own",
+        "--output_dir own --model m own",
+        "--model m own --output_dir own",
+        "--output_dir own --model=m --paths own",
+    ],
+)
+def test_a_path_may_equal_the_value_of_an_option(arguments):
+    parsed = explain_images.parse_arguments(arguments.split())
+    assert (parsed.paths, parsed.model, parsed.output_dir) == (["own"], "m", "own")

@@ -122,22 +122,31 @@ def _name_positional(
             explicit.append("true")
     if not positional:
         return explicit
-    # `parse_known_args` would end the program where a required option is given by position only
-    required, actions = [action for action in parser._actions if action.required], parser._actions
-    for action in required:
-        action.required = False
-    _, rest = parser.parse_known_args(explicit)
-    for action in required:
-        action.required = True
-    free = [argument for argument in rest if not argument.startswith("-")]
-    for argument in free:
-        explicit.remove(argument)
-    takes_list = {action.dest for action in actions if action.nargs in ("+", "*")}
+    named, free = _split_positional(parser, explicit)
+    takes_list = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
     for name in positional:
         taken = free if name in takes_list else free[:1]
         free = free[len(taken) :]
-        explicit += [f"--{name}", *taken] if taken else []
-    return explicit + free
+        named += [f"--{name}", *taken] if taken else []
+    return named + free
+
+
+def _split_positional(parser: HfArgumentParser, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the options with their values, and the arguments that are the value of no option."""
+    named: list[str] = []
+    free: list[str] = []
+    num_values = 0.0  # that the option before may still take
+    for argument in arguments:
+        if num_values and not (argument.startswith("--") or (argument.startswith("-") and num_values > 1)):
+            named.append(argument)
+            num_values -= 1
+        elif argument.startswith("-"):
+            named.append(argument)
+            action = parser._option_string_actions.get(argument)  # none where it is misspelt, or `--name=value`
+            num_values = 0 if action is None else float("inf") if action.nargs in ("+", "*") else 1
+        else:
+            free.append(argument)
+    return named, free
 
 
 # the strings that `HfArgumentParser` reads as booleans

@@ -11,13 +11,10 @@ from torch import Tensor
 
 
 def split_windows(patches: Tensor, grid_size: tuple[int, int], num_windows: int) -> Tensor:
-    """Cut a grid of patches into windows, `num_windows` along each side.
+    """Cut a grid of patches into windows, `num_windows` along each side, which must come out even.
 
     `(batch_size, rows * columns, n)` becomes `(batch_size * num_windows**2, patches of a window, n)`: all windows of
     the first image, row by row, then those of the second, ...
-
-    Raises:
-        ValueError: If the windows do not come out even.
     """
     rows, columns = grid_size
     if rows % num_windows or columns % num_windows:

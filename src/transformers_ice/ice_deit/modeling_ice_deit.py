@@ -423,17 +423,10 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         return outputs
 
     def encode(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
-        """Run the layers, the patch head and the final layer norm, without or with pruning.
+        """Run the layers, the patch head and the final layer norm, without or with pruning; returns no `grid_size`.
 
-        Args:
-            hidden_states: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`.
-            **kwargs: Options of the attention implementation.
-
-        Returns:
-            `IceDeiTModelOutput` without `grid_size`.
-
-        Raises:
-            ValueError: If the strategy of the configuration needs a pruning head that the model lacks.
+        `hidden_states` is `(batch_size, num_prefix_tokens + num_patches, hidden_size)`; a `ValueError` if the strategy
+        of the configuration needs a pruning head that the model lacks.
         """
         if self.config.pruning_strategy is not None:
             self.check_pruning_heads()
@@ -486,10 +479,8 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """Return patch logits computed independently within local windows, without pruning.
 
         Each of `config.num_local_windows`**2 windows has the prefix tokens to itself, and its patches have the
-        positions that they have in the image. `(batch_size, num_patches, num_labels + 1)`.
-
-        Raises:
-            ValueError: If the patch grid does not divide into the windows.
+        positions that they have in the image. `(batch_size, num_patches, num_labels + 1)`; a `ValueError` if the grid
+        does not divide.
         """
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)

@@ -45,11 +45,7 @@ def foreground_probability(patch_logits: Tensor) -> Tensor:
 
 
 def class_probability(patch_logits: Tensor, target: int) -> Tensor:
-    """Return the softmax probability of one class among all classes and background, `(...)`, float32, in [0, 1].
-
-    Raises:
-        ValueError: If `target` is no class of the patch head.
-    """
+    """Return the softmax probability of one class among all classes and background, `(...)`, float32, in [0, 1]."""
     num_labels = patch_logits.shape[-1] - 1
     if not 0 <= target < num_labels:
         raise ValueError(
@@ -65,11 +61,7 @@ def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple
 
 
 def to_grid(values: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Lay one value per patch out as the rows and columns of the grid: `(..., num_patches)` to `(..., rows, columns)`.
-
-    Raises:
-        ValueError: If the grid has not as many cells as there are patches.
-    """
+    """Lay one value per patch, `(..., num_patches)`, out as the patch grid, `(..., rows, columns)`."""
     rows, columns = grid_size
     if rows * columns != values.shape[-1]:
         raise ValueError(
@@ -228,11 +220,7 @@ def _component_labels(mask: np.ndarray) -> np.ndarray:
 
 
 def component_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tightest box `(x_min, y_min, x_max, y_max)` around a mask, half-open, in cells.
-
-    Raises:
-        ValueError: If the mask is empty.
-    """
+    """Return the tightest box `(x_min, y_min, x_max, y_max)` around a mask that is not empty, half-open, in cells."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise ValueError(

@@ -64,8 +64,11 @@ class AugmentationArguments:
     augmentation: Literal["none", "flip", "crop_flip", "deit"] = option(
         "crop_flip", "none, flip (left-right), crop_flip (random crop and flip), or deit (all of it)."
     )
-    random_resized_crop_scale: list[float] | None = option(
-        None, "Smallest and largest fraction of the image that a random crop covers: 0.6 1, or 0.08 1 with deit."
+    random_resized_crop_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Smallest and largest fraction of the image that a random crop covers: 0.6 1, or 0.08 1 with deit."
+        },
     )
     random_resized_crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}

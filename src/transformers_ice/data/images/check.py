@@ -67,7 +67,7 @@ class DataReport:
             # both ends of the distribution: where an imbalance or a wrong split shows
             by_count = sorted(numbers, key=lambda number: self.counts["train"][number])
             numbers = by_count[: _MAX_ROWS // 2] + by_count[-_MAX_ROWS // 2 :]
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (self.class_names[number], *(self.counts[split][number] for split in self.counts)) for number in numbers
         ]
         rows.append((f"{len(self.class_names)} classes", *(sum(counts.values()) for counts in self.counts.values())))

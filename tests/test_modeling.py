@@ -3,12 +3,13 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import HUB_FAMILIES, HUB_LAYOUTS, randomize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -259,7 +260,7 @@ def test_a_model_saved_by_the_segmentation_class_loads_as_a_classifier(config, p
 
 def test_another_number_of_labels_needs_the_flag(tiny_config, tmp_path):
     make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         IceDeiTForImageClassification.from_pretrained(tmp_path, num_labels=7)
     model = IceDeiTForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     assert model.deit.patch_head.weight.shape == (8, 32)
@@ -442,3 +443,70 @@ def test_the_sample_checkpoints_carry_the_code_of_this_package(name):
     folder = SOURCES.parents[2] / "checkpoints" / name
     stale = [name for name in remote_code_files() if (folder / name).read_text() != (SOURCES / name).read_text()]
     assert not stale, "run `make checkpoint-code`"
+
+
+def _drop(*keys):
+    def change(weights):
+        for key in keys:
+            del weights[key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "expected"),
+    [
+        ({"num_hidden_layers": 1}, None, r"no place for, deit\.layers\.1\..* and 6 more"),
+        ({"num_hidden_layers": 3}, None, r"lacks deit\.layers\.2\."),
+        ({"patch_head_hidden_size": 8}, None, r"lacks deit\.patch_head\.fc1.*no place for, deit\.patch_head\.weight"),
+        ({"hidden_size": 16}, None, r"in another shape classifier\.weight \(3, 32\) for \(3, 16\)"),
+        ({}, _drop("deit.patch_head.weight"), r"lacks deit\.patch_head\.weight"),
+        ({}, _drop("classifier.weight"), r"lacks classifier\.weight"),
+        ({}, lambda weights: weights.update(stray=torch.zeros(1)), "no place for, stray"),
+        ({}, lambda weights: weights["classifier.bias"].fill_(torch.nan), r"NaN or infinity: classifier\.bias"),
+        ({}, lambda weights: weights["classifier.bias"].fill_(torch.inf), r"NaN or infinity: classifier\.bias"),
+        ({"num_attention_heads": 0}, None, r"config.*num_attention_heads"),
+        ({"dtype": "floatx"}, None, "config.*`dtype` must be a type"),
+        ({"hidden_size": "32"}, None, "config.*'hidden_size' expected int"),
+    ],
+)
+def test_half_a_model_is_refused_by_name(tiny_config, tmp_path, config, weights, expected):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    if weights is not None:
+        state = load_file(tmp_path / "model.safetensors")
+        weights(state)
+        save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=expected.replace("config", re.escape(str(tmp_path)))):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "model.safetensors.*Git LFS pointer"),
+        ("model.safetensors", b"", "model.safetensors.*is empty"),
+        ("model.safetensors", b"\x10" * 100, "cannot be read: .*Is the download complete"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "index.json.* is empty"),
+        ("model.safetensors.index.json", b"[]", "index.json.*must hold a `weight_map`"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(100), "cannot be read"),
+    ],
+)
+def test_broken_weight_files_are_refused_by_name(tiny_config, tmp_path, name, content, expected):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=expected):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+def test_other_parts_than_heads_are_never_drawn_again(tiny_config, tmp_path):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"another shape deit\.embeddings\.position_embeddings.*interpolated"):
+        IceDeiTForImageClassification.from_pretrained(tmp_path, image_size=64, ignore_mismatched_sizes=True)
+
+
+def test_weights_have_the_mode_of_the_files_next_to_them(tiny_config, tmp_path):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode

@@ -12,39 +12,14 @@ __all__ = ["STYLE_SHEET", "build_theme"]
 
 STYLE_SHEET = Path(__file__).with_name("style.css")
 
-# shades from light to dark
-_INK = gr.themes.Color(
-    *[
-        "#F6F5F1",
-        "#ECEAE3",
-        "#DAD7CD",
-        "#BDB9AC",
-        "#8E8B80",
-        "#68665E",
-        "#4C4B46",
-        "#33342F",
-        "#20231F",
-        "#151816",
-        "#0D0F0E",
-    ],
-    name="ink",
-)
-_SEA = gr.themes.Color(
-    *[
-        "#EAF5F4",
-        "#CFE8E6",
-        "#A3D3CF",
-        "#6DBAB4",
-        "#3A9C96",
-        "#14807A",
-        "#0B6A66",
-        "#095552",
-        "#08403E",
-        "#072F2E",
-        "#041E1D",
-    ],
-    name="sea",
-)
+
+def _color(name: str, shades: str) -> gr.themes.Color:
+    """Return a colour of eleven shades, from light to dark."""
+    return gr.themes.Color(*shades.split(), name=name)
+
+
+_INK = _color("ink", "#F6F5F1 #ECEAE3 #DAD7CD #BDB9AC #8E8B80 #68665E #4C4B46 #33342F #20231F #151816 #0D0F0E")
+_SEA = _color("sea", "#EAF5F4 #CFE8E6 #A3D3CF #6DBAB4 #3A9C96 #14807A #0B6A66 #095552 #08403E #072F2E #041E1D")
 
 # values on the light and on the dark page
 _PAIRS = {

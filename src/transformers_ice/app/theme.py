@@ -15,7 +15,7 @@ STYLE_SHEET = Path(__file__).with_name("style.css")
 
 def _color(name: str, shades: str) -> gr.themes.Color:
     """Return a colour of eleven shades, from light to dark."""
-    return gr.themes.Color(*shades.split(), name=name)
+    return gr.themes.Color(*shades.split(), name)
 
 
 _INK = _color("ink", "#F6F5F1 #ECEAE3 #DAD7CD #BDB9AC #8E8B80 #68665E #4C4B46 #33342F #20231F #151816 #0D0F0E")

@@ -117,8 +117,9 @@ def _option_group(title: str, pattern: str) -> Any:
 
 
 _PRUNING, _WINDOWS = r"prun\w+|keep_rates|background_margin|fuse_pruned_tokens", r"\w*local_\w+"
-_IceOptions = _option_group("ice", rf"(?!{_PRUNING}|{_WINDOWS}).+")
-_WindowOptions, _PruningOptions = _option_group("windows", _WINDOWS), _option_group("pruning", _PRUNING)
+_IceOptions: Any = _option_group("ice", rf"(?!{_PRUNING}|{_WINDOWS}).+")
+_WindowOptions: Any = _option_group("windows", _WINDOWS)
+_PruningOptions: Any = _option_group("pruning", _PRUNING)
 
 
 @dataclass

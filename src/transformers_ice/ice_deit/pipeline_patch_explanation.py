@@ -79,9 +79,6 @@ class PatchExplanationPipeline(Pipeline):
             *args: Ignored, as in every pipeline.
             **kwargs: `target`, `timeout`, `batch_size`, `num_workers`.
 
-        Returns:
-            As the class says.
-
         Raises:
             ValueError: If an image cannot be read (names it), a dataset has no image column, or `target` is no class.
         """

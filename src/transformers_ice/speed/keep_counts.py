@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ice_deit.encoder_interface import IceEncoder
 from ..ice_deit.token_pruning import KeepPolicy
 
 
@@ -119,7 +118,7 @@ def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iter
     Yields:
         Nothing; restores the model's own decision on exit.
     """
-    encoder: IceEncoder = model.base_model
+    encoder: Any = model.base_model
     before = encoder.keep_policy
     encoder.keep_policy = smallest_margins(counts, layers)
     try:

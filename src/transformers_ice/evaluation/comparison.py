@@ -125,8 +125,8 @@ def compare_with_baselines(
         ("ceiling of the patch grid", ice, CEILING, None, None),
     )
     rows = []
-    for title, scores, method, *accuracies in lines:
+    for title, scores, method, own_top_1, cls_top_1 in lines:
         pixel_accuracy, mean_iou = scores[f"{method}_pixel_accuracy"], scores[f"{method}_mean_iou"]
         share = mean_iou / ice[f"{CEILING}_mean_iou"]
-        rows.append(ComparisonRow(title, *accuracies, pixel_accuracy, mean_iou, share))
+        rows.append(ComparisonRow(title, own_top_1, cls_top_1, pixel_accuracy, mean_iou, share))
     return rows

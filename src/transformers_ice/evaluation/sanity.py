@@ -72,9 +72,9 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
 def _randomize(model: PreTrainedModel, part: nn.Module) -> None:
     """Re-initialize a part of the model, as its class does for a model without a checkpoint."""
     for module in part.modules():
+        marked: Any
         for marked in (module, *module.parameters(recurse=False)):
-            # transformers does not initialize what it has marked as loaded
-            marked._is_hf_initialized = False  # type: ignore[union-attr, assignment]
+            marked._is_hf_initialized = False  # transformers does not initialize what it has marked as loaded
         model._init_weights(module)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
 
-All ```python blocks of a document run in order in one fresh process, in a folder with copies of `checkpoints/` and
-`docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
+All ```python blocks of a document run in order in a process of their own, in a folder with copies of `checkpoints/`
+and `docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
 import transformers_ice
 
@@ -71,17 +71,16 @@ def test_the_documents_of_the_project_are_there():
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_to_run(path)], ids=name_of)
-def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
+def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path, warm_python: WarmPython):
     for folder in ("checkpoints", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for folder in ("scripts", "recipes"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     blocks = blocks_to_run(path)
     (tmp_path / "blocks.json").write_text(json.dumps([(language, code) for language, code, _ in blocks]))
-    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one of the tests
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": search_path}
+    environment = {**os.environ, "PATH": f"{warm_python.bin}{os.pathsep}{os.environ['PATH']}"}
     finished = subprocess.run(
-        [sys.executable, "-c", RUN_BLOCKS], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [warm_python.python, "-c", RUN_BLOCKS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     printed = json.loads((tmp_path / "printed.json").read_text())

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -233,10 +231,10 @@ def test_validation_dir_alone_is_refused():
         DataArguments(dataset_name="scenes", validation_dir="x")
 
 
-def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path):
+def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path, warm_python):
     words = ["--model_name_or_path", str(ROOT / "checkpoints/deit-scenes"), "--train_dir", str(tmp_path), "--use_cpu"]
-    command = [sys.executable, str(ROOT / "scripts/run_train.py"), *words, "--output_dir", str(tmp_path / "out")]
-    finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command = [warm_python.python, str(ROOT / "scripts/run_train.py"), *words, "--output_dir", str(tmp_path / "out")]
+    finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     assert f"Error: The folder {tmp_path} holds no image files" in finished.stderr

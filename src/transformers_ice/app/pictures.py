@@ -77,7 +77,7 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
     """Draw the outline of the foreground, and the box around its largest part."""
     (left, top, right, bottom), mask = explanation.box, explanation.shown.mask
     pixels = outline_mask(image.shown, mask)
-    if not mask.any():
+    if explanation.shown.box is None:
         return Picture(pixels, "Mask: no foreground, every patch is background.")
     caption = (
         f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box is from column "

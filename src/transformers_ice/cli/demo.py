@@ -138,7 +138,8 @@ def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
     print(f"  image-segmentation    {', '.join(segment['label'] for segment in segments)}")
     explainer = load_explainer(folder)
     result = explainer(image)
-    where = f"box {tuple(result['box'].values())}, foreground {result['foreground_ratio']:.0%}"
+    box = tuple(result["box"].values()) if result["found"] else None
+    where = f"box {box}, foreground {result['foreground_ratio']:.0%}"
     print(f"  patch-explanation     {result['label']}, score {result['score']:.3f}, {where}")
     return explainer
 

@@ -237,8 +237,8 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
 @command(stopped="Stopped. The rows so far are kept; the same command resumes.")
 def main(argv: list[str]) -> int:
     """Run the evaluation of the command line; return the exit code."""
-    arguments, protocol_arguments = parse_evaluation_arguments(argv, __doc__)
-    table = evaluate(arguments, protocol_arguments.to_protocol())
+    arguments, protocol = parse_evaluation_arguments(argv, __doc__)
+    table = evaluate(arguments, protocol)
     if table is not None:
         print(table)
     return 0

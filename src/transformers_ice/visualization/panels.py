@@ -101,7 +101,7 @@ class PanelRow:
         row = cls(image, result["class_map"], result["heatmap"], result["mask"], truth=truth, title=title)
         if not details:
             return row
-        box = [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+        box = result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
         return replace(row, box=box, exit_layers=result.get("exit_layers"))
 
     @property

@@ -66,17 +66,19 @@ def save_result(
         save_figure(_draw(image, result, picture), file, scale)
 
 
-def _box(result: Mapping[str, Any]) -> list[int]:
-    return [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+def _box(result: Mapping[str, Any]) -> list[int] | None:
+    """Return the box as `xyxy`, or `None` where nothing was found."""
+    return result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
 
 
 def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
     """Return an overlay with its lines, in the pixels of the image."""
     if picture == "cut_out":
         return cut_out(image, result["mask"])
-    if picture == "mask":
-        return draw_box(outline_mask(image, result["mask"]), _box(result))
-    return draw_box(overlay_heatmap(image, result["heatmap"]), _box(result))
+    is_mask = picture == "mask"
+    pixels = outline_mask(image, result["mask"]) if is_mask else overlay_heatmap(image, result["heatmap"])
+    box = _box(result)
+    return pixels if box is None else draw_box(pixels, box)
 
 
 def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:

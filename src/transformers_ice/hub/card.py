@@ -39,20 +39,12 @@ _PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts that are read from the folder of a model.
+    """Facts that are read from the folder of a model."""
 
-    Attributes:
-        config: `config.json`.
-        num_parameters: Number of values in the weights.
-        class_names: In the order of their indices.
-        train_seconds: Time of the last call of the training; None where it was not written down.
-        train_epochs: Number of passes over the training images.
-    """
-
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # config.json
     num_parameters: int
-    class_names: tuple[str, ...] = ()
-    train_seconds: float | None = None
+    class_names: tuple[str, ...] = ()  # in the order of their indices
+    train_seconds: float | None = None  # of the last call of the training; None where it was not written down
     train_epochs: float | None = None
 
     @property

@@ -20,36 +20,19 @@ from ..visualization import PanelRow, explanation_panel, method_panel
 
 __all__ = ["draw_explanations", "write_example_image"]
 
-_CLASSIFIER_METHOD = (
-    "generic_attention"  # the best of those that explain a classifier at the cost of one backward pass
-)
+# the best of those that explain a classifier at the cost of one backward pass
+_CLASSIFIER_METHOD = "generic_attention"
 _DPI = 70
 
 
 def write_example_image(file: Path, index: int = 0, image_size: int = 192, inside: Path | None = None) -> None:
-    """Draw one held-out scene, for the snippets of a card.
-
-    Args:
-        file: PNG to write.
-        index: Index of the held-out scene.
-        image_size: Its side in pixels.
-        inside: Folder that `file` must not lead out of through a link.
-    """
+    """Draw one held-out scene, for the snippets of a card; `file` must not lead out of `inside` through a link."""
     with replaced(file, inside) as temporary:
         Image.fromarray(draw_scene(index, "test", image_size).image).save(temporary, optimize=True)
 
 
 def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
-    """Draw a model's maps of held-out scenes; the installed code runs, never that of the folder.
-
-    Args:
-        folder: An ICE model, or a plain classifier, of drawn scenes.
-        file: PNG to write, in `folder`; some 100 kB.
-        num_scenes: How many.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draw a model's maps of held-out scenes, some 100 kB, into its folder, whose own code never runs."""
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
     scenes = [draw_scene(index, "test", as_pair(model.config.image_size)) for index in range(num_scenes)]
     if hasattr(model.base_model, "patch_head"):

@@ -59,46 +59,28 @@ _OTHER_CODE_ENDINGS = {".py", ".pyc", ".so", ".sh", ".dll", ".dylib"}
 
 @dataclass
 class FolderContents:
-    """Files of a folder, as sorted paths relative to it.
-
-    Attributes:
-        published: Those that belong on the Hub.
-        left_out: Those that are not uploaded.
-        refused: Why a file must not be in a folder that is published, by its path.
-    """
+    """Files of a folder, as sorted paths relative to it."""
 
     published: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # path -> why it must not be in a published folder
 
 
 def sort_files(folder: Path) -> FolderContents:
-    """Sort the files of a folder, by their names only.
-
-    Args:
-        folder: A saved model, or the `output_dir` of a run.
-    """
+    """Sort the files of a saved model, or of the `output_dir` of a run, by their names only."""
     contents = FolderContents()
     for path in sorted(_files_below(folder)):
         name = path.relative_to(folder).as_posix()
         reason = _reason_to_refuse(folder, path, name)
         if reason is not None:
             contents.refused[name] = reason
-        elif _matches(name, PUBLISHED_PATTERNS):
-            contents.published.append(name)
         else:
-            contents.left_out.append(name)
+            (contents.published if _matches(name, PUBLISHED_PATTERNS) else contents.left_out).append(name)
     return contents
 
 
 def find_secret_files(folder: Path, names: Sequence[str], secrets: Sequence[str] = ()) -> dict[str, int]:
-    """Return the files with something that looks like a token or a password, and the number of its line.
-
-    Args:
-        folder: The folder of the files.
-        names: Their paths relative to it; of weights, the header is read.
-        secrets: Values known to be secret, such as the token in use.
-    """
+    """Return the line of what looks like a token or a password, by the names of the files that have one."""
     found = {}
     for name in names:
         with open(folder / name, "rb") as file:
@@ -118,7 +100,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     # the star of `fnmatch` also matches slashes
-    return any(fnmatch(name, pattern) and name.count("/") <= max(pattern.count("/"), 0) for pattern in patterns)
+    return any(fnmatch(name, pattern) and name.count("/") <= pattern.count("/") for pattern in patterns)
 
 
 def _reason_to_refuse(folder: Path, path: Path, name: str) -> str | None:

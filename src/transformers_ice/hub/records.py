@@ -181,15 +181,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def entries_from_evaluation(report: Mapping[str, Any], checkpoint: str, **run: Any) -> tuple[ResultEntry, ...]:
-    """Return the published numbers of a report of `scripts/run_evaluation.py`.
+    """Return the published numbers of a model in a report of `scripts/run_evaluation.py`.
 
-    Args:
-        report: Its `results.json`.
-        checkpoint: Name of the model in it.
-        run: Fields that are not in the report: `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
-
-    Raises:
-        ValueError: If the report has no number of this model.
+    `run` has the fields of a `ResultEntry` that are not in the report: `seed`, `command`, `hardware` and `date`.
     """
     dataset = report["dataset"]["name"]
     split = report["settings"]["split"] or ("test" if dataset == "scenes" else "default")
@@ -220,12 +214,7 @@ def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries_from_training(numbers: Mapping[str, float], **run: Any) -> tuple[ResultEntry, ...]:
-    """Return the published numbers of the evaluation that ends a training run.
-
-    Args:
-        numbers: Scores by name, as in `all_results.json`.
-        run: `dataset`, `num_images`, `seed`, `command`, `hardware` and `date` of a `ResultEntry`.
-    """
+    """Return the published numbers of the evaluation that ends a run, from `all_results.json`; `run` as above."""
     scores = {name: numbers[f"eval_{name}"] for name in _TRAINING_METHODS if f"eval_{name}" in numbers}
     return tuple(
         ResultEntry(

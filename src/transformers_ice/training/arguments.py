@@ -7,6 +7,7 @@ options by themselves; an argument that is `None` here keeps the checkpoint's va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from types import NoneType, UnionType
@@ -15,11 +16,10 @@ from typing import Any, Literal, cast, get_args, get_origin
 import torch
 from transformers import TrainingArguments
 
-from ..console.command_line import parse_dataclasses
+from ..console.command_line import check_number, parse_dataclasses
 from ..data.images.arguments import DataArguments
 from ..ice_deit.configuration_ice_deit import ICE_FIELDS
 from ..model_names import resolve_model_name
-from .recipe_arguments import RecipeArguments
 
 
 __all__ = [
@@ -35,22 +35,7 @@ __all__ = [
 
 @dataclass
 class StartArguments:
-    """Model to train, its initial weights, and its objective.
-
-    Args:
-        model_name_or_path: Folder or Hub id to start from; it is trained as an ICE model. Excludes `model_type`.
-        model_type: Architecture to train from random weights.
-        initialization: How random weights are drawn: as the architecture does, or with local attention (few images).
-        config_overrides: Configuration fields as `name=value,name=value`.
-        image_processor_name: Image processor to use instead of the model's own.
-        cache_dir: Where downloads are kept.
-        model_revision: Branch, tag or commit of the Hub repository.
-        token: Hub token for private repositories.
-        trust_remote_code: Whether code of the image processor's repository may run; models need none.
-        ignore_mismatched_sizes: Whether a head of another number of classes is replaced by a fresh one.
-        objective: Name of a set of configuration fields, for those that are not given: "balanced", "published", or
-            "kept", those of the checkpoint. By default balanced, and kept where the checkpoint is an ICE model.
-    """
+    """Model to train, its initial weights, and its objective; the help of a field describes it."""
 
     help_group = "model"  # of its options in `--help`
 
@@ -105,7 +90,7 @@ _OPTION_NAMES = {"classification_loss_type": "loss_type"}  # a plain classifier 
 
 
 def _option_type(field_type: Any) -> Any:
-    """Return the one type that an option of a field has, which may be `float | int`, or `None` too."""
+    """Return the one type of an option, whose field may be `float | int`, or `None` too."""
     types = set(get_args(field_type) if isinstance(field_type, UnionType) else (field_type,)) - {NoneType}
     only = float if float in types else types.pop()
     return list[_option_type(*get_args(only))] if get_origin(only) is list else only  # type: ignore[misc]
@@ -122,12 +107,23 @@ def _declare_option(name: str) -> tuple[str, Any, Any]:
 ICE_OPTIONS = {_OPTION_NAMES.get(name, name): name for name in ICE_FIELDS if name not in NOT_OPTIONS}
 """Field of `IceDeiTConfig` by the option that sets it."""
 
-_IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name in ICE_OPTIONS.values()])
-_IceOptions.__module__, _IceOptions.help_group = __name__, "ice"  # for `--help`: its options are this package's own
+
+def _option_group(title: str, pattern: str) -> Any:
+    """Return a data class of the options whose fields match a pattern: a group of `--help`."""
+    names = [name for name in ICE_OPTIONS.values() if re.fullmatch(pattern, name)]
+    group: Any = make_dataclass(f"_{title.capitalize()}Options", [_declare_option(name) for name in names])
+    group.__module__, group.help_group = __name__, title  # for `--help`: these options are this package's own
+    return group
+
+
+_PRUNING, _WINDOWS = r"prun\w+|keep_rates|background_margin|fuse_pruned_tokens", r"\w*local_\w+"
+_IceOptions: Any = _option_group("ice", rf"(?!{_PRUNING}|{_WINDOWS}).+")
+_WindowOptions: Any = _option_group("windows", _WINDOWS)
+_PruningOptions: Any = _option_group("pruning", _PRUNING)
 
 
 @dataclass
-class ModelArguments(_IceOptions, StartArguments):
+class ModelArguments(_PruningOptions, _WindowOptions, _IceOptions, StartArguments):
     """Model to train, and the fields of its configuration to change.
 
     Args:
@@ -152,6 +148,51 @@ class ModelArguments(_IceOptions, StartArguments):
             raise ValueError(
                 f"`--initialization {self.initialization}` draws random weights and needs `--model_type`, got the "
                 f"checkpoint {self.model_name_or_path!r}."
+            )
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """Options of `from_pretrained` for the files of the checkpoint."""
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+
+
+@dataclass(kw_only=True)
+class RecipeArguments:
+    """Options of the training recipe beyond `TrainingArguments`; the help of a field describes it."""
+
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Average the weights with this decay, and evaluate and save the average (DeiT: 0.99996)."},
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate from a layer to the one below (BEiT: 0.65)."}
+    )
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Show each image of an epoch this often, and as many fewer images (DeiT: 3)."}
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the teacher, a classifier of the same classes."}
+    )
+    distillation_type: Literal["none", "soft", "hard"] = field(
+        default="none", metadata={"help": "Learn the teacher's distribution (soft) or its best class (hard)."}
+    )
+    distillation_alpha: float = field(default=0.5, metadata={"help": "Weight of the teacher in the loss."})
+    distillation_tau: float = field(default=1.0, metadata={"help": "Temperature of soft distillation."})
+
+    def check_recipe(self) -> None:
+        """Check every argument by itself and against the others."""
+        if self.ema_decay is not None:
+            check_number("ema_decay", self.ema_decay, "in (0, 1)", 0 < self.ema_decay < 1)
+        check_number("layer_decay", self.layer_decay, "in (0, 1]", 0 < self.layer_decay <= 1)
+        check_number(
+            "repeated_augmentation", self.repeated_augmentation, "at least 1", self.repeated_augmentation >= 1
+        )
+        check_number("distillation_alpha", self.distillation_alpha, "in [0, 1]", 0 <= self.distillation_alpha <= 1)
+        check_number("distillation_tau", self.distillation_tau, "above 0", 0 < self.distillation_tau < float("inf"))
+        if (self.teacher_model_name_or_path is None) != (self.distillation_type == "none"):
+            raise ValueError(
+                "`--teacher_model_name_or_path` and `--distillation_type soft` (or hard) go together, got "
+                f"{self.teacher_model_name_or_path!r} and {self.distillation_type!r}."
             )
 
 
@@ -210,14 +251,6 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
 def parse_arguments(
     argv: Sequence[str], description: str | None = None
 ) -> tuple[ModelArguments, DataArguments, IceTrainingArguments]:
-    """Parse a command line, or one YAML or JSON file followed by options that override it.
-
-    Args:
-        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
-        description: Text above the list of options in `--help`.
-
-    Returns:
-        The three groups of arguments.
-    """
+    """Parse a command line, or one YAML or JSON file followed by options that override it; see `parse_dataclasses`."""
     groups = parse_dataclasses((ModelArguments, DataArguments, IceTrainingArguments), argv, description)
     return cast(tuple[ModelArguments, DataArguments, IceTrainingArguments], groups)

@@ -43,16 +43,7 @@ COMPLETION_MARKER = "checkpoint_complete.json"
 
 
 def mark_complete(folder: Path) -> None:
-    """Bring all files of a folder to the disk, then write its marker.
-
-    To be called once every process has written its files.
-
-    Args:
-        folder: The checkpoint; files in subfolders count too.
-
-    Raises:
-        OSError: If the disk does not take the files or the marker; the checkpoint remains incomplete.
-    """
+    """Bring all files to the disk, then write the marker; to be called once every process has written its files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETION_MARKER)
     # folders too: the entry of a new file is part of its folder
     for path in [*files, *{path.parent for path in files}]:
@@ -64,21 +55,13 @@ def mark_complete(folder: Path) -> None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return the files that the marker of a checkpoint lists and the folder lacks, or has in another size.
-
-    Returns:
-        Names relative to `folder`; that of the marker itself if there is none, or none that can be read.
-    """
+    """Return the files that are missing or have another size than the marker lists; the marker if it is unreadable."""
     try:
         sizes = json.loads((folder / COMPLETION_MARKER).read_text())["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [COMPLETION_MARKER]
     # sizes, not hashes: reading all weights at every start would take too long
-    return [name for name, size in sizes if not _has_size(folder / name, size)]
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return [name for name, size in sizes if not (folder / name).is_file() or (folder / name).stat().st_size != size]
 
 
 def is_complete(folder: Path) -> bool:
@@ -104,13 +87,7 @@ def last_complete_checkpoint(output_dir: str | Path | None) -> Path | None:
 
 
 def surplus_checkpoints(complete: Sequence[Path], kept: Collection[Path], limit: int | None) -> list[Path]:
-    """Return the complete checkpoints to remove.
-
-    Args:
-        complete: Complete checkpoints, oldest first.
-        kept: Those that are kept for any limit: the one just completed, the best one.
-        limit: Checkpoints to keep; `None` or 0 keeps all.
-    """
+    """Return which complete checkpoints, oldest first, a limit removes (None, 0: none); those `kept` count, too."""
     if not limit or limit < 0:
         return []
     candidates = [folder for folder in complete if folder not in kept]
@@ -129,9 +106,6 @@ class CompletionCallback(TrainerCallback):
     """Completion of checkpoints: a marker once all is on the disk, and only then are older ones removed.
 
     It has to come after all callbacks that store something: their files are part of the checkpoint.
-
-    Args:
-        save_total_limit: Complete checkpoints to keep; the best one and the last one are always kept.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
@@ -140,12 +114,8 @@ class CompletionCallback(TrainerCallback):
         self._last_completed: Path | None = None
 
     def begin(self, folder: Path, args: TrainingArguments) -> bool:
-        """Clear the folder of a new checkpoint; every process must call it.
-
-        Returns:
-            Whether it is to be written: not if it was just completed. The weights are the same, and a complete
-            checkpoint is never taken apart to be written again.
-        """
+        """Clear the folder of a new checkpoint, in every process; return whether it is to be written."""
+        # the weights are the same, and a complete checkpoint is never taken apart to be written again
         if folder == self._last_completed:
             return False
         if args.should_save:
@@ -174,13 +144,9 @@ class CompletionCallback(TrainerCallback):
 def choose_checkpoint(training_args: TrainingArguments) -> str | None:
     """Return the checkpoint to resume from, or None for a fresh start.
 
-    Args:
-        training_args: With `resume_from_checkpoint` a folder, "auto" (the last complete checkpoint of `output_dir`, if
-            there is one) or None. A folder that was saved without a completion marker must be named.
-
     Raises:
-        ValueError: If the folder is no checkpoint or lacks files, or a fresh start would mix with checkpoints of
-            another run.
+        ValueError: If a folder that was named is no checkpoint or lacks files, or a fresh start would mix with
+            checkpoints of another run.
     """
     wanted, output_dir = training_args.resume_from_checkpoint, training_args.output_dir
     if wanted not in (None, "auto"):

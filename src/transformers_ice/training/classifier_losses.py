@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from ..data.images.pixels import input_size
 from ..ice_deit.adversarial_normalization import CLASSIFICATION_LOSSES, soft_targets
 from ..model_names import resolve_model_name
-from .recipe_arguments import RecipeArguments
+from .arguments import RecipeArguments
 
 
 __all__ = ["Distillation", "Teacher", "build_distillation", "distillation_loss", "load_teacher", "use_soft_label_loss"]
@@ -30,14 +30,10 @@ DistillationType = Literal["soft", "hard"]
 
 
 def use_soft_label_loss(model: PreTrainedModel, loss_type: str = "cross_entropy") -> None:
-    """Let a classifier take `labels` of shape (batch_size, num_labels), too.
+    """Let a plain classifier take `labels` of shape (batch_size, num_labels), too; changes it in place, not its files.
 
     The loss of transformers would flatten them, or change the problem type of the configuration. This one is the mean
     of a batch, so the Trainer has to divide it by the accumulated batches: hence `accepts_loss_kwargs = False`.
-
-    Args:
-        model: A classifier whose `forward` calls `self.loss_function`, e.g. ViT or DeiT; changed in place, not saved.
-        loss_type: One of `CLASSIFICATION_LOSSES`.
     """
     model.loss_function = partial(_soft_label_loss, loss_type=loss_type)
     model.accepts_loss_kwargs = False  # type: ignore[assignment]
@@ -215,15 +211,7 @@ class Distillation:
 def build_distillation(
     student: PreTrainedModel, args: RecipeArguments, class_names: Sequence[str], student_processor: Any, **options: Any
 ) -> Distillation | None:
-    """Return the distillation from a teacher, if the arguments name one.
-
-    Args:
-        student: The model that is trained.
-        args: `teacher_model_name_or_path` and how to distil.
-        class_names: Names of the student's classes, in the order of the labels.
-        student_processor: Image processor of the student.
-        **options: Options of `from_pretrained`, for the teacher.
-    """
+    """Return the distillation from a teacher, if the arguments name one; `options` are those of `from_pretrained`."""
     if args.teacher_model_name_or_path is None or args.distillation_type == "none":
         return None
     teacher = load_teacher(args.teacher_model_name_or_path, class_names, student_processor, **options)

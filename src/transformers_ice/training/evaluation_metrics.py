@@ -28,15 +28,9 @@ _BATCH_SIZE = 256
 def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | None = None) -> tuple[Tensor, ...]:
     """Reduce the outputs of a batch to the few integers the numbers need (`preprocess_logits_for_metrics`).
 
-    An evaluation keeps them for all its images: 50,000 of them with full patch logits would be 40 GB.
-
-    Args:
-        outputs: `logits` `(batch_size, num_labels)` of a plain classifier, or `KEPT_OUTPUTS` of an ICE model.
-        labels: Not used; part of the Trainer's protocol.
-
-    Returns:
-        The best classes `(batch_size, k)`, best first, -1 where the model finds no foreground; for ICE models also the
-        best class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
+    An evaluation keeps them for all its images: 50,000 of them with full patch logits would be 40 GB. They are the
+    best classes `(batch_size, k)`, best first, -1 where the model finds no foreground; for ICE models also the best
+    class of [CLS] `(batch_size, 1)` and which patches are foreground `(batch_size, num_patches)`, uint8.
     """
     logits, *explanation = outputs if isinstance(outputs, tuple) else (outputs,)
     top_classes = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1).indices
@@ -55,11 +49,7 @@ class EvaluationMetrics:
 
     `top_1` and, from five classes on, `top_5` of `outputs.logits`; of ICE models also `cls_top_1` and the mean
     `foreground_ratio`; where the data have masks `pixel_accuracy` and `mean_iou` (background and foreground, counts
-    over the whole set), as `evaluation.observe_masks` compares them. All in [0, 1].
-
-    Args:
-        patch_size: Height and width of a patch in pixels of the model's input.
-        dataset: Evaluation images, for their masks.
+    over the whole set), as `evaluation.observe_masks` compares them. All in [0, 1]. `patch_size` is in pixels.
     """
 
     def __init__(self, patch_size: tuple[int, int], dataset: Any = None) -> None:

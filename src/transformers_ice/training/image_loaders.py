@@ -16,21 +16,13 @@ from ..data.images.streamed_images import StreamedImages, leave_out_skipped
 from .stopping import start_worker
 
 
-__all__ = ["EpochCallback", "ResumedStreamCallback", "load_stream", "shield_workers", "use_collator"]
+__all__ = ["EpochCallback", "ResumedStreamCallback", "load_stream", "shield_workers", "unwrap_loader"]
 
 
 def load_stream(
     images: StreamedImages, collate: Callable, batch_size: int, args: TrainingArguments, device: torch.device
 ) -> Any:
-    """Return the `DataLoader` of this process, which reads its own rows of the stream only.
-
-    Args:
-        images: The stream; its `divide` selects the rows of this process.
-        collate: Makes a batch of a list of rows.
-        batch_size: Images of a process in one batch.
-        args: Numbers of processes and workers.
-        device: Device of the batches.
-    """
+    """Return the `DataLoader` of this process, which reads its own rows of the stream only."""
     images.divide(args.process_index, args.world_size, batch_size, drop_last=args.dataloader_drop_last)
     loader = DataLoader(
         images,
@@ -47,30 +39,19 @@ def load_stream(
     )
 
 
-def use_collator(loader: Any, collate: Callable) -> None:
-    """Set another collator on a `DataLoader` whose iteration has not begun."""
-    _unwrap_loader(loader).collate_fn = collate
-
-
 def shield_workers(loader: Any) -> None:
     """Keep the workers of a `DataLoader` alive through a stop signal, e.g. Ctrl-C."""
-    starter = _unwrap_loader(loader)
+    starter = unwrap_loader(loader)
     starter.worker_init_fn = partial(start_worker, starter.worker_init_fn)
 
 
-def _unwrap_loader(loader: Any) -> Any:
+def unwrap_loader(loader: Any) -> Any:
     """Return the `DataLoader` that starts the workers: accelerate wraps it."""
     return getattr(loader, "base_dataloader", loader)
 
 
 class EpochCallback(TrainerCallback):
-    """Number of the epoch for the training images.
-
-    `DataLoader`s of accelerate pass it on themselves, but not in a run of several processes.
-
-    Args:
-        dataset: Has `set_epoch`.
-    """
+    """Number of the epoch for the training images: accelerate does not pass it on in a run of several processes."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -81,19 +62,13 @@ class EpochCallback(TrainerCallback):
 
 
 class ResumedStreamCallback(TrainerCallback):
-    """Position of a resumed run in a stream: the images of the batches before it are not read.
-
-    Args:
-        images: The stream.
-    """
+    """Position of a resumed run in a stream: the images of the batches before it are not read."""
 
     def __init__(self, images: StreamedImages) -> None:
         self.images = images
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Return the epoch and the number of its batches that an earlier run has trained on, as `Trainer` counts."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Skip the epochs and batches that an earlier run has trained on, as `Trainer` counts them."""
         num_batches = args.gradient_accumulation_steps
         steps_per_epoch = -(-len(kwargs["train_dataloader"]) // num_batches)
         epoch, step = divmod(state.global_step, steps_per_epoch)

@@ -28,17 +28,7 @@ _VALUE_OUTPUT = (0.4, -0.4)
 
 
 def sinusoidal_positions(grid_size: tuple[int, int], hidden_size: int) -> Tensor:
-    """Return fixed position embeddings in which nearby patches are alike.
-
-    Args:
-        grid_size: Rows and columns of the patch grid.
-        hidden_size: Size of an embedding, a multiple of 4: a quarter each for sine and cosine of row and column.
-
-    Returns:
-        `(rows * columns, hidden_size)`, float32, in [-1, 1].
-
-    Raises:
-        ValueError: If `hidden_size` is no multiple of 4.
+    """Return fixed position embeddings `(rows * columns, hidden_size)` in [-1, 1], in which nearby patches are alike.
 
     Source: Vaswani et al., "Attention Is All You Need", section 3.5, for each axis of the grid.
     """

@@ -48,7 +48,7 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     fields = parse_config_overrides(model_args.config_overrides)
     fields |= _given_fields(model_args)
     if model_args.model_name_or_path is not None:
-        path, hub = model_args.model_name_or_path, _hub_options(model_args)
+        path, hub = model_args.model_name_or_path, model_args.hub_options
         # before the fields are set: `from_pretrained` would store unknown ones
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
         is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
@@ -71,25 +71,14 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
 def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
     """Return the fields of `IceDeiTConfig` that options set."""
     values = {field: getattr(model_args, option) for option, field in ICE_OPTIONS.items()}
-    if not _becomes_ice(model_args):  # the option is shared; a plain configuration has no such field
+    if model_args.model_type not in (None, IceDeiTConfig.model_type):  # a plain configuration has no such field
         del values["classification_loss_type"]
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _objective(model_args: ModelArguments, is_ice: bool) -> dict[str, Any]:
     """Return the configuration fields of the chosen objective."""
-    name = model_args.objective or ("kept" if is_ice else "balanced")
-    return {} if name == "kept" else dict(OBJECTIVES[name])
-
-
-def _becomes_ice(model_args: ModelArguments) -> bool:
-    """Return whether an ICE model is trained; the loss of others is set by `use_soft_label_loss`."""
-    return model_args.model_name_or_path is not None or model_args.model_type == IceDeiTConfig.model_type
-
-
-def _hub_options(model_args: ModelArguments) -> dict[str, Any]:
-    """Return the options of `from_pretrained` for files of a checkpoint."""
-    return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+    return dict(OBJECTIVES.get(model_args.objective or ("kept" if is_ice else "balanced"), {}))
 
 
 def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
@@ -105,12 +94,7 @@ def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
 
 
 def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None:
-    """Raise, before the first step, if local windows do not divide the patch grid of the training images.
-
-    Args:
-        config: Configuration of the model.
-        image_size: Height and width of the training images in pixels, which may differ from the model's own.
-    """
+    """Raise, before the first step, if local windows do not divide the patch grid of images of `(height, width)`."""
     if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
         patch_height, patch_width = as_pair(config.patch_size)
         grid_size = image_size[0] // patch_height, image_size[1] // patch_width
@@ -147,7 +131,7 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
             dtype=torch.float32,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
             initialize_pruning_heads=True,
-            **_hub_options(model_args),
+            **model_args.hub_options,
         )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -183,7 +167,7 @@ def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, 
         return DeiTImageProcessorPil(
             size=size, do_center_crop=False, do_convert_rgb=True, image_mean=mean, image_std=std
         )
-    options = _hub_options(model_args) | ({} if image_size is None else {"size": size, "crop_size": size})
+    options = model_args.hub_options | ({} if image_size is None else {"size": size, "crop_size": size})
     processor_class: Any = IceDeiTImageProcessor if is_ice else AutoImageProcessor
     if not is_ice:
         options["trust_remote_code"] = model_args.trust_remote_code

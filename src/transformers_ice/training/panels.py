@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import is_matplotlib_available, logging
 
 from ..console.output_files import make_folder
@@ -34,22 +34,21 @@ class PanelCallback(TrainerCallback):
     """Writer of a panel after every evaluation, e.g. `output_dir/panels/step-000100.png`, in the main process.
 
     Draws image, class map, heat map, mask and, where the data have masks, truth. Classifiers without patch logits, and
-    models whose weights are sharded over processes, are skipped. Weights and random states are unchanged.
-
-    Args:
-        num_images: Images of the panel, spread evenly over the evaluation images: every time the same. 0 draws none.
+    models whose weights are sharded over processes, are skipped. Weights and random states are unchanged. The
+    images are spread evenly over the evaluation images, the same every time.
     """
 
     def __init__(self, num_images: int = 8) -> None:
         self.num_images = num_images
         self._has_warned = False
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw and write the panel."""
         model, images = kwargs["model"], kwargs["eval_dataloader"].dataset
-        can_draw = isinstance(images, LabelledImages) and _explains(model) and not _is_sharded()
+        is_ice = getattr(getattr(model, "config", None), "model_type", None) == IceDeiTConfig.model_type
+        # of sharded weights, all processes would have to take part in a forward pass
+        is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+        can_draw = isinstance(images, LabelledImages) and is_ice and not is_sharded
         if not (can_draw and self.num_images > 0 and state.is_world_process_zero):
             return
         if not is_matplotlib_available():
@@ -67,15 +66,6 @@ class PanelCallback(TrainerCallback):
         save_figure(explanation_panel(rows, model.config.id2label), file)
 
 
-def _explains(model: Any) -> bool:
-    return getattr(getattr(model, "config", None), "model_type", None) == IceDeiTConfig.model_type
-
-
-def _is_sharded() -> bool:
-    """Return whether the weights are sharded: all processes would have to take part in a forward pass."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-
-
 def spread_indices(length: int, number: int) -> list[int]:
     """Return up to `number` indices, spread evenly over [0, length): data sets are often sorted by class."""
     return [index * length // number for index in range(number)] if number < length else list(range(length))
@@ -83,16 +73,10 @@ def spread_indices(length: int, number: int) -> list[int]:
 
 @torch.no_grad()
 def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence[int]) -> list[PanelRow]:
-    """Return the rows of `explanation_panel` for some images.
+    """Return a row of `explanation_panel` for each of some images, shrunk to at most 448 pixels.
 
-    Args:
-        model: An ICE classifier; its training mode is restored afterwards.
-        images: Where the images, and the masks if there are any, come from.
-        indices: Which of them.
-
-    Returns:
-        One row per image, shrunk to at most 448 pixels; the title is the predicted class and its probability, and the
-        true class where it is another one. Where no foreground is found, it is "background" and p(background).
+    Its title is the predicted class and its probability, and the true class where it is another one; where no
+    foreground is found, "background" and p(background). The training mode of the model is restored.
     """
     pictures = [_picture(images, index) for index in indices]
     sizes = [picture.size[::-1] for picture in pictures]

@@ -30,26 +30,16 @@ def decaying_parameters(names: Iterable[str], cls_is_trained: bool) -> list[str]
 
     Excluded are tokens and position embeddings (as in DeiT), and the [CLS] classifiers where they get no loss and
     would be shrunk by decay alone.
-
-    Args:
-        names: All parameters but biases and norms.
-        cls_is_trained: Whether a loss reaches the [CLS] classifiers.
     """
     excluded = _TOKENS_AND_POSITIONS if cls_is_trained else _TOKENS_AND_POSITIONS | _CLS_CLASSIFIERS
     return [name for name in names if excluded.isdisjoint(name.split("."))]
 
 
 def layer_scale(name: str, num_layers: int, decay: float) -> float:
-    """Return the factor on the learning rate of a parameter.
+    """Return the factor on the learning rate of a parameter of a ViT, DeiT or ICE model.
 
-    Args:
-        name: Name of the parameter in a ViT, DeiT or ICE model.
-        num_layers: Number of transformer layers.
-        decay: Factor from one layer to the one below it, in (0, 1].
-
-    Returns:
-        1 for modules after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for
-        layer i, counted from 0, and `decay ** (num_layers + 1)` for the embeddings.
+    1 for modules after the layers (final norm, patch, pruning and [CLS] heads), `decay ** (num_layers - i)` for layer
+    i, counted from 0, and `decay ** (num_layers + 1)` for the embeddings.
     """
     if "embeddings" in name.split("."):
         return decay ** (num_layers + 1)

@@ -23,11 +23,7 @@ _FEW_STEPS = 100  # a head from random weights needs some hundred steps
 
 
 class LossParts:
-    """Means of the parts of the loss, over the batches since the last reading.
-
-    Args:
-        names: Outputs of the model that are averaged, where it has them.
-    """
+    """Means of the parts of the loss, the outputs in `names`, over the batches since the last reading."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -55,11 +51,7 @@ class LossParts:
 
 
 class ThroughputMeter(TrainerCallback):
-    """Images and the seconds they took, from one reading to the next, without the time of evaluating and saving.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Images and the seconds they took, from one reading to the next, without the time of evaluating and saving."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -109,9 +101,7 @@ class ThroughputMeter(TrainerCallback):
 class StepCountCallback(TrainerCallback):
     """Warning before training if a run is too short to train a new head, with the options that make it longer."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Warn in the main process, once, of fewer than a hundred steps."""
         if state.max_steps < _FEW_STEPS and state.is_world_process_zero:
             batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps

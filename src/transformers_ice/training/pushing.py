@@ -29,10 +29,6 @@ def push_checkpoint(trainer: Any, folder: Path) -> None:
 
     The strategies "checkpoint" and "all_checkpoints" also send what `RESUME_PATTERNS` names of the checkpoint, pickles
     among them, since a run resumes from these. No saved file contains a token.
-
-    Args:
-        trainer: An `IceTrainer` with a repository on the Hub.
-        folder: The checkpoint.
     """
     strategy = trainer.args.hub_strategy
     is_busy = trainer.push_in_progress is not None and not trainer.push_in_progress.is_done()

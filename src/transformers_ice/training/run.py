@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
 from ..data.images.loading import build_data_sets, load_images
@@ -73,11 +73,7 @@ def run_training(
 
 
 def check_launch(training_args: IceTrainingArguments) -> None:
-    """Refuse several devices in one process, which `Trainer` would train with `torch.nn.DataParallel`.
-
-    Raises:
-        ValueError: With the command to use instead.
-    """
+    """Refuse several devices in one process, which `Trainer` would train with `torch.nn.DataParallel`."""
     if training_args.n_gpu > 1:
         raise ValueError(
             f"One process would train on {training_args.n_gpu} devices with `nn.DataParallel`, which torch itself "
@@ -94,7 +90,11 @@ def prepare_training(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> IceTrainer:
     """Return the trainer of a run, with model and images: what `run_training` does before it trains."""
-    _check_repeats(data_args, training_args)
+    if data_args.streaming and training_args.repeated_augmentation != 1:
+        raise ValueError(
+            f"`--repeated_augmentation {training_args.repeated_augmentation}` excludes `--streaming true`: "
+            "the repeats of an image go to different processes. Remove one of the two options."
+        )
     config = build_config(model_args, data_args.image_size)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
@@ -111,7 +111,9 @@ def prepare_training(
     hub_options = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     distillation = build_distillation(model, training_args, tables.class_names, image_processor, **hub_options)
     makes_soft_labels = train_collator is not None and train_collator.makes_soft_labels
-    _choose_plain_loss(model, model_args.loss_type, distillation is not None or makes_soft_labels)
+    needs_soft_labels = distillation is not None or makes_soft_labels or model_args.loss_type is not None
+    if needs_soft_labels and not isinstance(model, IceDeiTForImageClassification):
+        use_soft_label_loss(model, model_args.loss_type or "cross_entropy")
     return build_trainer(
         model,
         training_args,
@@ -121,18 +123,3 @@ def prepare_training(
         distillation=distillation,
         callbacks=[StepCountCallback(), *callbacks],
     )
-
-
-def _check_repeats(data_args: DataArguments, training_args: IceTrainingArguments) -> None:
-    """Raise if images of a stream are to be repeated."""
-    if data_args.streaming and training_args.repeated_augmentation != 1:
-        raise ValueError(
-            f"`--repeated_augmentation {training_args.repeated_augmentation}` excludes `--streaming true`: "
-            "the repeats of an image go to different processes. Remove one of the two options."
-        )
-
-
-def _choose_plain_loss(model: PreTrainedModel, loss_type: str | None, is_needed: bool) -> None:
-    """Set the loss of a plain classifier: the chosen one, or the one its labels or its teacher need."""
-    if not isinstance(model, IceDeiTForImageClassification) and (is_needed or loss_type is not None):
-        use_soft_label_loss(model, loss_type or "cross_entropy")

@@ -38,23 +38,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RunCard:
-    """Writer of the card of a run; the `card_writer` of an `IceTrainer`.
+    """Writer of the card of a run, the `card_writer` of an `IceTrainer`; tokens and passwords do not appear in it."""
 
-    Attributes:
-        arguments: Arguments of the command line; tokens and passwords among them do not appear in the card.
-        model_args: Which model.
-        data_args: Which images.
-    """
-
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # of the command line
     model_args: ModelArguments
     data_args: DataArguments
 
     def __call__(self, trainer: IceTrainer) -> None:
-        """Write `README.md`, `model_card.json` and, for drawn scenes, the figures into the trainer's `output_dir`.
-
-        A `README.md` without `MARK` is not replaced.
-        """
+        """Write card, record and, for drawn scenes, the figures; a `README.md` without `MARK` is not replaced."""
         folder = Path(str(trainer.args.output_dir))
         card = folder / "README.md"
         if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
@@ -80,7 +71,14 @@ class RunCard:
             "seed": args.seed,
         }
         base_model = _base_model(self.model_args.model_name_or_path)
-        settings = {"Steps": trainer.state.global_step, **_settings(self.model_args, args)}
+        settings = {
+            "Steps": trainer.state.global_step,
+            "Images a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "Learning rate": args.learning_rate,
+            "Weight decay": args.weight_decay,
+        }
+        if self.model_args.objective is not None:
+            settings["Objective"] = self.model_args.objective
         # the log also has training lines; the last evaluation is that of the final model
         evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
         num_images = len(cast(Any, trainer.eval_dataset))
@@ -133,12 +131,6 @@ def _base_model(source: str | None) -> str | None:
     except HFValidationError:
         return None
     return name
-
-
-def _settings(model_args: ModelArguments, args: Any) -> dict[str, Any]:
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    settings = {"Images a step": batch, "Learning rate": args.learning_rate, "Weight decay": args.weight_decay}
-    return settings | ({} if model_args.objective is None else {"Objective": model_args.objective})
 
 
 def describe_hardware(num_processes: int = 1) -> str:

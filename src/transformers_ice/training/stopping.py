@@ -108,15 +108,12 @@ class StopRequest:
         self.signal_number = number
 
     def agreed_signal(self) -> int:
-        """Return the signal that any process of the run got, the same in all of them; 0 if none did.
-
-        Every process must call it equally often. They communicate through main memory, so that no accelerator has to
-        wait for its queue.
-        """
+        """Return the signal that any process got, or 0, the same in all; each process must call it equally often."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.signal_number
         if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")  # over the CPU
+            # over the CPU: no accelerator has to wait for its queue
+            self._group = torch.distributed.new_group(backend="gloo")
         number = torch.tensor(self.signal_number)
         # the largest number: any signal is above 0, so one process stops all of them
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
@@ -124,26 +121,18 @@ class StopRequest:
 
 
 class StopCallback(TrainerCallback):
-    """End of training after the step in which a signal came, with a checkpoint.
-
-    Args:
-        request: Checked after every step.
-    """
+    """End of training, with a checkpoint, after the step in which a signal came."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request = request
         self._signal = 0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check, but not after the last step of an epoch: a resumed run would skip what is due at the epoch's end."""
         if not float(state.epoch or 0).is_integer():
             self._check(control)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check at the end of an epoch."""
         self._check(control)
 
@@ -162,10 +151,7 @@ class StopCallback(TrainerCallback):
 
 
 class FiniteLossCallback(TrainerCallback):
-    """End of training where the mean loss of the lines since the last one is not finite.
-
-    The mean is that over all processes: they stop together.
-    """
+    """End of training, in all processes alike, where the mean loss since the last line of the log is not finite."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the loss of a line of the log."""
@@ -176,17 +162,8 @@ class FiniteLossCallback(TrainerCallback):
 
 
 def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
-    """End training if a weight is NaN or infinite, in any process; waits for the accelerator once.
-
-    Args:
-        model: The model; of a sharded tensor, each process checks its own part.
-        step: Step of the training, for the message.
-        args: Arguments with the device and the folder of the run.
-
-    Raises:
-        TrainingStoppedError: In all processes.
-    """
-    # on the device: nothing waits for it before the sum
+    """Raise, in all processes, if a weight is NaN or infinite in any; of a sharded tensor each checks its own part."""
+    # on the device: nothing waits for it before the one sum
     num_bad: Any = torch.zeros((), dtype=torch.int64, device=args.device)
     for tensor in chain[Any](model.parameters(), model.buffers()):
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor

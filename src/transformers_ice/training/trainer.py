@@ -27,7 +27,7 @@ from ..ice_deit.objective_ice_deit import LOSS_PARTS
 from .checkpoints import CompletionCallback
 from .classifier_losses import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
-from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, use_collator
+from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, unwrap_loader
 from .parameter_groups import decay_layer_rates, decaying_parameters
 from .progress import LossParts, ThroughputMeter
 from .pushing import push_checkpoint, upload_published
@@ -42,11 +42,6 @@ _LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
 
 _LAST_CALLBACKS = (FiniteLossCallback, CompletionCallback, ThroughputMeter, StopCallback)
 """Last callbacks, in this order: values and files of all others belong to a checkpoint and to its time."""
-
-
-def _callback_order(callback: TrainerCallback) -> int:
-    """Return a key to sort callbacks by; all but the last ones keep the order in which they were added."""
-    return next((place for place, kind in enumerate(_LAST_CALLBACKS) if isinstance(callback, kind)), -1)
 
 
 class IceTrainer(Trainer):
@@ -121,7 +116,9 @@ class IceTrainer(Trainer):
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Add a callback, before those that have to be the last."""
         super().add_callback(callback)
-        self.callback_handler.callbacks.sort(key=_callback_order)
+        # all but the last ones keep the order in which they were added
+        places = {kind: place for place, kind in enumerate(_LAST_CALLBACKS)}
+        self.callback_handler.callbacks.sort(key=lambda callback: places.get(type(callback), -1))
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -204,7 +201,7 @@ class IceTrainer(Trainer):
                 sampler_fn = self._repeat_images
             loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
             if collate is not None:
-                use_collator(loader, self._get_collator_with_removed_columns(collate, description))
+                unwrap_loader(loader).collate_fn = self._get_collator_with_removed_columns(collate, description)
         shield_workers(loader)
         return loader
 
@@ -267,11 +264,7 @@ class IceTrainer(Trainer):
         processor: Any = self.processing_class
         if processor is not None:
             processor.save_pretrained(folder)
-        self._save_arguments(folder)
-
-    def _save_arguments(self, folder: Path) -> None:
-        """Write the arguments as they were given, but without tokens."""
-        args = copy(self.args)
+        args = copy(self.args)  # as they were given, but without tokens
         args.save_total_limit = self.save_total_limit
         with tokens_hidden(args):
             torch.save(args, folder / TRAINING_ARGS_NAME)
@@ -323,11 +316,7 @@ class IceTrainer(Trainer):
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments of `Trainer` that would not have their documented effect.
-
-    Raises:
-        ValueError: With the reason and the way out.
-    """
+    """Refuse arguments of `Trainer` that would not have their documented effect."""
     if args.label_smoothing_factor:
         raise ValueError(
             f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "

@@ -84,18 +84,8 @@ class WeightAveragingCallback(TrainerCallback):
     """Moving average of the weights during training, which is saved and resumed, and is the final model.
 
     During training `model.safetensors` of a checkpoint holds the average, and its `RAW_WEIGHTS_FILE` the raw
-    weights, so that a resumed run has both exactly. Every process keeps its own average of the same weights.
-
-    Args:
-        decay: See `WeightAverage`; None averages nothing, and only resumes runs that did.
-        is_sharded: Whether a process holds a part of the weights only.
-
-    Attributes:
-        average: The average, during training; else None.
-        checkpoint: Folder that training resumes from, whose weights the model has when training begins.
-
-    Raises:
-        ValueError: If sharded weights are to be averaged.
+    weights, so that a resumed run has both exactly. Every process keeps its own average of the same weights; without a
+    decay, only runs that had one are resumed. `checkpoint` is the folder that training resumes from.
     """
 
     def __init__(self, decay: float | None, is_sharded: bool = False) -> None:

@@ -48,9 +48,9 @@ def as_mapping(result: Mapping[str, Any] | SupportsToDict) -> Mapping[str, Any]:
     return result if isinstance(result, Mapping) else result.to_dict()
 
 
-def box_of(result: Mapping[str, Any]) -> list[int]:
-    """Return the box of an explanation, half-open `xyxy` in pixels."""
-    return [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+def box_of(result: Mapping[str, Any]) -> list[int] | None:
+    """Return the box of an explanation, half-open `xyxy` in pixels, or `None` where nothing was found."""
+    return result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,10 @@ def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
     """Return an overlay with its lines, in the pixels of the image."""
     if picture == "cut_out":
         return cut_out(image, result["mask"])
-    if picture == "mask":
-        return draw_box(outline_mask(image, result["mask"]), box_of(result))
-    return draw_box(overlay_heatmap(image, result["heatmap"]), box_of(result))
+    is_mask = picture == "mask"
+    pixels = outline_mask(image, result["mask"]) if is_mask else overlay_heatmap(image, result["heatmap"])
+    box = box_of(result)
+    return pixels if box is None else drawbox_of(pixels, box)
 
 
 def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:

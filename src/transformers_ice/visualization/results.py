@@ -73,7 +73,7 @@ def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
     is_mask = picture == "mask"
     pixels = outline_mask(image, result["mask"]) if is_mask else overlay_heatmap(image, result["heatmap"])
     box = box_of(result)
-    return pixels if box is None else drawbox_of(pixels, box)
+    return pixels if box is None else draw_box(pixels, box)
 
 
 def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:

@@ -510,3 +510,60 @@ def test_other_parts_than_heads_are_never_drawn_again(tiny_config, tmp_path):
 def test_weights_have_the_mode_of_the_files_next_to_them(tiny_config, tmp_path):
     make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_integers_of_any_type(tiny_config, dtype):
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config), torch.randn(2, 3, 32, 32)
+    expected = model(pixel_values, labels=torch.tensor([1, 2])).loss
+    assert model(pixel_values, labels=torch.tensor([1, 2], dtype=dtype)).loss == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[0, 1, 1], [1, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[2, -1, 0], [1, 0, 0]], [[torch.nan, 0, 1], [1, 0, 0]]],
+    ids=["two classes", "none", "negative", "nan"],
+)
+def test_soft_labels_are_distributions(tiny_config, rows):
+    model = make(IceDeiTForImageClassification, tiny_config)
+    with pytest.raises(ValueError, match="row of each image must sum to 1"):
+        model(torch.randn(2, 3, 32, 32), labels=torch.tensor(rows, dtype=torch.float32))
+
+
+def test_several_classes_an_image_are_refused_in_training_only(tiny_config):
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config), torch.randn(1, 3, 32, 32)
+    model.config.problem_type = "multi_label_classification"
+    assert model(pixel_values).loss is None
+    with pytest.raises(ValueError, match=r"`problem_type` must be None or .*multi_label"):
+        model(pixel_values, labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("model_class", [IceDeiTModel, IceDeiTForImageClassification])
+def test_no_attention_mask_is_taken_and_none_is_fine(tiny_config, model_class):
+    model, pixel_values = make(model_class, tiny_config), torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(pixel_values, attention_mask=None)[0], model(pixel_values)[0])
+    with pytest.raises(ValueError, match="`attention_mask` must be None"):
+        model(pixel_values, attention_mask=torch.ones(1, 17))
+
+
+@pytest.mark.parametrize("model_class", [IceDeiTModel, IceDeiTForImageClassification])
+@pytest.mark.parametrize("strategy", [None, "background", "top_k", "attentiveness"])
+def test_a_batch_without_images_is_refused(tiny_config, model_class, strategy):
+    model = make(
+        model_class, IceDeiTConfig(**{**tiny_config.to_dict(), "pruning_strategy": strategy, "pruning_layers": [1]})
+    )
+    with pytest.raises(ValueError, match="at least one image, got an empty batch"):
+        model(torch.zeros(0, 3, 32, 32))
+
+
+def test_a_loss_that_does_not_train_the_returned_logits_says_so(tiny_config, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers_ice.ice_deit.modeling_ice_deit.logger.warning_once", said.append)
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config).train(), torch.randn(1, 3, 32, 32)
+    for changes in ({"logits_source": "patch"}, {"logits_source": "cls", "cls_loss_weight": 1.0}):
+        vars(model.config).update(changes)
+        model(pixel_values, labels=torch.tensor([1]))
+        assert not said
+    model.config.cls_loss_weight = 0.0
+    model(pixel_values, labels=torch.tensor([1]))
+    assert 'model.config.logits_source = "patch"' in said[0]

@@ -10,9 +10,12 @@ import base64
 import binascii
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from http.client import HTTPException
+from importlib import import_module
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -22,11 +25,20 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
 
-__all__ = ["IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
+__all__ = ["FORMATS", "IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
 
-_FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-IMAGE_ENDINGS = frozenset(f".{name}" for name in _FORMATS.split())
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""Pillow's names of the formats that are decoded; it knows many more, and some of them run other programs.
+
+AVIF where Pillow was built with it, HEIF (the photographs of phones) where `pillow-heif` is installed.
+"""
+
+_NAMES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp")
+IMAGE_ENDINGS = frozenset(f".{name}" for name in _NAMES)
 """Lower-case endings, with their dot, of the files that count as images in a folder."""
+
+MAX_PIXELS = 89_478_485  # as far as Pillow reads without a warning; the maps of one image then take some 2 GB
+MAX_SIDE = 65_535  # that of JPEG
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
@@ -48,18 +60,33 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     name = _name_of(source)
     stream = _open_source(source, name, timeout)
     try:
-        image = stream if isinstance(stream, Image.Image) else Image.open(stream)
-        image.load()
+        image = stream if isinstance(stream, Image.Image) else _open(stream)
+        is_too_large = image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE
+        if not is_too_large:
+            image.load()
     except Exception as error:  # a damaged file can fail anywhere inside a decoder
         raise ValueError(
-            f"Cannot read the image {name}: {error}. Expected a complete image file of a format that Pillow reads; "
-            "replace the file or leave it out."
+            f"Cannot read the image {name}: {error}. Expected a complete file of one of the formats "
+            f"{', '.join(FORMATS)} (AVIF as Pillow was built, HEIF with pillow-heif). Replace it or leave it out."
         ) from error
+    if is_too_large:
+        raise ValueError(
+            f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read, and "
+            f"{MAX_SIDE:,} on a side. Make it smaller."
+        )
     try:
         is_upright = image.getexif().get(_ORIENTATION, 1) == 1
         return image if is_upright else ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data, but the pixels are whole: shown as every viewer shows them
         return image
+
+
+def _open(stream: Any) -> Image.Image:
+    """Return an image whose header was read, and nothing decoded; other formats are not even tried."""
+    with suppress(ImportError):  # optional, and not a dependency of a checkpoint
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def read_rgb(
@@ -88,7 +115,7 @@ def _name_of(source: Any) -> str:
 def _open_source(source: Any, name: str, timeout: float | None) -> Any:
     """Return what `PIL.Image.open` takes, or a PIL image."""
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+        source = source["bytes"] if source.get("bytes") is not None else _row_path(source.get("path"))
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, bytes | bytearray):
@@ -103,7 +130,7 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         return source
     encoded = source.partition(",")[2] if source.startswith("data:") else source
     try:
-        return BytesIO(base64.b64decode(encoded, validate=True))
+        return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))  # line breaks are usual in it
     except (binascii.Error, ValueError) as error:
         raise ValueError(
             f"Cannot find the image {name}. Expected an existing file, a URL that starts with http:// or https://, or "
@@ -111,11 +138,21 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         ) from error
 
 
+def _row_path(path: Any) -> str:
+    """Return the file that a row of a data set names; a stranger's row must not make this machine ask addresses."""
+    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
+        raise ValueError(f"A row of a data set must hold the bytes of an image, or the path of a file, got {path!r}.")
+    return os.fspath(path)
+
+
 def _download(url: str, timeout: float | None) -> bytes:
     """Return the content at a URL."""
-    # Not through huggingface_hub, whose offline mode is about the Hub. Some servers refuse Python's own agent name.
-    request = Request(url, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
     try:
+        parts = urlsplit(url.strip())
+        host = parts.netloc.encode("idna").decode("ascii")
+        address = quote(parts._replace(netloc=host).geturl(), safe="!#$%&'()*+,/:;=?@[]~")  # spaces, umlauts
+        # not through huggingface_hub, whose offline mode is about the Hub; some servers refuse Python's own agent name
+        request = Request(address, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
         with urlopen(request, timeout=timeout) as response:
             return response.read()
     except (OSError, ValueError, HTTPException) as error:

@@ -48,7 +48,8 @@ def resolve_model_name(name: str) -> str:
             return str(sample_folder("checkpoints", name.partition("/")[2]))
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
     if path.is_dir():
-        _check_config(path / "config.json")
+        for file, kind in (("config.json", "model_type"), ("preprocessor_config.json", "image_processor_type")):
+            _check_json(path / file, kind)
         return str(path) if name.startswith("~") else name
     # "owner/name" may be on the Hub, unless a folder `owner` exists here: then it is more likely a typo
     if not is_path and not ("/" in name and path.parent.is_dir()):
@@ -59,16 +60,16 @@ def resolve_model_name(name: str) -> str:
     raise ValueError(f"A model must be a folder or a Hub id (owner/name), got {name!r}: no such folder. {hint}")
 
 
-def _check_config(file: Path) -> None:
-    """Refuse a `config.json` that holds no JSON object: transformers would end in an error of Python."""
+def _check_json(file: Path, kind: str) -> None:
+    """Refuse a file that holds no JSON object with a type: transformers would end in an error of Python."""
     if not file.is_file():
         return
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is no JSON: {error}. Download it again.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_type", ""), str):
-        raise ValueError(f"{str(file)!r} must hold an object with a `model_type`, got {str(content)[:80]}.")
+    if not isinstance(content, dict) or not isinstance(content.get(kind, ""), str):
+        raise ValueError(f"{str(file)!r} must hold an object with a `{kind}`, got {str(content)[:80]}.")
 
 
 def resolve_ice_model_name(name: str) -> str:

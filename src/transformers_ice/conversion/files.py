@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..ice_deit.weight_checks import WEIGHT_FILES, refuse_impostors, shards_of
+from ..ice_deit.weight_checks import WEIGHT_FILES, refuse_impostors, shards_of, some_names
 
 
 __all__ = ["ALLOWED_GLOBALS", "read_checkpoint", "read_json"]
@@ -62,7 +62,7 @@ def read_json(path: str | Path) -> Any:
     """Return the content of an existing JSON file; raise a `ValueError` if it is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{str(path)!r} must be a JSON file, but it cannot be parsed: {error}") from error
 
 
@@ -139,5 +139,7 @@ def _check_tensors(weights: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
     """Refuse a state dict in which something is not a tensor; it could not be accounted for."""
     strangers = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
     if strangers or not weights:
-        raise ValueError(f"The weights in {str(file)!r} must all be tensors, got {strangers or 'none at all'}.")
+        raise ValueError(
+            f"The weights in {str(file)!r} must all be tensors, got {some_names(strangers) or 'none at all'}."
+        )
     return {str(key): value.detach() for key, value in weights.items()}

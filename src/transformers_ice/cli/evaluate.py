@@ -20,21 +20,25 @@ The first command takes about two minutes on two cores (AMD EPYC, Turin).
 
 from __future__ import annotations
 
+import datetime
+import inspect
 import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
+from .. import __version__
 from ..console.exits import command
 from ..console.output_files import check_outputs, make_folder, write_json, write_text
-from ..data.benchmarks import load_evaluation_set
+from ..data.benchmarks import EVALUATION_SETS, load_evaluation_set
 from ..data.benchmarks.examples import EvaluationSet
 from ..evaluation import (
     BENCHMARKS,
@@ -48,9 +52,13 @@ from ..evaluation import (
     Protocol,
     Result,
     RowStore,
+    UndefinedExamplesError,
+    check_choices,
+    left_out,
     load_checkpoint,
     markdown_table,
     measure_costs,
+    missing_annotations,
     parse_evaluation_arguments,
     randomization_similarity,
     results_as_json,
@@ -115,18 +123,18 @@ def fits(checkpoint: Checkpoint, method: str) -> bool:
     return method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
 
 
-def first_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
-    """Return the inputs of a checkpoint for the first examples."""
-    return InputBatch(checkpoint, [dataset[index] for index in range(min(count, len(dataset)))], protocol)
+def spread_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
+    """Return the inputs of a checkpoint for examples at equal distances: many sets are sorted by class."""
+    return InputBatch(checkpoint, list(dataset.spread(count)), protocol)
 
 
 def measure(
     checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
 ) -> dict[tuple[str, str], Cost]:
-    """Time every method on every checkpoint that it fits, on a batch of the first images."""
+    """Time every method on every checkpoint that it fits, on one batch."""
     costs = {}
-    for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
+    for checkpoint in tqdm(checkpoints, desc="measuring costs", unit="checkpoint"):
+        pixels = spread_batch(checkpoint, dataset, count, protocol).pixel_values
         fitting = [method for method in methods if fits(checkpoint, method)]
         for method, cost in measure_costs(checkpoint.model, pixels, fitting).items():
             costs[(checkpoint.name, method)] = cost
@@ -139,7 +147,7 @@ def check_sanity(
     """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
     similarity = {}
     for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
+        pixels = spread_batch(checkpoint, dataset, count, protocol).pixel_values
         fitting = [method for method in methods if fits(checkpoint, method)]
         similarity[checkpoint.name] = {
             method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
@@ -156,14 +164,18 @@ def draw_methods(
     count: int,
     file: Path,
 ) -> None:
-    """Draw the maps of all methods on the first images."""
+    """Draw the maps of all methods on a few images; those that are undefined have none."""
     maps: dict[str, list[np.ndarray]] = {}
-    batch = first_batch(checkpoints[0], dataset, count, protocol)
+    batch = spread_batch(checkpoints[0], dataset, count, protocol)
     for checkpoint in checkpoints:
         inputs = InputBatch(checkpoint, batch.examples, protocol)
         for method in methods:
             if fits(checkpoint, method):
-                pixels = score_maps(ExplainedBatch(inputs, method).relevance(), method, inputs.input_size)
+                try:
+                    relevance = ExplainedBatch(inputs, method).relevance()
+                except UndefinedExamplesError:
+                    continue
+                pixels = score_maps(relevance, method, inputs.input_size)
                 maps[f"{checkpoint.name}: {method}"] = [
                     _on_image(grid, example.image.size, is_hard=EXPLAINERS[method].is_hard)
                     for grid, example in zip(pixels, inputs.examples, strict=True)
@@ -183,13 +195,34 @@ def draw_scores(results: Sequence[Result], file: Path) -> None:
     scores: dict[str, dict[str, tuple[float, float, float]]] = {}
     for result in results:
         for name, interval in result.scores.items():
-            if result.method and name in SCORES:
+            if result.method and SCORES.get(name, ("", None))[1] is not None and not math.isnan(interval.value):
                 bars = scores.setdefault(name, {})
                 bars[f"{result.checkpoint}: {result.method}"] = (interval.value, interval.low, interval.high)
     if scores:
-        better = {True: "larger is better", False: "smaller is better"}
-        headings = {name: f"{SCORES[name][0]} ({better[SCORES[name][1]]})" for name in SCORES if name in scores}
+        better = {name: "larger" if SCORES[name][1] else "smaller" for name in scores}
+        headings = {name: f"{SCORES[name][0]} ({better[name]} is better)" for name in SCORES if name in scores}
         save_figure(score_bars(scores, headings), file)
+
+
+def describe_run(arguments: EvaluationArguments, dataset: EvaluationSet, protocol: Protocol) -> str:
+    """Return data, split, number of images, settings, versions and date: the header of the table."""
+    name = arguments.dataset_name or ("folder" if arguments.data_dir else "scenes")
+    parameter = inspect.signature(EVALUATION_SETS[name].build).parameters.get("split")
+    split = arguments.split or (parameter.default if parameter else None) or "published"
+    sample = "all" if arguments.limit is None else f"limit {arguments.limit}, at equal distances"
+    sample = sample.replace("at equal distances", "the first ones") if name == "scenes" else sample
+    changed = [
+        f"{field.name} {getattr(protocol, field.name)}"
+        for field in fields(Protocol)
+        if getattr(protocol, field.name) != field.default
+    ]
+    versions = f"transformers-ice {__version__}, torch {torch.__version__}, python {sys.version.split()[0]}"
+    options = "".join(f", {option}" for option in arguments.dataset_options)
+    return (
+        f"{len(dataset)} images of {dataset.name} (set {name}, split {split}{options}; {sample}). Intervals: 95 %, "
+        f"{arguments.num_resamples} bootstrap resamples. Protocol: {', '.join(changed) or 'default'}. {versions}, "
+        f"{datetime.datetime.now(datetime.timezone.utc).date()}."
+    )
 
 
 def write_report(
@@ -199,10 +232,18 @@ def write_report(
     methods: Sequence[str],
     protocol: Protocol,
     results: Sequence[Result],
+    notes: Sequence[str],
 ) -> str:
     """Measure costs, write everything into the output folder and return the table."""
-    output_dir, parts = Path(arguments.output_dir), (checkpoints, dataset, methods, protocol)
+    output_dir = Path(arguments.output_dir)
+    # a method that failed everywhere has no cost, and no figure
+    working = {result.method for result in results if not result.error}
+    methods = [method for method in methods if method in working]
+    parts = (checkpoints, dataset, methods, protocol)
+    header = describe_run(arguments, dataset, protocol)
     report = {
+        "description": header,
+        "notes": list(notes),
         "dataset": {"name": dataset.name, "num_examples": len(dataset)},
         "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints},
         "settings": asdict(arguments),
@@ -218,7 +259,7 @@ def write_report(
     if arguments.num_pictures:
         draw_scores(results, output_dir / "scores.png")
         draw_methods(*parts, arguments.num_pictures, output_dir / "methods.png")
-    return text_table(results, costs)
+    return f"{header}\n\n{text_table(results, costs, notes)}"
 
 
 def write_results(
@@ -226,7 +267,7 @@ def write_results(
 ) -> None:
     """Write `results.json` and `table.md`."""
     write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
-    write_text(output_dir / "table.md", markdown_table(results, costs))
+    write_text(output_dir / "table.md", markdown_table(results, costs, report["notes"], report["description"]))
 
 
 def parse_device(name: str) -> torch.device:
@@ -237,35 +278,55 @@ def parse_device(name: str) -> torch.device:
         raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
-def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
-    """Run the benchmarks and write everything; return the text to print, in the first process."""
+def choose_benchmarks(arguments: EvaluationArguments, dataset: EvaluationSet) -> tuple[list[str], list[str]]:
+    """Return the benchmarks to run, of "all" those that the data allow, and a note on each of the others."""
+    if arguments.benchmark != ["all"]:
+        return arguments.benchmark, []
+    missing = {name: missing_annotations(name, dataset) for name in BENCHMARKS}
+    possible = [name for name, lacking in missing.items() if not lacking]
+    if not possible:
+        raise ValueError(f"`benchmarks` need labels, masks or boxes, and {dataset.name!r} has none of them.")
+    notes = [f"{name} is left out: {dataset.name} has no {', '.join(own)}." for name, own in missing.items() if own]
+    return possible, notes
+
+
+def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> tuple[str, bool] | None:
+    """Run the benchmarks and write everything; return the text to print and success, in the first process."""
     state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
     methods = choose_methods(arguments.explainers)
-    benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
+    named = [] if arguments.benchmark == ["all"] else arguments.benchmark
+    check_choices(named or list(BENCHMARKS), methods)  # before anything is loaded
     outputs = [make_folder(arguments.output_dir) / name for name in OUTPUTS]
     is_file = arguments.data_dir is not None and Path(arguments.data_dir).is_file()
     check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
     checkpoints = load_models(arguments, device)
-    dataset = load_data(arguments, checkpoints, benchmarks)
+    dataset = load_data(arguments, checkpoints, named)
+    benchmarks, notes = choose_benchmarks(arguments, dataset)
+    notes += left_out(checkpoints, dataset, benchmarks, methods, protocol)
     store = RowStore(Path(arguments.output_dir) / "rows")
     sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)
     results = run_benchmarks(checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes)
     if not state.is_main_process:
         return None
-    table = write_report(arguments, checkpoints, dataset, methods, protocol, results)
-    return f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}"
+    table = write_report(arguments, checkpoints, dataset, methods, protocol, results, notes)
+    is_complete = not any(result.error for result in results)
+    return f"\n{table}\n\nEverything is in {arguments.output_dir}", is_complete
 
 
 @command(stopped="Stopped. The rows so far are kept; the same command resumes.")
 def main(argv: list[str]) -> int:
     """Run the evaluation of the command line; return the exit code."""
     arguments, protocol = parse_evaluation_arguments(argv, __doc__)
-    table = evaluate(arguments, protocol)
-    if table is not None:
-        print(table)
-    return 0
+    finished = evaluate(arguments, protocol)
+    if finished is None:
+        return 0
+    table, is_complete = finished
+    print(table)
+    if not is_complete:
+        print("Error: some rows have no scores; the notes below the table say why.", file=sys.stderr)
+    return 0 if is_complete else 1
 
 
 if __name__ == "__main__":

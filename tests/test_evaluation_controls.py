@@ -285,7 +285,7 @@ def test_notes_name_what_does_not_beat_a_control(score, sign):
         result("other", sign * 0.1, [sign * 0.1] * 2, score, checkpoint="alone"),  # without controls of its own
     ]
     (note,) = [note for note in result_notes(results) if "not better" in note]
-    assert "the control `center_ellipse`" in note
+    assert "the best control, `center_ellipse`" in note
     assert "`same`" in note
     assert "`good`" not in note
     assert "alone" not in note

@@ -210,8 +210,8 @@ def _not_beating(cells: Mapping[Key, Interval], control: Key, larger_is_better: 
         sign = 1 if larger_is_better else -1
         is_better = sign * difference.value > 0 and not difference.holds_zero
         if key[1] not in _NOT_COMPETING and not is_better:
-            worse.append(f"`{key[1]}` ({_cell(difference)})")
-    return f"not better than the control `{control[1]}`, with the difference: {', '.join(worse)}." if worse else ""
+            worse.append(f"`{key[1]}` {_cell(difference)}")
+    return f"not better than the best control, `{control[1]}`; the difference: {', '.join(worse)}." if worse else ""
 
 
 def results_as_json(results: Sequence[Result], costs: Costs | None = None) -> list[dict[str, Any]]:

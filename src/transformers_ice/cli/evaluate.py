@@ -25,8 +25,8 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,15 @@ COST_BATCH = 16  # images on which the time and the memory of the methods are me
 OUTPUTS = ("results.json", "table.md", "scores.png", "methods.png")
 
 
-def load_models(arguments: EvaluationArguments, device: torch.device) -> list[Checkpoint]:
-    """Load every checkpoint under its name."""
-    # a folder may have an equals sign in its own name
-    named = ["=" in model and not Path(model).is_dir() for model in arguments.models]
-    pairs = [
-        model.partition("=")[::2] if has_name else ("", model)
-        for model, has_name in zip(arguments.models, named, strict=True)
-    ]
-    return [load_checkpoint(path, name or None, device) for name, path in pairs]
+def load_models(models: Sequence[str], device: torch.device) -> list[Checkpoint]:
+    """Load every checkpoint, given as FOLDER or NAME=FOLDER."""
+    checkpoints = []
+    for model in models:
+        name, separator, path = model.partition("=")
+        # a folder may have an equals sign in its own name
+        has_name = separator and not Path(model).is_dir()
+        checkpoints.append(load_checkpoint(*((path, name or None) if has_name else (model, None)), device))
+    return checkpoints
 
 
 def load_data(
@@ -100,9 +100,8 @@ def load_data(
         key, _, value = option.partition("=")
         if not value:
             raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
-        options[key] = (
-            json.loads(value) if value in ("true", "false") or value.removeprefix("-").isdecimal() else value
-        )
+        is_plain = value in ("true", "false") or value.removeprefix("-").isdecimal()
+        options[key] = json.loads(value) if is_plain else value
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")
     if name == "scenes":
         size = checkpoints[0].model.config.image_size
@@ -112,76 +111,68 @@ def load_data(
     return load_evaluation_set(name, arguments.data_dir, arguments.split, arguments.limit, needs, **options)
 
 
-def choose_methods(names: Sequence[str]) -> list[str]:
-    """Return the chosen methods; "all" means every explainer and the ceiling."""
-    chosen = [method for name in names for method in ([*EXPLAINERS, CEILING] if name == "all" else [name])]
-    return list(dict.fromkeys(chosen))
+def parse_device(name: str) -> torch.device:
+    """Return a device by its name."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
-def fits(checkpoint: Checkpoint, method: str) -> bool:
-    """Return whether a registered explainer works on a checkpoint."""
-    return method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
+@dataclass(frozen=True)
+class Evaluation:
+    """Checkpoints, data and methods of a run, for what is measured and drawn on a few images."""
 
+    checkpoints: Sequence[Checkpoint]
+    dataset: EvaluationSet
+    methods: Sequence[str]
+    protocol: Protocol
 
-def spread_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
-    """Return the inputs of a checkpoint for examples at equal distances: many sets are sorted by class."""
-    return InputBatch(checkpoint, list(dataset.spread(count)), protocol)
+    def batches(self, count: int, description: str = "") -> Iterator[tuple[Checkpoint, InputBatch, list[str]]]:
+        """Yield every checkpoint with its inputs for a few examples and the explainers that work on it."""
+        examples = list(self.dataset.spread(count))  # at equal distances: many sets are sorted by class
+        for checkpoint in tqdm(self.checkpoints, description, unit="checkpoint", disable=not description):
+            fitting = [
+                method
+                for method in self.methods
+                if method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
+            ]
+            yield checkpoint, InputBatch(checkpoint, examples, self.protocol), fitting
 
+    def measure(self, count: int) -> dict[tuple[str, str], Cost]:
+        """Time every method on every checkpoint that it fits."""
+        costs = {}
+        for checkpoint, batch, methods in self.batches(count, "measuring costs"):
+            for method, cost in measure_costs(checkpoint.model, batch.pixel_values, methods).items():
+                costs[(checkpoint.name, method)] = cost
+        return costs
 
-def measure(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
-) -> dict[tuple[str, str], Cost]:
-    """Time every method on every checkpoint that it fits, on one batch."""
-    costs = {}
-    for checkpoint in tqdm(checkpoints, desc="measuring costs", unit="checkpoint"):
-        pixels = spread_batch(checkpoint, dataset, count, protocol).pixel_values
-        fitting = [method for method in methods if fits(checkpoint, method)]
-        for method, cost in measure_costs(checkpoint.model, pixels, fitting).items():
-            costs[(checkpoint.name, method)] = cost
-    return costs
+    def check_sanity(self, count: int) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
+        similarity = {}
+        for checkpoint, batch, methods in self.batches(count, "checking sanity"):
+            similarity[checkpoint.name] = {
+                method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
+                for method, stages in randomization_similarity(checkpoint.model, batch.pixel_values, methods).items()
+            }
+        return similarity
 
-
-def check_sanity(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
-    similarity = {}
-    for checkpoint in checkpoints:
-        pixels = spread_batch(checkpoint, dataset, count, protocol).pixel_values
-        fitting = [method for method in methods if fits(checkpoint, method)]
-        similarity[checkpoint.name] = {
-            method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
-            for method, stages in randomization_similarity(checkpoint.model, pixels, fitting).items()
-        }
-    return similarity
-
-
-def draw_methods(
-    checkpoints: Sequence[Checkpoint],
-    dataset: EvaluationSet,
-    methods: Sequence[str],
-    protocol: Protocol,
-    count: int,
-    file: Path,
-) -> None:
-    """Draw the maps of all methods on a few images; those that are undefined have none."""
-    maps: dict[str, list[np.ndarray]] = {}
-    batch = spread_batch(checkpoints[0], dataset, count, protocol)
-    for checkpoint in checkpoints:
-        inputs = InputBatch(checkpoint, batch.examples, protocol)
-        for method in methods:
-            if fits(checkpoint, method):
+    def draw_methods(self, count: int, file: Path) -> None:
+        """Draw the maps of all methods; those that are undefined have none."""
+        maps: dict[str, list[np.ndarray]] = {}
+        for checkpoint, batch, methods in self.batches(count):
+            for method in methods:
                 try:
-                    relevance = ExplainedBatch(inputs, method).relevance()
+                    relevance = ExplainedBatch(batch, method).relevance()
                 except UndefinedExamplesError:
                     continue
-                pixels = score_maps(relevance, method, inputs.input_size)
+                pixels = score_maps(relevance, method, batch.input_size)
                 maps[f"{checkpoint.name}: {method}"] = [
                     _on_image(grid, example.image.size, is_hard=EXPLAINERS[method].is_hard)
-                    for grid, example in zip(pixels, inputs.examples, strict=True)
+                    for grid, example in zip(pixels, batch.examples, strict=True)
                 ]
-    truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
-    save_figure(method_panel([np.asarray(example.image) for example in batch.examples], maps, truths), file)
+        truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
+        save_figure(method_panel([np.asarray(example.image) for example in batch.examples], maps, truths), file)
 
 
 def _on_image(grid: torch.Tensor, size: tuple[int, int], is_hard: bool) -> np.ndarray:
@@ -209,73 +200,50 @@ def describe_run(arguments: EvaluationArguments, dataset: EvaluationSet, protoco
     name = arguments.dataset_name or ("folder" if arguments.data_dir else "scenes")
     parameter = inspect.signature(EVALUATION_SETS[name].build).parameters.get("split")
     split = arguments.split or (parameter.default if parameter else None) or "published"
-    sample = "all" if arguments.limit is None else f"limit {arguments.limit}, at equal distances"
-    sample = sample.replace("at equal distances", "the first ones") if name == "scenes" else sample
-    changed = [
-        f"{field.name} {getattr(protocol, field.name)}"
-        for field in fields(Protocol)
-        if getattr(protocol, field.name) != field.default
-    ]
+    split = ", ".join(["" if name == "folder" else f"split {split}", *arguments.dataset_options]).strip(", ")
+    order = "the first ones" if name == "scenes" else "at equal distances"
+    sample = "all" if arguments.limit is None else f"limit {arguments.limit}, {order}"
+    standard = {field.name: field.default for field in fields(Protocol)}
+    changed = [f"{key} {value}" for key, value in asdict(protocol).items() if value != standard[key]]
     versions = f"transformers-ice {__version__}, torch {torch.__version__}, python {sys.version.split()[0]}"
-    options = "".join(f", {option}" for option in arguments.dataset_options)
     return (
-        f"{len(dataset)} images of {dataset.name} (set {name}, split {split}{options}; {sample}). Intervals: 95 %, "
-        f"{arguments.num_resamples} bootstrap resamples. Protocol: {', '.join(changed) or 'default'}. {versions}, "
-        f"{datetime.datetime.now(datetime.timezone.utc).date()}."
+        f"{len(dataset)} images of {dataset.name} ({'; '.join(filter(None, (f'set {name}', split, sample)))}). "
+        f"Intervals: 95 %, {arguments.num_resamples} bootstrap resamples. Protocol: {', '.join(changed) or 'default'}. "
+        f"{versions}, {datetime.datetime.now(datetime.timezone.utc).date()}."
     )
 
 
 def write_report(
-    arguments: EvaluationArguments,
-    checkpoints: Sequence[Checkpoint],
-    dataset: EvaluationSet,
-    methods: Sequence[str],
-    protocol: Protocol,
-    results: Sequence[Result],
-    notes: Sequence[str],
+    arguments: EvaluationArguments, evaluation: Evaluation, results: Sequence[Result], notes: Sequence[str]
 ) -> str:
     """Measure costs, write everything into the output folder and return the table."""
-    output_dir = Path(arguments.output_dir)
-    # a method that failed everywhere has no cost, and no figure
-    working = {result.method for result in results if not result.error}
-    methods = [method for method in methods if method in working]
-    parts = (checkpoints, dataset, methods, protocol)
-    header = describe_run(arguments, dataset, protocol)
+    output_dir, costs = Path(arguments.output_dir), dict[tuple[str, str], Cost]()
+    header = describe_run(arguments, evaluation.dataset, evaluation.protocol)
     report = {
         "description": header,
         "notes": list(notes),
-        "dataset": {"name": dataset.name, "num_examples": len(dataset)},
-        "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints},
+        "dataset": {"name": evaluation.dataset.name, "num_examples": len(evaluation.dataset)},
+        "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in evaluation.checkpoints},
         "settings": asdict(arguments),
-        "protocol": asdict(protocol),
-        "machine": describe_machine(checkpoints[0].model.device),
+        "protocol": asdict(evaluation.protocol),
+        "machine": describe_machine(evaluation.checkpoints[0].model.device),
     }
-    write_results(output_dir, report, results, {})  # first: the steps below need more memory and may fail
+
+    def write() -> None:
+        write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
+        write_text(output_dir / "table.md", markdown_table(results, costs, notes, header))
+
+    write()  # first: the steps below need more memory and may fail
     count = min(COST_BATCH, arguments.batch_size)
-    costs = measure(*parts, count) if arguments.measure_cost else {}
+    if arguments.measure_cost:
+        costs = evaluation.measure(count)
     if arguments.check_sanity:
-        report["sanity"] = check_sanity(*parts, count)
-    write_results(output_dir, report, results, costs)
+        report["sanity"] = evaluation.check_sanity(count)
+    write()
     if arguments.num_pictures:
         draw_scores(results, output_dir / "scores.png")
-        draw_methods(*parts, arguments.num_pictures, output_dir / "methods.png")
+        evaluation.draw_methods(arguments.num_pictures, output_dir / "methods.png")
     return f"{header}\n\n{text_table(results, costs, notes)}"
-
-
-def write_results(
-    output_dir: Path, report: dict[str, Any], results: Sequence[Result], costs: dict[tuple[str, str], Cost]
-) -> None:
-    """Write `results.json` and `table.md`."""
-    write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
-    write_text(output_dir / "table.md", markdown_table(results, costs, report["notes"], report["description"]))
-
-
-def parse_device(name: str) -> torch.device:
-    """Return a device by its name."""
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
 def choose_benchmarks(arguments: EvaluationArguments, dataset: EvaluationSet) -> tuple[list[str], list[str]]:
@@ -295,13 +263,15 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> tuple[str, b
     state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
-    methods = choose_methods(arguments.explainers)
+    every = [*EXPLAINERS, CEILING]
+    methods = [method for name in arguments.explainers for method in (every if name == "all" else [name])]
+    methods = list(dict.fromkeys(methods))
     named = [] if arguments.benchmark == ["all"] else arguments.benchmark
     check_choices(named or list(BENCHMARKS), methods)  # before anything is loaded
     outputs = [make_folder(arguments.output_dir) / name for name in OUTPUTS]
     is_file = arguments.data_dir is not None and Path(arguments.data_dir).is_file()
     check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
-    checkpoints = load_models(arguments, device)
+    checkpoints = load_models(arguments.models, device)
     dataset = load_data(arguments, checkpoints, named)
     benchmarks, notes = choose_benchmarks(arguments, dataset)
     notes += left_out(checkpoints, dataset, benchmarks, methods, protocol)
@@ -310,9 +280,10 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> tuple[str, b
     results = run_benchmarks(checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes)
     if not state.is_main_process:
         return None
-    table = write_report(arguments, checkpoints, dataset, methods, protocol, results, notes)
-    is_complete = not any(result.error for result in results)
-    return f"\n{table}\n\nEverything is in {arguments.output_dir}", is_complete
+    # a method that failed everywhere has no cost, and no figure
+    methods = [method for method in methods if any(result.method == method and not result.error for result in results)]
+    table = write_report(arguments, Evaluation(checkpoints, dataset, methods, protocol), results, notes)
+    return f"\n{table}\n\nEverything is in {arguments.output_dir}", not any(result.error for result in results)
 
 
 @command(stopped="Stopped. The rows so far are kept; the same command resumes.")

@@ -83,7 +83,7 @@ def test_scenes_give_a_table_a_file_and_pictures(models, tmp_path, capsys):
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
     header, _, rest = (tmp_path / "table.md").read_text().partition("\n\n")
     assert header.startswith(
-        "6 images of scenes (set scenes, split test; limit 6, the first ones). Intervals: 95 %, 5 "
+        "6 images of scenes (set scenes; split test; limit 6, the first ones). Intervals: 95 %, 5 "
     )
     assert f"torch {torch.__version__}" in header
     assert f"{datetime.datetime.now(datetime.timezone.utc).year}-" in header

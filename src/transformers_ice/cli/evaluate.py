@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -205,11 +206,12 @@ def describe_run(arguments: EvaluationArguments, dataset: EvaluationSet, protoco
     sample = "all" if arguments.limit is None else f"limit {arguments.limit}, {order}"
     standard = {field.name: field.default for field in fields(Protocol)}
     changed = [f"{key} {value}" for key, value in asdict(protocol).items() if value != standard[key]]
-    versions = f"transformers-ice {__version__}, torch {torch.__version__}, python {sys.version.split()[0]}"
+    details = "; ".join(part for part in (f"set {name}", split, sample) if part)
     return (
-        f"{len(dataset)} images of {dataset.name} ({'; '.join(filter(None, (f'set {name}', split, sample)))}). "
-        f"Intervals: 95 %, {arguments.num_resamples} bootstrap resamples. Protocol: {', '.join(changed) or 'default'}. "
-        f"{versions}, {datetime.datetime.now(datetime.timezone.utc).date()}."
+        f"{len(dataset)} images of {dataset.name} ({details}). Intervals: 95 %, {arguments.num_resamples} bootstrap "
+        f"resamples. Protocol: {', '.join(changed) or 'default'}. transformers-ice {__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, python {sys.version.split()[0]}, "
+        f"{datetime.datetime.now(datetime.timezone.utc).date()}."
     )
 
 

@@ -198,8 +198,12 @@ class Localization(Benchmark):
         ]
         truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
         inside = [_inside_boxes(own, size) for own in boxes]
-        scores = {"swept": (maps, boxes), "fixed": (predictions, truths), "pointing": (maps, inside)}
-        return {**scores, "empty": empty}
+        return {
+            "swept": (maps, boxes),
+            "fixed": (predictions, truths),
+            "pointing": (maps, inside),
+            "empty": empty,
+        }
 
 
 def _some_boxes(example: Example) -> np.ndarray:

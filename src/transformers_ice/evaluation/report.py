@@ -221,7 +221,7 @@ def results_as_json(results: Sequence[Result], costs: Costs | None = None) -> li
         results: What `run_benchmarks` returned.
         costs: Cost by (checkpoint, method).
     """
-    cells, lines = _lines(results), {}
+    cells, lines = _lines(results), dict[Key, dict[str, Any]]()
     differences = {name: _differences(name, cells) for name in SCORES}
     for result in results:
         key = (result.checkpoint, result.method)

@@ -2,8 +2,8 @@
 """A `python` that starts in milliseconds: programs run in forks of a process that has imported the heavy libraries.
 
 Importing torch and transformers takes seconds of every short program, and the documents start dozens of them.
-`WarmPython` starts one server; its folder `bin` holds a `python` that passes arguments, working directory, environment
-and the three standard streams to the server, which forks. A program shares nothing with the one before.
+`WarmPython` starts one server; its folder `bin` holds `transformers-ice` and a `python` that passes arguments, working
+directory, environment and the three standard streams to the server, which forks. Programs share nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class WarmPython:
         self.python = self.bin / "python"
         self.python.write_text(CLIENT.format(python=os.path.realpath(sys.executable), address=address))
         self.python.chmod(0o755)
+        command = self.bin / "transformers-ice"
+        command.write_text(f'#!/bin/sh\nexec {self.python} -m transformers_ice.cli "$@"\n')
+        command.chmod(0o755)
         self.server = subprocess.Popen([sys.executable, __file__, address], stdout=subprocess.PIPE)
         assert self.server.stdout is not None
         self.server.stdout.readline()  # it listens

@@ -32,7 +32,7 @@ __all__ = [
     "PatchExplanation",
     "classify_image",
     "describe_outputs",
-    "localize",
+    "locate_object",
     "read_class_logits",
     "read_output",
     "read_patch_logits",
@@ -53,19 +53,19 @@ class PatchExplanation:
         score: Softmax probability of the class among the classes, in [0, 1]; where nothing was found, the mean
             p(background) of the patches.
         box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the maps: around the largest connected component
-            of foreground patches, the whole image where there is none.
+            of foreground patches; `None` where there is none.
         heatmap: `(height, width)`, float32, in [0, 1]: 1 - p(background), or p(target).
         class_map: `(height, width)`, int64, class of each pixel's patch; `num_labels` is background.
         mask: `(height, width)`, bool, True = foreground.
         foreground_ratio: Ratio of foreground patches, in [0, 1].
         exit_layers: `(height, width)`, int64: the layer before which each pixel's patch was pruned, the number of
             layers where it was kept. `None` if the outputs do not hold it, as those of an exported file may not.
-        class_index: Index of the predicted class; `None` where nothing was found.
+        class_index: Index of the predicted class; `None` with the label "background".
     """
 
     label: str
     score: float
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] | None
     heatmap: np.ndarray
     class_map: np.ndarray
     mask: np.ndarray
@@ -74,9 +74,9 @@ class PatchExplanation:
     class_index: int | None
 
     @property
-    def nothing_found(self) -> bool:
-        """Whether no patch is foreground and no [CLS] classifier names a class (`classify_image`)."""
-        return self.class_index is None
+    def found(self) -> bool:
+        """Whether any patch is foreground. The label may be a class all the same: that of a [CLS] classifier."""
+        return self.box is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `pipeline("patch-explanation")` answers; `box` by the names of its corners."""
@@ -86,7 +86,8 @@ class PatchExplanation:
             "heatmap": self.heatmap,
             "class_map": self.class_map,
             "mask": self.mask,
-            "box": dict(zip(_BOX_NAMES, self.box, strict=True)),
+            "found": self.found,
+            "box": None if self.box is None else dict(zip(_BOX_NAMES, self.box, strict=True)),
             "foreground_ratio": self.foreground_ratio,
             "exit_layers": self.exit_layers,
         }
@@ -107,25 +108,16 @@ def classify_image(image_logits: Tensor, patch_logits: Tensor) -> tuple[Tensor, 
     return label, score
 
 
-def localize(
-    image_logits: Tensor, patch_logits: Tensor, grid_size: tuple[int, int], geometry: ImageGeometry
-) -> dict[str, Tensor]:
-    """Return `scores` `(1,)`, `labels` `(1,)` and `boxes` `(1, 4)` of one image, as object detectors do.
+def locate_object(
+    patch_logits: Tensor, grid_size: tuple[int, int], geometry: ImageGeometry
+) -> tuple[int, int, int, int] | None:
+    """Return the box around the largest component of foreground patches that show any of the image.
 
-    The box, half-open, in pixels of the original image, is around the largest component of foreground patches that
-    show any of the image; the whole image where there is none.
+    `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the original image; `None` where there is no such patch.
     """
-    label, score = classify_image(image_logits, patch_logits)
     foreground = to_grid(class_map(patch_logits) != patch_logits.shape[-1] - 1, grid_size)
     mask = foreground.cpu().numpy() & visible_cells(grid_size, geometry)
-    box = (0, 0, geometry.image_size[1], geometry.image_size[0])
-    if mask.any():
-        box = box_to_image(component_box(largest_component(mask)), grid_size, geometry)
-    return {
-        "scores": score[None],
-        "labels": label[None].to(score.device),
-        "boxes": torch.tensor([box], device=patch_logits.device),
-    }
+    return box_to_image(component_box(largest_component(mask)), grid_size, geometry) if mask.any() else None
 
 
 def read_output(outputs: Any, name: str) -> Any:

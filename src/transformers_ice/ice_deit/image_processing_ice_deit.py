@@ -12,6 +12,7 @@ from operator import index
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
@@ -30,8 +31,9 @@ from .adversarial_normalization import foreground_ratio
 from .explanation_ice_deit import (
     BACKGROUND_LABEL,
     PatchExplanation,
+    classify_image,
     describe_outputs,
-    localize,
+    locate_object,
     read_class_logits,
     read_output,
     read_patch_logits,
@@ -235,8 +237,14 @@ class IceDeiTImageProcessor(PilBackend):
             (background) and as score the mean p(background) of its patches.
         """
         patches = self._patches(outputs, target_sizes)
-        class_logits = read_class_logits(outputs)
-        return [localize(image_logits, *patch) for image_logits, patch in zip(class_logits, patches, strict=True)]
+        results = []
+        for image_logits, (logits, grid_size, geometry) in zip(read_class_logits(outputs), patches, strict=True):
+            label, score = classify_image(image_logits, logits)
+            height, width = geometry.image_size
+            box = locate_object(logits, grid_size, geometry) or (0, 0, width, height)
+            boxes = torch.tensor([box], device=logits.device)
+            results.append({"scores": score[None], "labels": label[None].to(score.device), "boxes": boxes})
+        return results
 
     def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
         """Return for every pixel the layer before which its patch was pruned.
@@ -269,25 +277,25 @@ class IceDeiTImageProcessor(PilBackend):
         Arguments and errors as for `post_process_heatmap`; without `target_sizes` maps and boxes are in patches.
         `id2label` is `model.config.id2label`; by default classes are "LABEL_0" and so on, as transformers names them.
         """
-        patch_logits, _ = read_patch_logits(outputs)
         has_exit_layers = read_output(outputs, "patch_exit_layer") is not None
         exit_layers = self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else None
         heatmaps = self.post_process_heatmap(outputs, target_sizes, target)
         class_maps = self.post_process_semantic_segmentation(outputs, target_sizes)
-        background_index = patch_logits.shape[-1] - 1
+        class_logits = read_class_logits(outputs)
         explanations = []
-        for i, found in enumerate(self.post_process_object_localization(outputs, target_sizes)):
-            index, box = int(found["labels"].item()), found["boxes"][0].tolist()
+        for i, (logits, grid_size, geometry) in enumerate(self._patches(outputs, target_sizes)):
+            label, score = classify_image(class_logits[i], logits)
+            index, background_index = int(label.item()), logits.shape[-1] - 1
             name = f"LABEL_{index}" if id2label is None or index == background_index else id2label[index]
             explanations.append(
                 PatchExplanation(
                     label=BACKGROUND_LABEL if index == background_index else name,
-                    score=found["scores"].item(),
-                    box=tuple(box),
+                    score=score.item(),
+                    box=locate_object(logits, grid_size, geometry),
                     heatmap=heatmaps[i].cpu().numpy(),
                     class_map=class_maps[i].cpu().numpy(),
                     mask=(class_maps[i] != background_index).cpu().numpy(),
-                    foreground_ratio=foreground_ratio(patch_logits[i]).item(),
+                    foreground_ratio=foreground_ratio(logits).item(),
                     exit_layers=None if exit_layers is None else exit_layers[i].cpu().numpy(),
                     class_index=None if index == background_index else index,
                 )

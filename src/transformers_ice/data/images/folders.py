@@ -10,8 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import pandas
-import pyarrow
+import pyarrow.csv
 import pyarrow.json
 from datasets import Dataset, Image, load_dataset
 
@@ -96,8 +95,8 @@ def _check_layout(path: Path, files: Collection[str]) -> None:
         len(inner) == 1 and len(inner[first]) > 1 and "" not in inner[first]
     ):
         raise ValueError(
-            f"The classes would be {shorten(inner)}, by the names of the folders in {path}, which hold the folders "
-            f"{shorten(sorted(inner[first]))}. Did you mean {path / first}?"
+            f"The classes would be {shorten(inner)}, by the names of the folders in {path}. Did you mean "
+            f"{path / first}, which holds {shorten(sorted(inner[first] - {''})) if any(inner[first]) else 'images'}?"
         )
 
 
@@ -109,10 +108,11 @@ def _read_metadata(path: Path, listed: FileList) -> tuple[dict[str, list[Any]], 
     listed.endings -= Counter([file.suffix])
     try:
         if file.suffix == ".csv":
-            table = pyarrow.Table.from_pandas(pandas.read_csv(file, encoding="utf-8-sig"), preserve_index=False)
+            options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(file, parse_options=options)
         else:
             table = pyarrow.json.read_json(file)
-    except (OSError, ValueError) as error:  # those of pandas and pyarrow are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
         raise ValueError(f"{file} cannot be read as a table with a column `file_name`: {error}") from error
     columns = table.to_pydict()
     if "file_name" not in columns:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import datasets
 import pyarrow
 import pyarrow.compute
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from datasets.utils.logging import get_logger
 from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -101,12 +101,16 @@ class StoredImages:
         cells = _cells_of(self.rows, column, extremes_suffice=self.labels.cell_type is int)
         self.labels.check(cells, column, self.split, self.place_of)
 
-    def check_origins(self, column: str) -> None:
+    def check_origins(self) -> None:
         """Raise `ValueError` with file and row if an image of a table has no bytes and may not be read by its path."""
-        if isinstance(self.rows, ShardedRows) or not self.places:
-            return
+        if not isinstance(self.rows, ShardedRows) and self.places:
+            for column, feature in self.rows.features.items():
+                if isinstance(feature, Image):
+                    self._check_origins(column, self.rows.data.column(column))
+
+    def _check_origins(self, column: str, cells: pyarrow.ChunkedArray) -> None:
         row = 0
-        for chunk in self.rows.data.column(column).chunks:
+        for chunk in cells.chunks:
             # two fields, bytes and path; the bytes themselves are not read
             alone = pyarrow.compute.and_(chunk.is_valid(), chunk.field("bytes").is_null())
             for index in pyarrow.compute.indices_nonzero(alone).to_pylist():
@@ -216,19 +220,19 @@ def open_images(
     """Return the training and evaluation images as they are stored, with their classes; labels are not checked."""
     opened, other = _open_rows(data_args, image_size, cache_dir, token)
     column = data_args.label_column_name
-    train = _name_columns(opened.rows, data_args)
+    train = _name_columns(opened, "training", data_args)
     labels = Labels.from_column(
         column, train.features[column], lambda: _cells_of(train, column), data_args.class_names_file
     )
     if isinstance(train, ShardedRows):
         train = train.select_columns([data_args.image_column_name, column])
     stored = StoredImages(train, "training", labels, *opened[1:])
-    stored.check_origins(data_args.image_column_name)
+    stored.check_origins()
     if other is None:
         return stored, None
-    rows = _name_columns(other.rows, data_args)
+    rows = _name_columns(other, "evaluation", data_args)
     evaluation = StoredImages(rows, "evaluation", labels.as_written_in(column, rows.features[column]), *other[1:])
-    evaluation.check_origins(data_args.image_column_name)
+    evaluation.check_origins()
     return stored, evaluation
 
 
@@ -330,8 +334,9 @@ def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool =
     return count_cells(read_column(rows, column))
 
 
-def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
+def _name_columns(opened: _Opened, split: str, data_args: DataArguments) -> Dataset | ShardedRows:
     """Return rows whose columns of images and classes have the names that the arguments give them."""
+    rows = opened.rows
     image, label = data_args.image_column_name, data_args.label_column_name
     for found, name in (
         (_find_image_column(rows.features, image), image),
@@ -341,7 +346,13 @@ def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
     # a stream keeps images undecoded, since its shuffle buffer holds a thousand of them
     if image in rows.features and _holds_encoded_images(rows.features[image]):
         # written by something else than `datasets`, whose files declare their images
-        rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
+        try:
+            rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
+        except ValueError:  # `datasets` casts all columns, and names no row
+            feature = rows.features.get(label)
+            if isinstance(feature, ClassLabel):
+                StoredImages(rows, split, Labels.from_names(feature.names), opened.files).check_labels(label)
+            raise
     check_columns(rows, image_column_name=image, label_column_name=label)
     return rows
 
@@ -356,7 +367,11 @@ def _find_image_column(features: Features, wanted: str) -> str:
 def _holds_encoded_images(feature: Any) -> bool:
     """Return whether a column holds the bytes of files, bare or as `datasets` stores images."""
     if isinstance(feature, dict):
-        return "bytes" in feature and _holds_encoded_images(feature["bytes"]) and set(feature) <= {"bytes", "path"}
+        # of null type where all images are named by their paths
+        is_bytes = "bytes" in feature and (
+            _holds_encoded_images(feature["bytes"]) or feature["bytes"] == Value("null")
+        )
+        return is_bytes and set(feature) <= {"bytes", "path"}
     return isinstance(feature, Value) and "binary" in feature.dtype
 
 

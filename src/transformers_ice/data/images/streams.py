@@ -215,6 +215,8 @@ def load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> D
     except Exception as error:  # `datasets` names neither file nor row: read them one by one
         for file in files:
             rows = open_shards([file])
-            for _ in rows.read([ShardSpan(0, 0, len(rows))]):
-                pass
+            for index, row in rows.read([ShardSpan(0, 0, len(rows))]):
+                for column, cell in row.items():
+                    if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
+                        raise ValueError(f"The {rows.place_of(index)}: `{column}` is too large a number.") from error
         raise ValueError(f"`--{argument}` cannot be read as a table: {error.__cause__ or error}") from error

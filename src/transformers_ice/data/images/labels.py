@@ -115,7 +115,7 @@ class Labels:
                     f"classes, there are {len(self.names)} names. Write one line for each class."
                 )
             return {number: number for number in range(len(others))}
-        if set(others) != set(self.names):
+        if set(others) - set(self.names):
             raise ValueError(
                 "Training and evaluation images must have the same classes. "
                 f"Only in training: {shorten(sorted(set(self.names) - set(others)))}; "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 import os
+import string
 from collections.abc import Sequence
-from contextlib import suppress
 from http.client import HTTPException
-from importlib import import_module
 from io import BytesIO
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
@@ -30,11 +30,12 @@ __all__ = ["FORMATS", "IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Pillow's names of the formats that are decoded; it knows many more, and some of them run other programs.
 
-AVIF where Pillow was built with it, HEIF (the photographs of phones) where `pillow-heif` is installed.
+AVIF where Pillow was built with it, HEIF (the photographs of phones, HEIC) where `pillow-heif` is installed.
 """
 
-_NAMES = ("avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp")
-IMAGE_ENDINGS = frozenset(f".{name}" for name in _NAMES)
+# also those of formats that are not decoded: such a file is named as unreadable, not passed over
+_ENDINGS = "apng avif bmp gif heic heif ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_ENDINGS = frozenset(f".{name}" for name in _ENDINGS.split())
 """Lower-case endings, with their dot, of the files that count as images in a folder."""
 
 MAX_PIXELS = 89_478_485  # as far as Pillow reads without a warning; the maps of one image then take some 2 GB
@@ -42,6 +43,7 @@ MAX_SIDE = 65_535  # that of JPEG
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # of photographs of phones
 
 
 def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
@@ -60,7 +62,7 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     name = _name_of(source)
     stream = _open_source(source, name, timeout)
     try:
-        image = stream if isinstance(stream, Image.Image) else _open(stream)
+        image = stream if isinstance(stream, Image.Image) else _open_image(stream)
         is_too_large = image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE
         if not is_too_large:
             image.load()
@@ -115,7 +117,14 @@ def _name_of(source: Any) -> str:
 def _open_source(source: Any, name: str, timeout: float | None) -> Any:
     """Return what `PIL.Image.open` takes, or a PIL image."""
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else _row_path(source.get("path"))
+        path = source.get("path")
+        if source.get("bytes") is None and not (isinstance(path, str) and os.path.isfile(path)):
+            # a stranger's row must not make this machine send requests
+            raise ValueError(
+                f"Cannot find the image {name}. A row of a data set must hold the bytes of its image, or the path of "
+                "an existing file; nothing is downloaded for it."
+            )
+        source = path if source.get("bytes") is None else source["bytes"]
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, bytes | bytearray):
@@ -130,7 +139,7 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         return source
     encoded = source.partition(",")[2] if source.startswith("data:") else source
     try:
-        return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))  # line breaks are usual in it
+        return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))  # it may be broken into lines
     except (binascii.Error, ValueError) as error:
         raise ValueError(
             f"Cannot find the image {name}. Expected an existing file, a URL that starts with http:// or https://, or "
@@ -138,11 +147,21 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         ) from error
 
 
-def _row_path(path: Any) -> str:
-    """Return the file that a row of a data set names; a stranger's row must not make this machine ask addresses."""
-    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
-        raise ValueError(f"A row of a data set must hold the bytes of an image, or the path of a file, got {path!r}.")
-    return os.fspath(path)
+def _open_image(stream: str | BytesIO) -> Image.Image:
+    """Read the header of an image in one of `FORMATS`; other decoders are not even tried, and nothing is decoded."""
+    Image.init()
+    try:
+        return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        with open(stream, "rb") if isinstance(stream, str) else BytesIO(stream.getvalue()) as file:
+            head = file.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
+            raise
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from error
+        return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()), formats=["HEIF"])
 
 
 def _download(url: str, timeout: float | None) -> bytes:
@@ -150,7 +169,7 @@ def _download(url: str, timeout: float | None) -> bytes:
     try:
         parts = urlsplit(url.strip())
         host = parts.netloc.encode("idna").decode("ascii")
-        address = quote(parts._replace(netloc=host).geturl(), safe="!#$%&'()*+,/:;=?@[]~")  # spaces, umlauts
+        address = quote(parts._replace(netloc=host).geturl(), safe=string.punctuation)  # blanks and umlauts
         # not through huggingface_hub, whose offline mode is about the Hub; some servers refuse Python's own agent name
         request = Request(address, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
         with urlopen(request, timeout=timeout) as response:

@@ -297,7 +297,7 @@ def test_photographs_of_phones_take_pillow_heif(tmp_path, monkeypatch):
     opener, original = [], Image.open
     module = SimpleNamespace(register_heif_opener=lambda: opener.append(1))
     monkeypatch.setitem(sys.modules, "pillow_heif", module)
-    monkeypatch.setattr(Image, "open", lambda file: Image.new("RGB", (3, 2)) if opener else original(file))
+    monkeypatch.setattr(Image, "open", lambda file, **k: Image.new("RGB", (3, 2)) if opener else original(file, **k))
     assert load_image(tmp_path / "a.heic").size == (3, 2)
     assert ".heic" in image_conversion.IMAGE_ENDINGS
 

@@ -550,7 +550,10 @@ def test_no_attention_mask_is_taken_and_none_is_fine(tiny_config, model_class):
 @pytest.mark.parametrize("strategy", [None, "background", "top_k", "attentiveness"])
 def test_a_batch_without_images_is_refused(tiny_config, model_class, strategy):
     model = make(
-        model_class, IceDeiTConfig(**{**tiny_config.to_dict(), "pruning_strategy": strategy, "pruning_layers": [1]})
+        model_class,
+        IceDeiTConfig(
+            **{**tiny_config.to_dict(), "pruning_strategy": strategy, "pruning_layers": [1], "keep_rates": [0.5]}
+        ),
     )
     with pytest.raises(ValueError, match="at least one image, got an empty batch"):
         model(torch.zeros(0, 3, 32, 32))

@@ -83,14 +83,6 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
         return image
 
 
-def _open(stream: Any) -> Image.Image:
-    """Return an image whose header was read, and nothing decoded; other formats are not even tried."""
-    with suppress(ImportError):  # optional, and not a dependency of a checkpoint
-        import_module("pillow_heif").register_heif_opener()
-    Image.init()
-    return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
-
-
 def read_rgb(
     source: Any, backdrop: Sequence[float] = IMAGENET_DEFAULT_MEAN, timeout: float | None = 30.0
 ) -> Image.Image:

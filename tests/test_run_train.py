@@ -388,13 +388,13 @@ def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):
     folder = str(hub_folder("vit", "old"))
     args = ModelArguments(folder, background_loss_weight=0.2, drop_path_rate=0.1)
     config = build_config(args)
-    model = build_model(args, config, ["x", "y", "z"])
+    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    model = build_model(args, config, list(expected.config.id2label.values()))
     assert type(model) is IceDeiTForImageClassification
     assert model.config.logits_source == "patch"
     assert (model.config.background_loss_weight, model.config.drop_path_rate) == (0.2, 0.1)
     assert model.config.cls_loss_weight == 1.0
-    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
-    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    assert model.config.label2id == {name: index for index, name in expected.config.id2label.items()}
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels).cls_logits, expected(pixels).logits)

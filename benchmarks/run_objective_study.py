@@ -98,7 +98,7 @@ def report(arguments: argparse.Namespace, images: tuple) -> str:
     for variant in VARIANTS:
         folders = [model_folder(arguments, variant, seed) for seed in arguments.seeds]
         if all((folder / "rows.npz").is_file() for folder in folders):
-            runs[variant] = [PruningRows(**np.load(folder / "rows.npz")) for folder in folders]
+            runs[variant] = [PruningRows(**np.load(folder / "rows.npz", allow_pickle=False)) for folder in folders]
             results = [json.loads((folder / "all_results.json").read_text()) for folder in folders]
             seconds[variant] = [result["train_runtime"] for result in results]
     if REFERENCE not in runs:

@@ -176,7 +176,7 @@ def report(arguments: argparse.Namespace) -> str:
             files = [row_file(arguments, variant, run, seed) for seed in arguments.seeds]
             if not all(file.is_file() for file in files):
                 continue
-            rows = [PruningRows(**np.load(file)) for file in files]
+            rows = [PruningRows(**np.load(file, allow_pickle=False)) for file in files]
             config = AutoConfig.from_pretrained(model_folder(arguments, variant, arguments.seeds[0]))
             for field, value in changes.items():
                 setattr(config, field, value)

@@ -31,6 +31,7 @@ os.environ.update(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from warm_python import WarmPython  # noqa: E402
 
 
 HUB_FAMILIES = ("vit", "deit", "deit-with-teacher")
@@ -75,6 +76,14 @@ def seed() -> int:
     """Seed python, numpy and torch before every test, whatever ran before it."""
     transformers.set_seed(0)
     return 0
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """A `python` that starts at once, for tests of whole programs."""
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -782,15 +780,14 @@ def script():
     return convert
 
 
-def test_the_script_works_from_end_to_end(tmp_path):
+def test_the_script_works_from_end_to_end(tmp_path, warm_python):
     checkpoint = save_training_state(tmp_path / "0_checkpoint.pth", timm_weights(patch_head=True))
     words = ["--checkpoint", checkpoint, "--output_dir", tmp_path / "out", "--num_attention_heads", "4"]
     result = subprocess.run(
-        [sys.executable, SCRIPT, *words, "--report", tmp_path / "report.json"],
+        [warm_python.python, SCRIPT, *words, "--report", tmp_path / "report.json"],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert result.returncode == 0, result.stderr
     assert "tensors found" in result.stdout

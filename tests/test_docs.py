@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say is true: code blocks run and print what they show, links lead somewhere, commands exist.
 
-All ```python blocks of a document run in order in one fresh process, in a folder with copies of `checkpoints/` and
-`docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
+All ```python blocks of a document run in order in a process of their own, in a folder with copies of `checkpoints/`
+and `docs/`. A ```text block directly after one is what that block prints. In the guides the ```bash blocks run too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
 import transformers_ice
 
@@ -27,11 +27,14 @@ CODE_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```\n(?:\n*^```text\n(.*?)^``
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
+NOTEBOOKS = sorted(ROOT.glob("docs/**/*.ipynb"))
+
 RUN_BLOCKS = """
 import contextlib, io, json, subprocess, sys
 namespace, printed = {"__name__": "__main__"}, []
 for number, (language, block) in enumerate(json.load(open("blocks.json")), 1):
     if language == "bash":
+        block = block.format(**namespace) if sys.argv[1:] == ["notebook"] else block  # `!command {variable}`
         printed.append(subprocess.run(["bash", "-ec", block], check=True, stdout=subprocess.PIPE, text=True).stdout)
         continue
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -49,6 +52,13 @@ def blocks_to_run(path: Path) -> list[tuple[str, str, str | None]]:
     """Return (language, code, text that follows it or None) of every block that runs."""
     languages = ("python", "bash") if name_of(path) in GUIDES else ("python",)
     return [match.groups() for match in CODE_BLOCK.finditer(path.read_text()) if match[1] in languages]
+
+
+def cells_to_run(path: Path) -> list[tuple[str, str]]:
+    """Return (language, code) of the cells of a notebook; a cell is python or, after "!", one command."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    return [("bash", text[1:]) if text.startswith("!") else ("python", text) for text in sources]
 
 
 def targets_of_links(path: Path) -> set[str]:
@@ -71,22 +81,34 @@ def test_the_documents_of_the_project_are_there():
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks_to_run(path)], ids=name_of)
-def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path):
+def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path, warm_python: WarmPython):
+    blocks = blocks_to_run(path)
+    printed = run_blocks([(language, code) for language, code, _ in blocks], tmp_path, warm_python)
+    for (_, code, shown), output in zip(blocks, printed, strict=True):
+        assert shown is None or output.strip() == shown.strip(), code
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_notebooks_run_and_hold_no_outputs(path: Path, tmp_path: Path, warm_python: WarmPython):
+    printed = run_blocks(cells_to_run(path), tmp_path, warm_python, "notebook")
+    assert any("rollout" in output and "ceiling" in output for output in printed), "the table of scores"
+    cells = json.loads(path.read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def run_blocks(blocks: list[tuple[str, str]], tmp_path: Path, warm_python: WarmPython, *options: str) -> list[str]:
+    """Run (language, code) in order in one process, beside copies of checkpoints and documents; return the output."""
     for folder in ("checkpoints", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for folder in ("scripts", "recipes"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    blocks = blocks_to_run(path)
-    (tmp_path / "blocks.json").write_text(json.dumps([(language, code) for language, code, _ in blocks]))
-    search_path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is the one of the tests
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": search_path}
+    (tmp_path / "blocks.json").write_text(json.dumps(blocks))
+    environment = {**os.environ, "PATH": f"{warm_python.bin}{os.pathsep}{os.environ['PATH']}"}
     finished = subprocess.run(
-        [sys.executable, "-c", RUN_BLOCKS], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [warm_python.python, "-c", RUN_BLOCKS, *options], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
-    printed = json.loads((tmp_path / "printed.json").read_text())
-    for (_, code, shown), output in zip(blocks, printed, strict=True):
-        assert shown is None or output.strip() == shown.strip(), code
+    return json.loads((tmp_path / "printed.json").read_text())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

@@ -537,8 +537,9 @@ def test_an_explanation_holds_what_the_other_methods_return(processor):
         assert (explanation.label, explanation.class_index) == ("dog", 1)
         assert explanation.score == found["scores"].item()
         assert explanation.foreground_ratio == patches.float().mean().item()
-        assert not explanation.nothing_found
+        assert explanation.found
         answer = explanation.to_dict()
+        assert answer["found"]
         assert list(answer["box"]) == ["xmin", "ymin", "xmax", "ymax"]
         assert tuple(answer["box"].values()) == explanation.box
         assert "class_index" not in answer
@@ -556,13 +557,14 @@ def test_an_explanation_says_that_nothing_was_found(processor):
     logits = torch.tensor([0.0, 0.0, 2.0]).expand(1, 16, 3)
     for outputs in (classification(logits, logits=torch.zeros(1, 2)), segmentation(logits)):
         (explanation,) = processor.post_process_explanation(outputs, [(30, 20)], id2label={0: "cat", 1: "background"})
-        assert explanation.nothing_found
-        assert (explanation.label, explanation.class_index, explanation.box) == ("background", None, (0, 0, 20, 30))
+        assert not explanation.found
+        assert (explanation.label, explanation.class_index, explanation.box) == ("background", None, None)
+        assert (explanation.to_dict()["found"], explanation.to_dict()["box"]) == (False, None)
         assert explanation.score == pytest.approx(logits[0, 0].softmax(-1)[2].item(), abs=1e-6)  # float32
     # the [CLS] classifier names a class, here one of an unlucky name
     (named,) = processor.post_process_explanation(classification(logits), id2label={0: "cat", 1: "background"})
     assert (named.label, named.class_index, named.foreground_ratio) == ("background", 1, 0)
-    assert not named.nothing_found
+    assert (named.found, named.box) == (False, None)
 
 
 def test_images_of_one_batch_may_have_different_sizes(processor):

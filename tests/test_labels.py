@@ -141,7 +141,7 @@ def test_declaring_changes_the_column_of_labels_alone():
     labels = Labels.from_column("label", table.features["label"], lambda: count_cells(table["label"]))
     declared = labels.declare(table, "label")
     assert (declared["id"], declared["label"], declared.features["label"].names) == ([5, 6, 7], [1, 0, 1], ["a", "b"])
-    assert labels.declared.declare(declared, "label") is declared
+    assert Labels.from_names(labels.names).declare(declared, "label") is declared
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------

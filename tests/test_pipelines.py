@@ -95,7 +95,7 @@ def test_an_explanation_by_hand(explain, model):
 
 def test_the_types_are_those_that_are_documented(explain, images):
     result = explain(images[0])
-    names = ["label", "score", "heatmap", "class_map", "mask", "box", "foreground_ratio", "exit_layers"]
+    names = ["label", "score", "heatmap", "class_map", "mask", "found", "box", "foreground_ratio", "exit_layers"]
     assert list(result) == names
     assert isinstance(result["label"], str)
     assert isinstance(result["score"], float)
@@ -128,7 +128,7 @@ def test_nothing_found_is_background(explain, model):
     result = explain(Image.new("RGB", (30, 20)))
     assert result["label"] == "background"
     assert result["score"] == pytest.approx(logits[0].softmax(0)[3].item(), abs=1e-6)  # float32
-    assert result["box"] == {"xmin": 0, "ymin": 0, "xmax": 30, "ymax": 20}
+    assert (result["found"], result["box"]) == (False, None)
     assert result["foreground_ratio"] == 0
     assert not result["mask"].any()
     assert (result["class_map"] == 3).all()

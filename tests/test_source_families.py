@@ -16,7 +16,6 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageC
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.conversion import DROPPED_KEYS, KEY_TABLES
-from transformers_ice.conversion.key_layouts import KEY_LAYOUTS
 from transformers_ice.explainers.inspection import num_prefix_tokens
 from transformers_ice.ice_deit.source_families import (
     SOURCE_FAMILIES,
@@ -59,12 +58,6 @@ def test_what_conversion_drops_is_what_loading_ignores(tiny_config):
     weights = IceDeiTForImageClassification(tiny_config).state_dict()
     assert not [key for key in weights if any(pattern.search(key) for pattern in patterns)]
     re.compile("|".join(f"({pattern})" for pattern in patterns))  # as transformers joins them
-
-
-@pytest.mark.parametrize("layout", list(KEY_LAYOUTS))
-def test_a_layout_states_a_mean_and_a_deviation(layout):
-    fields = KEY_LAYOUTS[layout].preprocessing.fields
-    assert len(fields["image_mean"]) == len(fields["image_std"]) == 3
 
 
 def test_adoption_overrides_what_the_family_decides_and_keeps_the_rest():

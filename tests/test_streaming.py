@@ -34,7 +34,13 @@ from transformers_ice.data.images.streams import (
     spans_of,
 )
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
-from transformers_ice.training import DataArguments, LabelledImages, StreamedImages, TrainingAugmentation
+from transformers_ice.training import (
+    DataArguments,
+    LabelledImages,
+    StreamedImages,
+    TrainingAugmentation,
+    parse_arguments,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -375,7 +381,7 @@ def test_epochs_are_counted_without_max_steps(run_train, tmp_path, tars):
 def test_repeated_augmentation_is_refused(run_train, tmp_path, parquet):
     words = [*RUN, *files_of(parquet), "--repeated_augmentation", "3", "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match=r"`--repeated_augmentation 3` excludes `--streaming true`"):
-        run_train.train(words)
+        run_train.train(words, *parse_arguments(words))
 
 
 @pytest.mark.slow

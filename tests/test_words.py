@@ -113,20 +113,21 @@ def test_sources_and_documents_use_the_words_of_the_field(prose, pattern):
     assert not found, f"Write: {WORDS[pattern]}.\n" + "\n".join(found)
 
 
+@pytest.fixture(scope="module")
+def names() -> list[tuple[str, int, str]]:
+    return [(path.name, line, name) for path in TESTS for line, name in names_in(path)]
+
+
 @pytest.mark.parametrize("pattern", [*WORDS, *NAMES])
-def test_names_of_tests_use_the_words_of_the_field(pattern):
-    names = (
-        (path.name, line, name.removeprefix("test_").replace("_", " "))
-        for path in TESTS
-        for line, name in names_in(path)
-    )
-    found = find_words(pattern, names)
+def test_names_of_tests_use_the_words_of_the_field(names, pattern):
+    sentences = ((file, line, name.removeprefix("test_").replace("_", " ")) for file, line, name in names)
+    found = find_words(pattern, sentences)
     assert not found, f"Write: {(WORDS | NAMES)[pattern]}.\n" + "\n".join(found)
 
 
-def test_names_of_tests_are_short():
-    names = [f"{path.name}:{line}: {name}" for path in TESTS for line, name in names_in(path) if len(name) > MAX_NAME]
-    assert not names, "\n".join(names)
+def test_names_of_tests_are_short(names):
+    long = [f"{file}:{line}: {name}" for file, line, name in names if len(name) > MAX_NAME]
+    assert not long, "\n".join(long)
 
 
 def test_class_docstrings_are_noun_phrases():

@@ -16,24 +16,15 @@ _FOREIGN_FIELDS = ("pruned_heads",)
 def ice_field(default: T, help: str, *, within: str | None = None, choices: Collection[str] | None = None) -> T:
     """Declare a field of a configuration: all that others derive from it.
 
-    The type checker sees the default, as for `dataclasses.field`. Longer text, and the source of the default, stand in
-    the docstring below the field.
-
-    Args:
-        default: Value where none is given.
-        help: One line, which is also the text of the field's option in `run_train.py --help`.
-        within: Interval of the numbers that are allowed, such as "[0, 1)".
-        choices: Strings that are allowed; a registry is read at every check, so that it may grow.
+    The type checker sees the default, as for `dataclasses.field`. `help` is also the text of the field's option in
+    `run_train.py --help`; `within` an interval such as "[0, 1)". `choices` that are a registry are read at every
+    check, so that it may grow. Longer text stands in the docstring below the field.
     """
     return dataclasses.field(default=default, metadata={"help": help, "within": within, "choices": choices})
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a configuration that was declared by `ice_field`, each alone.
-
-    Raises:
-        ValueError: If a value is none of the field's choices, or outside of its interval.
-    """
+    """Check every field of a configuration that was declared by `ice_field`, each alone."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         check_choice(field.name, value, field.metadata.get("choices"))
@@ -62,15 +53,7 @@ def check_interval(name: str, value: Any, interval: str | None) -> None:
 
 
 def refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
-    """Raise if a name looks like a misspelt field.
-
-    Args:
-        names: Keyword names, of which those that resemble no field are not looked at.
-        known: Names of the fields.
-
-    Raises:
-        ValueError: If a name is close to, but not equal to, a field.
-    """
+    """Raise a `ValueError` if a keyword looks like a misspelling of a known field."""
     for name in names:
         if name in known or name in _FOREIGN_FIELDS:
             continue
@@ -81,15 +64,7 @@ def refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def as_pair(size: int | list[int] | tuple[int, int], name: str = "size") -> tuple[int, int]:
-    """Return a size as (height, width).
-
-    Args:
-        size: One number for both, or the two.
-        name: What an error calls it.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Return a size, one number or the two, as (height, width); an error calls it `name`."""
     if isinstance(size, int):
         return size, size
     if len(size) != 2:

@@ -222,17 +222,8 @@ class IceDeiTConfig(DeiTConfig):
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Read a configuration; that of a family in `SOURCE_FAMILIES` becomes that of the ICE model it starts.
 
-        Such a checkpoint has no trained patch head, so its `logits_source` is "cls": it classifies as before.
-
-        Args:
-            pretrained_model_name_or_path: Folder, file or Hub id, as for `PreTrainedConfig.get_config_dict`.
-            **kwargs: Loading options and overrides of configuration fields.
-
-        Returns:
-            The configuration as a dict, and the options that were not used.
-
-        Raises:
-            ValueError: If an override is a misspelling of an ICE field.
+        Such a checkpoint has no trained patch head, so its `logits_source` is "cls": it classifies as before. As in
+        `PreTrainedConfig.get_config_dict`; an override that is a misspelling of an ICE field is a `ValueError`.
         """
         refuse_near_misses(kwargs, ICE_FIELDS)
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -308,12 +299,9 @@ class IceDeiTConfig(DeiTConfig):
         return output
 
     def check_values(self) -> None:
-        """Check every ICE field, alone and against the others.
+        """Check every ICE field, alone and against the others; raise a `ValueError` that names the field.
 
         Overrides given to `from_pretrained` are set after construction, so the models call this once more.
-
-        Raises:
-            ValueError: If a value is out of range or contradicts another one.
         """
         check_fields(self)
         for name, interval in _DEIT_INTERVALS.items():

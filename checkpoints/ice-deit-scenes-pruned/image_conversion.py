@@ -37,12 +37,8 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
 
     Args:
         source: Path, URL, `data:` URI or base64 text, encoded bytes, a row `{"path": ..., "bytes": ...}` of a dataset,
-            or a PIL image.
+            or a PIL image, which is returned itself if it is upright already.
         timeout: Seconds to wait for a web server; `None` waits for ever.
-
-    Returns:
-        The decoded first frame, turned as its EXIF orientation says. A PIL image that is upright already is returned
-        itself, not a copy.
 
     Raises:
         ValueError: If the source does not exist, is no image, or is truncated; names the source.
@@ -69,20 +65,9 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
 def read_rgb(
     source: Any, backdrop: Sequence[float] = IMAGENET_DEFAULT_MEAN, timeout: float | None = 30.0
 ) -> Image.Image:
-    """Read any image as upright 8-bit RGB.
+    """Read any image, also an array or tensor, as upright 8-bit RGB, by `load_image` and `convert_to_rgb`.
 
-    `load_image` and `convert_to_rgb` return such an image as it is, so it is converted once on its way to the model.
-
-    Args:
-        source: What `load_image` takes, or an array or tensor as `convert_to_rgb` takes it.
-        backdrop: RGB in [0, 1] that shows through transparent pixels.
-        timeout: Seconds to wait for a web server; `None` waits for ever.
-
-    Returns:
-        PIL image, mode RGB.
-
-    Raises:
-        ValueError: If the source does not exist, is no image, or is truncated; names the source.
+    Both return such an image as it is, so it is converted once on its way to the model.
     """
     image = source if isinstance(source, np.ndarray | Tensor) else load_image(source, timeout)
     return convert_to_rgb(image, backdrop=backdrop)
@@ -142,7 +127,7 @@ def convert_to_rgb(
     input_data_format: str | ChannelDimension | None = None,
     backdrop: Sequence[float] = IMAGENET_DEFAULT_MEAN,
 ) -> Image.Image:
-    """Return any image as 8-bit RGB, keeping its brightness.
+    """Return any image as 8-bit RGB, keeping its brightness; `image` itself if it is that already.
 
     Depth: 16-bit greys are scaled by their full range (65535 becomes 255), never clipped or stretched. Wider integers
     and floats are read by their largest value: up to 1 (floats) the range is [0, 1], up to 255 it is 8 bits, up to
@@ -158,9 +143,6 @@ def convert_to_rgb(
         input_data_format: Where an array's channels are, "channels_first" or "channels_last". Otherwise the axis with
             three, or else one or four, entries.
         backdrop: RGB in [0, 1] that shows through transparent pixels.
-
-    Returns:
-        PIL image, mode RGB, of the same size; `image` itself if it is one already.
 
     Raises:
         ValueError: If the image is empty or damaged, or its mode, shape or values do not make a picture.
@@ -254,14 +236,7 @@ def _guess_range(values: np.ndarray) -> float:
 
 
 def is_unit_float(image: Any) -> bool:
-    """Return whether an image was rescaled already.
-
-    Args:
-        image: PIL image, array or tensor.
-
-    Returns:
-        True for floats in [0, 1].
-    """
+    """Return whether an image (PIL, array or tensor) was rescaled already: floats in [0, 1]."""
     if isinstance(image, Image.Image):
         return image.mode == "F" and is_unit_float(np.asarray(image))
     values = _to_numpy(image)
@@ -269,14 +244,7 @@ def is_unit_float(image: Any) -> bool:
 
 
 def grey_to_pil(image: Any) -> Image.Image:
-    """Return a 2-D array or tensor as a PIL image, so that no axis of it can be taken for channels.
-
-    Args:
-        image: `(height, width)`, of numbers.
-
-    Returns:
-        PIL image with the depth of the array: mode L, 1, I;16, I or F.
-    """
+    """Return a 2-D array as a PIL image of its depth (mode L, 1, I;16, I or F): no axis can be taken for channels."""
     array = _to_numpy(image)
     if array.dtype.kind == "f":
         return Image.fromarray(array.astype(np.float32))

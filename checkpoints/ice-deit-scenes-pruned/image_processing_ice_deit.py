@@ -12,6 +12,7 @@ from operator import index
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
@@ -26,10 +27,13 @@ from transformers.image_utils import (
     is_valid_image,
 )
 
+from .adversarial_normalization import foreground_ratio
 from .explanation_ice_deit import (
+    BACKGROUND_LABEL,
     PatchExplanation,
+    classify_image,
     describe_outputs,
-    localize,
+    locate_object,
     read_class_logits,
     read_output,
     read_patch_logits,
@@ -131,17 +135,10 @@ class IceDeiTImageProcessor(PilBackend):
         return np.array(convert_to_rgb(image, input_data_format, self._backdrop(image_mean)))
 
     def read_image(self, source: Any, timeout: float | None = 30.0) -> Image.Image:
-        """Read an image of any kind as upright 8-bit RGB. This object takes the result as it is.
+        """Read an image of any kind as upright 8-bit RGB, which this object takes as it is.
 
-        Args:
-            source: What `load_image` takes, or an array or tensor.
-            timeout: Seconds to wait for a web server; `None` waits for ever.
-
-        Returns:
-            PIL image, mode RGB; transparency shows `image_mean`.
-
-        Raises:
-            ValueError: If the source does not exist, is no image, or is truncated; names the source.
+        Transparency shows `image_mean`; otherwise as `read_rgb`, which names a source that cannot be read in a
+        `ValueError`.
         """
         return read_rgb(source, self._backdrop(), timeout)
 
@@ -198,15 +195,7 @@ class IceDeiTImageProcessor(PilBackend):
     def post_process_foreground(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
         """Return which pixels are foreground: the segmentation, where it is not background.
 
-        Args:
-            outputs: As for `post_process_semantic_segmentation`.
-            target_sizes: As for `post_process_semantic_segmentation`.
-
-        Returns:
-            Per image `(height, width)`, bool, True = foreground.
-
-        Raises:
-            ValueError: As `post_process_semantic_segmentation`.
+        Arguments and errors as for `post_process_semantic_segmentation`. Per image `(height, width)`, bool.
         """
         segmentation = self.post_process_semantic_segmentation(outputs, target_sizes)
         background_index = read_patch_logits(outputs)[0].shape[-1] - 1
@@ -218,8 +207,8 @@ class IceDeiTImageProcessor(PilBackend):
         """Return a probability for every pixel, interpolated between the patches; nothing is stretched to [0, 1].
 
         Args:
-            outputs: As for `post_process_semantic_segmentation`.
-            target_sizes: As for `post_process_semantic_segmentation`.
+            outputs: As for `post_process_semantic_segmentation`, like the next.
+            target_sizes: As there.
             target: `None` for the foreground, 1 - p(background); a class index, or one per image, for p(class).
 
         Returns:
@@ -238,9 +227,7 @@ class IceDeiTImageProcessor(PilBackend):
     def post_process_object_localization(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Tensor]]:
         """Return one box per image: around the largest 4-connected component of foreground patches.
 
-        Args:
-            outputs: As for `post_process_semantic_segmentation`.
-            target_sizes: As for `post_process_semantic_segmentation`; `None` gives boxes in patches.
+        Arguments and errors as for `post_process_semantic_segmentation`; without `target_sizes` boxes are in patches.
 
         Returns:
             Per image `boxes` `(1, 4)`, int64, half-open `xyxy` pixels of the original image, the whole image where
@@ -248,27 +235,23 @@ class IceDeiTImageProcessor(PilBackend):
             are class scores, else of the pooled foreground patches); `scores` `(1,)`, float32, its softmax probability
             among the classes. An image without a foreground patch and without class scores has the label `num_labels`
             (background) and as score the mean p(background) of its patches.
-
-        Raises:
-            ValueError: As `post_process_semantic_segmentation`.
         """
         patches = self._patches(outputs, target_sizes)
-        class_logits = read_class_logits(outputs)
-        return [localize(image_logits, *patch) for image_logits, patch in zip(class_logits, patches, strict=True)]
+        results = []
+        for image_logits, (logits, grid_size, geometry) in zip(read_class_logits(outputs), patches, strict=True):
+            label, score = classify_image(image_logits, logits)
+            height, width = geometry.image_size
+            box = locate_object(logits, grid_size, geometry) or (0, 0, width, height)
+            boxes = torch.tensor([box], device=logits.device)
+            results.append({"scores": score[None], "labels": label[None].to(score.device), "boxes": boxes})
+        return results
 
     def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
         """Return for every pixel the layer before which its patch was pruned.
 
-        Args:
-            outputs: As for `post_process_semantic_segmentation`, with `patch_exit_layer`.
-            target_sizes: As for `post_process_semantic_segmentation`.
-
-        Returns:
-            Per image `(height, width)`, int64: the layer, 0-based, or the number of layers where the patch was kept;
-            0 outside a crop, which is not in the input.
-
-        Raises:
-            ValueError: As `post_process_semantic_segmentation`, or if the outputs lack the exit layers.
+        Arguments and errors as for `post_process_semantic_segmentation`; the outputs must also hold
+        `patch_exit_layer`. Per image `(height, width)`, int64: the layer, 0-based, or the number of layers where the
+        patch was kept; 0 outside a crop, which is not in the input.
         """
         exit_layers = read_output(outputs, "patch_exit_layer")
         patches = self._patches(outputs, target_sizes)
@@ -291,33 +274,33 @@ class IceDeiTImageProcessor(PilBackend):
     ) -> list[PatchExplanation]:
         """Return the explanation of each image, as numpy arrays and numbers.
 
-        Args:
-            outputs: As for `post_process_semantic_segmentation`.
-            target_sizes: As for `post_process_semantic_segmentation`; `None` gives maps and boxes in patches.
-            target: As for `post_process_heatmap`.
-            id2label: Name by class index, `model.config.id2label`; by default "LABEL_0" and so on, as transformers
-                names classes without a name.
-
-        Returns:
-            One explanation per image.
-
-        Raises:
-            ValueError: As `post_process_heatmap`.
+        Arguments and errors as for `post_process_heatmap`; without `target_sizes` maps and boxes are in patches.
+        `id2label` is `model.config.id2label`; by default classes are "LABEL_0" and so on, as transformers names them.
         """
-        background_index = read_patch_logits(outputs)[0].shape[-1] - 1
         has_exit_layers = read_output(outputs, "patch_exit_layer") is not None
+        exit_layers = self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else None
+        heatmaps = self.post_process_heatmap(outputs, target_sizes, target)
         class_maps = self.post_process_semantic_segmentation(outputs, target_sizes)
-        return [
-            PatchExplanation.from_tensors(*parts, background_index=background_index, id2label=id2label)
-            for parts in zip(
-                self.post_process_object_localization(outputs, target_sizes),
-                self.post_process_heatmap(outputs, target_sizes, target),
-                class_maps,
-                self.post_process_semantic_segmentation(outputs),  # without sizes: one value per patch
-                self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else [None] * len(class_maps),
-                strict=True,
+        class_logits = read_class_logits(outputs)
+        explanations = []
+        for i, (logits, grid_size, geometry) in enumerate(self._patches(outputs, target_sizes)):
+            label, score = classify_image(class_logits[i], logits)
+            index, background_index = int(label.item()), logits.shape[-1] - 1
+            name = f"LABEL_{index}" if id2label is None or index == background_index else id2label[index]
+            explanations.append(
+                PatchExplanation(
+                    label=BACKGROUND_LABEL if index == background_index else name,
+                    score=score.item(),
+                    box=locate_object(logits, grid_size, geometry),
+                    heatmap=heatmaps[i].cpu().numpy(),
+                    class_map=class_maps[i].cpu().numpy(),
+                    mask=(class_maps[i] != background_index).cpu().numpy(),
+                    foreground_ratio=foreground_ratio(logits).item(),
+                    exit_layers=None if exit_layers is None else exit_layers[i].cpu().numpy(),
+                    class_index=None if index == background_index else index,
+                )
             )
-        ]
+        return explanations
 
     def _patches(self, outputs: Any, target_sizes: Any) -> list[tuple[Tensor, tuple[int, int], ImageGeometry]]:
         """Return per image its patch logits `(num_patches, num_labels + 1)`, grid size and geometry."""

@@ -11,19 +11,10 @@ from torch import Tensor
 
 
 def split_windows(patches: Tensor, grid_size: tuple[int, int], num_windows: int) -> Tensor:
-    """Cut a grid of patches into windows.
+    """Cut a grid of patches into windows, `num_windows` along each side, which must come out even.
 
-    Args:
-        patches: `(batch_size, rows * columns, n)`.
-        grid_size: Rows and columns of the grid.
-        num_windows: Windows along each side; divides both.
-
-    Returns:
-        `(batch_size * num_windows**2, patches of a window, n)`: all windows of the first image, row by row, then those
-        of the second, ...
-
-    Raises:
-        ValueError: If the windows do not come out even.
+    `(batch_size, rows * columns, n)` becomes `(batch_size * num_windows**2, patches of a window, n)`: all windows of
+    the first image, row by row, then those of the second, ...
     """
     rows, columns = grid_size
     if rows % num_windows or columns % num_windows:
@@ -46,14 +37,9 @@ def join_windows(windows: Tensor, grid_size: tuple[int, int], num_windows: int) 
 def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothing: Tensor) -> Tensor:
     """Return the distillation loss from window logits (teacher) to full-image logits (student), 0-dim.
 
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`, of patches that attend to the whole image.
-        local_logits: The same of patches that attend to their window only; no gradient flows into them.
-        smoothing: `(batch_size, num_patches, num_patches)`, from `smoothing_weights`: how much each teacher patch
-            counts for each student patch, since objects cover neighbouring patches.
-
-    Returns:
-        The cross-entropy in float32, mean over patches and images. Its least value is the targets' entropy, not 0.
+    Both are `(batch_size, num_patches, num_labels + 1)`; no gradient flows into the teacher. `smoothing`, from
+    `smoothing_weights`, is how much each teacher patch counts for each student patch. It is the cross-entropy in
+    float32, mean over patches and images; its least value is the targets' entropy, not 0.
     """
     # autocast would multiply in half precision, and the targets would not sum to 1
     with torch.autocast(smoothing.device.type, enabled=False):
@@ -64,8 +50,8 @@ def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothin
 def every_nth(values: Tensor, fraction: float) -> Tensor:
     """Return evenly spaced rows of a batch, about a `fraction` of it and at least the first.
 
-    Evenly spaced rows are the same ones however the batch is divided over processes, as long as its parts are
-    multiples of the spacing.
+    They are the same ones however the batch is divided over processes, as long as its parts are multiples of the
+    spacing.
     """
     return values[:: max(1, round(1 / fraction))]
 
@@ -75,14 +61,9 @@ _KERNEL = {-1: 0.25, 0: 0.5, 1: 0.25}
 
 
 def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Return the appearance of patches: the mean and standard deviation of their pixels, by channel.
+    """Return the mean and standard deviation of the pixels of each patch, by channel, in units of the pixel values.
 
-    Args:
-        pixel_values: `(batch_size, num_channels, height, width)`, normalised.
-        patch_size: Height and width of a patch; pixels beyond the last whole patch are left out.
-
-    Returns:
-        `(batch_size, num_patches, 2 * num_channels)`, float32, in units of the pixel values.
+    `(batch_size, num_patches, 2 * num_channels)`, float32. Pixels beyond the last whole patch are left out.
     """
     height, width = patch_size
     # (batch, channels, rows, columns, height, width) -> (batch, channels, patches, pixels)
@@ -94,14 +75,8 @@ def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tenso
 def neighbor_weights(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return the weight of each patch in the mean of each other: 4 : 2 : 1 for itself, beside, across.
 
-    The grid is padded by repeating its edge.
-
-    Args:
-        grid_size: Rows and columns.
-        device: Of the result.
-
-    Returns:
-        `(num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so each row sums to 1.
+    `(num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so each row sums to 1. The grid is
+    padded by repeating its edge.
     """
     lines = []
     for length in grid_size:
@@ -116,18 +91,11 @@ def neighbor_weights(grid_size: tuple[int, int], device: torch.device | None = N
 def smoothing_weights(appearance: Tensor, grid_size: tuple[int, int], appearance_weight: float, steps: int) -> Tensor:
     """Return the matrices that average each patch with the neighbours that look like it.
 
-    Args:
-        appearance: `(batch_size, num_patches, n)`, from `patch_appearance`.
-        grid_size: Rows and columns.
-        appearance_weight: A neighbour counts by 4 : 2 : 1 times exp(-appearance_weight * d^2), where d is the
-            Euclidean distance of appearance, >= 0. d^2 is a sum over channels, in squared units of the pixel values: a
-            fair weight belongs to one normalisation and number of channels.
-        steps: Number of passes, >= 1, which is also how many patches far the average reaches.
-
-    Returns:
-        `(batch_size, num_patches, num_patches)`, float32, rows sum to 1, so probabilities stay probabilities.
-
-    Dense, so meant for grids of some hundred patches: time grows with the cube of their number. No gradient flows.
+    `(batch_size, num_patches, num_patches)`, float32, rows sum to 1, so probabilities stay probabilities. A neighbour
+    counts by 4 : 2 : 1 times exp(-appearance_weight * d^2), d the Euclidean distance of `patch_appearance`. d^2 is a
+    sum over channels, in squared units of the pixel values: a fair weight belongs to one normalisation and number of
+    channels. The average reaches `steps` (>= 1) patches far. Dense, so meant for grids of some hundred patches: time
+    grows with the cube of their number. No gradient flows.
 
     Source: the bilateral filter (Tomasi, Manduchi, ICCV 1998), over patches. Araslanov, Roth, "Single-Stage Semantic
     Segmentation from Image Labels" (CVPR 2020), refine masks by the likeness of neighbours too, of pixels, scaled

@@ -42,8 +42,9 @@ class PatchExplanationPipeline(Pipeline):
         heatmap: `(height, width)`, float32, in [0, 1], 1 - p(background) or p(target), bilinear.
         class_map: `(height, width)`, int64, the class of each pixel's patch; `num_labels` is background.
         mask: `(height, width)`, bool, `class_map != num_labels`.
+        found: `bool`, whether any patch is foreground.
         box: `{"xmin", "ymin", "xmax", "ymax"}`, half-open pixels, around the largest connected group of foreground
-            patches; the whole image where there is none.
+            patches; `None` where nothing was found.
         foreground_ratio: `float` in [0, 1], fraction of foreground patches.
         exit_layers: `(height, width)`, int64, the layer before which each pixel's patch was pruned; the number of
             layers where it was kept.
@@ -78,9 +79,6 @@ class PatchExplanationPipeline(Pipeline):
             inputs: As the class says.
             *args: Ignored, as in every pipeline.
             **kwargs: `target`, `timeout`, `batch_size`, `num_workers`.
-
-        Returns:
-            As the class says.
 
         Raises:
             ValueError: If an image cannot be read (names it), a dataset has no image column, or `target` is no class.

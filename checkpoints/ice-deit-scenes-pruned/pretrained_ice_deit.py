@@ -95,12 +95,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     ) -> None:
         """Save a complete folder: weights, configuration, and the code that loads them without this package.
 
-        Args:
-            save_directory: Folder to write to; made if missing.
-            is_main_process: Whether this process writes.
-            save_original_format: Whether to write the key names of old transformers versions. They differ from
-                `state_dict()`, and the Trainer cannot resume from them, hence the default.
-            **kwargs: Passed to `PreTrainedModel.save_pretrained`.
+        `save_original_format=True` writes the key names of old transformers versions; they differ from `state_dict()`,
+        and the Trainer cannot resume from them. The others are those of `PreTrainedModel.save_pretrained`.
         """
         if is_main_process and not Path(save_directory).is_file():
             # before the parent, which may upload the folder

@@ -52,12 +52,10 @@ def remote_code_files() -> tuple[str, ...]:
 
 
 def copy_remote_code(folder: Path, source: str | None) -> None:
-    """Copy the code that a checkpoint needs where this package is not installed.
+    """Copy the code that a checkpoint needs where this package is not installed into a folder, made if missing.
 
-    Args:
-        folder: Where to copy to; made if missing.
-        source: Folder or Hub id that the model came from. Where this very file runs as remote code, transformers has
-            brought only the files that were imported; the others are fetched from there.
+    Where this very file runs as remote code, transformers has brought only the files that were imported; the others
+    are fetched from `source`, the folder or Hub id that the model came from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = Path(__file__).resolve().parent

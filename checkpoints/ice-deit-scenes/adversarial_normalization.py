@@ -14,13 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PooledPatches:
-    """Patch logits of each image, pooled.
-
-    Args:
-        foreground_logits: `(batch_size, num_labels + 1)`, from `pool_foreground_logits`.
-        background_logits: `(batch_size, num_labels + 1)`, from `pool_background_logits`.
-        foreground_ratio: `(batch_size,)`, from `foreground_ratio`.
-    """
+    """Patch logits of each image, pooled by the functions of the same names."""
 
     foreground_logits: Tensor
     background_logits: Tensor
@@ -28,39 +22,22 @@ class PooledPatches:
 
 
 def foreground_mask(patch_logits: Tensor) -> Tensor:
-    """Return which patches have another best class than background.
-
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-
-    Returns:
-        `(batch_size, num_patches)`, bool, True is foreground.
-    """
+    """Return which patches have another best class than background, `(batch_size, num_patches)`, bool."""
     return patch_logits.argmax(dim=-1) != patch_logits.shape[-1] - 1
 
 
 def foreground_ratio(patch_logits: Tensor) -> Tensor:
-    """Return each image's share of foreground patches.
+    """Return the ratio of foreground patches of each image, `(batch_size,)`, float32, in [0, 1].
 
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-
-    Returns:
-        `(batch_size,)`, float32, in [0, 1]. The authors' code reports the mean over the batch instead.
+    The authors' code reports the mean over the batch instead.
     """
     return foreground_mask(patch_logits).float().mean(dim=-1)
 
 
 def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average the logits of the foreground patches, with one added to their number.
+    """Average the logits of the foreground patches, with one added to their number: `(batch_size, num_labels + 1)`.
 
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-        mask: `foreground_mask(patch_logits)`, where it is known already.
-
-    Returns:
-        `(batch_size, num_labels + 1)`; all zero for an image without a foreground patch.
-
+    All zero for an image without a foreground patch. `mask` is `foreground_mask(patch_logits)`, where it is known.
     Source: `models_ICE.py`; the selection itself has no gradient.
     """
     mask = foreground_mask(patch_logits) if mask is None else mask
@@ -70,16 +47,9 @@ def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> 
 
 
 def pool_softly(patch_logits: Tensor) -> Tensor:
-    """Average the logits of all patches, each as far as it is foreground.
+    """Average the logits of all patches, each weighted by 1 - p(background): `(batch_size, num_labels + 1)`, float32.
 
-    The soft form of `pool_foreground_logits`: a patch counts by 1 - p(background) instead of by 1 or 0, so the loss
-    also says which patches should count.
-
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-
-    Returns:
-        `(batch_size, num_labels + 1)`, float32.
+    The soft form of `pool_foreground_logits`: the loss then has a gradient by which patches count.
     """
     logits = patch_logits.float()
     weights = 1 - logits.softmax(dim=-1)[..., -1:]
@@ -87,18 +57,10 @@ def pool_softly(patch_logits: Tensor) -> Tensor:
 
 
 def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the partial-label loss of patches, whose candidates are the image's class and background.
+    """Return the partial-label loss of patches, whose candidates are the image's class and background; 0-dim, float32.
 
-    Whatever else a patch may look like, the image's label does not name it. With this loss a patch that only looks
-    like another class becomes background.
-
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-        targets: `(batch_size, num_labels)` soft targets. Of a mixed image the two largest count, by their share.
-
-    Returns:
-        0-dim: -log(p(class) + p(background)) in float32, mean over patches and images.
-
+    -log(p(class) + p(background)), mean over patches and images: a patch that only looks like another class becomes
+    background. `targets` `(batch_size, num_labels)` are soft; of a mixed image the two largest count, by their value.
     Source: learning from partial labels (Cour, Sapp, Taskar, JMLR 2011), the candidates being class and background.
     """
     logits = patch_logits.float()
@@ -112,25 +74,12 @@ def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
-    """Average the logits of all patches and scale them.
-
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-        scale: Factor on the mean (published: 0.5).
-
-    Returns:
-        `(batch_size, num_labels + 1)`.
-    """
+    """Average the logits of all patches and scale them (published: 0.5), `(batch_size, num_labels + 1)`."""
     return patch_logits.mean(dim=1) * scale
 
 
 def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledPatches:
-    """Pool patch logits over each image, as published.
-
-    Args:
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-        background_logit_scale: Factor on the mean of all patches.
-    """
+    """Pool patch logits over each image, as published."""
     mask = foreground_mask(patch_logits)
     return PooledPatches(
         foreground_logits=pool_foreground_logits(patch_logits, mask),
@@ -140,40 +89,17 @@ def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledP
 
 
 def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
-    """Return labels as a distribution over the image classes.
-
-    Args:
-        labels: `(batch_size,)` class indices, or `(batch_size, num_labels)` soft targets, which pass unchanged.
-        num_labels: Number of image classes.
-
-    Returns:
-        `(batch_size, num_labels)`, float32.
-    """
+    """Return class indices `(batch_size,)` as soft targets `(batch_size, num_labels)`, float32; soft targets pass."""
     return F.one_hot(labels, num_labels).float() if labels.dim() == 1 else labels.float()
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits with target distributions, computed in float32.
-
-    Args:
-        logits: `(batch_size, num_classes)`.
-        targets: `(batch_size, num_classes)`, non-negative.
-
-    Returns:
-        0-dim.
-    """
+    """Return the mean cross-entropy of logits with target distributions, `(batch_size, num_classes)`, in float32."""
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy over images and classes, computed in float32: every class by itself.
-
-    Args:
-        logits: `(batch_size, num_classes)`.
-        targets: `(batch_size, num_classes)`, in [0, 1].
-
-    Returns:
-        0-dim.
+    """Return the mean binary cross-entropy over images and classes, both `(batch_size, num_classes)`, in float32.
 
     Source: Wightman et al., "ResNet strikes back" (2021), and DeiT III train so.
     """
@@ -185,14 +111,9 @@ CLASSIFICATION_LOSSES = {"cross_entropy": soft_cross_entropy, "bce": soft_binary
 
 
 def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
-    """Return the mean foreground ratio of the whole batch.
+    """Return the mean foreground ratio of the whole batch, 0-dim, without gradient.
 
-    Args:
-        ratio: `(batch_size,)`, the ratio of each image on this rank.
-        across_ranks: Whether to average over all processes of the default group; every rank has to call then.
-
-    Returns:
-        0-dim, without gradient.
+    With `across_ranks` it is the mean over all processes of the default group, every one of which has to call then.
     """
     ratio = ratio.detach()
     if not (across_ranks and torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -204,13 +125,9 @@ def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
 
 
 def background_cross_entropy(background_logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy of pooled background logits with the background class, computed in float32.
+    """Return the mean cross-entropy of pooled background logits with the background class, 0-dim, in float32.
 
-    Args:
-        background_logits: `(batch_size, num_labels + 1)`, from `pool_background_logits`.
-
-    Returns:
-        0-dim: the adversary, which pulls every patch towards background.
+    This is the adversary, which pulls every patch towards background.
     """
     # written so that background's index stays "the last one"
     return -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
@@ -219,17 +136,11 @@ def background_cross_entropy(background_logits: Tensor) -> Tensor:
 def background_weight(
     batch_ratio: Tensor, background_loss_weight: float, min_foreground_ratio: float, max_foreground_ratio: float = 1.0
 ) -> Tensor:
-    """Return the weight of the background part for a batch.
+    """Return the weight of the background part for a batch, 0-dim, float32, without gradient.
 
-    Args:
-        batch_ratio: 0-dim mean foreground ratio of the whole batch, which gates the background part.
-        background_loss_weight: Weight while the gate is open (published: 0.025).
-        min_foreground_ratio: The gate is open while `batch_ratio` is at least this (published: 0.1).
-        max_foreground_ratio: From here on the weight grows with `batch_ratio`, by up to 1 where every patch is
-            foreground: a weight that was chosen too small corrects itself (published: 1, never).
-
-    Returns:
-        0-dim, float32, without gradient.
+    It is `background_loss_weight` (published: 0.025) while the batch's mean foreground ratio is at least
+    `min_foreground_ratio` (published: 0.1). From `max_foreground_ratio` on (published: 1, never) it grows with the
+    ratio, by up to 1 where every patch is foreground: a weight that was chosen too small corrects itself.
     """
     weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).float()
     if max_foreground_ratio < 1:

@@ -35,7 +35,7 @@ from .packed_attention import Packing, attend_packed
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .source_families import unused_key_patterns
 from .token_layouts import choose_layout
-from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, TokenLayout, foreground_policy, num_kept
+from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, foreground_policy, num_kept
 
 
 @dataclass
@@ -186,10 +186,9 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
     def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the position embeddings for a patch grid of these rows and columns.
+        """Return the position embeddings for a patch grid of these rows and columns, `(1, num_tokens, hidden_size)`.
 
-        Returns:
-            `(1, num_prefix_tokens + rows * columns, hidden_size)`; bicubic between patch centres, prefix unchanged.
+        Bicubic between patch centres, prefix unchanged.
         """
         if grid_size == self.grid_size:
             return self.position_embeddings
@@ -237,10 +236,6 @@ class IceDeiTDropPath(nn.Module):
             keep = keep[packing.image_of_token].transpose(0, 1)  # -> (1, total_tokens, 1)
         return branch * keep / keep_probability
 
-    def extra_repr(self) -> str:
-        """Show the probability when the model is printed."""
-        return f"drop_probability={self.drop_probability:g}"
-
 
 class IceDeiTAttention(DeiTAttention):
     """Let tokens attend to each other.
@@ -257,18 +252,11 @@ class IceDeiTAttention(DeiTAttention):
         with_class_scores: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Attend.
+        """Attend, and with `with_class_scores` also return how [CLS] scores each token before softmax and mask.
 
-        Args:
-            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
-            attention_mask: Of the form that the attention implementation takes.
-            packing: Which image each token of a packed batch belongs to.
-            with_class_scores: Whether to return the scores of [CLS] for every token; not for a packed batch.
-            **kwargs: Options of the attention implementation.
-
-        Returns:
-            The attended tokens, of the shape of `hidden_states`; the attention weights, if there are any;
-            how [CLS] scores each token before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32.
+        `hidden_states` is `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed; the
+        scores are `(batch_size, num_heads, num_tokens)`, float32, not for a packed batch. `attention_mask` has the
+        form that the attention implementation takes, `kwargs` are its options.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -290,13 +278,8 @@ class IceDeiTAttention(DeiTAttention):
         attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
         if not with_class_scores:
             return attended, weights, None
-        return attended, weights, _class_scores(query, key, self.scaling)
-
-
-def _class_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Return row 0 of the attention before softmax and mask, `(batch_size, num_heads, num_tokens)`, float32 or 64."""
-    scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)  # (batch, heads, 1, tokens) -> (batch, heads, tokens)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
+        scores = (query[:, :, :1] @ key.transpose(2, 3)).squeeze(2)  # -> (batch, heads, tokens)
+        return attended, weights, scores.to(torch.promote_types(scores.dtype, torch.float32)) * self.scaling
 
 
 class IceDeiTLayer(DeiTLayer):
@@ -318,17 +301,10 @@ class IceDeiTLayer(DeiTLayer):
         prune: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Transform.
+        """Transform tokens `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
 
-        Args:
-            hidden_states: `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed.
-            attention_mask: Of the form that the attention implementation takes.
-            packing: Which image each token of a packed batch belongs to.
-            prune: Maps the tokens after attention and the scores of [CLS] for each to the tokens kept, and more.
-            **kwargs: Options of the attention implementation.
-
-        Returns:
-            The transformed tokens; with `prune`, what else it returned after them.
+        `prune` maps the tokens after attention and the scores of [CLS] for each to the tokens kept, and more, which is
+        returned after the transformed tokens.
         """
         normed = self.layernorm_before(hidden_states)
         attended, _, class_scores = self.attention(normed, attention_mask, packing, prune is not None, **kwargs)
@@ -447,17 +423,10 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         return outputs
 
     def encode(self, hidden_states: Tensor, **kwargs: Any) -> IceDeiTModelOutput:
-        """Run the layers, the patch head and the final layer norm, without or with pruning.
+        """Run the layers, the patch head and the final layer norm, without or with pruning; returns no `grid_size`.
 
-        Args:
-            hidden_states: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`.
-            **kwargs: Options of the attention implementation.
-
-        Returns:
-            `IceDeiTModelOutput` without `grid_size`.
-
-        Raises:
-            ValueError: If the strategy of the configuration needs a pruning head that the model lacks.
+        `hidden_states` is `(batch_size, num_prefix_tokens + num_patches, hidden_size)`; a `ValueError` if the strategy
+        of the configuration needs a pruning head that the model lacks.
         """
         if self.config.pruning_strategy is not None:
             self.check_pruning_heads()
@@ -484,7 +453,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         records_states = any(
             kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
         )
-        tokens: TokenLayout = choose_layout(config, self.training, records_states).start(hidden_states, config)
+        tokens: Any = choose_layout(config, self.training, records_states).start(hidden_states, config)
         num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
         for index, layer in enumerate(self.layers):
             step = PruningStep(index, num_present, num_kept(schedule.get(index, 1.0), num_present), keep_policy)
@@ -509,15 +478,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     def encode_windows(self, pixel_values: Tensor) -> Tensor:
         """Return patch logits computed independently within local windows, without pruning.
 
-        Args:
-            pixel_values: `(batch_size, num_channels, height, width)`.
-
-        Returns:
-            `(batch_size, num_patches, num_labels + 1)`. Each of `config.num_local_windows`**2 windows has the prefix
-            tokens to itself, and its patches have the positions that they have in the image.
-
-        Raises:
-            ValueError: If the patch grid does not divide into the windows.
+        Each of `config.num_local_windows`**2 windows has the prefix tokens to itself, and its patches have the
+        positions that they have in the image. `(batch_size, num_patches, num_labels + 1)`; a `ValueError` if the grid
+        does not divide.
         """
         num_windows, num_prefix = self.config.num_local_windows, self.config.num_prefix_tokens
         grid_size = self.embeddings.grid_size_of(pixel_values)
@@ -531,10 +494,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         return join_windows(self.patch_head(tokens[:, num_prefix:]), grid_size, num_windows)
 
     def check_pruning_heads(self) -> None:
-        """Raise a `ValueError` unless there is a head at every pruning layer of the configuration.
-
-        The configuration of an instantiated model may be changed; its modules are not.
-        """
+        """Raise a `ValueError` unless every pruning layer of the configuration, which may have changed, has a head."""
         if not self.config.has_pruning_heads:
             return
         missing = [index for index in self.config.pruning_schedule if str(index) not in self.pruning_heads]
@@ -659,9 +619,9 @@ class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
         """Classify every patch of the images.
 
         Args:
-            pixel_values: As for `IceDeiTForImageClassification`.
+            pixel_values: As for `IceDeiTForImageClassification`, like the others.
             labels: Refused: there is no pixel loss. Train `IceDeiTForImageClassification` on image labels.
-            interpolate_pos_encoding: Accepted for compatibility; positions are interpolated whenever it is needed.
+            interpolate_pos_encoding: Accepted for compatibility.
             **kwargs: Options of the attention implementation.
 
         Returns:

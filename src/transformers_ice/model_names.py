@@ -19,12 +19,7 @@ __all__ = ["resolve_ice_model_name", "resolve_model_name", "sample_folder"]
 def sample_folder(kind: str, name: str = "") -> Path:
     """Return the path of a sample of this project: in a clone, or where a wheel installs it.
 
-    Args:
-        kind: "checkpoints" or "recipes".
-        name: Folder of a checkpoint, or file of a recipe.
-
-    Raises:
-        ValueError: If this installation has no such sample.
+    `kind` is "checkpoints" or "recipes", `name` the folder or file in it; a missing one is a `ValueError`.
     """
     clone = Path(__file__).resolve().parents[2]
     installed = Path(sysconfig.get_path("data"), "share", "transformers-ice")
@@ -40,9 +35,6 @@ def sample_folder(kind: str, name: str = "") -> Path:
 
 def resolve_model_name(name: str) -> str:
     """Return the folder or Hub id of a name; one that can only be a folder is never requested from the Hub.
-
-    Args:
-        name: Folder, also with `~`, or Hub id (name or owner/name).
 
     Raises:
         ValueError: If it is written like a path, or its parent is a local folder, and there is no such folder. The
@@ -67,9 +59,6 @@ def resolve_model_name(name: str) -> str:
 
 def resolve_ice_model_name(name: str) -> str:
     """Return the folder or Hub id of an ICE model; no code of the folder runs.
-
-    Args:
-        name: As of `resolve_model_name`.
 
     Raises:
         OSError: If the Hub has no such model, or cannot be reached.

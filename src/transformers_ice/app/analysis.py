@@ -28,16 +28,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Model that is ready to explain.
-
-    Attributes:
-        name: Folder or Hub id.
-        model: In evaluation mode.
-        processor: Its image processor.
-    """
+    """Model that is ready to explain, with the folder or Hub id that it came from."""
 
     name: str
-    model: IceDeiTForImageClassification
+    model: IceDeiTForImageClassification  # in evaluation mode
     processor: Any
 
     @property
@@ -55,17 +49,11 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """Image as the input of the model, and at the size in which the page shows it.
+    """Image as the input of the model, and at the size in which the page shows it."""
 
-    Attributes:
-        size: `(height, width)` of the image itself.
-        shown: `(shown height, shown width, 3)`, uint8: the image at the size in which it is shown.
-        pixel_values: `(1, num_channels, height, width)`, the input of the model.
-    """
-
-    size: tuple[int, int]
-    shown: Array
-    pixel_values: Tensor
+    size: tuple[int, int]  # (height, width) of the image itself
+    shown: Array  # (shown height, shown width, 3), uint8
+    pixel_values: Tensor  # (1, num_channels, height, width)
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -75,48 +63,24 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Explanation of an image, with further values that the page shows.
+    """Explanation of an image, with further values that the page shows."""
 
-    Attributes:
-        shown: The explanation; its maps and its box have the size in which the image is shown.
-        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the image itself.
-        scores: Probability by class name, the largest first.
-        target: Class index that the heat map shows; `None` for everything but the background.
-        milliseconds: One run of the model.
-    """
-
-    shown: PatchExplanation
-    box: tuple[int, int, int, int]
-    scores: dict[str, float]
-    target: int | None
-    milliseconds: float
+    shown: PatchExplanation  # its maps and its box have the size in which the image is shown
+    box: tuple[int, int, int, int]  # (x_min, y_min, x_max, y_max), half-open, in pixels of the image itself
+    scores: dict[str, float]  # probability by class name, the largest first
+    target: int | None  # class index that the heat map shows; None for everything but the background
+    milliseconds: float  # one run of the model
 
 
 def load_model(name: str) -> LoadedModel:
-    """Load an ICE checkpoint; the installed code runs, never that of the folder.
-
-    Args:
-        name: Folder or Hub id.
-
-    Raises:
-        OSError: If the Hub has no such model, or cannot be reached.
-        ValueError: If there is no such folder, or it holds another kind of model.
-    """
+    """Load an ICE checkpoint; the installed code runs, never that of the folder."""
     folder = resolve_ice_model_name(name)
     model = IceDeiTForImageClassification.from_pretrained(folder).eval()
     return LoadedModel(name, model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False))
 
 
 def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
-    """Preprocess an image for the model and for the page.
-
-    Args:
-        loaded: The model with its image processor.
-        image: Of any mode: grey, 16 bits, palette and transparency are understood.
-
-    Raises:
-        ValueError: If the image cannot be converted to RGB.
-    """
+    """Preprocess an image for the model and for the page."""
     rgb = loaded.processor.read_image(image)
     inputs = loaded.processor(rgb, return_tensors="pt")
     shown = rgb.resize(_shown_size(rgb.size), Image.Resampling.LANCZOS)  # PIL sizes are (width, height)
@@ -135,16 +99,7 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
 
 @torch.inference_mode()
 def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None = None) -> Explanation:
-    """Explain an image in one run of the model.
-
-    Args:
-        loaded: The model.
-        image: What `prepare_image` returned.
-        target: Class index for the heat map; `None` shows everything but the background.
-
-    Raises:
-        ValueError: If `target` is no class of the model.
-    """
+    """Explain an image in one run of the model; `target` is the class index of the heat map, `None` the foreground."""
     start = time.perf_counter()
     outputs = loaded.model(pixel_values=image.pixel_values)
     milliseconds = 1e3 * (time.perf_counter() - start)

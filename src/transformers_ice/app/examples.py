@@ -16,10 +16,6 @@ _INDICES = (13, 14, 3, 16, 7, 29, 21, 20)
 
 
 def draw_examples() -> list[tuple[Image.Image, str]]:
-    """Draw the examples.
-
-    Returns:
-        Images, each with a description.
-    """
+    """Draw the examples."""
     scenes = [draw_scene(index, split="test", image_size=_SIDE) for index in _INDICES]
     return [(Image.fromarray(scene.image), SCENE_CLASSES[scene.label]) for scene in scenes]

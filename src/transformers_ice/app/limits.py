@@ -29,17 +29,11 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request.
+    """Limits of a request."""
 
-    Attributes:
-        max_upload_mb: Largest file, in MB of 1024 x 1024 bytes.
-        max_pixels: Largest image, in pixels; a small file can hold a very large image.
-        timeout_s: Seconds after which a visitor gets a response, even if the request is still running.
-    """
-
-    max_upload_mb: float = 20.0
-    max_pixels: int = 40_000_000
-    timeout_s: float = 30.0
+    max_upload_mb: float = 20.0  # largest file, in MB of 1024 x 1024 bytes
+    max_pixels: int = 40_000_000  # a small file can hold a very large image
+    timeout_s: float = 30.0  # a visitor gets a response then, even if the request is still running
 
     def __post_init__(self) -> None:
         for name in ("max_upload_mb", "max_pixels", "timeout_s"):
@@ -48,18 +42,7 @@ class Limits:
 
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
-    """Read an uploaded image, upright and with its bit depth and transparency.
-
-    Args:
-        path: The file; its format is read from its content, not from its name.
-        limits: Largest size and number of pixels. Both are checked before anything is decoded.
-
-    Returns:
-        PIL image of any mode.
-
-    Raises:
-        RequestError: If the file is too large, has too many pixels, or is no complete image.
-    """
+    """Read an uploaded image, upright and with its bit depth and transparency; the limits are checked before."""
     size = Path(path).stat().st_size
     if size > limits.max_upload_mb * 2**20:
         raise RequestError(
@@ -94,11 +77,7 @@ def _too_many_pixels(found: str, limits: Limits) -> RequestError:
 
 
 class Deadline:
-    """Time by which a request has to be answered; long work checks it between its steps.
-
-    Args:
-        seconds: From now on.
-    """
+    """Time by which a request has to be answered; long work checks it between its steps."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -110,11 +89,7 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def check(self) -> None:
-        """Raise if the time is over.
-
-        Raises:
-            RequestError: If no time is left.
-        """
+        """Raise a `RequestError` if the time is over."""
         if not self.remaining:
             raise _timed_out(self.seconds)
 
@@ -132,9 +107,6 @@ class Worker:
     One thread, because explainers change a model temporarily (hooks, gradients), and measured times are valid only
     where nothing else runs. A thread cannot be stopped from outside: running work ends at its next
     `deadline.check()`, waiting work is cancelled.
-
-    Args:
-        timeout_s: Seconds for a request, waiting included.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -142,14 +114,7 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explainer")
 
     def run(self, work: Callable[[Deadline], T]) -> T:
-        """Run the work and return its result.
-
-        Args:
-            work: Function of the deadline.
-
-        Raises:
-            RequestError: If the time is over, or the work raises one.
-        """
+        """Run the work and return its result."""
         deadline = Deadline(self.timeout_s)
 
         def begin() -> T:

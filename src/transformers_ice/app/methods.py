@@ -23,21 +23,13 @@ DEFAULT_METHODS = ("raw_attention", "rollout", "grad_cam", "generic_attention")
 
 @dataclass(frozen=True)
 class MethodMap:
-    """Map of one method for an image.
+    """Map of one method for an image."""
 
-    Attributes:
-        name: Title of the method.
-        heatmap: `(height, width)` of the shown image, stretched to [0, 1]; `None` where the method failed.
-        milliseconds: One run, the model's own included.
-        knows_target: Whether the map depends on the class.
-        problem: Why there is no map.
-    """
-
-    name: str
-    heatmap: np.ndarray | None
-    milliseconds: float
-    knows_target: bool
-    problem: str = ""
+    name: str  # its title
+    heatmap: np.ndarray | None  # (height, width) of the shown image, stretched to [0, 1]; None where it failed
+    milliseconds: float  # one run, the model's own included
+    knows_target: bool  # whether the map depends on the class
+    problem: str = ""  # why there is no map
 
 
 def method_title(name: str) -> str:
@@ -57,21 +49,7 @@ def available_methods() -> dict[str, str]:
 def compare_methods(
     loaded: LoadedModel, image: PreparedImage, methods: Sequence[str], target: int | None, deadline: Deadline
 ) -> list[MethodMap]:
-    """Explain an image by several methods, one after the other.
-
-    Args:
-        loaded: The model.
-        image: What `prepare_image` returned.
-        methods: Names in `EXPLAINERS`.
-        target: Class index; `None` takes the default of each method.
-        deadline: Checked before each method.
-
-    Returns:
-        A map of each method, in the order of `methods`; with a `problem` where the method does not fit the model.
-
-    Raises:
-        RequestError: If the time is over.
-    """
+    """Explain an image by names in `EXPLAINERS`, one after the other; a map has a `problem` where one does not fit."""
     maps = []
     for method in methods:
         deadline.check()

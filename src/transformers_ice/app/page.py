@@ -43,12 +43,7 @@ _EMPTY = "Drop a picture, or take an example."
 
 
 class Handlers:
-    """Handlers of events: they return values by the name (`elem_id`) of the component that shows them.
-
-    Args:
-        loaded: The model.
-        limits: Limits of a request.
-    """
+    """Handlers of events: they return values by the name (`elem_id`) of the component that shows them."""
 
     def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
         self.loaded, self.limits = loaded, limits
@@ -156,12 +151,7 @@ def _on(
 
 
 def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
-    """Build the page; nothing is started.
-
-    Args:
-        loaded: The model.
-        limits: Limits of a request.
-    """
+    """Build the page; nothing is started."""
     handlers, examples = Handlers(loaded, limits), draw_examples()
     title = f"ICE: {Path(loaded.name).name}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_CACHE_SECONDS) as page:

@@ -33,7 +33,6 @@ __all__ = [
     "draw_kept_patches",
     "draw_mask",
     "draw_method",
-    "target_name",
 ]
 
 Array = np.ndarray
@@ -41,30 +40,20 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Picture:
-    """Figure with its caption.
+    """Figure with its caption."""
 
-    Attributes:
-        pixels: `(height, width, 3)`, uint8.
-        caption: The result in a sentence or two; also the alt text.
-        legend: Colour by label.
-    """
-
-    pixels: Array
-    caption: str
-    legend: Mapping[str, str] | None = None
-
-
-def target_name(loaded: LoadedModel, target: int | None) -> str:
-    """Return the name of a heat map's target."""
-    return "the foreground" if target is None else f"“{loaded.class_names[target]}”"
+    pixels: Array  # (height, width, 3), uint8
+    caption: str  # the result in a sentence or two; also the alt text
+    legend: Mapping[str, str] | None = None  # colour by label
 
 
 def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the probability of the target over the image."""
-    heatmap = explanation.shown.heatmap
+    heatmap, target = explanation.shown.heatmap, explanation.target
+    name = "the foreground" if target is None else f"“{loaded.class_names[target]}”"
     caption = (
         f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture is predicted as "
-        f"{target_name(loaded, explanation.target)} (probability of at least one half; the highest is "
+        f"{name} (probability of at least one half; the highest is "
         f"{heatmap.max():.2f})."
     )
     if heatmap.max() >= 0.5:
@@ -88,7 +77,7 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
     """Draw the outline of the foreground, and the box around its largest part."""
     (left, top, right, bottom), mask = explanation.box, explanation.shown.mask
     pixels = outline_mask(image.shown, mask)
-    if not mask.any():
+    if explanation.shown.box is None:
         return Picture(pixels, "Mask: no foreground, every patch is background.")
     caption = (
         f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box is from column "
@@ -106,21 +95,13 @@ def draw_cut_out(loaded: LoadedModel, image: PreparedImage, explanation: Explana
 
 @dataclass(frozen=True)
 class View:
-    """Kind of map that the page shows of an explanation.
+    """Kind of map that the page shows of an explanation."""
 
-    Attributes:
-        name: Id of its element on the page; that of its caption ends in "-caption".
-        title: Label above it.
-        alt_text: Description for screen readers, until there is a caption.
-        draw: Function that draws it.
-        shows_scale: Whether the scale of heat maps is shown below it.
-    """
-
-    name: str
-    title: str
-    alt_text: str
+    name: str  # id of its element on the page
+    title: str  # label above it
+    alt_text: str  # description for screen readers, until there is a caption
     draw: Callable[[LoadedModel, PreparedImage, Explanation], Picture]
-    shows_scale: bool = False
+    shows_scale: bool = False  # whether the scale of heat maps is shown below it
 
     @property
     def caption_name(self) -> str:

@@ -25,57 +25,34 @@ _NUM_REPEATS, _NUM_WARMUPS = 9, 2
 
 @dataclass(frozen=True)
 class PruningSetting:
-    """Strategy of token pruning, with its margin or keep rate.
+    """Strategy of token pruning, with its margin or keep rate."""
 
-    Attributes:
-        strategy: A key of `STRATEGY_NAMES`.
-        margin: By how much background has to win, in logits, where images keep different numbers of patches.
-        keep_rate: Ratio of the patches kept at each pruning layer, in (0, 1], where the numbers are fixed.
-    """
-
-    strategy: str
-    margin: float = 0.0
-    keep_rate: float = 0.7
+    strategy: str  # a key of STRATEGY_NAMES
+    margin: float = 0.0  # by how much background has to win, in logits, where images keep different numbers of patches
+    keep_rate: float = 0.7  # ratio of the patches kept at each pruning layer, in (0, 1], where the numbers are fixed
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Prediction and cost of one run of the model.
-
-    Attributes:
-        label: The predicted class.
-        score: Its probability, in [0, 1].
-        tokens_per_layer: Tokens that enter each layer, those of [CLS] included.
-        mmacs: Millions of multiply-accumulate operations.
-        milliseconds: Of one run, over the repeats.
-    """
+    """Prediction and cost of one run of the model."""
 
     label: str
-    score: float
-    tokens_per_layer: list[int]
-    mmacs: float
-    milliseconds: Spread
+    score: float  # probability of the label, in [0, 1]
+    tokens_per_layer: list[int]  # tokens that enter each layer, those of [CLS] included
+    mmacs: float  # millions of multiply-accumulate operations
+    milliseconds: Spread  # of one run, over the repeats
 
 
 @dataclass(frozen=True)
 class PruningResult:
-    """Results of a pruned and of an unpruned run.
-
-    Attributes:
-        unpruned: Without pruning.
-        pruned: By the given setting.
-        exit_layers: `(rows, columns)`, int: exit layer of each patch, the number of layers if it was kept.
-        shown_exit_layers: `(height, width)`, int: the same for each pixel of the shown image.
-        num_layers: Layers of the model.
-        num_repeats: Alternating runs of each; the milliseconds are their median.
-    """
+    """Results of a pruned and of an unpruned run."""
 
     unpruned: RunSummary
     pruned: RunSummary
-    exit_layers: np.ndarray = field(repr=False)
-    shown_exit_layers: np.ndarray = field(repr=False)
+    exit_layers: np.ndarray = field(repr=False)  # (rows, columns), int: the number of layers where a patch was kept
+    shown_exit_layers: np.ndarray = field(repr=False)  # (height, width), int: the same for each shown pixel
     num_layers: int
-    num_repeats: int
+    num_repeats: int  # alternating runs of each; the milliseconds are their median
 
     @property
     def pruning_steps(self) -> list[int]:
@@ -89,12 +66,7 @@ class PruningResult:
 
 
 def missing_heads(loaded: LoadedModel, strategy: str) -> str:
-    """Return the reason why a strategy cannot be used with a model; empty where it can.
-
-    Args:
-        loaded: The model.
-        strategy: A key of `STRATEGY_NAMES`.
-    """
+    """Return the reason why a strategy cannot be used with a model; empty where it can."""
     if not STRATEGIES[strategy].needs_heads or _head_layers(loaded):
         return ""
     without = " or ".join(f"“{other.title.split(':')[0]}”" for other in STRATEGIES.values() if not other.needs_heads)
@@ -108,17 +80,7 @@ def missing_heads(loaded: LoadedModel, strategy: str) -> str:
 def measure_pruning(
     loaded: LoadedModel, image: PreparedImage, setting: PruningSetting, deadline: Deadline
 ) -> PruningResult:
-    """Run a model pruned and unpruned, alternately.
-
-    Args:
-        loaded: The model; it is not changed.
-        image: What `prepare_image` returned.
-        setting: Strategy with its margin or keep rate.
-        deadline: Checked before every run.
-
-    Raises:
-        RequestError: If the model lacks the heads, or the time is over.
-    """
+    """Run a model, which is not changed, pruned and unpruned by turns; the deadline is checked before every run."""
     problem = missing_heads(loaded, setting.strategy)
     if problem:
         raise RequestError(problem)

@@ -12,77 +12,44 @@ __all__ = ["STYLE_SHEET", "build_theme"]
 
 STYLE_SHEET = Path(__file__).with_name("style.css")
 
-_NAMES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")
-
 
 def _color(name: str, shades: str) -> gr.themes.Color:
     """Return a colour of eleven shades, from light to dark."""
-    return gr.themes.Color(name=name, **dict(zip(_NAMES, shades.split(), strict=True)))
+    return gr.themes.Color(*shades.split(), name)
 
 
 _INK = _color("ink", "#F6F5F1 #ECEAE3 #DAD7CD #BDB9AC #8E8B80 #68665E #4C4B46 #33342F #20231F #151816 #0D0F0E")
 _SEA = _color("sea", "#EAF5F4 #CFE8E6 #A3D3CF #6DBAB4 #3A9C96 #14807A #0B6A66 #095552 #08403E #072F2E #041E1D")
 
-_SURFACES = {
-    "body_background_fill": "*neutral_50",
-    "body_background_fill_dark": "*neutral_950",
-    "body_text_color": "*neutral_800",
-    "body_text_color_dark": "*neutral_100",
-    "body_text_color_subdued": "*neutral_600",
-    "body_text_color_subdued_dark": "*neutral_300",
-    "background_fill_primary": "white",
-    "background_fill_primary_dark": "*neutral_900",
-    "background_fill_secondary": "*neutral_50",
-    "background_fill_secondary_dark": "*neutral_800",
-    "block_background_fill": "white",
-    "block_background_fill_dark": "*neutral_900",
-    "block_border_color": "*neutral_200",
-    "block_border_color_dark": "*neutral_700",
-    "block_label_background_fill": "white",
-    "block_label_background_fill_dark": "*neutral_900",
-    "block_label_text_color": "*neutral_700",
-    "block_label_text_color_dark": "*neutral_200",
-    "block_title_text_color": "*neutral_700",
-    "block_title_text_color_dark": "*neutral_200",
-    "block_info_text_color": "*neutral_600",
-    "block_info_text_color_dark": "*neutral_300",
-    "block_shadow": "0 1px 2px rgba(32, 35, 31, 0.06)",
-    "block_shadow_dark": "none",
-}
-_CONTROLS = {
-    "button_primary_background_fill": "*primary_600",
-    "button_primary_background_fill_hover": "*primary_700",
-    "button_primary_background_fill_dark": "*primary_300",
-    "button_primary_background_fill_hover_dark": "*primary_200",
-    "button_primary_text_color": "white",
-    "button_primary_text_color_dark": "*neutral_950",
-    "button_primary_text_color_hover_dark": "*neutral_950",
-    "checkbox_label_background_fill": "white",
-    "checkbox_label_background_fill_dark": "*neutral_800",
-    "checkbox_label_background_fill_hover": "*neutral_50",
-    "checkbox_label_background_fill_hover_dark": "*neutral_700",
-    "checkbox_label_border_color": "*neutral_300",
-    "checkbox_label_border_color_dark": "*neutral_600",
-    "checkbox_label_border_color_selected": "*primary_600",
-    "checkbox_label_border_color_selected_dark": "*primary_400",
-    "checkbox_label_border_width": "1px",
-    "checkbox_border_color": "*neutral_500",
-    "checkbox_border_color_dark": "*neutral_300",
-    "checkbox_label_background_fill_selected": "*primary_50",
-    "checkbox_label_background_fill_selected_dark": "*primary_900",
-    "checkbox_label_text_color_selected": "*primary_700",
-    "checkbox_label_text_color_selected_dark": "*primary_100",
-    "checkbox_background_color_selected": "*primary_600",
-    "checkbox_background_color_selected_dark": "*primary_500",
-    "input_background_fill": "white",
-    "input_background_fill_dark": "*neutral_800",
-    "input_border_color": "*neutral_400",
-    "input_border_color_dark": "*neutral_500",
-    "slider_color": "*primary_600",
-    "slider_color_dark": "*primary_400",
-    "color_accent": "*primary_600",
-    "link_text_color": "*primary_600",
-    "link_text_color_dark": "*primary_300",
+# values on the light and on the dark page
+_PAIRS = {
+    "body_background_fill": ("*neutral_50", "*neutral_950"),
+    "body_text_color": ("*neutral_800", "*neutral_100"),
+    "body_text_color_subdued": ("*neutral_600", "*neutral_300"),
+    "background_fill_primary": ("white", "*neutral_900"),
+    "background_fill_secondary": ("*neutral_50", "*neutral_800"),
+    "block_background_fill": ("white", "*neutral_900"),
+    "block_border_color": ("*neutral_200", "*neutral_700"),
+    "block_label_background_fill": ("white", "*neutral_900"),
+    "block_label_text_color": ("*neutral_700", "*neutral_200"),
+    "block_title_text_color": ("*neutral_700", "*neutral_200"),
+    "block_info_text_color": ("*neutral_600", "*neutral_300"),
+    "block_shadow": ("0 1px 2px rgba(32, 35, 31, 0.06)", "none"),
+    "button_primary_background_fill": ("*primary_600", "*primary_300"),
+    "button_primary_background_fill_hover": ("*primary_700", "*primary_200"),
+    "button_primary_text_color": ("white", "*neutral_950"),
+    "checkbox_label_background_fill": ("white", "*neutral_800"),
+    "checkbox_label_background_fill_hover": ("*neutral_50", "*neutral_700"),
+    "checkbox_label_border_color": ("*neutral_300", "*neutral_600"),
+    "checkbox_label_border_color_selected": ("*primary_600", "*primary_400"),
+    "checkbox_border_color": ("*neutral_500", "*neutral_300"),
+    "checkbox_label_background_fill_selected": ("*primary_50", "*primary_900"),
+    "checkbox_label_text_color_selected": ("*primary_700", "*primary_100"),
+    "checkbox_background_color_selected": ("*primary_600", "*primary_500"),
+    "input_background_fill": ("white", "*neutral_800"),
+    "input_border_color": ("*neutral_400", "*neutral_500"),
+    "slider_color": ("*primary_600", "*primary_400"),
+    "link_text_color": ("*primary_600", "*primary_300"),
 }
 
 
@@ -100,4 +67,14 @@ def build_theme() -> gr.themes.Base:
         font=(font, heading, "ui-sans-serif", "system-ui", "sans-serif"),
         font_mono=("ui-monospace", "Consolas", "monospace"),
     )
-    return theme.set(**_SURFACES, **_CONTROLS)
+    modes = {
+        f"{name}{mode}": value
+        for name, pair in _PAIRS.items()
+        for mode, value in zip(("", "_dark"), pair, strict=True)
+    }
+    return theme.set(
+        **modes,
+        button_primary_text_color_hover_dark="*neutral_950",
+        checkbox_label_border_width="1px",
+        color_accent="*primary_600",
+    )

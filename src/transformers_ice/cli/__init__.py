@@ -26,19 +26,12 @@ COMMANDS = {
 }
 """Summary of each subcommand, which is the module `transformers_ice.cli.NAME`."""
 
-EXTRAS = {"convert": "", "app": "app,eval,viz", "explain": "viz", "export": "export,eval"}
-"""Extra that a subcommand needs beyond the base; train, eval and viz for those that are not listed."""
+# extras that a subcommand needs; train,eval,viz for those that are not listed
+_EXTRAS = {"app": "app,viz,eval", "explain": "viz", "export": "export,eval", "benchmark": "train,viz"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand.
-
-    Args:
-        argv: The subcommand and its arguments; by default those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run a subcommand with its arguments, by default those of the process; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
@@ -60,12 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # imported on use only: `--help` and other commands must not need its extra
         module = importlib.import_module(f".{name}", __name__)
     except ImportError as error:
-        extra = {"app": "app,viz,eval", "explain": "viz", "export": "export,eval", "benchmark": "train,viz"}.get(
-            name, "train,eval,viz"
-        )
-        print(
-            f"Error: {error}. `transformers-ice {name}` needs: pip install 'transformers-ice[{extra}]'",
-            file=sys.stderr,
-        )
+        needed = f"pip install 'transformers-ice[{_EXTRAS.get(name, 'train,eval,viz')}]'"
+        print(f"Error: {error}. `transformers-ice {name}` needs: {needed}", file=sys.stderr)
         return 1
     return module.main(arguments[1:])

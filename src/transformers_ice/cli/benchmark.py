@@ -64,17 +64,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def input_files(arguments: BenchmarkArguments) -> list[str]:
-    """Return the input files of the command line."""
-    return [*(arguments.keep_counts or ()), *([arguments.accuracies] if arguments.accuracies is not None else ())]
-
-
 def benchmark(arguments: BenchmarkArguments) -> None:
     """Time everything, print the tables and write the files."""
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     output_dir = make_folder(arguments.output_dir)
-    check_outputs([output_dir / name for name in ("results.json", "speed.png")], input_files(arguments))
+    inputs = [*(arguments.keep_counts or ()), *filter(None, [arguments.accuracies])]
+    check_outputs([output_dir / name for name in ("results.json", "speed.png")], inputs)
     device = choose_device(arguments.device)
     model = load_model(arguments, device)
     variants = build_variants(model, arguments.keep_rates, arguments.compile, arguments.decided_names)

@@ -13,10 +13,8 @@ Options may also be in one YAML or JSON file, given as the only argument.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from ..console.command_line import parse_dataclasses
 from ..console.exits import command
@@ -24,10 +22,7 @@ from ..console.output_files import check_outputs, write_json
 from ..conversion import ConversionReport, convert_checkpoint, read_id2label
 
 
-__all__ = ["ConversionArguments", "convert", "main"]
-
-
-WRITTEN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+__all__ = ["ConversionArguments", "main"]
 
 
 @dataclass
@@ -53,25 +48,6 @@ class ConversionArguments:
     report: str | None = field(default=None, metadata={"help": "JSON file to write the report to."})
 
 
-def parse_arguments(argv: Sequence[str]) -> ConversionArguments:
-    """Parse the command line, or a YAML or JSON file followed by options; mistakes exit with code 2."""
-    return cast(ConversionArguments, parse_dataclasses([ConversionArguments], argv, __doc__)[0])
-
-
-def check_paths(arguments: ConversionArguments) -> None:
-    """Refuse outputs that would overwrite an input.
-
-    Raises:
-        ValueError: If the report or a file of the new folder is the checkpoint, a file of it, or the class names.
-    """
-    names = [] if arguments.id2label is None else [arguments.id2label]
-    outputs = [Path(arguments.output_dir, name) for name in WRITTEN_FILES]
-    if arguments.report is not None:
-        check_outputs([arguments.report], [arguments.checkpoint])
-        outputs.append(Path(arguments.report))
-    check_outputs(outputs, names)
-
-
 def print_report(report: ConversionReport) -> None:
     """Print the result for every key, and the sizes that were inferred from the weights."""
     rows = {
@@ -89,18 +65,20 @@ def print_report(report: ConversionReport) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def convert(arguments: ConversionArguments) -> ConversionReport:
-    """Convert, print the report and, with `--report`, write it.
-
-    Raises:
-        OSError: If something cannot be read or written.
-        ValueError: If the checkpoint cannot be converted, or an output would replace an input.
-    """
-    check_paths(arguments)
+@command()
+def main(argv: list[str]) -> int:
+    """Convert, print the report and, with `--report`, write it; nothing replaces an input. Return the exit code."""
+    (arguments,) = parse_dataclasses([ConversionArguments], argv, __doc__)
+    output_dir = Path(arguments.output_dir)
+    outputs = [output_dir / name for name in ("config.json", "model.safetensors", "preprocessor_config.json")]
+    if arguments.report is not None:
+        check_outputs([arguments.report], [arguments.checkpoint])
+        outputs.append(Path(arguments.report))
+    check_outputs(outputs, [] if arguments.id2label is None else [arguments.id2label])
     image_size = arguments.image_size
     report = convert_checkpoint(
         arguments.checkpoint,
-        arguments.output_dir,
+        output_dir,
         num_attention_heads=arguments.num_attention_heads,
         image_size=image_size[0] if image_size and len(image_size) == 1 else image_size,
         id2label=read_id2label(arguments.id2label) if arguments.id2label else None,
@@ -110,13 +88,6 @@ def convert(arguments: ConversionArguments) -> ConversionReport:
     print_report(report)
     if arguments.report:
         write_json(arguments.report, report.to_dict(), indent=2)
-    return report
-
-
-@command()
-def main(argv: list[str]) -> int:
-    """Run the conversion of the command line; return the exit code."""
-    convert(parse_arguments(argv))
     return 0
 
 

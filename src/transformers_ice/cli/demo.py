@@ -16,10 +16,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
@@ -53,23 +54,6 @@ HEADERS = {
 }
 SETTINGS = tuple(OBJECTIVES["balanced"])
 
-T = TypeVar("T")
-
-
-class Stages:
-    """Stages of the demo, with the seconds of each."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def run(self, name: str, work: Callable[[], T]) -> T:
-        """Announce and run one stage."""
-        print(f"\n{name}", flush=True)
-        start = time.monotonic()
-        result = work()
-        self.seconds[name] = round(time.monotonic() - start, 1)
-        return result
-
 
 @dataclass
 class DemoArguments:
@@ -90,23 +74,13 @@ class DemoArguments:
     max_steps: int = field(default=250, metadata={"help": "Optimizer steps."})
 
 
-def _choose_start(arguments: DemoArguments) -> tuple[str, str]:
-    """Return the classifier to start from and the recipe; by default those that come with the package."""
-    start = arguments.start or str(sample_folder("checkpoints", "deit-scenes"))
-    return start, arguments.recipe or str(sample_folder("recipes", "ice-deit-scenes.yaml"))
-
-
-def check_paths(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> None:
-    """Refuse outputs that would overwrite an input.
-
-    Raises:
-        ValueError: If the new model's folder is that of the start, or a file to be written is an input.
-    """
-    output_dir = make_folder(arguments.output_dir)
-    if Path(start).resolve() == model_dir.resolve():
-        raise ValueError(f"`--start` must not be OUTPUT_DIR/model, got {model_dir} for both. Choose another folder.")
-    outputs = [output_dir / name for name in ("explanations.png", "results.json")]
-    check_outputs(outputs, [start, recipe, *find_images(arguments.images, output_dir)])
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce one stage of the demo; add the seconds that it takes."""
+    print(f"\n{name}", flush=True)
+    start = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - start, 1)
 
 
 def train(arguments: DemoArguments, start: str, recipe: str, model_dir: Path) -> dict[str, float]:
@@ -144,13 +118,6 @@ def read_settings(arguments: DemoArguments, recipe: str, model_dir: Path) -> dic
     return {**settings, "max_steps": arguments.max_steps, "num_train": arguments.num_train}
 
 
-def draw(arguments: DemoArguments, explainer: Any, dataset: Dataset) -> list[str]:
-    """Draw the first held-out scenes, and the user's own images; return the errors of those."""
-    output_dir = Path(arguments.output_dir)
-    draw_panel(explainer, dataset, output_dir / "explanations.png")
-    return explain_own_images(explainer, arguments.images, output_dir / "images") if arguments.images else []
-
-
 def draw_panel(explainer: Any, dataset: Dataset, file: Path) -> None:
     """Draw the explanations of the first held-out scenes, without selection."""
     names = dataset.features["label"].names
@@ -171,7 +138,8 @@ def show_pipelines(model_dir: Path, scene: dict[str, Any]) -> Any:
     print(f"  image-segmentation    {', '.join(segment['label'] for segment in segments)}")
     explainer = load_explainer(folder)
     result = explainer(image)
-    where = f"box {tuple(result['box'].values())}, foreground {result['foreground_ratio']:.0%}"
+    box = tuple(result["box"].values()) if result["found"] else None
+    where = f"box {box}, foreground {result['foreground_ratio']:.0%}"
     print(f"  patch-explanation     {result['label']}, score {result['score']:.3f}, {where}")
     return explainer
 
@@ -192,28 +160,37 @@ def explain_own_images(explainer: Any, paths: Sequence[str], output_dir: Path) -
 def main(argv: list[str]) -> int:
     """Run the demo; return the exit code."""
     (arguments,) = parse_dataclasses([DemoArguments], argv, __doc__)
-    stages, output_dir = Stages(), Path(arguments.output_dir)
-    model_dir = output_dir / "model"
-    start, recipe = _choose_start(arguments)
-    check_paths(arguments, start, recipe, model_dir)
-    stages.run("1/4 Fine-tune ICE on drawn scenes", lambda: train(arguments, start, recipe, model_dir))
+    output_dir = make_folder(arguments.output_dir)
+    model_dir, panel, report = (output_dir / name for name in ("model", "explanations.png", "results.json"))
+    start = arguments.start or str(sample_folder("checkpoints", "deit-scenes"))
+    recipe = arguments.recipe or str(sample_folder("recipes", "ice-deit-scenes.yaml"))
+    if Path(start).resolve() == model_dir.resolve():
+        raise ValueError(f"`--start` must not be OUTPUT_DIR/model, got {model_dir} for both. Choose another folder.")
+    check_outputs([panel, report], [start, recipe, *find_images(arguments.images, output_dir)])
+
+    seconds: dict[str, float] = {}
+    with stage("1/4 Fine-tune ICE on drawn scenes", seconds):
+        train(arguments, start, recipe, model_dir)
     settings = read_settings(arguments, recipe, model_dir)
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
-
     size = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
     image_size = (size["height"], size["width"])
     dataset = load_scenes("test", arguments.num_eval, image_size=image_size, num_proc=os.cpu_count())
-    rows = stages.run(f"2/4 Measure on {len(dataset)} held-out scenes", lambda: compare(start, model_dir, dataset))
+    with stage(f"2/4 Measure on {len(dataset)} held-out scenes", seconds):
+        rows = compare(start, model_dir, dataset)
     print("\n" + format_table([asdict(row) for row in rows], HEADERS))
+    with stage("3/4 Load the result back", seconds):
+        explainer = show_pipelines(model_dir, dataset[0])
+    with stage("4/4 Draw explanations", seconds):
+        draw_panel(explainer, dataset, panel)
+        problems = explain_own_images(explainer, arguments.images, output_dir / "images") if arguments.images else []
 
-    explainer = stages.run("3/4 Load the result back", lambda: show_pipelines(model_dir, dataset[0]))
-    problems = stages.run("4/4 Draw explanations", lambda: draw(arguments, explainer, dataset))
-    results = {"settings": settings, "rows": [asdict(row) for row in rows], "seconds": stages.seconds}
-    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    results = {"settings": settings, "rows": [asdict(row) for row in rows], "seconds": seconds}
+    write_text(report, json.dumps(results, indent=2) + "\n")
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
-    own = f", your images in {output_dir / 'images'}" if arguments.images else ""
-    print(f"\nmodel in {model_dir}, panel {output_dir / 'explanations.png'}, {output_dir / 'results.json'}{own}")
+    where = f", your images in {output_dir / 'images'}" if arguments.images else ""
+    print(f"\nmodel in {model_dir}, panel {panel}, {report}{where}")
     return 1 if problems else 0
 
 

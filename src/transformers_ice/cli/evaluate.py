@@ -23,8 +23,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,15 @@ COST_BATCH = 16  # images on which the time and the memory of the methods are me
 OUTPUTS = ("results.json", "table.md", "scores.png", "methods.png")
 
 
-def load_models(arguments: EvaluationArguments, device: torch.device) -> list[Checkpoint]:
-    """Load every checkpoint under its name."""
-    # a folder may have an equals sign in its own name
-    named = ["=" in model and not Path(model).is_dir() for model in arguments.models]
-    pairs = [
-        model.partition("=")[::2] if has_name else ("", model)
-        for model, has_name in zip(arguments.models, named, strict=True)
-    ]
-    return [load_checkpoint(path, name or None, device) for name, path in pairs]
+def load_models(models: Sequence[str], device: torch.device) -> list[Checkpoint]:
+    """Load every checkpoint, given as FOLDER or NAME=FOLDER."""
+    checkpoints = []
+    for model in models:
+        name, separator, path = model.partition("=")
+        # a folder may have an equals sign in its own name
+        has_name = separator and not Path(model).is_dir()
+        checkpoints.append(load_checkpoint(*((path, name or None) if has_name else (model, None)), device))
+    return checkpoints
 
 
 def load_data(
@@ -92,9 +92,8 @@ def load_data(
         key, _, value = option.partition("=")
         if not value:
             raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
-        options[key] = (
-            json.loads(value) if value in ("true", "false") or value.removeprefix("-").isdecimal() else value
-        )
+        is_plain = value in ("true", "false") or value.removeprefix("-").isdecimal()
+        options[key] = json.loads(value) if is_plain else value
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")
     if name == "scenes":
         size = checkpoints[0].model.config.image_size
@@ -104,72 +103,64 @@ def load_data(
     return load_evaluation_set(name, arguments.data_dir, arguments.split, arguments.limit, needs, **options)
 
 
-def choose_methods(names: Sequence[str]) -> list[str]:
-    """Return the chosen methods; "all" means every explainer and the ceiling."""
-    chosen = [method for name in names for method in ([*EXPLAINERS, CEILING] if name == "all" else [name])]
-    return list(dict.fromkeys(chosen))
+def parse_device(name: str) -> torch.device:
+    """Return a device by its name."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
-def fits(checkpoint: Checkpoint, method: str) -> bool:
-    """Return whether a registered explainer works on a checkpoint."""
-    return method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
+@dataclass(frozen=True)
+class Evaluation:
+    """Checkpoints, data and methods of a run, for what is measured and drawn on the first images."""
 
+    checkpoints: Sequence[Checkpoint]
+    dataset: EvaluationSet
+    methods: Sequence[str]
+    protocol: Protocol
 
-def first_batch(checkpoint: Checkpoint, dataset: EvaluationSet, count: int, protocol: Protocol) -> InputBatch:
-    """Return the inputs of a checkpoint for the first examples."""
-    return InputBatch(checkpoint, [dataset[index] for index in range(min(count, len(dataset)))], protocol)
+    def first_batches(self, count: int) -> Iterator[tuple[Checkpoint, InputBatch, list[str]]]:
+        """Yield every checkpoint with its inputs for the first examples and the explainers that work on it."""
+        examples = [self.dataset[index] for index in range(min(count, len(self.dataset)))]
+        for checkpoint in self.checkpoints:
+            fitting = [
+                method
+                for method in self.methods
+                if method in EXPLAINERS and (checkpoint.is_ice or EXPLAINERS[method].model == "any")
+            ]
+            yield checkpoint, InputBatch(checkpoint, examples, self.protocol), fitting
 
+    def measure(self, count: int) -> dict[tuple[str, str], Cost]:
+        """Time every method on every checkpoint that it fits."""
+        costs = {}
+        for checkpoint, batch, methods in self.first_batches(count):
+            for method, cost in measure_costs(checkpoint.model, batch.pixel_values, methods).items():
+                costs[(checkpoint.name, method)] = cost
+        return costs
 
-def measure(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
-) -> dict[tuple[str, str], Cost]:
-    """Time every method on every checkpoint that it fits, on a batch of the first images."""
-    costs = {}
-    for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
-        fitting = [method for method in methods if fits(checkpoint, method)]
-        for method, cost in measure_costs(checkpoint.model, pixels, fitting).items():
-            costs[(checkpoint.name, method)] = cost
-    return costs
+    def check_sanity(self, count: int) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
+        similarity = {}
+        for checkpoint, batch, methods in self.first_batches(count):
+            similarity[checkpoint.name] = {
+                method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
+                for method, stages in randomization_similarity(checkpoint.model, batch.pixel_values, methods).items()
+            }
+        return similarity
 
-
-def check_sanity(
-    checkpoints: Sequence[Checkpoint], dataset: EvaluationSet, methods: Sequence[str], protocol: Protocol, count: int
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
-    similarity = {}
-    for checkpoint in checkpoints:
-        pixels = first_batch(checkpoint, dataset, count, protocol).pixel_values
-        fitting = [method for method in methods if fits(checkpoint, method)]
-        similarity[checkpoint.name] = {
-            method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
-            for method, stages in randomization_similarity(checkpoint.model, pixels, fitting).items()
-        }
-    return similarity
-
-
-def draw_methods(
-    checkpoints: Sequence[Checkpoint],
-    dataset: EvaluationSet,
-    methods: Sequence[str],
-    protocol: Protocol,
-    count: int,
-    file: Path,
-) -> None:
-    """Draw the maps of all methods on the first images."""
-    maps: dict[str, list[np.ndarray]] = {}
-    batch = first_batch(checkpoints[0], dataset, count, protocol)
-    for checkpoint in checkpoints:
-        inputs = InputBatch(checkpoint, batch.examples, protocol)
-        for method in methods:
-            if fits(checkpoint, method):
-                pixels = score_maps(ExplainedBatch(inputs, method).relevance(), method, inputs.input_size)
+    def draw_methods(self, count: int, file: Path) -> None:
+        """Draw the maps of all methods on the first images."""
+        maps: dict[str, list[np.ndarray]] = {}
+        for checkpoint, batch, methods in self.first_batches(count):
+            for method in methods:
+                pixels = score_maps(ExplainedBatch(batch, method).relevance(), method, batch.input_size)
                 maps[f"{checkpoint.name}: {method}"] = [
                     _on_image(grid, example.image.size, is_hard=EXPLAINERS[method].is_hard)
-                    for grid, example in zip(pixels, inputs.examples, strict=True)
+                    for grid, example in zip(pixels, batch.examples, strict=True)
                 ]
-    truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
-    save_figure(method_panel([np.asarray(example.image) for example in batch.examples], maps, truths), file)
+        truths = [None if example.mask is None else example.mask == 1 for example in batch.examples]
+        save_figure(method_panel([np.asarray(example.image) for example in batch.examples], maps, truths), file)
 
 
 def _on_image(grid: torch.Tensor, size: tuple[int, int], is_hard: bool) -> np.ndarray:
@@ -192,49 +183,32 @@ def draw_scores(results: Sequence[Result], file: Path) -> None:
         save_figure(score_bars(scores, headings), file)
 
 
-def write_report(
-    arguments: EvaluationArguments,
-    checkpoints: Sequence[Checkpoint],
-    dataset: EvaluationSet,
-    methods: Sequence[str],
-    protocol: Protocol,
-    results: Sequence[Result],
-) -> str:
+def write_report(arguments: EvaluationArguments, evaluation: Evaluation, results: Sequence[Result]) -> str:
     """Measure costs, write everything into the output folder and return the table."""
-    output_dir, parts = Path(arguments.output_dir), (checkpoints, dataset, methods, protocol)
+    output_dir, costs = Path(arguments.output_dir), dict[tuple[str, str], Cost]()
     report = {
-        "dataset": {"name": dataset.name, "num_examples": len(dataset)},
-        "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in checkpoints},
+        "dataset": {"name": evaluation.dataset.name, "num_examples": len(evaluation.dataset)},
+        "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in evaluation.checkpoints},
         "settings": asdict(arguments),
-        "protocol": asdict(protocol),
-        "machine": describe_machine(checkpoints[0].model.device),
+        "protocol": asdict(evaluation.protocol),
+        "machine": describe_machine(evaluation.checkpoints[0].model.device),
     }
-    write_results(output_dir, report, results, {})  # first: the steps below need more memory and may fail
+
+    def write() -> None:
+        write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
+        write_text(output_dir / "table.md", markdown_table(results, costs))
+
+    write()  # first: the steps below need more memory and may fail
     count = min(COST_BATCH, arguments.batch_size)
-    costs = measure(*parts, count) if arguments.measure_cost else {}
+    if arguments.measure_cost:
+        costs = evaluation.measure(count)
     if arguments.check_sanity:
-        report["sanity"] = check_sanity(*parts, count)
-    write_results(output_dir, report, results, costs)
+        report["sanity"] = evaluation.check_sanity(count)
+    write()
     if arguments.num_pictures:
         draw_scores(results, output_dir / "scores.png")
-        draw_methods(*parts, arguments.num_pictures, output_dir / "methods.png")
+        evaluation.draw_methods(arguments.num_pictures, output_dir / "methods.png")
     return text_table(results, costs)
-
-
-def write_results(
-    output_dir: Path, report: dict[str, Any], results: Sequence[Result], costs: dict[tuple[str, str], Cost]
-) -> None:
-    """Write `results.json` and `table.md`."""
-    write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
-    write_text(output_dir / "table.md", markdown_table(results, costs))
-
-
-def parse_device(name: str) -> torch.device:
-    """Return a device by its name."""
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:0 or mps, got {name!r}.") from error
 
 
 def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
@@ -242,27 +216,29 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
     state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
-    methods = choose_methods(arguments.explainers)
+    every = [*EXPLAINERS, CEILING]
+    methods = [method for name in arguments.explainers for method in (every if name == "all" else [name])]
+    methods = list(dict.fromkeys(methods))
     benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
     outputs = [make_folder(arguments.output_dir) / name for name in OUTPUTS]
     is_file = arguments.data_dir is not None and Path(arguments.data_dir).is_file()
     check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
-    checkpoints = load_models(arguments, device)
+    checkpoints = load_models(arguments.models, device)
     dataset = load_data(arguments, checkpoints, benchmarks)
     store = RowStore(Path(arguments.output_dir) / "rows")
     sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)
     results = run_benchmarks(checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes)
     if not state.is_main_process:
         return None
-    table = write_report(arguments, checkpoints, dataset, methods, protocol, results)
+    table = write_report(arguments, Evaluation(checkpoints, dataset, methods, protocol), results)
     return f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}"
 
 
 @command(stopped="Stopped. The rows so far are kept; the same command resumes.")
 def main(argv: list[str]) -> int:
     """Run the evaluation of the command line; return the exit code."""
-    arguments, protocol_arguments = parse_evaluation_arguments(argv, __doc__)
-    table = evaluate(arguments, protocol_arguments.to_protocol())
+    arguments, protocol = parse_evaluation_arguments(argv, __doc__)
+    table = evaluate(arguments, protocol)
     if table is not None:
         print(table)
     return 0

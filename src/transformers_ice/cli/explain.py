@@ -65,23 +65,14 @@ class PictureOptions:
 
 @dataclass
 class Explanations:
-    """Results of the files.
-
-    Attributes:
-        records: One JSON-ready dict per explained image.
-        problems: One sentence per file that could not be explained; it names the file.
-    """
+    """One JSON-ready dict per explained image, and a sentence for every file that could not be explained."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def load_explainer(model: str) -> PatchExplanationPipeline:
-    """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own.
-
-    Raises:
-        ValueError: If it holds another kind of model.
-    """
+    """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own."""
     model = resolve_ice_model_name(model)
     task: Any = "patch-explanation"  # transformers types its own tasks only
     return pipeline(task, model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
@@ -90,9 +81,8 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:
     """Return the files that paths, folders and globs name, each once; a missing path is returned too.
 
-    Args:
-        paths: A file may have any name; folders and globs yield files with the extension of an image.
-        output_dir: Excluded from folders and globs: a second run must not explain the figures of the first.
+    A file may have any name; folders and globs yield files with the extension of an image, without those in the output
+    folder: a second run must not explain the figures of the first.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -114,10 +104,9 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
 
 
 def name_outputs(paths: Sequence[Path], output_dir: Path, suffix: str = "png") -> list[Path]:
-    """Return one figure name per image, which is not that of an input or of a file that this command did not write.
+    """Return one figure name per image: its stem, which names no input and no file that this command did not write.
 
-    The name is the stem of the image, with "-explained" where an input, or a file that this package did not write,
-    has that name, and with a number where another image has it.
+    Otherwise "-explained" follows the stem, and a number where another image has that name.
     """
     inputs = {_identity(path) for path in paths if path.exists()}
     taken: set[str] = set()
@@ -142,9 +131,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _is_free(output: Path, inputs: Collection[tuple[int, int]]) -> bool:
     """Return whether a figure may have this name: there is no such file, or a figure of an earlier run."""
-    if not os.path.lexists(output):
-        return True
-    return is_own_picture(output) and _identity(output) not in inputs
+    return not os.path.lexists(output) or (is_own_picture(output) and _identity(output) not in inputs)
 
 
 def explain_files(
@@ -156,23 +143,10 @@ def explain_files(
     stop_at_bad_image: bool = False,
     options: PictureOptions = PictureOptions(),
 ) -> Explanations:
-    """Explain image files and write their figures and `explanations.jsonl`.
+    """Explain image files and write their figures and `explanations.jsonl`; `target` is the class of the heat maps.
 
     During the run its lines are in `explanations.jsonl.part`; an interrupted run keeps them there, and does not change
-    `explanations.jsonl` of an earlier run.
-
-    Args:
-        explainer: A patch-explanation pipeline.
-        paths: The image files.
-        output_dir: Where to write; made if missing.
-        target: Class whose probability the heat map shows; by default that of the foreground.
-        batch_size: Images that are read and go through the model at once.
-        stop_at_bad_image: Whether a file that cannot be read ends the run; otherwise it is skipped.
-        options: Figure to draw.
-
-    Raises:
-        OSError: If a file cannot be written; names it.
-        ValueError: If `target` is no class of the model, or `output_dir` no folder; nothing is written.
+    `explanations.jsonl` of an earlier run. A file that cannot be read ends the run, or is skipped.
     """
     explainer._sanitize_parameters(target=target)  # raises if it is no class of the model
     make_folder(output_dir)

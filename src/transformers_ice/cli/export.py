@@ -102,33 +102,19 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
     return torch.randn(count, model.config.num_channels, *sides, generator=torch.Generator().manual_seed(0))
 
 
-def check_paths(arguments: ExportArguments, output: Path, int8_output: Path) -> None:
-    """Refuse outputs that are the same file, or that would replace a file of the model's folder.
-
-    Raises:
-        ValueError: If there is one; names it.
-    """
-    outputs = [output, output.with_name(f"{output.name}.data")]  # file of large weights
+def run(arguments: ExportArguments) -> dict[str, Any]:
+    """Export, compare and score; return the report. A file that predicts something else than the model is not kept."""
+    output = Path(arguments.output)
+    int8_output = output.with_suffix(".int8.onnx")
+    # NAME.data: file of large weights
+    outputs = [output, output.with_name(f"{output.name}.data")]
     outputs += [int8_output, int8_output.with_name(f"{int8_output.name}.data")] if arguments.int8 else []
     outputs += [Path(arguments.report)] if arguments.report else []
     check_outputs(outputs, [resolve_model_name(arguments.model)])
-
-
-def run(arguments: ExportArguments) -> dict[str, Any]:
-    """Export, compare and score; return the report.
-
-    Raises:
-        ValueError: If something cannot be exported, an output would replace a file of the model, or the file predicts
-            something else than the model: then nothing is written, and an earlier file of that name is kept.
-    """
-    output = Path(arguments.output)
-    int8_output = output.with_suffix(".int8.onnx")
-    check_paths(arguments, output, int8_output)
     examples = None
     if arguments.dataset_name or arguments.data_dir:
-        needs = ("label", "mask")
         examples = load_evaluation_set(
-            arguments.dataset_name, arguments.data_dir, limit=arguments.num_images, needs=needs
+            arguments.dataset_name, arguments.data_dir, limit=arguments.num_images, needs=("label", "mask")
         )
     model, image_processor = load(arguments)
     size = arguments.image_size

@@ -60,13 +60,10 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
     return report.exit_code
 
 
-def train(argv: Sequence[str]) -> dict[str, float]:
-    """Train by the arguments; print and return the metrics.
-
-    Raises:
-        TrainingStoppedError: If training was stopped by a signal or an error of the run.
-    """
-    model_args, data_args, training_args = parse_arguments(argv, __doc__)
+def train(
+    argv: Sequence[str], model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments
+) -> dict[str, float]:
+    """Train by the arguments, which were parsed from `argv`; print and return the metrics."""
     callbacks = [PanelCallback(training_args.num_panel_images)]
     numbers = run_training(model_args, data_args, training_args, callbacks, RunCard(argv, model_args, data_args))
     if training_args.process_index == 0:
@@ -84,7 +81,7 @@ def main(argv: list[str]) -> int:
     if data_args.check_only:
         return print_check(model_args, data_args, training_args)
     try:
-        train(argv)
+        train(argv, model_args, data_args, training_args)
     except TrainingStoppedError as stopped:
         advice = resume_command(how_called("train"), argv)
         reason = redact_text(str(stopped), known_secrets(model_args, training_args))

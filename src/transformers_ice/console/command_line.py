@@ -21,13 +21,11 @@ from .exits import redact
 from .redaction import PLACEHOLDER, is_secret_name
 
 
-__all__ = [
-    "check_number",
-    "check_range",
-    "parse_config_overrides",
-    "parse_dataclasses",
-    "print_help",
-]
+__all__ = ["check_number", "check_range", "parse_config_overrides", "parse_dataclasses"]
+
+_SCREEN = 40  # options that are shown at once
+# the strings that `HfArgumentParser` reads as booleans
+_TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
 
 class _RedactingParser(HfArgumentParser):
@@ -36,10 +34,6 @@ class _RedactingParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program as `argparse` does."""
         super().error(redact(message))
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help formatter that shows defaults and keeps the lines of the description."""
 
 
 def parse_dataclasses(
@@ -66,7 +60,6 @@ def parse_dataclasses(
     parser = _RedactingParser(
         cast(Any, list(groups)),
         description=description,
-        formatter_class=_HelpFormatter,
         usage=f"%(prog)s [FILE.yaml] {''.join(f'{name.upper()} ' for name in positional)}[--name value ...]",
         # an abbreviation that is unique today would hide a misspelt name
         allow_abbrev=False,
@@ -75,13 +68,15 @@ def parse_dataclasses(
     parser.add_argument(
         "-h", "--help", nargs="?", const="", metavar="GROUP", help="show options: of one group, or all"
     )
+    arguments = list(argv)
     try:
-        arguments = _read_argument_file(Path(argv[0])) + list(argv[1:]) if _names_a_file(argv) else list(argv)
+        if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
+            arguments[:1] = _read_argument_file(Path(arguments[0]))
         topic = _help_topic(arguments)
         if topic is not None:
-            print_help(parser, groups, topic)
+            _print_help(parser, groups, topic)
             sys.exit(0)
-        arguments = _name_positional(parser, groups, arguments, positional)
+        arguments = _name_positional(parser, arguments, positional)
         *parsed, _, unknown = parser.parse_args_into_dataclasses(
             arguments, look_for_args_file=False, return_remaining_strings=True
         )
@@ -93,32 +88,24 @@ def parse_dataclasses(
 
 
 def _help_topic(arguments: Sequence[str]) -> str | None:
-    """Return the topic of `--help`: "" for none, a group, "all"; `None` without `--help`."""
-    for position, argument in enumerate(arguments):
+    """Return the topic of `--help`: "" for none, a group, an option, "all"; `None` without `--help`."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument in ("-h", "--help"):
-            following = arguments[position + 1 : position + 2]
-            return following[0] if following and not following[0].startswith("-") else ""
+            return "" if following.startswith("-") else following
         if argument.startswith("--help="):
             return argument.partition("=")[2]
     return None
 
 
-def _name_positional(
-    parser: HfArgumentParser, groups: Sequence[type], arguments: Sequence[str], positional: Sequence[str]
-) -> list[str]:
+def _name_positional(parser: HfArgumentParser, arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
     """Return the arguments with the names of those that were given without one."""
-    switches = {
-        option
-        for action in parser._actions
-        if action.nargs == "?" and action.const is True
-        for option in action.option_strings
-    }
     # a switch takes no value here unless it is one: `--dry_run FOLDER` is a switch and a folder
     explicit: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         explicit.append(argument)
-        has_value = following and not following.startswith("-")
-        if argument in switches and has_value and following.lower() not in _TRUTH_VALUES:
+        action = parser._option_string_actions.get(argument)
+        is_switch = action is not None and action.nargs == "?" and action.const is True
+        if is_switch and following and not following.startswith("-") and following.lower() not in _TRUTH_VALUES:
             explicit.append("true")
     if not positional:
         return explicit
@@ -149,32 +136,13 @@ def _split_positional(parser: HfArgumentParser, arguments: Sequence[str]) -> tup
     return named, free
 
 
-# the strings that `HfArgumentParser` reads as booleans
-_TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
-
-
-def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: str) -> None:
-    """Print the options: all of them where a screen holds them, else the list of groups, or one group.
-
-    Args:
-        parser: Made from the data classes.
-        groups: The data classes. Their fields form one group for every class of this package that declares them, named
-            by its `help_group`; fields inherited from transformers are shown by "all" only.
-        topic: "", "all", the name of a group, or of an option.
-    """
+def _print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: str) -> None:
+    """Print the options: all of them where a screen holds them, else the list of groups; or those of the topic."""
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    own: dict[str, list[str]] = {}
-    for group in groups:
-        # base classes first: a field belongs to the class that declares it first
-        for owner in reversed(group.__mro__):
-            if owner.__module__.partition(".")[0] == __name__.partition(".")[0] or owner is group:
-                names = [name for name in vars(owner).get("__annotations__", {}) if name in actions]
-                known = {name for shown in own.values() for name in shown}
-                title = vars(owner).get("help_group", owner.__name__.removesuffix("Arguments").lower() or "options")
-                own.setdefault(title, []).extend(name for name in names if name not in known)
-    own = {title: names for title, names in own.items() if names}
+    own = _group_options(groups, actions)
     inherited = [name for name in actions if not any(name in names for names in own.values())]
     option = topic.lstrip("-").replace("-", "_")
+    shown: dict[str, list[str]] = {}
     if topic == "all":
         shown = {**own, **({"transformers.TrainingArguments": inherited} if inherited else {})}
     elif topic in own:
@@ -185,16 +153,11 @@ def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: s
         raise ValueError(f"--help takes one of {', '.join(own)}, all, or the name of an option, got {topic!r}")
     elif sum(map(len, own.values())) <= _SCREEN:
         shown = own
-    else:
-        shown = {}
     print(parser.format_usage())
     if not topic and parser.description:
         print(f"{parser.description.strip()}\n")
     for title, names in shown.items():
-        print(f"{title}:")
-        for name in names:
-            print(_describe_option(actions[name]))
-        print()
+        print(f"{title}:", *(_describe_option(actions[name]) for name in names), "", sep="\n")
     if not shown or (inherited and topic in ("", *own)):
         counts = [f"{title} ({len(names)})" for title, names in own.items()]
         print(f"Options come in groups: {', '.join(counts)}.")
@@ -202,26 +165,35 @@ def print_help(parser: argparse.ArgumentParser, groups: Sequence[type], topic: s
         print(f"`--help GROUP` shows one group, `--help NAME` one option, `--help all` all{also}.")
 
 
-_SCREEN = 40  # options that are shown at once
+def _group_options(groups: Sequence[type], actions: dict[str, argparse.Action]) -> dict[str, list[str]]:
+    """Return the options by group: one for every class of this package that declares some, named by `help_group`."""
+    package, known = __name__.partition(".")[0], set[str]()
+    own: dict[str, list[str]] = {}
+    for group in groups:
+        # base classes first: a field belongs to the class that declares it first
+        for owner in reversed(group.__mro__):
+            if owner is not group and owner.__module__.partition(".")[0] != package:
+                continue  # fields inherited from transformers are shown by "all" only
+            title = vars(owner).get("help_group", owner.__name__.removesuffix("Arguments").lower() or "options")
+            declared = vars(owner).get("__annotations__", {})
+            names = [name for name in declared if name in actions and name not in known]
+            known.update(names)
+            if names:
+                own.setdefault(title, []).extend(names)
+    return own
 
 
 def _describe_option(action: argparse.Action) -> str:
     """Return one option with its values, its help and its default, wrapped."""
     choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
     # argparse formats help texts with `%`, so that a literal one is doubled
-    help_text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help).replace("%%", "%")
-    is_plain = action.default in (None, argparse.SUPPRESS) or callable(action.default)
-    default = "" if is_plain or action.required else f" (default: {action.default})"
-    required = " (required)" if action.required else ""
-    text = textwrap.fill(f"{help_text}{required}{default}", 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return (
-        f"  {action.option_strings[0]}{choices}\n{text}" if text.strip() else f"  {action.option_strings[0]}{choices}"
-    )
-
-
-def _names_a_file(argv: Sequence[str]) -> bool:
-    """Return whether the first argument is an argument file."""
-    return bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
+    text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help).replace("%%", "%")
+    if action.required:
+        text += " (required)"
+    elif action.default not in (None, argparse.SUPPRESS) and not callable(action.default):
+        text += f" (default: {action.default})"
+    lines = textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join([f"  {action.option_strings[0]}{choices}", *lines])
 
 
 def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
@@ -250,41 +222,26 @@ def _read_argument_file(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"the argument file {path} cannot be read: {_describe_yaml_error(error)}") from error
+        reason = "it is not valid YAML or JSON"
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            # not its own text, which quotes the lines of the file: they may contain a token
+            mark = error.problem_mark
+            reason = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(f"the argument file {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
     arguments: list[str] = []
     for name, value in values.items():
         if value is not None:
-            arguments += [f"--{name}", *_value_to_arguments(value)]
+            items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            arguments += [f"--{name}", *map(str, items)]
     return arguments
 
 
-def _describe_yaml_error(error: yaml.YAMLError) -> str:
-    """Return the error and its position, without the lines of the file, which may contain a token."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return "it is not valid YAML or JSON"
-    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
-
-
-def _value_to_arguments(value: Any) -> list[str]:
-    """Return one value of an argument file as command-line arguments."""
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
-
-
 def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """Parse configuration fields from text.
+    """Return configuration fields from `name=value,name=value`, or from a JSON object.
 
-    Args:
-        text: `name=value,name=value`, where values are JSON or Python literals or else plain text; or a JSON object.
-
-    Returns:
-        Value by name, empty for `None`.
-
-    Raises:
-        ValueError: If a part is no `name=value`.
+    Values are JSON or Python literals, or else plain text.
     """
     if text is None or not text.strip():
         return {}

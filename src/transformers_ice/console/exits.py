@@ -7,35 +7,15 @@ import functools
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .redaction import argument_secrets, redact_text
 
 
-__all__ = ["clean_exit", "command", "how_called", "redact"]
+__all__ = ["command", "how_called", "redact"]
 
 _PACKAGE = __name__.partition(".")[0]
-
-
-@contextmanager
-def clean_exit() -> Iterator[None]:
-    """End the program with a message and exit code 1 where this package refused something.
-
-    What it raises as `ValueError`, and what transformers raises as `OSError` (no such model), is written for the user;
-    errors from anywhere else keep their traceback. Both are printed without tokens and passwords.
-    """
-    hook_before, sys.excepthook = sys.excepthook, _print_redacted_traceback
-    try:
-        yield
-        sys.excepthook = hook_before
-    except (ValueError, OSError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        raised_in = frame.f_globals.get("__name__", "").partition(".")[0]
-        if raised_in != ("transformers" if isinstance(error, OSError) else _PACKAGE):
-            raise
-        sys.exit(f"Error: {redact(str(error))}")
 
 
 def redact(text: str) -> str:
@@ -84,11 +64,8 @@ def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | 
 def how_called(name: str) -> str:
     """Return how a user calls a subcommand: as `transformers-ice NAME`, or by the script that was run."""
     program = Path(sys.argv[0])
-    return (
-        f"python scripts/{program.name}"
-        if program.suffix == ".py" and program.parent.name == "scripts"
-        else f"transformers-ice {name}"
-    )
+    is_script = program.suffix == ".py" and program.parent.name == "scripts"
+    return f"python scripts/{program.name}" if is_script else f"transformers-ice {name}"
 
 
 def _message_for_user(error: BaseException) -> str | None:
@@ -96,9 +73,9 @@ def _message_for_user(error: BaseException) -> str | None:
     message = str(error).strip()
     if isinstance(error, RuntimeError):
         return f"{message} Use a smaller batch." if type(error).__name__ == "OutOfMemoryError" else None
-    if isinstance(error, ValueError) and "DataLoader worker" in message:
-        return message.splitlines()[-1].partition(": ")[2] or message  # the last line of the worker's traceback
     if isinstance(error, ValueError) and not isinstance(error, OSError):
+        if "DataLoader worker" in message:
+            return message.splitlines()[-1].partition(": ")[2] or message  # the last line of the worker's traceback
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         origin = frame.f_globals.get("__name__", "").partition(".")[0]
         return message if origin in (_PACKAGE, "transformers", "huggingface_hub") else None

@@ -39,18 +39,10 @@ _LONGEST_ENDING = 16
 
 @contextmanager
 def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Path]:
-    """Write a file under a temporary name and rename it at the end of the block; remove it if the block fails.
+    """Yield a temporary name in the folder of a file, with its ending; rename it at the end of the block.
 
-    Args:
-        path: The file; its folder is made if missing. Devices such as /dev/stdout are written directly.
-        inside: Folder that `path` must not lead out of through a link among its folders.
-
-    Yields:
-        The name to write to: in the same folder, with the same ending.
-
-    Raises:
-        OSError: If it cannot be written; names `path`, whose former content is unchanged.
-        ValueError: If a folder of that name exists, or the folder of `path` leads out of `inside`.
+    The folder is made if missing, and must not lead out of `inside` through a link. If the block fails, the former
+    file is unchanged, and an `OSError` names it. Devices such as /dev/stdout are written directly.
     """
     path = Path(path)
     if _is_device(path):
@@ -69,18 +61,10 @@ def replaced(path: str | Path, inside: str | Path | None = None) -> Iterator[Pat
 
 @contextmanager
 def staged(folder: str | Path, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
-    """Write several files into a temporary folder and move them at the end of the block; remove them if it fails.
+    """Yield a temporary folder on the same file system; move its files to `folder` at the end of the block.
 
-    Args:
-        folder: Where the files go; made if missing, in one step with its files.
-        inputs: Files and folders that must not lose anything, see `check_outputs`.
-
-    Yields:
-        The folder to write to, on the same file system.
-
-    Raises:
-        OSError: If the files cannot be written; names `folder`, whose former content is unchanged.
-        ValueError: If a file would replace an input or a folder.
+    A missing folder appears in one step with all its files. If the block fails, or a file would replace one of
+    `inputs` (see `check_outputs`), nothing has changed.
     """
     folder = Path(folder)
     exists = folder.is_dir()
@@ -116,24 +100,16 @@ def write_text(path: str | Path, text: str, inside: str | Path | None = None) ->
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1, inside: str | Path | None = None) -> None:
-    """Write plain values as JSON; arguments and errors are those of `replaced`.
-
-    Raises:
-        ValueError: If a number is NaN or infinite, which JSON does not have.
-    """
+    """Write plain values as JSON, as `write_text` does; NaN and infinity, which JSON does not have, are refused."""
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n", inside)
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
     """Refuse output files that would destroy something, before any work is done.
 
-    Args:
-        outputs: Files that a command is going to write.
-        inputs: Files and folders that it reads; names that are no files (a Hub id, a pattern) are ignored.
-
-    Raises:
-        ValueError: If an output is the same file as an input (also by a link or another spelling), exists within an
-            input folder, is another output too, is a folder, or is a picture that this package did not write.
+    None may be the same file as an input (also by a link or another spelling), lie in an input folder, be another
+    output too, be a folder, or be a picture that this package did not write. Inputs that are no files (a Hub id, a
+    pattern) are ignored.
     """
     files, given_paths = [Path(path) for path in outputs], [Path(path) for path in inputs]
     folders = {path.resolve(): path for path in given_paths if path.is_dir()}
@@ -170,15 +146,7 @@ def is_own_picture(path: str | Path) -> bool:
 
 
 def make_folder(folder: str | Path, inside: str | Path | None = None) -> Path:
-    """Make a folder and those above it, where they are missing; return it.
-
-    Args:
-        folder: Its path.
-        inside: Folder that it must not lead out of through a link.
-
-    Raises:
-        ValueError: If a file or a broken link has that name, or the folder leads out of `inside`.
-    """
+    """Make a folder and those above it, where they are missing, and return it; a link may not lead out of `inside`."""
     folder = Path(folder)
     if inside is not None and not folder.resolve().is_relative_to(Path(inside).resolve()):
         raise ValueError(
@@ -207,12 +175,7 @@ def synchronize(path: Path) -> None:
 
 @contextmanager
 def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Let an `OSError` of a block that names no file, or a temporary one, name the file that was to be written.
-
-    Args:
-        path: That file.
-        temporary: The temporary file, or the folder of temporary files.
-    """
+    """Let an `OSError` of a block that names no file, or the temporary one, name the file that was to be written."""
     try:
         yield
     except OSError as error:

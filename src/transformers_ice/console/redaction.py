@@ -49,11 +49,7 @@ _QUERY_VALUE = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether an option or a field holds a secret.
-
-    Args:
-        name: `hub_token`, `--hub_token`, `--hub-token`, with or without `=value`.
-    """
+    """Return whether an option or a field holds a secret: `hub_token`, `--hub-token`, with or without `=value`."""
     plain = name.partition("=")[0].lstrip("-").replace("-", "_").lower()
     return any(plain == ending or plain.endswith(f"_{ending}") for ending in _SECRET_NAMES)
 
@@ -65,11 +61,7 @@ def argument_secrets(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def known_secrets(*groups: Any) -> tuple[str, ...]:
-    """Return the values of the secret fields of data classes, and the token of the environment or of a login.
-
-    Args:
-        *groups: Parsed arguments; what is no data class has no fields.
-    """
+    """Return the values of the secret fields of data classes, and the token of the environment or of a login."""
     values: list[Any] = _tokens_of_login()
     for group in groups:
         values += [getattr(group, name) for name in _secret_fields(group)]
@@ -89,15 +81,7 @@ def _secret_fields(group: Any) -> list[str]:
 
 
 def redact_arguments(argv: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
-    """Return a command line without its secrets.
-
-    Secret options are removed with their values. In the other arguments, `PLACEHOLDER` replaces the same parts as in
-    `redact_text`.
-
-    Args:
-        argv: The arguments after the script's name.
-        secrets: Values known to be secret.
-    """
+    """Return a command line without its secret options and their values; the rest as by `redact_text`."""
     secrets = (*secrets, *argument_secrets(argv))
     kept = [argument for argument, value in _split_arguments(argv) if value is None]
     return [PLACEHOLDER if argument in secrets else redact_text(argument, secrets) for argument in kept]
@@ -121,9 +105,7 @@ def _split_arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def redact_text(text: str, secrets: Sequence[str] = ()) -> str:
     """Return a text with `PLACEHOLDER` for the known secrets, for Hub tokens, and for credentials in URLs.
 
-    Args:
-        text: A log line, a message, a card.
-        secrets: Values known to be secret; those of fewer than 8 characters are ignored.
+    Of `secrets`, values known to be secret, those of fewer than 8 characters are ignored.
     """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _MIN_LENGTH:

@@ -20,7 +20,6 @@ from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.source_families import SOURCE_FAMILIES
 from .files import read_checkpoint, read_json
-from .key_layouts import KEY_LAYOUTS
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes
 
@@ -124,8 +123,11 @@ def convert_checkpoint(
         base_config=base_config,
     )
     model, initialized_keys = _build_model(config, state_dict, report.layout)
-    image_processor, preprocessing_source = _build_image_processor(source, config, report.layout)
-    _write_folder(source, target, model, image_processor)
+    image_processor, preprocessing_source = _build_image_processor(source, config)
+    # nothing is left behind where it fails; the source's file is not replaced
+    with staged(target, [source] if source.is_file() else []) as staging:
+        model.save_pretrained(staging)
+        image_processor.save_pretrained(staging)
     return replace(
         report,
         initialized_keys=initialized_keys,
@@ -148,15 +150,9 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tens
         ValueError: If this is no ViT or DeiT; a key is unknown, missing or double; a tensor does not hold finite
             floating-point numbers.
     """
-    converted = convert_keys(state_dict)
-    _check_values(converted.state_dict, converted.layout)
-    report = ConversionReport(
-        layout=converted.layout,
-        num_source_keys=len(state_dict),
-        num_converted_keys=len(converted.state_dict),
-        dropped_keys=converted.dropped_keys,
-    )
-    return converted.state_dict, report
+    converted, layout, dropped_keys = convert_keys(state_dict)
+    _check_values(converted, layout)
+    return converted, ConversionReport(layout, len(state_dict), len(converted), dropped_keys)
 
 
 def read_id2label(path: str | Path) -> dict[int, str]:
@@ -242,7 +238,7 @@ def _build_model(
     return model.eval(), tuple(initial)
 
 
-def _build_image_processor(source: Path, config: IceDeiTConfig, layout: str) -> tuple[IceDeiTImageProcessor, str]:
+def _build_image_processor(source: Path, config: IceDeiTConfig) -> tuple[IceDeiTImageProcessor, str]:
     """Return the image processor for the model, and where its numbers are from."""
     if (source / "preprocessor_config.json").is_file():
         # its own class knows the defaults that older files leave out
@@ -255,8 +251,7 @@ def _build_image_processor(source: Path, config: IceDeiTConfig, layout: str) -> 
             ) from error
         return IceDeiTImageProcessor(**_preprocessing_of(own)), "preprocessor_config.json of the checkpoint"
     height, width = as_pair(config.image_size)
-    default = KEY_LAYOUTS[layout].preprocessing
-    fields: dict[str, Any] = {**default.fields, "size": {"height": height, "width": width}}
+    fields: dict[str, Any] = {"size": {"height": height, "width": width}}  # ImageNet's mean and deviation by default
     if (source / "config.json").is_file():
         timm = read_json(source / "config.json").get("pretrained_cfg") or {}
         named = {"image_mean": timm.get("mean"), "image_std": timm.get("std")}
@@ -264,7 +259,7 @@ def _build_image_processor(source: Path, config: IceDeiTConfig, layout: str) -> 
         fields.update({name: value for name, value in named.items() if value is not None})
         if timm:
             return IceDeiTImageProcessor(**fields), "pretrained_cfg of timm (without its crop)"
-    return IceDeiTImageProcessor(**fields), f"{default.name} (the checkpoint states none)"
+    return IceDeiTImageProcessor(**fields), "ImageNet (the checkpoint states none)"
 
 
 def _preprocessing_of(image_processor: Any) -> dict[str, Any]:
@@ -272,12 +267,3 @@ def _preprocessing_of(image_processor: Any) -> dict[str, Any]:
     # as JSON holds them: lists, and the number of the resampling filter
     settings = json.loads(image_processor.to_json_string())
     return {name: settings[name] for name in PREPROCESSING_FIELDS if settings.get(name) is not None}
-
-
-def _write_folder(
-    source: Path, target: Path, model: IceDeiTForImageClassification, image_processor: IceDeiTImageProcessor
-) -> None:
-    """Write the folder, or nothing where that fails; files of `source` are not replaced."""
-    with staged(target, [source] if source.is_file() else []) as staging:
-        model.save_pretrained(staging)
-        image_processor.save_pretrained(staging)

@@ -71,17 +71,7 @@ def read_checkpoint(path: str | Path, weights_key: str | None = None) -> dict[st
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file.
-
-    Args:
-        path: An existing file.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        ValueError: If it is not JSON.
-    """
+    """Return the content of an existing JSON file; raise a `ValueError` if it is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

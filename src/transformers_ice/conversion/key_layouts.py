@@ -8,49 +8,26 @@ A layout outside transformers (timm, facebook DeiT, the ICE authors) is one more
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dataclasses import dataclass
 
 from ..ice_deit.source_families import SOURCE_FAMILIES
 
 
-__all__ = ["DROPPED_KEYS", "KEY_LAYOUTS", "KEY_TABLES", "UNSUPPORTED_KEYS", "KeyLayout", "Preprocessing"]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Settings of the image processor for a checkpoint that states none.
-
-    Args:
-        name: Where the settings are from, for the report.
-        fields: Fields of `IceDeiTImageProcessor`.
-    """
-
-    name: str
-    fields: Mapping[str, Any]
-
-
-_IMAGENET = Preprocessing("ImageNet", {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD})
+__all__ = ["DROPPED_KEYS", "KEY_LAYOUTS", "KEY_TABLES", "UNSUPPORTED_KEYS", "KeyLayout"]
 
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """Naming of the weights in a file.
-
-    A file is recognised by its names: it has the layout whose table knows most of them.
+    """Naming of the weights in a file, which has the layout whose table knows most of its names.
 
     Args:
         key_table: `(name in the file, name in IceDeiTForImageClassification)`. `{n}` is the layer, `{p}` weight or
             bias; the prefix of the source's encoder is removed before.
         unused_keys: Names in the file that classification does not need -> the reason.
-        preprocessing: Settings of the image processor where the checkpoint states none.
     """
 
     key_table: tuple[tuple[str, str], ...]
-    unused_keys: Mapping[str, str] = field(default_factory=dict)
-    preprocessing: Preprocessing = _IMAGENET
+    unused_keys: Mapping[str, str]
 
 
 # fmt: off

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..ice_deit.source_families import SOURCE_FAMILIES, key_pattern
 from .key_layouts import DROPPED_KEYS, KEY_TABLES, UNSUPPORTED_KEYS
 
 
-__all__ = ["ConvertedKeys", "convert_keys", "revert_state_dict", "source_key"]
+__all__ = ["convert_keys", "revert_state_dict", "source_key"]
 
 # fmt: off
 # A group is there as a whole or not at all; everything else in a table has to be there.
@@ -36,26 +35,11 @@ _FUSED = re.compile(r"(.*\.attention\.)qkv_proj(\..*)")
 _SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
 
 
-class ConvertedKeys(NamedTuple):
-    """Renamed weights and the account of their keys."""
-
-    state_dict: dict[str, Tensor]
-    layout: str
-    dropped_keys: dict[str, str]
-
-
-def convert_keys(state_dict: Mapping[str, Tensor]) -> ConvertedKeys:
+def convert_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     """Rename the weights of a ViT, DeiT or ICE checkpoint to those of `IceDeiTForImageClassification`.
 
-    Args:
-        state_dict: Name -> tensor, in one of the namings of `KEY_TABLES`, possibly behind `module.` or `model.`.
-
-    Returns:
-        The weights under their new names, untouched but for the split of a fused `qkv`; the naming found; and the
-        keys that were dropped with the reason for each.
-
-    Raises:
-        ValueError: If this is no ViT or DeiT, or a key is unknown, missing or double (all are named).
+    Returns the weights, the naming found, and the reason for each key that was dropped. A key that is unknown, missing
+    or double is a `ValueError` that names all of them.
     """
     names = _unwrap(state_dict)
     layout = _detect_layout(names)
@@ -74,7 +58,7 @@ def convert_keys(state_dict: Mapping[str, Tensor]) -> ConvertedKeys:
         double=[" and ".join(keys) for keys in sources.values() if len(keys) > 1],
     )
     dropped = {key: reason for key, reason in leftovers.items() if reason is not None}
-    return ConvertedKeys(_split_qkv({new: state_dict[key] for new, (key,) in sources.items()}), layout, dropped)
+    return _split_qkv({new: state_dict[key] for new, (key,) in sources.items()}), layout, dropped
 
 
 def revert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,15 +85,7 @@ def revert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def source_key(key: str, layout: str) -> str:
-    """Return the name that a weight of ICE-DeiT has in a published naming, without prefix.
-
-    Args:
-        key: Name in `IceDeiTForImageClassification.state_dict()`.
-        layout: Key of `KEY_TABLES`.
-
-    Returns:
-        The published name; `key` itself if the naming has none.
-    """
+    """Return the name that a weight of ICE-DeiT has in a published naming, without prefix; `key` if it has none."""
     table = KEY_TABLES[layout]
     return _invert(key, table) or _invert(_SPLIT.sub(r"\1qkv_proj\3", key), table) or key
 

@@ -33,9 +33,9 @@ def config_from_state_dict(
 
     Args:
         state_dict: Weights under the names of ICE-DeiT, from `convert_state_dict`.
-        num_attention_heads: As for `convert_checkpoint`.
-        image_size: As for `convert_checkpoint`.
-        id2label: As for `convert_checkpoint`.
+        num_attention_heads: As for `convert_checkpoint`, like the next two.
+        image_size: As there.
+        id2label: As there.
         base_config: Configuration that came with the weights. What weights do not show (heads, epsilon, labels) is
             kept; what they do show must agree.
 
@@ -70,18 +70,11 @@ def config_from_state_dict(
 def read_sizes(
     state_dict: Mapping[str, Tensor], image_size: int | list[int] | tuple[int, int] | None
 ) -> dict[str, Any]:
-    """Return the fields of the configuration that shapes show.
+    """Return the fields of the configuration that shapes show, by name.
 
-    Args:
-        state_dict: Weights under the names of ICE-DeiT.
-        image_size: Side in pixels, or [height, width]; `None` reads a square grid off the position embeddings.
-
-    Returns:
-        Name of the field -> value.
-
-    Raises:
-        ValueError: If a tensor has the wrong number of axes, the patch head does not fit the classifier, or the grid
-            does not fit the position embeddings.
+    Without `image_size`, a square grid is read off the position embeddings. A tensor with a wrong number of axes, a
+    patch head that does not fit the classifier, and a grid that does not fit the position embeddings are a
+    `ValueError`.
     """
     projection = _shape(state_dict, "deit.embeddings.patch_embeddings.projection.weight", 4)
     positions = _shape(state_dict, "deit.embeddings.position_embeddings", 3)[1]

@@ -2,20 +2,19 @@
 """Benchmarks: data, models and explainers in, scores out."""
 
 from ..console.tables import format_table
-from .arguments import EvaluationArguments, ProtocolArguments, parse_evaluation_arguments
-from .benchmark import Benchmark
+from .arguments import EvaluationArguments, parse_evaluation_arguments
 from .bootstrap import Interval, bootstrap
 from .checkpoints import Checkpoint, load_checkpoint
 from .comparison import ComparisonRow, compare_with_baselines, score_checkpoint
 from .cost import Cost, measure_costs
 from .inputs import ExplainedBatch, InputBatch
 from .maps import CEILING, majority_grid, score_maps
-from .protocol import Protocol
+from .protocol import Protocol, ProtocolArguments
 from .report import SCORES, markdown_table, results_as_json, text_table
 from .row_store import RowKey, RowStore
 from .runner import BENCHMARKS, Processes, Result, run_benchmarks
 from .sanity import randomization_similarity
-from .scoring import observe_classes, observe_masks, score
+from .scoring import Benchmark, observe_classes, observe_masks, score
 
 
 __all__ = [

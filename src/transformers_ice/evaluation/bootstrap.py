@@ -15,13 +15,7 @@ __all__ = ["Interval", "bootstrap"]
 
 @dataclass(frozen=True)
 class Interval:
-    """Score with the ends of its interval.
-
-    Attributes:
-        value: Score of all examples.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
+    """Score of all examples with the ends of its interval."""
 
     value: float
     low: float
@@ -43,7 +37,7 @@ def bootstrap(
     Args:
         score: From rows to scores.
         rows: Arrays whose first axis runs over the examples.
-        num_resamples: Number of resamples; 0 gives intervals of NaN.
+        num_resamples: 0 gives intervals of NaN.
         level: Fraction of the resamples inside the interval, in (0, 1).
         seed: Seed of the resampling.
 

@@ -31,14 +31,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Classifier with its image processor.
-
-    Attributes:
-        name: Its name in the tables.
-        model: The classifier.
-        image_processor: The one that belongs to it.
-        digest: Fingerprint of weights, configuration and preprocessing.
-    """
+    """Classifier with its name in the tables, its image processor, and a fingerprint of weights and settings."""
 
     name: str
     model: PreTrainedModel
@@ -61,8 +54,7 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
 
     Raises:
         OSError: If the Hub has no such checkpoint, or cannot be reached.
-        ValueError: If there is no such folder, or it cannot be read, is of another family, or lacks weights, such as
-            those of a classifier.
+        ValueError: If there is no such folder, or it cannot be read, is of another family, or lacks weights.
     """
     path = resolve_model_name(path)
     try:
@@ -114,13 +106,8 @@ def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:
     """Return the checkpoint's processor, changed to resize the whole image without cropping.
 
-    Args:
-        checkpoint: The classifier. A processor that crops, or keeps the aspect, gets the size of the model's input.
-        protocol: Its `image_size` overrides both.
-        published: Whether to take mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
-
-    Raises:
-        ValueError: If the size is not one of whole patches.
+    One that crops, or keeps the aspect, gets the size of the model's input; `image_size` of the protocol overrides
+    both. `published`: mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
     """
     processor = checkpoint.image_processor
     settings = copy.deepcopy(processor.to_dict())
@@ -146,14 +133,8 @@ def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) ->
     """Return the model's class index by that of a data set, or `None` where the two use the same indices.
 
     Classes of one name are one class. Names that are numbers, where the model has no such names, are the model's
-    indices. Where no name is shared otherwise, index i of the data counts as index i of the model.
-
-    Args:
-        model: The classifier.
-        class_names: Names of the data set's classes, where it has any.
-
-    Raises:
-        ValueError: If the model has some of the names and not others, or one of them twice.
+    indices. Where no name is shared otherwise, index i of the data counts as index i of the model. A `ValueError` if
+    the model has some of the names and not others, or one of them twice.
     """
     id2label = cast(dict[int, str], model.config.id2label)
     names, known = list(class_names or ()), {name: index for index, name in id2label.items()}

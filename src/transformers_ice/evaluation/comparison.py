@@ -93,21 +93,18 @@ def compare_with_baselines(
     dataset: Dataset,
     batch_size: int = 64,
 ) -> list[ComparisonRow]:
-    """Compare an ICE model with attention maps of the model it was trained from.
+    """Compare an ICE model with attention maps of the ViT or DeiT that it was trained from.
 
     Args:
         ice_model: The ICE classifier.
         ice_processor: Its image processor.
-        start_model: The ViT or DeiT classifier before ICE training.
+        start_model: The classifier before ICE training.
         start_processor: Its image processor.
-        dataset: Columns `image`, `label` and `mask`.
-        batch_size: Images that go through a model at once.
+        dataset: Columns `image`, `label` and `mask`; a `ValueError` names one that is missing.
+        batch_size: Images that go through the model at once.
 
     Returns:
         Four rows: ICE (hard mask), raw attention and rollout on the starting model, the ceiling of the patch grid.
-
-    Raises:
-        ValueError: If a column is missing.
     """
     missing = {"image", "label", "mask"} - set(dataset.column_names)
     if missing:
@@ -116,23 +113,20 @@ def compare_with_baselines(
             f"Rename the column of the {min(missing)} with `dataset.rename_column`."
         )
     examples = TableEvaluation(dataset)
-    ice = score_checkpoint(
-        Checkpoint("ICE", ice_model, ice_processor, ""), examples, ["ice_hard", CEILING], batch_size
-    )
-    start_checkpoint = Checkpoint("starting point", start_model, start_processor, "")
-    start = score_checkpoint(start_checkpoint, examples, ["raw_attention", "rollout"], batch_size)
+    checkpoint = Checkpoint("ICE", ice_model, ice_processor, "")
+    ice = score_checkpoint(checkpoint, examples, ["ice_hard", CEILING], batch_size)
+    checkpoint = Checkpoint("starting point", start_model, start_processor, "")
+    start = score_checkpoint(checkpoint, examples, ["raw_attention", "rollout"], batch_size)
     patch_top_1 = ice["top_1"] if ice_model.config.logits_source == "patch" else None
-    best = ice[f"{CEILING}_mean_iou"]
-
-    def row(
-        title: str, scores: dict[str, float], method: str, patch_top_1: float | None, cls_top_1: float | None
-    ) -> ComparisonRow:
-        pixel_accuracy, mean_iou = (scores[f"{method}_{name}"] for name in ("pixel_accuracy", "mean_iou"))
-        return ComparisonRow(title, patch_top_1, cls_top_1, pixel_accuracy, mean_iou, mean_iou / best)
-
-    return [
-        row("ICE (hard mask)", ice, "ice_hard", patch_top_1, ice["cls_top_1"]),
-        row("raw attention, starting DeiT", start, "raw_attention", None, start["top_1"]),
-        row("rollout, starting DeiT", start, "rollout", None, start["top_1"]),
-        row("ceiling of the patch grid", ice, CEILING, None, None),
-    ]
+    lines = (
+        ("ICE (hard mask)", ice, "ice_hard", patch_top_1, ice["cls_top_1"]),
+        ("raw attention, starting DeiT", start, "raw_attention", None, start["top_1"]),
+        ("rollout, starting DeiT", start, "rollout", None, start["top_1"]),
+        ("ceiling of the patch grid", ice, CEILING, None, None),
+    )
+    rows = []
+    for title, scores, method, own_top_1, cls_top_1 in lines:
+        pixel_accuracy, mean_iou = scores[f"{method}_pixel_accuracy"], scores[f"{method}_mean_iou"]
+        share = mean_iou / ice[f"{CEILING}_mean_iou"]
+        rows.append(ComparisonRow(title, own_top_1, cls_top_1, pixel_accuracy, mean_iou, share))
+    return rows

@@ -56,14 +56,13 @@ def measure_costs(
         num_repeats: Timed repeats, after one that is not counted.
     """
 
-    def forward() -> None:
-        class_logits(model, pixel_values)
+    def seconds(call: Callable[[], Any], repeat: int) -> float:
+        return time_call(call, pixel_values.device)
 
-    calls: dict[str, Callable[[], Any]] = {"": forward}
+    calls: dict[str, Callable[[], Any]] = {"": partial(class_logits, model, pixel_values)}
     calls |= {method: partial(explain, model, pixel_values, method) for method in methods}
     peaks = {name: peak_tensor_bytes(call) for name, call in calls.items()}  # the run that is not timed
-    measures = {name: partial(_seconds, call, pixel_values.device) for name, call in calls.items()}
-    times = interleave(measures, num_repeats, num_warmups=0)
+    times = interleave({name: partial(seconds, call) for name, call in calls.items()}, num_repeats, num_warmups=0)
     batch_size = pixel_values.shape[0]
     costs = {}
     for method in methods:
@@ -78,11 +77,6 @@ def measure_costs(
             memory_ratio=peaks[method] / peaks[""],
         )
     return costs
-
-
-def _seconds(call: Callable[[], Any], device: torch.device, repeat: int) -> float:
-    """Return the seconds of a call, the same in every repeat."""
-    return time_call(call, device)
 
 
 def peak_tensor_bytes(call: Callable[[], Any]) -> int:
@@ -118,13 +112,12 @@ class _LiveStorages(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         address, size = storage.data_ptr(), storage.nbytes()
-        if address in self._seen or not size:
-            return
-        self._seen.add(address)
-        self.current += size
-        self.peak = max(self.peak, self.current)
-        # called when the last tensor of the storage is freed
-        weakref.finalize(storage, self._remove, address, size)
+        if size and address not in self._seen:
+            self._seen.add(address)
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            # called when the last tensor of the storage is freed
+            weakref.finalize(storage, self._remove, address, size)
 
     def _remove(self, address: int, size: int) -> None:
         self._seen.discard(address)

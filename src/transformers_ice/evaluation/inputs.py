@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs of a checkpoint for a batch of examples, and the explanation of the batch by one method.
 
-Everything is computed on first use and cached for the batch: the benchmarks of one run share the preprocessed
-images, the predictions and the relevance maps.
+Everything is computed on first use and cached: the benchmarks of one run share inputs, predictions and maps.
 """
 
 from __future__ import annotations
@@ -65,21 +64,19 @@ class InputBatch:
         self.protocol = protocol
         self.class_names = class_names
 
-    @cached_property
-    def image_processor(self) -> Any:
-        """The processor that makes the square inputs."""
-        return whole_image_processor(self.checkpoint, self.protocol)
+    def _square(self, images: Sequence[Any], published: bool = False) -> Tensor:
+        processor = whole_image_processor(self.checkpoint, self.protocol, published)
+        return preprocess(self.checkpoint.model, processor, images)
 
     @cached_property
     def pixel_values(self) -> Tensor:
         """The square inputs, `(batch_size, num_channels, height, width)`."""
-        return preprocess(self.checkpoint.model, self.image_processor, [example.image for example in self.examples])
+        return self._square([example.image for example in self.examples])
 
     @cached_property
     def published_pixel_values(self) -> Tensor:
         """The square inputs with the preprocessing of the published evaluation."""
-        processor = whole_image_processor(self.checkpoint, self.protocol, published=True)
-        return preprocess(self.checkpoint.model, processor, [example.image for example in self.examples])
+        return self._square([example.image for example in self.examples], published=True)
 
     @cached_property
     def padded_pixel_values(self) -> list[Tensor]:
@@ -91,14 +88,14 @@ class InputBatch:
                     f"Image {example.image_id!r} of {example.image.width} x {example.image.height} pixels must have "
                     f"at most {_MAX_PATCHES} patches: this benchmark resizes nothing. Make the image smaller first."
                 )
-        arguments = (self.checkpoint.model, self.checkpoint.image_processor)
-        return [preprocess_padded(*arguments, example.image) for example in self.examples]
+        checkpoint = self.checkpoint
+        return [preprocess_padded(checkpoint.model, checkpoint.image_processor, ex.image) for ex in self.examples]
 
     @cached_property
     def black(self) -> Tensor:
         """Value of a black pixel after normalisation, `(num_channels, 1, 1)`."""
-        pixels = preprocess(self.checkpoint.model, self.image_processor, [Image.new("RGB", self.input_size[::-1])])
-        return pixels[0, :, :1, :1]  # (1, num_channels, height, width) -> (num_channels, 1, 1)
+        # (1, num_channels, height, width) -> (num_channels, 1, 1)
+        return self._square([Image.new("RGB", self.input_size[::-1])])[0, :, :1, :1]
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -161,15 +158,12 @@ class ExplainedBatch:
         # by its values: tensors are hashed by identity
         key = None if target is None else tuple(target.tolist())
         if key not in self._cache:
-            self._cache[key] = self._own_relevance() if target is None else self._explain_target(target)
+            self._cache[key] = self._explain_target(target)
         return self._cache[key]
 
-    def _own_relevance(self) -> Tensor:
-        return self._explain(self.inputs.pixel_values, self.inputs.examples, None)
-
-    def _explain_target(self, target: Tensor) -> Tensor:
+    def _explain_target(self, target: Tensor | None) -> Tensor:
         """Return the maps of given classes; only images with another default class are explained again."""
-        if not explains_classes(self.method):
+        if target is None or not explains_classes(self.method):
             return self._explain(self.inputs.pixel_values, self.inputs.examples, target)
         maps = self.relevance().clone()
         others = (target != self.inputs.explained_classes).nonzero()[:, 0]
@@ -213,9 +207,8 @@ class ExplainedBatch:
         maps = explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
         undefined = maps.isnan().flatten(1).any(dim=1)  # (batch_size,)
         for index in undefined.nonzero()[:, 0].tolist():
-            logger.warning(
-                f"{self.method} gives NaN for image {examples[index].image_id!r}; it counts as no relevance."
-            )
+            image_id = examples[index].image_id
+            logger.warning(f"{self.method} gives NaN for image {image_id!r}; it counts as no relevance.")
         return maps.masked_fill(undefined[:, None, None], 0.0)
 
     def _true_grid(self, example: Example, pixel_values: Tensor, padded: bool) -> Tensor:

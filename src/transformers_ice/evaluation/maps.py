@@ -56,16 +56,9 @@ def preprocess(model: PreTrainedModel, image_processor: Any, images: Sequence[An
 
 
 def preprocess_padded(model: PreTrainedModel, image_processor: Any, image: Any) -> Tensor:
-    """Return one image at its own size, padded right and below with zeros to whole patches, on the model's device.
+    """Return one image `(1, num_channels, height, width)` at its own size, padded right and below to whole patches.
 
-    Args:
-        model: A ViT, DeiT or ICE model.
-        image_processor: Its rescaling and normalisation are used, its resizing and cropping are not.
-        image: The image.
-
-    Returns:
-        `(1, num_channels, height, width)`, both sides multiples of the patch size. The padding is zero after the
-        normalisation, as in `valeoai/LOST`.
+    Rescaling and normalisation are those of the processor; the padding is zero after them, as in `valeoai/LOST`.
     """
     pixels = image_processor([convert_to_rgb(image)], do_resize=False, do_center_crop=False, return_tensors="pt")
     values = pixels["pixel_values"].to(model.device)
@@ -105,22 +98,16 @@ def majority_grid(mask: np.ndarray, geometry: ImageGeometry, grid_size: tuple[in
 
 
 def binary_maps(relevance: Tensor, method: str, input_size: tuple[int, int]) -> Tensor:
-    """Threshold relevance maps to masks: a soft map at its mean, a hard map at 0.
+    """Threshold relevance `(batch_size, rows, columns)` to masks: a soft map at its mean, a hard map at 0.
 
-    Args:
-        relevance: `(batch_size, rows, columns)`, on the patch grid or finer.
-        method: Name of the explainer, or "ceiling".
-        input_size: Height and width of the model's input.
-
-    Returns:
-        Bool, on the CPU: `(batch_size, *input_size)` of soft maps, interpolated bilinearly before the threshold;
-        `(batch_size, rows, columns)` of hard ones. A constant soft map has no foreground.
+    Bool, on the CPU: `(batch_size, *input_size)` of soft maps, interpolated bilinearly before the threshold;
+    `(batch_size, rows, columns)` of hard ones. A constant soft map has no foreground.
     """
     relevance = relevance.cpu()
     if is_hard(method):
         return relevance > 0
     maps = score_maps(relevance, method, input_size)
-    # A constant map has no foreground, as in the protocol; interpolated, it is constant up to rounding only.
+    # a constant map has no foreground, as in the protocol; interpolated, it is constant up to rounding only
     return (maps > maps.mean(dim=(1, 2), keepdim=True)) & varies(relevance)
 
 
@@ -153,12 +140,7 @@ def varies(relevance: Tensor) -> Tensor:
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a map of integers by the nearest pixel, as PIL does it.
-
-    Args:
-        labels: `(height, width)`, integers that fit into 16 bits.
-        size: New height and width.
-    """
+    """Resize a map of integers `(height, width)`, of 16 bits at most, by the nearest pixel, as PIL does it."""
     if labels.shape == tuple(size):
         return labels
     picture = Image.fromarray(labels.astype(np.int32))  # 32-bit integers, which PIL does not round

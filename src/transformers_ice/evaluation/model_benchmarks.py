@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmark import Benchmark
 from .checkpoints import class_logits
 from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
 from .metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
-from .scoring import Observation, has_answer, observe_classes
+from .scoring import Benchmark, Observation, has_answer, observe_classes
 
 
 __all__ = ["Classification", "Faithfulness"]
@@ -75,8 +74,7 @@ class Faithfulness(Benchmark):
         relevance = batch.relevance(target if explains_classes(batch.method) else None)
         ranks = pixel_ranks(score_maps(relevance, batch.method, inputs.input_size), self.protocol.seed)
         number, steps = ranks[0].numel(), self.protocol.num_insertion_steps
-        # pixels, truncated as in the published code
-        removed = [int(number * fraction) for fraction in _FRACTIONS]
+        removed = [int(number * fraction) for fraction in _FRACTIONS]  # truncated, as in the published code
         counts = [number * step // steps for step in range(steps + 1)]
         # masks of the hidden pixels at every step; rank 0 is the most relevant pixel
         curves = {
@@ -89,14 +87,9 @@ class Faithfulness(Benchmark):
 
 
 def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
-    """Return the rank of every pixel, 0 for the most relevant one of its map.
+    """Return the rank of every pixel, 0 for the most relevant one of its map, `(batch_size, height, width)`, int64.
 
-    Args:
-        maps: `(batch_size, height, width)`.
-        seed: Seed of the order of equally relevant pixels.
-
-    Returns:
-        `(batch_size, height, width)`, int64.
+    Equally relevant pixels are in one random order by `seed`, the same for every map.
     """
     flat = maps.flatten(1)  # (batch_size, height * width)
     # a stable sort after a random permutation: ties are in random order, the same for every map
@@ -109,18 +102,15 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 
 def _is_best(hidden: Sequence[Tensor], inputs: InputBatch, labels: Tensor) -> np.ndarray:
     """Return whether the true class has the best score with those pixels hidden, `(batch_size, len(hidden))`."""
-    predictions = [_perturbed_logits(pixels, inputs) for pixels in hidden]
-    # (batch_size,) each
-    hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in predictions]
+    predictions = (_perturbed_logits(pixels, inputs) for pixels in hidden)
+    hits = [(logits.argmax(dim=1) == labels) & has_answer(logits) for logits in predictions]  # (batch_size,) each
     return torch.stack(hits, dim=1).float().numpy()
 
 
 def _probability(hidden: Sequence[Tensor], inputs: InputBatch, classes: Tensor) -> np.ndarray:
     """Return the probability of one class per image with those pixels hidden, `(batch_size, len(hidden))`."""
-    probabilities = [
-        _perturbed_logits(pixels, inputs).softmax(dim=1).gather(1, classes[:, None])[:, 0] for pixels in hidden
-    ]
-    return torch.stack(probabilities, dim=1).numpy()
+    predictions = (_perturbed_logits(pixels, inputs) for pixels in hidden)
+    return torch.cat([logits.softmax(dim=1).gather(1, classes[:, None]) for logits in predictions], dim=1).numpy()
 
 
 def _perturbed_logits(hidden: Tensor, inputs: InputBatch) -> Tensor:

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from .metrics import LOCALIZATION_PROTOCOLS
 
 
-__all__ = ["Protocol"]
+__all__ = ["Protocol", "ProtocolArguments"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the scoring of explanations.
+    """Protocol by which explanations are scored.
 
     Args:
         paper_compat: Repeat three quirks of the published evaluation, to compare with numbers made by it: images are
@@ -22,8 +27,8 @@ class Protocol:
         image_size: Side of the square input in pixels; `None` takes that of the image processor. The Jaccard protocol
             of PASCAL VOC uses 512 for patches of 16 pixels.
         localization_rule: Rules for GT-known, Top-1 and Top-5 Loc, by code base: "wsolevaluation", "tscam" or "sat".
-        box_threshold: Threshold of the maps for GT-known, Top-1 and Top-5 Loc, relative to the map's maximum;
-            `None` takes that of the rule; "wsolevaluation" has none: half the maximum is used there.
+        box_threshold: Threshold of the maps for GT-known, Top-1 and Top-5 Loc, relative to the map's maximum, in
+            [0, 1); `None` takes that of the rule; "wsolevaluation" has none: half the maximum is used there.
         threshold_step: Step of the swept thresholds of MaxBoxAcc, in (0, 1).
         attention_mass: Fraction of a soft map's sum inside its mask under the Jaccard protocol, in (0, 1].
         perturbation_target: Class whose map ranks the pixels: "predicted" or "true".
@@ -34,38 +39,40 @@ class Protocol:
         ValueError: If a number is out of range or a choice unknown.
     """
 
-    paper_compat: bool = False
-    image_size: int | None = None
-    localization_rule: str = "wsolevaluation"
-    box_threshold: float | None = None
-    threshold_step: float = 0.01
-    attention_mass: float = 0.9
-    perturbation_target: str = "predicted"
-    num_insertion_steps: int = 10
-    seed: int = 0
+    paper_compat: bool = _option(False, "Repeat the quirks of the published evaluation.")
+    image_size: int | None = _option(None, "Side of the input; 512 is usual for jaccard.")
+    localization_rule: Literal["wsolevaluation", "tscam", "sat"] = _option(
+        "wsolevaluation", "Rules of GT-known, Top-1 and Top-5 Loc."
+    )
+    box_threshold: float | None = _option(None, "Threshold for GT-known and Top-k Loc; default: that of the rule.")
+    threshold_step: float = _option(0.01, "Step of the thresholds of MaxBoxAcc.")
+    attention_mass: float = _option(0.9, "Part of a soft map's sum in the jaccard mask.")
+    perturbation_target: Literal["predicted", "true"] = _option(
+        "predicted", "Class whose map ranks the pixels (faithfulness)."
+    )
+    num_insertion_steps: int = _option(10, "Steps of insertion and deletion.")
+    seed: int = _option(0, "Seed of ties.")
 
     def __post_init__(self) -> None:
-        if self.perturbation_target not in ("predicted", "true"):
-            raise ValueError(f"`perturbation_target` must be 'predicted' or 'true', got {self.perturbation_target!r}.")
-        if self.localization_rule not in LOCALIZATION_PROTOCOLS:
-            raise ValueError(
-                f"`localization_rule` must be one of {', '.join(LOCALIZATION_PROTOCOLS)}, "
-                f"got {self.localization_rule!r}."
-            )
-        if self.box_threshold is not None and not 0 <= self.box_threshold < 1:
-            raise ValueError(f"`box_threshold` must lie in [0, 1), got {self.box_threshold}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0, got {self.seed}.")
-        if not 0 < self.attention_mass <= 1:
-            raise ValueError(f"`attention_mass` must lie in (0, 1], got {self.attention_mass}.")
-        if not 0 < self.threshold_step < 1:
-            raise ValueError(f"`threshold_step` must lie in (0, 1), got {self.threshold_step}.")
-        if self.num_insertion_steps < 1:
-            raise ValueError(f"`num_insertion_steps` must be at least 1, got {self.num_insertion_steps}.")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"`image_size` must be positive, got {self.image_size}.")
+        rules = ", ".join(LOCALIZATION_PROTOCOLS)
+        checks = {
+            "perturbation_target": ("be 'predicted' or 'true'", self.perturbation_target in ("predicted", "true")),
+            "localization_rule": (f"be one of {rules}", self.localization_rule in LOCALIZATION_PROTOCOLS),
+            "box_threshold": ("lie in [0, 1)", self.box_threshold is None or 0 <= self.box_threshold < 1),
+            "seed": ("be at least 0", self.seed >= 0),
+            "attention_mass": ("lie in (0, 1]", 0 < self.attention_mass <= 1),
+            "threshold_step": ("lie in (0, 1)", 0 < self.threshold_step < 1),
+            "num_insertion_steps": ("be at least 1", self.num_insertion_steps >= 1),
+            "image_size": ("be positive", self.image_size is None or self.image_size >= 1),
+        }
+        for name, (expected, is_right) in checks.items():
+            if not is_right:
+                raise ValueError(f"`{name}` must {expected}, got {getattr(self, name)!r}.")
 
     @property
     def effective_box_threshold(self) -> float | None:
         """The threshold of GT-known and Top-k Loc; `None` is that of the rule."""
         return 0.5 if self.box_threshold is None and self.localization_rule == "wsolevaluation" else self.box_threshold
+
+
+ProtocolArguments = Protocol  # its fields are options of the command line

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..data.benchmarks.examples import Example
 from ..explainers.inspection import attention_maps, num_prefix_tokens
 from ..ice_deit.patch_maps import component_box, largest_component
-from .benchmark import Benchmark
 from .inputs import ExplainedBatch
 from .maps import (
     CEILING,
@@ -39,7 +38,7 @@ from .metrics import (
     normalize_score_map,
     resize_boxes,
 )
-from .scoring import Observation, has_answer, observe_masks
+from .scoring import Benchmark, Observation, has_answer, observe_masks
 
 
 __all__ = ["ATTENTION_HEADS", "Discovery", "Jaccard", "Localization", "Segmentation"]
@@ -106,13 +105,9 @@ class Jaccard(Benchmark):
             relevance = batch.relevance()
             grids = relevance > 0 if is_hard(batch.method) else _largest_mass(relevance, self.protocol.attention_mass)
             masks = score_maps(grids.float(), CEILING, size) > 0.5  # the protocol enlarges by the nearest patch
-        truths = [resize_labels(_object_classes(example), size) for example in batch.inputs.examples]
-        return {"jaccard": (list(masks.numpy()), truths)}
-
-
-def _object_classes(example: Example) -> np.ndarray:
-    """Return the class of every pixel; a plain mask is one class."""
-    return np.asarray(example.mask if example.segmentation is None else example.segmentation)
+        # a plain mask is one class
+        classes = [ex.mask if ex.segmentation is None else ex.segmentation for ex in batch.inputs.examples]
+        return {"jaccard": (list(masks.numpy()), [resize_labels(np.asarray(own), size) for own in classes])}
 
 
 def _head_maps(batch: ExplainedBatch) -> Tensor:

@@ -21,14 +21,7 @@ __all__ = ["RowKey", "RowStore"]
 
 @dataclass(frozen=True)
 class RowKey:
-    """Key of rows: the checkpoint, method and benchmark that they belong to.
-
-    Attributes:
-        checkpoint: Name of the checkpoint.
-        method: Name of the explainer; empty for scores of the model itself.
-        benchmark: Name of the benchmark.
-        digest: Fingerprint of everything else that the rows depend on.
-    """
+    """Key of rows: checkpoint, method (empty for the model itself), benchmark, and a fingerprint of all the rest."""
 
     checkpoint: str
     method: str
@@ -64,11 +57,7 @@ class RowStore:
             np.savez_compressed(temporary, **columns)
 
     def load(self, key: RowKey, chunks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return the rows of some chunks, joined in their order.
-
-        Raises:
-            ValueError: If one of them is missing or cannot be read; deleting it makes the next run write it again.
-        """
+        """Return the rows of some chunks, joined in their order; a `ValueError` names a file that cannot be read."""
         parts = [self._read(self._file(key, chunk)) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

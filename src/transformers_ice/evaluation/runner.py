@@ -15,7 +15,6 @@ from typing import Any
 
 from ..data.benchmarks.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
-from .benchmark import Benchmark
 from .bootstrap import Interval, bootstrap
 from .checkpoints import Checkpoint
 from .inputs import ExplainedBatch, InputBatch
@@ -24,7 +23,7 @@ from .model_benchmarks import Classification, Faithfulness
 from .protocol import Protocol
 from .region_benchmarks import ATTENTION_HEADS, Discovery, Jaccard, Localization, Segmentation
 from .row_store import RowKey, RowStore
-from .scoring import iterate_chunks, split_chunks
+from .scoring import Benchmark, iterate_chunks, split_chunks
 
 
 __all__ = ["BENCHMARKS", "Processes", "Result", "plan_tasks", "run_benchmarks"]

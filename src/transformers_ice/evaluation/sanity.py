@@ -27,8 +27,7 @@ def randomization_similarity(
         model: A ViT, DeiT or ICE classifier; not changed.
         pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
         methods: Names in `EXPLAINERS`.
-        target: `(batch_size,)` classes to explain, so that all stages explain the same one; `None` takes the
-            method's default.
+        target: `(batch_size,)` classes to explain in all stages; `None` takes the method's default.
         seed: Seed of the random weights.
 
     Returns:
@@ -50,11 +49,7 @@ def randomization_similarity(
 
 
 def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[str, PreTrainedModel]]:
-    """Yield copies of a model with ever more random weights, from the heads down to the embeddings.
-
-    The weights are drawn as for a new model of the class (`_init_weights`). The same object is yielded each time,
-    changed further.
-    """
+    """Yield one copy of a model, with ever more weights drawn as for a new model, from heads to embeddings."""
     randomized = copy.deepcopy(model)
     encoder: Any = randomized.base_model
     heads = [module for name, module in randomized.named_children() if module is not encoder]
@@ -77,10 +72,9 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
 def _randomize(model: PreTrainedModel, part: nn.Module) -> None:
     """Re-initialize a part of the model, as its class does for a model without a checkpoint."""
     for module in part.modules():
-        for parameter in module.parameters(recurse=False):
-            # transformers does not initialize weights that it has marked as loaded
-            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
-        module._is_hf_initialized = False  # type: ignore[assignment]
+        marked: Any
+        for marked in (module, *module.parameters(recurse=False)):
+            marked._is_hf_initialized = False  # transformers does not initialize what it has marked as loaded
         model._init_weights(module)
 
 
@@ -97,6 +91,5 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
         raise ImportError("Rank correlations need SciPy: pip install transformers-ice[eval]") from error
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    # Spearman's correlation is Pearson's of the ranks; ties get their mean rank
-    # (2, 2) matrix: the correlation is off the diagonal
+    # Spearman's correlation is Pearson's of the ranks (ties get their mean rank), off the diagonal of (2, 2)
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

@@ -8,6 +8,7 @@ has gathered; `observe_classes` and `observe_masks` make its observations, so to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..ice_deit.patch_maps import ImageGeometry
+from .inputs import ExplainedBatch
 from .maps import resize_labels
 from .metrics import RowMetric
+from .protocol import Protocol
 
 
 __all__ = [
+    "Benchmark",
     "Observation",
     "Predictor",
     "Rows",
@@ -42,6 +46,47 @@ Observation = tuple[Sequence[Any] | np.ndarray, Sequence[Any] | np.ndarray]  # p
 Predictor = Callable[[list[Any]], Mapping[str, Observation]]
 
 
+class Benchmark(ABC):
+    """Benchmark that turns explained examples into rows, and rows into scores.
+
+    Rows are all that is kept of an example. They are small, depend on nothing but the example, and can be stored,
+    merged from several processes and resampled; a score is a function of all rows.
+
+    Args:
+        protocol: How explanations are scored.
+
+    Attributes:
+        name: Its name on the command line.
+        needs: What an example must hold: "label", "mask", "segmentation" or "boxes".
+        of_model_only: Whether it scores the classifier and no explanation.
+        metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
+    """
+
+    name: str
+    needs: frozenset[str]
+    of_model_only = False
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.metrics: dict[str, RowMetric] = self._make_metrics()
+
+    @abstractmethod
+    def _make_metrics(self) -> dict[str, RowMetric]:
+        """Return the metrics by name."""
+
+    @abstractmethod
+    def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
+        """Return predictions and references of every metric, under its name."""
+
+    def rows(self, batch: ExplainedBatch) -> Rows:
+        """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""
+        return make_rows(self.observe(batch), self.metrics)
+
+    def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return the scores of all examples whose rows are given."""
+        return score_rows(rows, self.metrics)
+
+
 def score(
     predict: Predictor,
     examples: Any,
@@ -49,7 +94,7 @@ def score(
     batch_size: int = 64,
     description: str | None = None,
 ) -> dict[str, float]:
-    """Score the predictions of a predictor.
+    """Return the scores of a predictor by name, as the metrics define them.
 
     Args:
         predict: From a batch of examples to the observations of every metric, under its name.
@@ -58,8 +103,8 @@ def score(
         batch_size: Examples that are predicted at once.
         description: Text of the progress bar; `None` shows no bar.
 
-    Returns:
-        The scores by name, as the metrics define them.
+    Raises:
+        ValueError: If there is no example.
 
     Example:
         >>> predict = lambda batch: {"top": ([[example % 2, 0] for example in batch], [1] * len(batch))}
@@ -76,11 +121,7 @@ def collect_rows(
     batch_size: int = 64,
     description: str | None = None,
 ) -> Rows:
-    """Return the rows of all examples; the arguments are those of `score`.
-
-    Raises:
-        ValueError: If there is no example.
-    """
+    """Return the rows of all examples; arguments and errors are those of `score`."""
     chunks = split_chunks(len(examples), batch_size)
     if not chunks:
         raise ValueError("There is nothing to score, expected at least one example.")
@@ -97,14 +138,7 @@ def split_chunks(num_examples: int, batch_size: int) -> list[range]:
 def iterate_chunks(
     examples: Any, chunks: Sequence[range], num_workers: int = 0, description: str | None = None
 ) -> Iterator[list[Any]]:
-    """Read chunks of examples in their order.
-
-    Args:
-        examples: A sequence.
-        chunks: From `split_chunks`, all or some.
-        num_workers: Processes that read examples.
-        description: Text of the progress bar; `None` shows no bar.
-    """
+    """Read chunks of a sequence in their order; without a description there is no progress bar."""
     # its own generator: an evaluation during training must not change the state of the global one
     loader = DataLoader(
         examples,
@@ -139,7 +173,6 @@ def has_answer(logits: Tensor) -> Tensor:
     """Return which rows of `(batch_size, num_labels)` predict a class: without foreground all ICE logits are equal."""
     if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
         return logits[:, 0] != 0
-    # (batch_size, num_labels) -> (batch_size,)
     return logits.amax(dim=1) > logits.amin(dim=1)
 
 
@@ -164,7 +197,7 @@ def observe_masks(masks: Tensor, truths: Sequence[Any], geometries: Sequence[Ima
     Args:
         masks: `(batch_size, rows, columns)`, bool, on the patch grid or finer; enlarged by the nearest patch.
         truths: Per image `(height, width)`: 1 foreground, 0 background, -1 ignored, or bool.
-        geometries: Resizing and cropping of each image in the preprocessing.
+        geometries: Resizing and cropping of each image in the preprocessing, all to one size.
 
     Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability`.
     """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,6 @@ from .adversarial_normalization import (
     pool_patches,
     pool_softly,
 )
-from .encoder_interface import IceEncoder
 from .local_windows import every_nth, local_distillation_loss, patch_appearance, smoothing_weights
 from .token_pruning import gate_loss
 
@@ -35,18 +35,10 @@ from .token_pruning import gate_loss
 class ObjectiveInputs:
     """Outputs of a model and their targets: what every part of the loss is computed from.
 
-    Args:
-        config: The model's `IceDeiTConfig`: weights and kinds of the parts.
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`, on the full grid.
-        pooled: `pool_patches` of them.
-        targets: `(batch_size, num_labels)` soft targets.
-        is_training: Whether the model trains; the foreground ratio is then a mean over all processes.
-        cls_logits: `(batch_size, num_labels)`, of the classifier of the prefix tokens.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        encoder: The model's encoder, which the local windows run through.
-        pruning_logits: Per pruning layer, what its head predicts of every patch; `None` unless the heads are trained.
-        last_patch_logits: `(batch_size, num_patches, num_labels + 1)`, of the last head, also of pruned patches.
-        patch_exit_layer: `(batch_size, num_patches)`, int.
+    `patch_logits` are on the full grid, `pooled` is `pool_patches` of them. `targets` `(batch_size, num_labels)` are
+    soft. While the model trains, the foreground ratio is a mean over all processes. The local windows run through
+    `encoder`. `pruning_logits` are `None` unless the heads are trained; `last_patch_logits` are of the last head, also
+    of pruned patches.
     """
 
     config: PreTrainedConfig
@@ -56,7 +48,7 @@ class ObjectiveInputs:
     is_training: bool = False
     cls_logits: Tensor | None = None
     pixel_values: Tensor | None = None
-    encoder: IceEncoder | None = None
+    encoder: Any = None
     pruning_logits: tuple[Tensor, ...] | None = None
     last_patch_logits: Tensor | None = None
     patch_exit_layer: Tensor | None = None

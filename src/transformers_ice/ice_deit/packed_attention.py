@@ -24,12 +24,9 @@ else:
 class Packing:
     """Where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
 
-    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`.
-
-    Args:
-        present: `(batch_size, num_places)`, bool, the places that hold a token.
-        places: `(total_tokens,)`, int, each token's place in the flattened `present`.
-        lengths: Tokens of each image. `None` in a graph that is captured once for all images: there it is not known.
+    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`. `present` is the padded mask
+    of places that hold a token; `places` `(total_tokens,)` is each token's place in it, flattened; `lengths` are the
+    tokens of each image, `None` in a graph that is captured once for all images: there they are not known.
     """
 
     present: Tensor
@@ -78,77 +75,30 @@ def attend_packed(
 ) -> Tensor:
     """Let the tokens of each image attend to those of the same image.
 
-    Args:
-        attend: The attention implementation: query, key, value `(batch_size, num_heads, num_tokens, head_dim)` and a
-            mask to `(batch_size, num_tokens, num_heads, head_dim)` and weights or `None`.
-        query: `(1, num_heads, total_tokens, head_dim)`.
-        key: The same shape.
-        value: The same shape.
-        packing: Which image each token belongs to.
-        config: The model's configuration, which names the attention implementation.
-
-    Returns:
-        `(1, total_tokens, num_heads, head_dim)`.
+    `attend` is the attention implementation: query, key, value `(batch_size, num_heads, num_tokens, head_dim)` and a
+    mask to `(batch_size, num_tokens, num_heads, head_dim)`, and weights or `None`. Here query, key and value are `(1,
+    num_heads, total_tokens, head_dim)`, the result `(1, total_tokens, num_heads, head_dim)`.
     """
-    if packing.lengths is None:
-        return _attend_padded(attend, query, key, value, packing, config)
-    if "flash" in str(config._attn_implementation):
-        return _attend_flash(attend, query, key, value, packing.lengths)
+    if packing.lengths is None:  # once, on images padded to the full grid: shapes do not depend on the images
+        padded = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]
+        mask = create_bidirectional_mask(config, padded[0][:, 0], packing.present)
+        return packing.pack(attend(*padded, mask)[0]).unsqueeze(0)
+    longest = max(packing.lengths)
+    if "flash" in str(config._attn_implementation):  # the options that transformers defines for it
+        boundaries = _boundaries(packing.lengths, query.device)
+        options = {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
+        return attend(query, key, value, None, max_length_q=longest, max_length_k=longest, **options)[0]
     if _fits_varlen(query, config, attend):
-        return _attend_varlen(query, key, value, packing.lengths)
-    return _attend_each(attend, query, key, value, packing.lengths)
-
-
-def _attend_each(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: tuple[int, ...],
-) -> Tensor:
-    """Call the attention once for each image: the least work, and faster than padding at every size tried on a CPU."""
-    images = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+        boundaries = _boundaries(packing.lengths, query.device)
+        packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
+        return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
+    # once for each image: the least work, and faster than padding at every size tried on a CPU
+    images = zip(*(states.split(packing.lengths, dim=2) for states in (query, key, value)), strict=True)
     return torch.cat([attend(*image, None)[0] for image in images], dim=1)
 
 
-def _attend_padded(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    config: PreTrainedConfig,
-) -> Tensor:
-    """Call the attention once, on images padded to the full grid: shapes do not depend on the images."""
-    padded = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]
-    mask = create_bidirectional_mask(config, padded[0][:, 0], packing.present)
-    attended = attend(*padded, mask)[0]
-    return packing.pack(attended).unsqueeze(0)
-
-
-def _cumulative(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def _boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor((0, *lengths), device=device).cumsum(0).to(torch.int32)
-
-
-def _attend_flash(
-    attend: Callable[..., tuple[Tensor, Tensor | None]],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: tuple[int, ...],
-) -> Tensor:
-    """Hand the boundaries to FlashAttention through the options that transformers defines for it."""
-    boundaries, longest = _cumulative(lengths, query.device), max(lengths)
-    return attend(
-        query,
-        key,
-        value,
-        None,
-        cu_seq_lens_q=boundaries,
-        cu_seq_lens_k=boundaries,
-        max_length_q=longest,
-        max_length_k=longest,
-    )[0]
 
 
 def _fits_varlen(query: Tensor, config: PreTrainedConfig, attend: Callable) -> bool:
@@ -161,12 +111,6 @@ def _fits_varlen(query: Tensor, config: PreTrainedConfig, attend: Callable) -> b
     if varlen_attn is None or not (query.is_cuda and is_plain and fits):
         return False
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
-
-
-def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    boundaries, longest = _cumulative(lengths, query.device), max(lengths)
-    packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
-    return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
 
 
 __all__ = ["Packing", "attend_packed"]

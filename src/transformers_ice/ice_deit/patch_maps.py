@@ -34,43 +34,18 @@ __all__ = [
 
 
 def class_map(patch_logits: Tensor) -> Tensor:
-    """Return the best class of every patch, background included.
-
-    Args:
-        patch_logits: Scores before softmax, `(..., num_labels + 1)`, background last.
-
-    Returns:
-        `(...)`, int64, in [0, num_labels]; `num_labels` is the background. Among equal scores the first class wins.
-    """
+    """Return the best class of every patch, int64, in [0, num_labels]; `num_labels` is background."""
     return patch_logits.argmax(dim=-1)
 
 
 def foreground_probability(patch_logits: Tensor) -> Tensor:
-    """Return one minus the softmax probability of the background.
-
-    Args:
-        patch_logits: Scores before softmax, `(..., num_labels + 1)`, background last.
-
-    Returns:
-        `(...)`, float32, in [0, 1].
-    """
+    """Return one minus the softmax probability of the background, `(...)`, float32, in [0, 1]."""
     # The sum over the classes, not 1 - p: a tiny foreground probability keeps its digits.
     return patch_logits.float().softmax(dim=-1)[..., :-1].sum(dim=-1).clamp(max=1.0)
 
 
 def class_probability(patch_logits: Tensor, target: int) -> Tensor:
-    """Return the softmax probability of one class, the background being one of the `num_labels + 1` competitors.
-
-    Args:
-        patch_logits: Scores before softmax, `(..., num_labels + 1)`, background last.
-        target: Index of the class, in [0, num_labels - 1].
-
-    Returns:
-        `(...)`, float32, in [0, 1].
-
-    Raises:
-        ValueError: If `target` is no class of the patch head.
-    """
+    """Return the softmax probability of one class among all classes and background, `(...)`, float32, in [0, 1]."""
     num_labels = patch_logits.shape[-1] - 1
     if not 0 <= target < num_labels:
         raise ValueError(
@@ -81,28 +56,12 @@ def class_probability(patch_logits: Tensor, target: int) -> Tensor:
 
 
 def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the rows and columns of whole patches in an image.
-
-    Args:
-        image_size: `(height, width)` of the model's input, in pixels.
-        patch_size: `(height, width)` of a patch, in pixels.
-    """
+    """Return the rows and columns of whole patches in an image; sizes are (height, width) in pixels."""
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
 def to_grid(values: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Lay one value per patch out as the rows and columns of the patch grid.
-
-    Args:
-        values: One value per patch in row-major order, `(..., num_patches)`.
-        grid_size: Rows and columns of the grid.
-
-    Returns:
-        `(..., rows, columns)`.
-
-    Raises:
-        ValueError: If the grid has not as many cells as there are patches.
-    """
+    """Lay one value per patch, `(..., num_patches)`, out as the patch grid, `(..., rows, columns)`."""
     rows, columns = grid_size
     if rows * columns != values.shape[-1]:
         raise ValueError(
@@ -188,19 +147,11 @@ class _Axis:
 def nearest_to_image(grid: Tensor, geometry: ImageGeometry, fill: int | float | bool) -> Tensor:
     """Give every pixel of the original image the value of the patch that its centre lies in.
 
-    Args:
-        grid: One value per patch, `(rows, columns)`, any dtype.
-        geometry: What the preprocessing did to the image.
-        fill: Value of the pixels outside the crop.
-
-    Returns:
-        `(height, width)` of the original image, the dtype of `grid`.
+    `(rows, columns)`, any dtype, becomes `(height, width)`, with `fill` outside the crop.
     """
-    row_index, row_inside = _nearest_cells(geometry.rows, grid.shape[0])
-    column_index, column_inside = _nearest_cells(geometry.columns, grid.shape[1])
-    values = grid[row_index.to(grid.device)][:, column_index.to(grid.device)]
-    inside = row_inside[:, None] & column_inside[None, :]
-    return values if inside.all() else values.masked_fill(~inside.to(grid.device), fill)
+    rows, _ = _nearest_cells(geometry.rows, grid.shape[0])
+    columns, _ = _nearest_cells(geometry.columns, grid.shape[1])
+    return _fill_outside(grid[rows.to(grid.device)][:, columns.to(grid.device)], geometry, fill)
 
 
 def _nearest_cells(axis: _Axis, num_cells: int) -> tuple[Tensor, Tensor]:
@@ -213,14 +164,8 @@ def _nearest_cells(axis: _Axis, num_cells: int) -> tuple[Tensor, Tensor]:
 def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) -> Tensor:
     """Interpolate linearly between the centres of the patches, at the centre of every pixel of the original image.
 
-    Args:
-        grid: One value per patch, `(rows, columns)`, floating point.
-        geometry: What the preprocessing did to the image.
-        fill: Value of the pixels outside the crop.
-
-    Returns:
-        `(height, width)` of the original image, within the range of `grid` (and `fill`). Beyond the centres of the
-        outermost patches their values are kept, as `interpolate(..., align_corners=False)` does.
+    `(rows, columns)`, floating point, becomes `(height, width)`, with `fill` outside the crop. Beyond the centres of
+    the outermost patches their values are kept, as `interpolate(..., align_corners=False)` does.
     """
     for dim, axis in enumerate((geometry.rows, geometry.columns)):
         num_cells = grid.shape[dim]
@@ -234,7 +179,7 @@ def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) 
     return _fill_outside(grid, geometry, fill)
 
 
-def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: float) -> Tensor:
+def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: int | float | bool) -> Tensor:
     """Overwrite the pixels outside the crop with `fill`."""
     (_, row_inside), (_, column_inside) = _nearest_cells(geometry.rows, 1), _nearest_cells(geometry.columns, 1)
     inside = row_inside[:, None] & column_inside[None, :]
@@ -242,15 +187,7 @@ def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: float) -> Tenso
 
 
 def visible_cells(grid_size: tuple[int, int], geometry: ImageGeometry) -> np.ndarray:
-    """Return which cells of the grid show any of the image; the others show only the padding of a large crop.
-
-    Args:
-        grid_size: Rows and columns of the grid.
-        geometry: What the preprocessing did to the image.
-
-    Returns:
-        `(rows, columns)`, bool.
-    """
+    """Return which cells of the grid show any of the image, `(rows, columns)`, bool; the others show only padding."""
     mask = np.zeros(grid_size, dtype=bool)
     (top, bottom), (left, right) = geometry.rows.visible(grid_size[0]), geometry.columns.visible(grid_size[1])
     mask[top:bottom, left:right] = True
@@ -258,14 +195,9 @@ def visible_cells(grid_size: tuple[int, int], geometry: ImageGeometry) -> np.nda
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Keep only the largest 4-connected component of a mask.
+    """Keep only the largest 4-connected component of a mask `(rows, columns)`, bool.
 
-    Args:
-        mask: `(rows, columns)`, bool.
-
-    Returns:
-        `(rows, columns)`, bool; all False where `mask` is. Among components of equal size, the one whose first cell
-        comes first in row-major order.
+    All False where `mask` is. Among components of equal size, the one whose first cell comes first in row-major order.
     """
     labels = _component_labels(mask)
     found, sizes = np.unique(labels[mask], return_counts=True)
@@ -288,17 +220,7 @@ def _component_labels(mask: np.ndarray) -> np.ndarray:
 
 
 def component_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the tightest box around a mask that is not empty.
-
-    Args:
-        mask: `(rows, columns)`, bool, at least one cell True.
-
-    Returns:
-        `(x_min, y_min, x_max, y_max)`, half-open, in cells.
-
-    Raises:
-        ValueError: If the mask is empty.
-    """
+    """Return the tightest box `(x_min, y_min, x_max, y_max)` around a mask that is not empty, half-open, in cells."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise ValueError(
@@ -310,16 +232,10 @@ def component_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 def box_to_image(
     box: tuple[int, int, int, int], grid_size: tuple[int, int], geometry: ImageGeometry
 ) -> tuple[int, int, int, int]:
-    """Carry a box of grid cells back to the pixels of the original image.
+    """Carry a box of grid cells back to the pixels of the original image; it must touch `visible_cells`.
 
-    Args:
-        box: `(x_min, y_min, x_max, y_max)`, half-open, in cells of the grid; it must touch `visible_cells`.
-        grid_size: Rows and columns of the grid.
-        geometry: What the preprocessing did to the image.
-
-    Returns:
-        `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the original image: the pixels that `nearest_to_image`
-        draws from those cells. At least one pixel, also where the image is smaller than the grid.
+    Boxes are half-open `(x_min, y_min, x_max, y_max)`. The pixels are those that `nearest_to_image` draws from those
+    cells; at least one, also where the image is smaller than the grid.
     """
     left, right = geometry.columns.span(box[0], box[2], grid_size[1])
     top, bottom = geometry.rows.span(box[1], box[3], grid_size[0])

@@ -60,12 +60,9 @@ class SourceFamily:
         return ((rf"^{re.escape(self.key_prefix)}", _ENCODER_PREFIX),)
 
     def adopt_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of the ICE model that a checkpoint starts, `model_type` excepted.
+        """Return the fields of the ICE model that a checkpoint with this `config.json` starts, `model_type` excepted.
 
         It has no trained patch head, so it classifies by [CLS] as before.
-
-        Args:
-            config: Content of the source's `config.json`.
         """
         return {**self.default_fields, **config, **self.prefix_fields(config), "logits_source": "cls"}
 

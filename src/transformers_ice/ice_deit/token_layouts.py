@@ -31,14 +31,11 @@ from .token_pruning import (
 class MaskedTokens:
     """Layout of all tokens; a pruned patch keeps attending to the kept tokens but is masked out as a key.
 
-    Args:
-        hidden_states: `(batch_size, num_prefix_tokens + num_patches, hidden_size)`.
-        config: The model's configuration.
-        present: `(batch_size, num_patches)`, bool: the patches that are attended to.
-        is_patch: `(batch_size, num_patches)`, bool: False where a fused token took the place of a pruned patch.
-        exit_layer: See `EncodedTokens`.
-        exit_output: Head outputs of pruned patches, `(batch_size, num_patches, 1 or num_labels + 1)`.
-        attention_mask: Masks what is not present, in the form of the attention implementation; made per pruning step.
+    `hidden_states` is `(batch_size, num_prefix_tokens + num_patches, hidden_size)`; the masks `present` (what is
+    attended to) and `is_patch` (False where a fused token took the place of a pruned patch) and `exit_layer` are
+    `(batch_size, num_patches)`; `exit_output` holds the head outputs of pruned patches, `(batch_size, num_patches, 1
+    or num_labels + 1)`. The attention mask, in the form of the attention implementation, is made once per pruning
+    step.
     """
 
     hidden_states: Tensor
@@ -131,13 +128,10 @@ class MaskedTokens:
 class GatheredTokens:
     """Layout of the tokens kept, the same number for all images; shapes never depend on what the images show.
 
-    Args:
-        hidden_states: `(batch_size, num_prefix_tokens + num_present, hidden_size)`.
-        config: The model's configuration.
-        cells: `(batch_size, num_present)`, int: the cell of each token after the prefix; `num_patches`, one beyond
-            the grid, for a fused token.
-        exit_layer: `(batch_size, num_patches + 1)`; see `EncodedTokens`.
-        exits: Cells and head outputs of pruned patches, `(batch_size, n)` and `(batch_size, n, 1 or num_labels + 1)`.
+    `hidden_states` is `(batch_size, num_prefix_tokens + num_present, hidden_size)`; `cells` `(batch_size,
+    num_present)` is the cell of each token after the prefix; `num_patches`, one beyond the grid, for a fused token.
+    `exit_layer` is `(batch_size, num_patches + 1)`; `exits` are cells `(batch_size, n)` and head outputs `(batch_size,
+    n, 1 or num_labels + 1)` of pruned patches.
     """
 
     hidden_states: Tensor
@@ -222,15 +216,10 @@ class GatheredTokens:
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Layout of the tokens kept, any number of each image, one image after the other.
+    """Layout of the tokens kept, any number of each image, one image after the other, `(total_tokens, hidden_size)`.
 
-    Args:
-        hidden_states: `(total_tokens, hidden_size)`.
-        config: The model's configuration.
-        present: `(batch_size, num_patches)`, bool.
-        packing: Places of the tokens among all tokens of the full grid; `None` while all are present.
-        exit_layer: See `EncodedTokens`.
-        exit_output: Head outputs of pruned patches, `(batch_size, num_patches, 1 or num_labels + 1)`.
+    `packing` holds the places of the tokens among all tokens of the full grid, `None` while all are present. The
+    others are as in `MaskedTokens`.
     """
 
     hidden_states: Tensor
@@ -319,9 +308,8 @@ def _scatter(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
 def _class_attention(class_scores: Tensor, visible: Tensor | None = None) -> Tensor:
     """Return the attention of [CLS] to each token, mean over heads, `(batch_size, num_tokens)`, float32.
 
-    Args:
-        class_scores: `(batch_size, num_heads, num_tokens)`, before the softmax.
-        visible: `(batch_size, num_tokens)`, bool: the tokens that are attended to; all, if `None`.
+    Of scores before the softmax, `(batch_size, num_heads, num_tokens)`; where not `visible`, tokens are not attended
+    to.
     """
     if visible is not None:
         class_scores = class_scores.masked_fill(~visible.unsqueeze(1), -torch.inf)
@@ -333,10 +321,8 @@ def choose_layout(
 ) -> type[MaskedTokens] | type[GatheredTokens] | type[PackedTokens]:
     """Return the layout for a pruned model: the cheapest that gives what is asked for.
 
-    Args:
-        config: Strategy and execution.
-        is_training: Whether the model trains. Pruning heads learn from the last logits of pruned patches too.
-        records_states: Whether hidden states or attentions are asked for, which have the shape of the full grid.
+    Pruning heads in training learn from the last logits of pruned patches too; recorded hidden states and attentions
+    have the shape of the full grid.
     """
     learns = is_training and config.has_pruning_heads
     if config.pruning_execution == "masked" or records_states or learns:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token pruning: the strategies that decide which patches are kept, one object each, and their tensor functions.
 
-A strategy speaks to a `TokenLayout` of `token_layouts`. `num_patches` counts the cells of the full patch grid; a token
-that is no patch, such as [CLS], is a prefix token and never pruned. A mask is True where a patch is present.
+`num_patches` counts the cells of the full patch grid; a token that is no patch, such as [CLS], is a prefix token and
+never pruned. A mask is True where a patch is present.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +25,10 @@ present, both `(batch_size, num_patches)`, to the mask of those kept, at least o
 
 
 def head_output_to_patch_logits(head_output: Tensor, num_labels: int) -> Tensor:
-    """Return the output of a pruning head as patch logits.
+    """Return the output of a pruning head as patch logits, `(..., num_labels + 1)`, which pass unchanged.
 
-    Args:
-        head_output: `(..., num_labels + 1)` patch logits, which pass unchanged, or `(..., 1)`, the logit of a gate.
-        num_labels: Number of image classes.
-
-    Returns:
-        `(..., num_labels + 1)`. Of a gate, the background logit is its own and every class has `-log(num_labels)`: the
-        softmax gives background the gate's sigmoid and every class an equal share of the rest.
+    Of a gate, `(..., 1)`, the background logit is its own and every class has `-log(num_labels)`: the softmax gives
+    background the gate's sigmoid and every class an equal share of the rest.
     """
     if head_output.shape[-1] == num_labels + 1:
         return head_output
@@ -42,15 +37,11 @@ def head_output_to_patch_logits(head_output: Tensor, num_labels: int) -> Tensor:
 
 
 def background_margin(head_output: Tensor) -> Tensor:
-    """Return the margin by which background beats what else a patch could be.
+    """Return the margin by which background beats what else a patch could be, `(...)`.
 
-    Args:
-        head_output: `(..., num_labels + 1)` patch logits, or `(..., 1)`, the logit of a gate.
-
-    Returns:
-        `(...)`. Of patch logits, the background score minus the best class. A gate knows one alternative, "no
-        background", whose score is 0 (the log-sum-exp of its class logits), so its margin is the gate's logit and 0
-        means p(background) = 0.5, however many classes there are.
+    Of patch logits `(..., num_labels + 1)` the background score minus the best class. A gate `(..., 1)` knows one
+    alternative, "no background", whose score is 0 (the log-sum-exp of its class logits), so its margin is its logit,
+    and 0 means p(background) = 0.5, however many classes there are.
     """
     if head_output.shape[-1] == 1:
         return head_output.squeeze(-1)
@@ -58,15 +49,9 @@ def background_margin(head_output: Tensor) -> Tensor:
 
 
 def keep_foreground(margin: Tensor, present: Tensor, max_margin: float) -> Tensor:
-    """Return which patches are kept: those whose background margin is small.
+    """Return the patches that are kept, `(batch_size, num_patches)`, bool: those with at most `max_margin`.
 
-    Args:
-        margin: `(batch_size, num_patches)`, from `background_margin`; any value where no patch is present.
-        present: `(batch_size, num_patches)`, bool, the patches not pruned before.
-        max_margin: A patch is pruned when its margin exceeds this.
-
-    Returns:
-        `(batch_size, num_patches)`, bool; the patch nearest to foreground is always kept.
+    `margin` may have any value where no patch is `present`. The patch nearest to foreground is always kept.
     """
     keep = present & ~(margin > max_margin)
     # a present patch with a margin of infinity still comes before one that was pruned
@@ -89,9 +74,7 @@ def num_kept(keep_rate: float, num_entered: int) -> int:
 def split_by_rank(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the places of the `count` highest scores `(batch_size, num_tokens)`, and those of the rest.
 
-    Returns:
-        `(batch_size, count)` and `(batch_size, num_tokens - count)`, int, each in ascending order of place, so that
-        tokens keep their order in the image.
+    Both are in ascending order of place, so that tokens keep their order in the image.
     """
     if torch.compiler.is_exporting():  # ONNX knows no stable sort
         order = scores.argsort(dim=1, descending=True)
@@ -118,15 +101,10 @@ def add_prefix(patches: Tensor, num_prefix_tokens: int) -> Tensor:
 
 
 def gate_loss(gate_logits: Tensor, present: Tensor, is_background: Tensor) -> Tensor:
-    """Return the loss of a gate, whose target is the decision of the last head, background or not.
+    """Return the loss of a gate, 0-dim: binary cross-entropy in float32, mean over an image's patches, then images.
 
-    Args:
-        gate_logits: `(batch_size, num_patches, 1)`.
-        present: `(batch_size, num_patches)`, bool: the patches that reached the gate; the others do not count.
-        is_background: `(batch_size, num_patches)`, bool: the last head's decision.
-
-    Returns:
-        0-dim: binary cross-entropy in float32, mean over the patches of each image, then over images.
+    The target `is_background` is the decision of the last head. Patches that did not reach the gate, which are not
+    `present`, do not count. `gate_logits` is `(batch_size, num_patches, 1)`, the masks `(batch_size, num_patches)`.
     """
     losses = torch.nn.functional.binary_cross_entropy_with_logits(
         gate_logits.squeeze(-1).float(), is_background.float(), reduction="none"
@@ -138,11 +116,9 @@ def gate_loss(gate_logits: Tensor, present: Tensor, is_background: Tensor) -> Te
 class EncodedTokens:
     """Kept and pruned tokens after the last layer, on the full patch grid.
 
-    Args:
-        last_hidden_state: `(batch_size, num_tokens, hidden_size)`, after the final norm; zero for pruned patches.
-        patch_logits: `(batch_size, num_patches, num_labels + 1)`.
-        exit_layer: `(batch_size, num_patches)`, int: the layer before which a patch was pruned, or their number.
-        last_patch_logits: The same of the last head, for pruned patches too; `None` where those were not computed.
+    `last_hidden_state` `(batch_size, num_tokens, hidden_size)` is zero for pruned patches. `exit_layer`
+    `(batch_size, num_patches)` is the layer before which a patch was pruned, or their number. `last_patch_logits` are
+    those of the last head, for pruned patches too; `None` where they were not computed.
     """
 
     last_hidden_state: Tensor
@@ -151,58 +127,12 @@ class EncodedTokens:
     last_patch_logits: Tensor | None = None
 
 
-class TokenLayout(Protocol):
-    """Tokens of a batch between two layers; immutable, each method returns the next one."""
-
-    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "TokenLayout":
-        """Return the tokens after a layer."""
-        ...
-
-    def apply_head(self, head: nn.Module) -> Tensor:
-        """Return the output of a head for the patches, `(batch_size, n, 1 or num_labels + 1)`."""
-        ...
-
-    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
-        """Scatter kept and pruned patches back to the full patch grid."""
-        ...
-
-
-class VariableCountLayout(TokenLayout, Protocol):
-    """Layout in which images may keep different numbers of patches."""
-
-    @property
-    def present(self) -> Tensor:
-        """`(batch_size, num_patches)`, bool: the patches that are attended to."""
-        ...
-
-    def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> TokenLayout:
-        """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
-        ...
-
-
-class FixedCountLayout(TokenLayout, Protocol):
-    """Layout in which all images keep the same number of patches."""
-
-    def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> TokenLayout:
-        """Keep the `count` patches of each image with the highest `scores`, `(batch_size, n)`."""
-        ...
-
-    def prune_inside(
-        self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
-    ) -> TokenLayout:
-        """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most."""
-        ...
-
-
 @dataclass(frozen=True)
 class PruningStep:
     """Layer of an encoder that prunes, as the strategies see it.
 
-    Args:
-        layer_index: Its index.
-        num_entered: Tokens of an image that enter it, prefix aside, by the schedule.
-        count: Tokens of these that its keep rate keeps; all at a layer that prunes nothing.
-        keep_policy: Decides where images keep different numbers.
+    By the schedule, `num_entered` tokens of an image enter it (prefix aside), and its keep rate keeps `count` of
+    these. `keep_policy` decides where images keep different numbers.
     """
 
     layer_index: int
@@ -215,12 +145,9 @@ class PruningStep:
 class TokenCounts:
     """Tokens that each part of a model works on, for every image.
 
-    Attributes:
-        tokens_per_layer: `(num_images, num_layers)`, the tokens that enter each layer, prefix tokens included.
-        mlp_tokens: `(num_images, num_layers)`, those that its MLP sees: fewer where patches are pruned inside.
-        pruning_head_patches: `(num_images,)`, patches that a pruning head is applied to, summed over the layers.
-        patch_head_patches: `(num_images,)`, patches that the patch head is applied to.
-        class_attention_tokens: `(num_images,)`, tokens whose attention from [CLS] is computed once more, to rank them.
+    `tokens_per_layer` and `mlp_tokens` are `(num_images, num_layers)`, prefix included; the MLP sees fewer where
+    patches are pruned inside. The others are `(num_images,)`: patches that pruning heads are applied to, summed over
+    the layers; patches of the patch head; tokens whose attention from [CLS] is computed once more, to rank them.
     """
 
     tokens_per_layer: np.ndarray
@@ -242,11 +169,11 @@ def count_present_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> To
     return TokenCounts(tokens, tokens, judged, (exit_layer == len(layers)).sum(axis=1), none)
 
 
-Layout = TypeVar("Layout", bound=TokenLayout)
-
-
-class PruningStrategy(Generic[Layout]):
+class PruningStrategy:
     """Rule by which patches are pruned; a new one is a subclass with an entry in `STRATEGIES`.
+
+    Its `tokens` are in a layout of `token_layouts`: `GatheredTokens` where `has_fixed_counts`, else `PackedTokens`, or
+    `MaskedTokens`, which has the methods of both. Layouts are immutable; each method returns the next one.
 
     Attributes:
         name: Its value of `config.pruning_strategy`.
@@ -266,13 +193,13 @@ class PruningStrategy(Generic[Layout]):
         """Return the keep rate by pruning layer."""
         return dict(zip(layers, keep_rates, strict=True))
 
-    def decide(self, tokens: Layout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
         """Return the tokens that enter a pruning layer, by the output of its pruning head."""
         return tokens
 
     def apply_layer(
-        self, tokens: Layout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
-    ) -> TokenLayout:
+        self, tokens: Any, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> Any:
         """Return the tokens after any layer of the encoder."""
         return tokens.apply_layer(layer, **kwargs)
 
@@ -285,7 +212,7 @@ class PruningStrategy(Generic[Layout]):
         return count_present_tokens(config, exit_layer)
 
 
-class BackgroundStrategy(PruningStrategy[VariableCountLayout]):
+class BackgroundStrategy(PruningStrategy):
     """Prune as many patches as the pruning heads call background."""
 
     name = "background"
@@ -296,19 +223,19 @@ class BackgroundStrategy(PruningStrategy[VariableCountLayout]):
         """Return 1 for each layer: the images decide."""
         return dict.fromkeys(layers, 1.0)
 
-    def decide(self, tokens: VariableCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
         """Return the tokens that the keep policy keeps."""
         keep = step.keep_policy(step.layer_index, background_margin(head_output), tokens.present)
         return tokens.keep(keep, head_output, step.layer_index)
 
 
-class TopKStrategy(PruningStrategy[FixedCountLayout]):
+class TopKStrategy(PruningStrategy):
     """Keep a fixed number of patches, those that the pruning heads find least like background."""
 
     name = "top_k"
     title = "Top k: a fixed ratio is kept, the least like background"
 
-    def decide(self, tokens: FixedCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
+    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
         """Return the tokens with the `step.count` smallest margins."""
         margin = background_margin(head_output)
         prunes = step.count < margin.shape[1]
@@ -326,7 +253,7 @@ class TopKStrategy(PruningStrategy[FixedCountLayout]):
         return _same_for_all(num_images, tokens, tokens, judged, present, 0)
 
 
-class AttentivenessStrategy(PruningStrategy[FixedCountLayout]):
+class AttentivenessStrategy(PruningStrategy):
     """Keep a fixed number of patches, those that [CLS] attends to most, between attention and MLP of a layer.
 
     Source: Liang et al., "Not All Patches are What You Need" (EViT), ICLR 2022.
@@ -338,8 +265,8 @@ class AttentivenessStrategy(PruningStrategy[FixedCountLayout]):
     can_fuse = True
 
     def apply_layer(
-        self, tokens: FixedCountLayout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
-    ) -> TokenLayout:
+        self, tokens: Any, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> Any:
         """Return the tokens after a layer that prunes inside."""
         if step.count < step.num_entered:
             return tokens.prune_inside(layer, step.count, patch_head, step.layer_index, **kwargs)
@@ -378,13 +305,10 @@ __all__ = [
     "STRATEGIES",
     "BackgroundStrategy",
     "EncodedTokens",
-    "FixedCountLayout",
     "KeepPolicy",
     "PruningStep",
     "PruningStrategy",
     "TokenCounts",
-    "TokenLayout",
-    "VariableCountLayout",
     "add_prefix",
     "background_margin",
     "count_present_tokens",

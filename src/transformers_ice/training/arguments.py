@@ -7,6 +7,7 @@ options by themselves; an argument that is `None` here keeps the checkpoint's va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from types import NoneType, UnionType
@@ -106,12 +107,23 @@ def _declare_option(name: str) -> tuple[str, Any, Any]:
 ICE_OPTIONS = {_OPTION_NAMES.get(name, name): name for name in ICE_FIELDS if name not in NOT_OPTIONS}
 """Field of `IceDeiTConfig` by the option that sets it."""
 
-_IceOptions: Any = make_dataclass("_IceOptions", [_declare_option(name) for name in ICE_OPTIONS.values()])
-_IceOptions.__module__, _IceOptions.help_group = __name__, "ice"  # for `--help`: its options are this package's own
+
+def _option_group(title: str, pattern: str) -> Any:
+    """Return a data class of the options whose fields match a pattern: a group of `--help`."""
+    names = [name for name in ICE_OPTIONS.values() if re.fullmatch(pattern, name)]
+    group: Any = make_dataclass(f"_{title.capitalize()}Options", [_declare_option(name) for name in names])
+    group.__module__, group.help_group = __name__, title  # for `--help`: these options are this package's own
+    return group
+
+
+_PRUNING, _WINDOWS = r"prun\w+|keep_rates|background_margin|fuse_pruned_tokens", r"\w*local_\w+"
+_IceOptions: Any = _option_group("ice", rf"(?!{_PRUNING}|{_WINDOWS}).+")
+_WindowOptions: Any = _option_group("windows", _WINDOWS)
+_PruningOptions: Any = _option_group("pruning", _PRUNING)
 
 
 @dataclass
-class ModelArguments(_IceOptions, StartArguments):
+class ModelArguments(_PruningOptions, _WindowOptions, _IceOptions, StartArguments):
     """Model to train, and the fields of its configuration to change.
 
     Args:

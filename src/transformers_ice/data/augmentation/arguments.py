@@ -14,7 +14,7 @@ from .image_augmentation import TrainingAugmentation
 from .rand_augment import DEIT_POLICY, parse_rand_augment
 
 
-__all__ = ["DEIT_AUGMENTATION", "AugmentationArguments", "build_augmentation", "build_train_collator"]
+__all__ = ["DEIT_AUGMENTATION", "AugmentationArguments", "build_augmentation", "build_train_collator", "option"]
 
 DEIT_AUGMENTATION: dict[str, Any] = {
     "random_resized_crop_scale": [0.08, 1.0],
@@ -27,15 +27,15 @@ DEIT_AUGMENTATION: dict[str, Any] = {
 }
 """What `--augmentation deit` fills in where an argument is not given (`main.py` of facebookresearch/deit, 2021)."""
 
-_NO_AUGMENTATION: dict[str, Any] = {
+_NO_AUGMENTATION: dict[str, Any] = dict.fromkeys(DEIT_AUGMENTATION, 0.0) | {
     "random_resized_crop_scale": [0.6, 1.0],
     "rand_augment": "none",
-    "color_jitter": 0.0,
-    "random_erasing_prob": 0.0,
-    "mixup_alpha": 0.0,
-    "cutmix_alpha": 0.0,
-    "label_smoothing": 0.0,
 }
+
+
+def option(default: Any, help: str) -> Any:
+    """Return the field of an option with its line of `--help`."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,8 @@ class AugmentationArguments:
         random_resized_crop_scale: Smallest and largest fraction of the image area a random crop covers.
         random_resized_crop_ratio: Smallest and largest width / height of a random crop.
         rand_augment: Policy of `parse_rand_augment`, or "none".
-        color_jitter: Strength of `jitter_colors`; without effect where there is a RandAugment policy, as in timm.
+        color_jitter: Brightness, contrast and saturation change by factors in [1 - color_jitter, 1 + color_jitter];
+            without effect where there is a RandAugment policy, as in timm.
         random_erasing_prob: Fraction of the images in which a box is erased, in [0, 1].
         mixup_alpha: See `BatchMixing`; 0 is off.
         cutmix_alpha: See `BatchMixing`; 0 is off.
@@ -60,9 +61,8 @@ class AugmentationArguments:
         ValueError: If a number is out of its range, or a policy cannot be read.
     """
 
-    augmentation: Literal["none", "flip", "crop_flip", "deit"] = field(
-        default="crop_flip",
-        metadata={"help": "none, flip (left-right), crop_flip (random crop and flip), or deit (all of it)."},
+    augmentation: Literal["none", "flip", "crop_flip", "deit"] = option(
+        "crop_flip", "none, flip (left-right), crop_flip (random crop and flip), or deit (all of it)."
     )
     random_resized_crop_scale: list[float] | None = field(
         default=None,
@@ -73,22 +73,18 @@ class AugmentationArguments:
     random_resized_crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}
     )
-    rand_augment: str | None = field(
-        default=None, metadata={"help": f"RandAugment policy as timm writes it, e.g. {DEIT_POLICY} (deit), or none."}
+    rand_augment: str | None = option(
+        None, "RandAugment policy as timm writes it, e.g. rand-m9-mstd0.5-inc1 (deit), or none."
     )
-    color_jitter: float | None = field(
-        default=None, metadata={"help": "Strength of brightness, contrast and saturation; not with RandAugment."}
+    color_jitter: float | None = option(None, "Strength of brightness, contrast and saturation; not with RandAugment.")
+    random_erasing_prob: float | None = option(
+        None, "Fraction of the images in which a box is filled with noise (deit: 0.25)."
     )
-    random_erasing_prob: float | None = field(
-        default=None, metadata={"help": "Fraction of the images in which a box is filled with noise (deit: 0.25)."}
-    )
-    mixup_alpha: float | None = field(default=None, metadata={"help": "Alpha of mixup, 0 is off (deit: 0.8)."})
-    cutmix_alpha: float | None = field(default=None, metadata={"help": "Alpha of cutmix, 0 is off (deit: 1)."})
-    mixup_switch_prob: float = field(default=0.5, metadata={"help": "Probability of cutmix where both are enabled."})
-    mixup_prob: float = field(default=1.0, metadata={"help": "Fraction of the batches that are mixed."})
-    label_smoothing: float | None = field(
-        default=None, metadata={"help": "Fraction of a label that is spread over all classes (deit: 0.1)."}
-    )
+    mixup_alpha: float | None = option(None, "Alpha of mixup, 0 is off (deit: 0.8).")
+    cutmix_alpha: float | None = option(None, "Alpha of cutmix, 0 is off (deit: 1).")
+    mixup_switch_prob: float = option(0.5, "Probability of cutmix where both are enabled.")
+    mixup_prob: float = option(1.0, "Fraction of the batches that are mixed.")
+    label_smoothing: float | None = option(None, "Fraction of a label that is spread over all classes (deit: 0.1).")
 
     def fill_in_augmentation(self) -> None:
         """Set every argument that is `None` to its default, and check them all."""
@@ -146,10 +142,7 @@ def build_train_collator(
         num_labels: Number of classes.
     """
     mixing = BatchMixing(
-        data_args.mixup_alpha or 0.0,
-        data_args.cutmix_alpha or 0.0,
-        data_args.mixup_switch_prob,
-        data_args.mixup_prob,
+        data_args.mixup_alpha or 0.0, data_args.cutmix_alpha or 0.0, data_args.mixup_switch_prob, data_args.mixup_prob
     )
     collator = AugmentingCollator(
         ImageCollator.from_image_processor(image_processor),

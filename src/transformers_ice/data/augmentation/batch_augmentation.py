@@ -39,6 +39,7 @@ AUGMENTATION_SEED = "augmentation_seed"
 _ERASING_ATTEMPTS = 10  # as timm
 
 Box = tuple[int, int, int, int]
+"""`(top, left, bottom, right)` in pixels, half-open."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,7 @@ class RandomErasing:
     ratio: float = 0.3
 
     def __call__(self, pixels: Tensor, generator: random.Random) -> Tensor:
-        """Erase in place.
-
-        Args:
-            pixels: `(channels, height, width)`, normalised.
-            generator: Source of the random numbers.
-
-        Returns:
-            `pixels`.
-        """
+        """Erase in place, in normalised pixels `(channels, height, width)`, and return them."""
         if generator.random() >= self.probability:
             return pixels
         box = self.draw_box(pixels.shape[1], pixels.shape[2], generator)
@@ -77,16 +70,7 @@ class RandomErasing:
         return pixels
 
     def draw_box(self, height: int, width: int, generator: random.Random) -> Box | None:
-        """Draw a box smaller than the image.
-
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-            generator: Source of the random numbers.
-
-        Returns:
-            `(top, left, bottom, right)`, half-open; `None` where ten draws do not fit.
-        """
+        """Draw a box smaller than an image of `height` x `width` pixels; `None` where ten draws do not fit."""
         limit = -math.log(self.ratio)  # the aspect is drawn evenly in its logarithm, from -limit to limit
         for _ in range(_ERASING_ATTEMPTS):
             area = generator.uniform(*self.area) * height * width  # in pixels
@@ -99,47 +83,21 @@ class RandomErasing:
 
 
 def smooth_labels(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
-    """Return smoothed one-hot targets: a fraction of the probability is spread evenly over all classes.
-
-    Args:
-        labels: `(batch_size,)` class indices.
-        num_labels: Number of classes.
-        smoothing: The fraction, in [0, 1).
-
-    Returns:
-        `(batch_size, num_labels)`, float32; the rows sum to 1.
-    """
+    """Return targets `(batch_size, num_labels)` of class indices; `smoothing` of each is spread over all classes."""
     targets = torch.full((len(labels), num_labels), smoothing / num_labels)  # of every class but the true one
     # (batch,) -> (batch, num_labels)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_labels)
 
 
 def mix_targets(targets: Tensor, fraction: float) -> Tensor:
-    """Return `fraction` of each row plus the rest of its partner, the row at the same distance from the other end.
-
-    Args:
-        targets: `(batch_size, ...)`.
-        fraction: In [0, 1].
-
-    Returns:
-        Of the same shape.
-    """
-    # row i with row batch_size - 1 - i
+    """Return `fraction` of each row plus the rest of its partner, the row at the same distance from the other end."""
     return targets * fraction + targets.flip(0) * (1 - fraction)
 
 
 def draw_cut_box(height: int, width: int, fraction: float, generator: random.Random) -> Box:
-    """Draw the box of cutmix.
+    """Draw the box of cutmix that keeps `fraction` of an image, around a centre drawn evenly from all pixels.
 
-    Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        fraction: Fraction of the image that is kept, in [0, 1].
-        generator: Source of the random numbers.
-
-    Returns:
-        `(top, left, bottom, right)`, half-open: a box of the image's proportions around a centre that is drawn evenly
-        from all pixels, clipped at the border, so that it may cover less than `1 - fraction`.
+    It has the image's proportions, and is clipped at the border, so that it may cover less than `1 - fraction`.
     """
     # both sides shrink alike: their product is 1 - fraction of the area
     side = math.sqrt(1 - fraction)
@@ -174,15 +132,9 @@ class BatchMixing:
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.probability > 0
 
     def __call__(self, pixels: Tensor, targets: Tensor, generator: random.Random) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
+        """Mix `(batch_size, channels, height, width)` in place, and targets `(batch_size, num_labels)`; return both.
 
-        Args:
-            pixels: `(batch_size, channels, height, width)`; changed in place.
-            targets: `(batch_size, num_labels)`.
-            generator: Source of the random numbers.
-
-        Returns:
-            The mixed pixels and targets. The targets of cutmix follow the clipped area of the box.
+        The targets of cutmix follow the clipped area of the box.
         """
         if not self.is_active or generator.random() >= self.probability:
             return pixels, targets
@@ -216,7 +168,7 @@ class AugmentingCollator:
         num_labels: Number of classes.
         erasing: Random erasing of single images.
         mixing: Mixup and cutmix of the batch.
-        label_smoothing: See `smooth_labels`.
+        label_smoothing: Fraction of a label that is spread evenly over all classes, in [0, 1).
     """
 
     collator: ImageCollator

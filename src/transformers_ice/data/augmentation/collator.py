@@ -47,8 +47,7 @@ class ImageCollator:
         """Return a batch.
 
         Args:
-            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int, as
-                `Labels.encode` returns it.
+            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int.
 
         Returns:
             `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`, int64 `(batch_size,)`; float32

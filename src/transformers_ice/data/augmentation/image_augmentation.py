@@ -19,30 +19,17 @@ from .rand_augment import RandAugment
 
 __all__ = ["TrainingAugmentation", "jitter_colors", "random_crop_box"]
 
-
 _CROP_ATTEMPTS = 10  # as torchvision
 
 
 def random_crop_box(
     width: int, height: int, scale: Sequence[float], ratio: Sequence[float], generator: random.Random
 ) -> tuple[int, int, int, int]:
-    """Draw the crop of a random resized crop.
+    """Draw the crop of a random resized crop: `(left, top, right, bottom)` in pixels, half-open.
 
-    Args:
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
-        scale: Smallest and largest fraction of the image area, in (0, 1].
-        ratio: Smallest and largest width / height of the crop; drawn uniformly in its logarithm.
-        generator: Source of the random numbers.
-
-    Returns:
-        `(left, top, right, bottom)` in pixels, half-open, inside the image. Where ten draws do not fit, the largest
-        centred crop whose ratio is in the range.
-
-    Source: Szegedy et al., "Going deeper with convolutions" (2015), section 6; the attempts and the fallback are those
-    of torchvision's `RandomResizedCrop`.
+    `scale` bounds the fraction of the area, `ratio` width / height, which is uniform in its logarithm. Source: Szegedy
+    et al., "Going deeper with convolutions" (2015), section 6; attempts and fallback are those of torchvision.
     """
-    # uniform in the logarithm: 3:4 and 4:3 are equally likely
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(_CROP_ATTEMPTS):
         area = width * height * generator.uniform(*scale)  # in pixels
@@ -52,12 +39,7 @@ def random_crop_box(
             # both ends included
             left, top = generator.randint(0, width - crop_width), generator.randint(0, height - crop_height)
             return left, top, left + crop_width, top + crop_height
-    return _centred_crop_box(width, height, ratio)
-
-
-def _centred_crop_box(width: int, height: int, ratio: Sequence[float]) -> tuple[int, int, int, int]:
-    """Return the largest centred box of an image whose width / height is in `ratio`."""
-    # the ratio of the image itself, clipped to the range
+    # no draw fits: the largest centred crop, with the image's own ratio clipped to the range
     aspect = min(max(width / height, ratio[0]), ratio[1])
     crop_width = min(width, max(1, round(height * aspect)))
     crop_height = min(height, max(1, round(width / aspect)))
@@ -66,16 +48,7 @@ def _centred_crop_box(width: int, height: int, ratio: Sequence[float]) -> tuple[
 
 
 def jitter_colors(image: Image.Image, strength: float, generator: random.Random) -> Image.Image:
-    """Change brightness, contrast and saturation of an RGB image, in a random order.
-
-    Args:
-        image: The image.
-        strength: Each factor is drawn uniformly from [max(0, 1 - strength), 1 + strength].
-        generator: Source of the random numbers.
-
-    Returns:
-        An image of the same size.
-    """
+    """Change brightness, contrast and saturation of an RGB image by factors around 1, in a random order."""
     enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
     generator.shuffle(enhancers)
     for enhancer in enhancers:
@@ -94,7 +67,7 @@ class TrainingAugmentation:
         scale: Smallest and largest fraction of the image area in a crop.
         ratio: Smallest and largest width / height of a crop.
         rand_augment: Applied after the flip.
-        color_jitter: Strength of `jitter_colors`, where there is no `rand_augment`: timm does not combine the two.
+        color_jitter: Strength of the change of colours, where there is no `rand_augment`: timm combines no two.
     """
 
     size: tuple[int, int]

@@ -34,24 +34,19 @@ _SOLARIZE_THRESHOLD = 128  # grey levels below it are brightened
 
 Fill = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, float, Fill], Image.Image]
+"""Takes an RGB image, a strength in [0, 1], a direction (1 or -1), and the colour of what comes in from outside."""
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=fill
-    )
+def _affine(matrix: Callable[[Image.Image, float], tuple[float, ...]]) -> Operation:
+    """Return the operation of the inverse map, output (x, y) -> input, for an image and a signed strength."""
 
+    def operation(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
+        rows = matrix(image, sign * strength)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, rows, resample=Image.Resampling.BICUBIC, fillcolor=fill
+        )
 
-def _auto_contrast(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _invert(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    return ImageOps.invert(image)
+    return operation
 
 
 def _rotate(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
@@ -82,30 +77,10 @@ def _enhance(enhancer: type) -> Operation:
     return operation
 
 
-def _shear_x(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    # PIL takes the inverse map, output (x, y) -> input, as the rows of a 2 x 3 matrix
-    return _affine(image, (1, sign * strength * _MAX_SHEAR, 0, 0, 1, 0), fill)
-
-
-def _shear_y(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    # input y = y + shear * x
-    return _affine(image, (1, 0, 0, sign * strength * _MAX_SHEAR, 1, 0), fill)
-
-
-def _translate_x(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    # input x = x + offset, in pixels
-    return _affine(image, (1, 0, sign * strength * _MAX_TRANSLATION * image.width, 0, 1, 0), fill)
-
-
-def _translate_y(image: Image.Image, strength: float, sign: float, fill: Fill) -> Image.Image:
-    # input y = y + offset, in pixels
-    return _affine(image, (1, 0, 0, 0, 1, sign * strength * _MAX_TRANSLATION * image.height), fill)
-
-
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-    "invert": _invert,
+    "auto_contrast": lambda image, *_: ImageOps.autocontrast(image),
+    "equalize": lambda image, *_: ImageOps.equalize(image),
+    "invert": lambda image, *_: ImageOps.invert(image),
     "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
@@ -114,10 +89,11 @@ OPERATIONS: dict[str, Operation] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    # the rows of a 2 x 3 matrix: input x = x + shear * y, y = y + shear * x, and offsets in pixels
+    "shear_x": _affine(lambda image, amount: (1, amount * _MAX_SHEAR, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda image, amount: (1, 0, 0, amount * _MAX_SHEAR, 1, 0)),
+    "translate_x": _affine(lambda image, amount: (1, 0, amount * _MAX_TRANSLATION * image.width, 0, 1, 0)),
+    "translate_y": _affine(lambda image, amount: (1, 0, 0, 0, 1, amount * _MAX_TRANSLATION * image.height)),
 }
 """The fifteen operations whose strength grows with the magnitude ("inc1"), by name."""
 
@@ -125,18 +101,7 @@ OPERATIONS: dict[str, Operation] = {
 def apply_operation(
     name: str, image: Image.Image, magnitude: float, sign: float = 1.0, fill: Fill = (128, 128, 128)
 ) -> Image.Image:
-    """Apply one operation to an RGB image.
-
-    Args:
-        name: One of `OPERATIONS`.
-        image: The image.
-        magnitude: Strength in [0, `MAX_MAGNITUDE`]; three operations (auto_contrast, equalize, invert) have none.
-        sign: 1 or -1, the direction of the operations that have one.
-        fill: Colour of what comes in from outside the image, 0 to 255.
-
-    Returns:
-        An image of the same size and mode.
-    """
+    """Apply one of `OPERATIONS` to an RGB image; the first three have no magnitude, some no sign."""
     return OPERATIONS[name](image, magnitude / MAX_MAGNITUDE, sign, fill)
 
 

@@ -14,32 +14,9 @@ import torch
 from torch.utils.data import Sampler
 
 
-__all__ = ["RepeatedAugmentationSampler", "deal_to_processes"]
+__all__ = ["RepeatedAugmentationSampler"]
 
 _WHOLE_BATCHES_OF = 256  # DeiT drops the rest of an epoch, modulo this number of images
-
-
-def deal_to_processes(order: list[int], batch_size: int, num_processes: int) -> list[int]:
-    """Reorder rows so that neighbours go to different processes, at the same step.
-
-    accelerate gives whole batches to the processes in turn. Within each block of `num_processes` batches, row i goes
-    to process `i % num_processes`, as `RASampler` deals them.
-
-    Args:
-        order: Rows in the order of one process.
-        batch_size: Rows a process takes at once.
-        num_processes: Number of processes.
-
-    Returns:
-        The same rows; those of an incomplete last block keep their place.
-    """
-    block = batch_size * num_processes
-    dealt = []
-    for start in range(0, len(order) - block + 1, block):
-        rows = order[start : start + block]
-        # row i of the block goes to process i % num_processes
-        dealt += [row for process in range(num_processes) for row in rows[process::num_processes]]
-    return dealt + order[len(dealt) :]
 
 
 class RepeatedAugmentationSampler(Sampler[int]):
@@ -89,4 +66,17 @@ class RepeatedAugmentationSampler(Sampler[int]):
         repeats = torch.arange(self.num_repeats) * num_images
         # (images, repeats), flattened: the repeats of an image are neighbours
         order = (images.unsqueeze(1) + repeats).flatten()[: len(self)].tolist()
-        yield from deal_to_processes(order, self.batch_size, self.num_processes)
+        yield from self._deal_to_processes(order)
+
+    def _deal_to_processes(self, order: list[int]) -> list[int]:
+        """Reorder rows so that neighbours go to different processes, at the same step, as `RASampler` deals them.
+
+        accelerate gives whole batches to the processes in turn. The rows of an incomplete last block keep their place.
+        """
+        block = self.batch_size * self.num_processes
+        dealt: list[int] = []
+        for start in range(0, len(order) - block + 1, block):
+            rows = order[start : start + block]
+            # row i of the block goes to process i % num_processes
+            dealt += [row for process in range(self.num_processes) for row in rows[process :: self.num_processes]]
+        return dealt + order[len(dealt) :]

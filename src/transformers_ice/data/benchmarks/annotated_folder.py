@@ -52,21 +52,16 @@ class AnnotatedFolder(EvaluationSet):
     - **Labels** are names, or numbers. They come from `labels.csv`; else from the `label` column of `boxes.csv`, if
       all boxes of each image agree; else from the folders. `class_names` is sorted: numbers by value.
     - `image` in the lists is the path below `images`, or the file name alone if it is unique.
-
-    Args:
-        path: The folder.
-        ignore_value: Value in the masks of pixels that do not count, e.g. 255 or 128.
-
-    Raises:
-        ValueError: If there are no images or no annotations, some image lacks what others have, or a list has a wrong
-            line; the message names the file, the line and the way out.
+    - `ignore_value` is the value in the masks of pixels that do not count, e.g. 255 or 128.
     """
 
     def __init__(self, path: str | os.PathLike, ignore_value: int | None = None) -> None:
         self.root = require_directory(path, "the folder of images and annotations")
         self.image_dir = self.root / "images" if (self.root / "images").is_dir() else self.root
         self._ignore_value = ignore_value
-        self._names = [name for name in find_files(self.image_dir) if self._is_image(name)]
+        # where images and masks are in the same folder, masks are no images
+        in_root = self.image_dir == self.root
+        self._names = [name for name in find_files(self.image_dir) if not (in_root and name.startswith("masks/"))]
         if not self._names:
             raise ValueError(f"{self.image_dir} holds no images. {_LAYOUT}")
         self._masks = _match_masks(self._names, self.root / "masks") if (self.root / "masks").is_dir() else None
@@ -80,10 +75,6 @@ class AnnotatedFolder(EvaluationSet):
         if not provides:
             raise ValueError(f"{self.root} holds {len(self._names)} images and no annotations of them. {_LAYOUT}")
         super().__init__(self.root.resolve().name, provides, classes)
-
-    def _is_image(self, name: str) -> bool:
-        """Return whether a file below the image folder is no mask (where both are in the same folder)."""
-        return self.image_dir != self.root or not name.startswith("masks/")
 
     def _label_by_folder(self) -> dict[str, str] | None:
         """Return the first folder of each image, or None if the images are in none."""
@@ -163,7 +154,11 @@ def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterato
     _, header = next(lines)
     if not {"image", *columns} <= set(header):
         raise ValueError(f"{path} must begin with a line `{','.join(('image', *columns))}`, got `{','.join(header)}`.")
-    known = _name_by_key(names)
+    bases = Counter(name.rpartition("/")[2] for name in names)
+    # by file name where that occurs once; a full path wins over a file name of the same text
+    known = {base: name for name in names if bases[base := name.rpartition("/")[2]] == 1} | {
+        name: name for name in names
+    }
     for where, fields in lines:
         if len(fields) != len(header):
             raise ValueError(f"{where} must hold {len(header)} fields like the first line, got {','.join(fields)!r}.")
@@ -175,14 +170,6 @@ def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterato
                 f"there, got {row['image']!r}."
             )
         yield where, name, row
-
-
-def _name_by_key(names: list[str]) -> dict[str, str]:
-    """Return the image by its path, and by its file name where that occurs once."""
-    bases = Counter(name.rpartition("/")[2] for name in names)
-    # a full path wins over a file name of the same text
-    unique = {base: name for name in names if bases[base := name.rpartition("/")[2]] == 1}
-    return {**unique, **{name: name for name in names}}
 
 
 def _read_boxes(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray] | None, dict[str, str] | None]:

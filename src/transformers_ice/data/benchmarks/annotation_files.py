@@ -36,15 +36,7 @@ _MAX_LISTED = 10
 
 
 def require_file(path: str | os.PathLike, content: str) -> Path:
-    """Return the path of a file, or raise with a description of what is missing.
-
-    Args:
-        path: Expected path of the file.
-        content: Its content and origin, for the error.
-
-    Raises:
-        ValueError: If it is no file; the message names the path, its content, and the files found instead.
-    """
+    """Return the path of a file, or raise `ValueError` with its content and origin, and the files found instead."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"The file {file} is missing: {content}. {_describe_nearest(file)}")
@@ -68,11 +60,9 @@ def _describe_nearest(path: Path) -> str:
 
 
 def find_files(folder: Path, suffixes: Collection[str] = IMAGE_ENDINGS) -> list[str]:
-    """Return the files below a folder, sorted, as paths relative to it with forward slashes; none are opened.
+    """Return the files below a folder with some lower-case endings, sorted, as relative paths with forward slashes.
 
-    Args:
-        folder: An existing folder.
-        suffixes: Lower-case endings with their dot. Hidden files and folders are skipped.
+    None are opened. Hidden files and folders are skipped.
     """
     found = []
     for directory, folders, names in os.walk(folder, followlinks=True):
@@ -85,17 +75,7 @@ def find_files(folder: Path, suffixes: Collection[str] = IMAGE_ENDINGS) -> list[
 
 
 def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, content: str) -> None:
-    """Raise if files are missing in a folder.
-
-    Args:
-        wanted: Names, relative to the folder.
-        found: Names of the files there are.
-        folder: Where they are expected.
-        content: Their kind, in the plural.
-
-    Raises:
-        ValueError: With the number of missing files, the first of them and the way out.
-    """
+    """Raise if files of a kind (`content`, in the plural) are missing among those found in a folder."""
     existing = set(found)
     missing = [name for name in wanted if name not in existing]
     if missing:
@@ -106,11 +86,7 @@ def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, c
 
 
 def enumerate_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (place for errors, stripped line) of the lines of a text file, without empty ones.
-
-    Raises:
-        ValueError: If it is no UTF-8 text, or empty.
-    """
+    """Yield (place for errors, stripped line) of the lines of a text file, without empty ones."""
     try:
         # with the mark that spreadsheet programs put in front of UTF-8, or without
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -129,16 +105,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
-    """Return fields of a text file as finite numbers.
-
-    Args:
-        fields: The fields.
-        count: Expected number of fields.
-        where: Their file and line, for the error.
-
-    Raises:
-        ValueError: If they are more, fewer or no numbers.
-    """
+    """Return `count` fields of a text file, at `where`, as finite numbers."""
     try:
         numbers = [float(field) for field in fields]
     except ValueError:
@@ -149,11 +116,7 @@ def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
 
 
 def as_boxes(boxes: Sequence[Sequence[float]], where: str) -> np.ndarray:
-    """Return boxes as `(num_boxes, 4)`, float64, xyxy.
-
-    Raises:
-        ValueError: If a box ends before it begins.
-    """
+    """Return boxes as `(num_boxes, 4)`, float64, xyxy, or raise if one ends before it begins."""
     array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)  # also of no boxes: (0, 4)
     for box in array:
         # so written that NaN is refused too; an empty box is allowed
@@ -170,46 +133,22 @@ def order_classes(values: Iterable[str]) -> list[str]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return an image file as upright RGB.
-
-    Raises:
-        ValueError: If it is missing or cannot be read; names the path.
-    """
+    """Return an image file as upright RGB, or raise with its path."""
     try:
         return convert_to_rgb(load_image(path))
     except ValueError as error:
-        raise _with_path(error, path) from error
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 
 
 def read_mask_image(path: Path) -> Image.Image:
-    """Return a mask file upright and otherwise as it is: palette indices are not converted to colours.
-
-    Raises:
-        ValueError: If it is missing or cannot be read; names the path.
-    """
-    try:
-        return load_image(path)
-    except ValueError as error:
-        raise _with_path(error, path) from error
-
-
-def _with_path(error: ValueError, path: Path) -> ValueError:
-    return error if str(path) in str(error) else ValueError(f"{path}: {error}")
+    """Return a mask file upright and otherwise as it is: palette indices are not converted to colours."""
+    return load_image(path)
 
 
 def binary_mask(image: Image.Image, where: str, ignore_value: int | None = None) -> np.ndarray:
-    """Return a mask image as 1 where it is not 0, and 0 elsewhere.
+    """Return a mask image as `(height, width)`, int8: 1 where it is not 0, -1 where it is `ignore_value`, else 0.
 
-    Args:
-        image: Mode 1, grey of any depth, palette (its indices count), or colours (black is background).
-        where: The file, for the error.
-        ignore_value: Value of pixels that become -1; not for colours.
-
-    Returns:
-        `(height, width)`, int8.
-
-    Raises:
-        ValueError: If `ignore_value` is given for a mask in colours.
+    Palette images count by index. In colours black is background, and `ignore_value` is refused.
     """
     # transparency is no annotation: editors add an opaque alpha channel by themselves
     mode = image.mode if len(image.getbands()) == 1 else "L" if image.mode == "LA" else "RGB"

@@ -31,15 +31,9 @@ _NUM_IMAGES = 19817
 class Coco20k(EvaluationSet):
     """Images of COCO with the boxes of all their objects but crowds; provides `boxes`.
 
-    Args:
-        root: The folder of the images, or one that holds it as `train2014` or `images/train2014`.
-        annotation_file: `instances_train2014.json`. Outlines are dropped while it is parsed, so memory peaks at about
-            the size of the file.
-        image_list: A file with the name of one image a line; folders in front of the name are ignored
-            (`coco_20k_filenames.txt` of LOST).
-
-    Raises:
-        ValueError: If files are missing, are no such lists, or are inconsistent; the message names them.
+    `root` is the folder of the images, or holds it as `train2014` or `images/train2014`. Outlines are dropped while
+    `annotation_file` (instances_train2014.json) is parsed, so memory peaks at about its size. `image_list` has one
+    name a line; folders in front of the name are ignored (coco_20k_filenames.txt of LOST).
 
     Source: `datasets.py` of valeoai/LOST: objects with `iscrowd` are dropped; a box `x, y, width, height` becomes xyxy
     and is then rounded. An image may have no box.
@@ -88,7 +82,11 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
         with path.open(encoding="utf-8") as file:
             # the hook drops the outlines object by object: the whole file as Python objects would need gigabytes
             content = json.load(file, object_hook=_drop_outlines)
-        keys = {image["id"]: name for image in content["images"] if (name := _base_name(image["file_name"])) in names}
+        keys = {
+            image["id"]: name
+            for image in content["images"]
+            if (name := image["file_name"].rpartition("/")[2]) in names
+        }
         boxes: dict[str, list[Sequence[float]]] = {name: [] for name in keys.values()}
         for item in content["annotations"]:
             if item["image_id"] in keys and not item["iscrowd"]:
@@ -98,10 +96,6 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
             f"{path} is no annotation file of COCO with `images` and `annotations`: {error!r}. Download it again."
         ) from error
     return {name: as_boxes(value, f"{path}, image {name},") for name, value in boxes.items()}
-
-
-def _base_name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _round_box(box: Sequence[float]) -> list[float]:

@@ -34,14 +34,9 @@ _PUBLISHED_SIZES = {"train": 5994, "test": 5794}
 class Cub(EvaluationSet):
     """Bird photographs; provides `label`, `boxes`, and `mask` with the segmentations.
 
-    Args:
-        root: The folder `CUB_200_2011` with its text files and `images`, or one that holds it.
-        split: "train" or "test".
-        segmentations: Folder of the masks, a separate archive, laid out as `<class>/<image>.png`. `None` takes
-            `segmentations` in `root` or next to the text files where there is one.
-
-    Raises:
-        ValueError: If files are missing or inconsistent; the message names them.
+    `root` is the folder `CUB_200_2011` with its text files and `images`, or holds it; `split` is "train" or "test".
+    `segmentations` is the folder of the masks, an archive of its own, laid out as `<class>/<image>.png`; by default
+    `segmentations` in `root` or next to the text files, where there is one.
 
     Source: the text files of the set. A box is `x y width height`; like the lists of clovaai/wsolevaluation this takes
     x + width and y + height as its end. Labels count from 0 here. The grey levels of a segmentation count the
@@ -57,7 +52,8 @@ class Cub(EvaluationSet):
         self.root = given / _FOLDER if (given / _FOLDER).is_dir() else given
         self._masks = _find_segmentations(given, self.root, segmentations)
         provides = {"label", "boxes"} | ({"mask"} if self._masks else set())
-        super().__init__("cub", provides, _read_classes(self.root), _PUBLISHED_SIZES[split])
+        classes = list(_read_table(self.root / "classes.txt", "the class names").values())
+        super().__init__("cub", provides, classes, _PUBLISHED_SIZES[split])
         self._read_lists(split)
         images = require_directory(self.root / "images", "the photographs, one folder per class")
         check_present(self._paths, find_files(images), images, "images")
@@ -76,6 +72,7 @@ class Cub(EvaluationSet):
             raise ValueError(f"{self.root / 'train_test_split.txt'} names no image of the {split} split.")
         self._paths = [paths[key] for key in chosen]
         self._labels = [self._parse_label(labels[key], key) for key in chosen]
+        # one box an image, (1, 4) each
         self._boxes = np.concatenate([_parse_box(boxes[key], key, self.root) for key in chosen])
 
     def _parse_label(self, text: str, key: str) -> int:
@@ -111,10 +108,6 @@ def _find_segmentations(given: Path, root: Path, folder: str | os.PathLike | Non
     return next((path for path in (root / "segmentations", given / "segmentations") if path.is_dir()), None)
 
 
-def _read_classes(root: Path) -> list[str]:
-    return list(_read_table(root / "classes.txt", "the class names").values())
-
-
 def _read_table(path: Path, content: str, keys: dict[str, str] | None = None) -> dict[str, str]:
     """Return the lines `<id> <text>` of a file of the set, by id; `keys` are the ids there must be."""
     require_file(path, f"{content} of {_FOLDER}")
@@ -137,7 +130,6 @@ def _parse_box(text: str, key: str, root: Path) -> np.ndarray:
     """Return `x y width height` as a box, `(1, 4)`."""
     where = f"{root / 'bounding_boxes.txt'}, image {key},"
     x, y, width, height = parse_numbers(text.split(), 4, where)
-    # one box an image: (1, 4), joined to (num_images, 4) by the caller
     return as_boxes([(x, y, x + width, y + height)], where)
 
 

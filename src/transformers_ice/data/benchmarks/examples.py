@@ -92,10 +92,7 @@ class EvaluationSet(Dataset[Example], ABC):
         return digest.hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Example:
-        """Read one example.
-
-        Args:
-            index: Position in the set; negative ones count from its end.
+        """Read one example; negative positions count from the end.
 
         Raises:
             IndexError: If there is no such position.
@@ -122,15 +119,18 @@ class EvaluationSet(Dataset[Example], ABC):
 
     def head(self, count: int) -> EvaluationSet:
         """Return the set of the first examples, all if there are fewer than `count`."""
-        _check_count(count)
-        return self.select(range(min(count, len(self))))
+        return self.select(range(self._at_most(count)))
 
     def spread(self, count: int) -> EvaluationSet:
         """Return the set of `count` examples at equal distances: of a set sorted by class it keeps all classes."""
-        _check_count(count)
-        count = min(count, len(self))
+        count = self._at_most(count)
         # rounded down in integers: the first example is always among them, positions never repeat
         return self.select(index * len(self) // count for index in range(count))
+
+    def _at_most(self, count: int) -> int:
+        if count < 1:
+            raise ValueError(f"The number of examples must be at least 1, got {count}.")
+        return min(count, len(self))
 
 
 class _Selection(EvaluationSet):
@@ -152,11 +152,6 @@ class _Selection(EvaluationSet):
 
     def _read(self, index: int) -> Example:
         return self._whole[self._indices[index]]
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"The number of examples must be at least 1, got {count}.")
 
 
 def _check_size(example: Example, annotation: str) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,6 @@ class ImageNetBoxes(EvaluationSet):
             originals, so an image of another size, as in resized copies of ImageNet, is then an error.
         class_names: Names of the classes, if known.
         name: Name of the set: the lists of CUB, CUBV2 and ImageNetV2 have the same form.
-
-    Raises:
-        ValueError: If files are missing or a line is malformed; the message names file, line and image.
-
     Source: metadata of clovaai/wsolevaluation. The numbers of a box are taken as they are, because the published
     scores were computed from them; the lists do not specify whether the last pixel is included.
     """
@@ -131,20 +127,15 @@ def _parse_label(text: str, where: str) -> int:
     return int(text)
 
 
-def _split_lines(path: str | os.PathLike, content: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (place for errors, path, other fields) of a list with commas."""
-    for where, line in enumerate_lines(require_file(path, content)):
-        key, *fields = line.split(",")
-        yield where, key, fields
-
-
 def _read_labels(path: str | os.PathLike) -> dict[str, int]:
-    lines = _split_lines(path, "the class of each image, `class_labels.txt` of the metadata of wsolevaluation")
-    return {key: _parse_label(",".join(fields), where) for where, key, fields in lines}
+    file = require_file(path, "the class of each image, `class_labels.txt` of the metadata of wsolevaluation")
+    lines = ((where, *line.partition(",")) for where, line in enumerate_lines(file))
+    return {key: _parse_label(text, where) for where, key, _, text in lines}
 
 
 def _read_sizes(path: str | os.PathLike) -> dict[str, tuple[int, int]]:
     """Return (width, height) by path."""
-    lines = _split_lines(path, "the original sizes, `image_sizes.txt` of the metadata of wsolevaluation")
-    sizes = {key: parse_numbers(fields, 2, where) for where, key, fields in lines}
+    file = require_file(path, "the original sizes, `image_sizes.txt` of the metadata of wsolevaluation")
+    lines = ((where, *line.partition(",")) for where, line in enumerate_lines(file))
+    sizes = {key: parse_numbers(text.split(","), 2, where) for where, key, _, text in lines}
     return {key: (int(width), int(height)) for key, (width, height) in sizes.items()}

@@ -25,14 +25,8 @@ _NUM_IMAGES = 4276
 class ImageNetSegmentation(EvaluationSet):
     """The images and object masks of Guillaumin et al. (2014) that explanations of ViTs are scored on.
 
-    Provides `mask`; the file holds no class labels. It is opened in each process when its first example is read.
-
-    Args:
-        path: The file `gtsegs_ijcv.mat`, or the folder that holds it.
-
-    Raises:
-        ImportError: If `h5py` is not installed.
-        ValueError: If the file is missing, incomplete or another one.
+    Provides `mask`; the file `gtsegs_ijcv.mat` (`path`, or a folder that holds it) has no class labels. It is opened
+    in each process when its first example is read.
 
     Source: `imagenet_segmentation/data/Imagenet.py` of hila-chefer/Transformer-Explainability. `/value/img` and
     `/value/gt` hold references to arrays with their axes in MATLAB's order; a mask is one reference deeper.

@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 import numpy as np
 
@@ -14,56 +17,33 @@ from .annotation_files import (
     as_boxes,
     check_present,
     find_files,
+    parse_numbers,
     read_lines,
     read_mask_image,
     read_rgb,
     require_directory,
+    require_file,
 )
 from .examples import EvaluationSet, Example
-from .voc_annotations import VocObject, read_voc_objects
 
 
 __all__ = ["VOC_CLASSES", "VocDetection", "VocSegmentation"]
 
-VOC_CLASSES: tuple[str, ...] = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+_NAMES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
 )
+VOC_CLASSES: tuple[str, ...] = tuple(_NAMES.split())
 
 _VOID = 255  # border pixels and objects that are too hard to label
 _DISCOVERY_SIZES = {"2007": 5011}  # `trainval`, the split that object discovery is scored on
 
 
 class VocSegmentation(EvaluationSet):
-    """Images with a map of their object classes; provides `segmentation` and `mask` (any object).
+    """Images of a list in `ImageSets/Segmentation` with their class maps; provides `segmentation` and `mask` (any).
 
-    Args:
-        root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
-        year: Year of the challenge.
-        split: A list in `ImageSets/Segmentation`, e.g. "val".
-
-    Raises:
-        ValueError: If the folder, the list, or images or maps of the list are missing; the message names them.
-
-    Source: the devkit's palette images, where 0 is background, 1 to 20 are the classes and 255 is void (-1 here).
+    `root` is the folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`. Source: the devkit's palette
+    images, where 0 is background, 1 to 20 are the classes and 255 is void (-1 here).
     """
 
     def __init__(self, root: str | os.PathLike, year: str | int = "2012", split: str = "val") -> None:
@@ -89,17 +69,10 @@ class VocSegmentation(EvaluationSet):
 
 
 class VocDetection(EvaluationSet):
-    """Images with the boxes of all their objects, of whatever class; provides `boxes`.
+    """Images of a list in `ImageSets/Main` with the boxes of their objects, of whatever class; provides `boxes`.
 
-    Args:
-        root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
-        year: Year of the challenge.
-        split: A list in `ImageSets/Main`, e.g. "trainval".
-        keep_hard: False drops objects that are difficult or truncated, and then the images without any object. That
-            reads all annotations when the set is made; otherwise they are read with their image.
-
-    Raises:
-        ValueError: If the folder, the list, or images or annotations of the list are missing; the message names them.
+    `root` is the folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`. `keep_hard=False` drops objects
+    that are difficult or truncated, and then the images without any object; all annotations are read for that.
 
     Source: `datasets.py` of valeoai/LOST, whose `--no_hard` is `keep_hard=False`; boxes become half-open and 0-based.
     """
@@ -180,3 +153,66 @@ def _read_class_map(path: Path) -> np.ndarray:
     if classes.max(initial=0) > len(VOC_CLASSES):
         raise ValueError(f"{path} must hold 0 to {len(VOC_CLASSES)} and {_VOID}, got {classes.max()}.")
     return classes.astype(np.int16)
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """An object of a class, its box xyxy in half-open pixels that count from 0, and its marks in the file."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+    truncated: bool
+
+
+def read_voc_objects(path: Path) -> list[VocObject]:
+    """Return the objects of an annotation file in their order; parts (head, hands) are none.
+
+    The file's boxes count from 1 and include their last pixel: xmin and ymin lose 1. Marks may be missing.
+    """
+    root = _parse_xml(require_file(path, "an annotation of PASCAL VOC"))
+    return [_read_object(element, path) for element in root.findall("object")]
+
+
+def _parse_xml(path: Path) -> Element:
+    """Return the root of an XML file; entities, which can grow without bound, need a document type: it is refused."""
+
+    def refuse(*declaration: object) -> None:
+        raise ValueError(
+            f"{path} declares a document type, which may define entities that grow without bound. Annotations of "
+            "PASCAL VOC have none: download the file again from a source you trust."
+        )
+
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except (expat.ExpatError, LookupError) as error:
+        raise ValueError(f"{path} is no well-formed XML: {error}. Download it again.") from error
+    return builder.close()
+
+
+def _read_object(element: Element, path: Path) -> VocObject:
+    """Return one object, its box half-open and from 0."""
+    name, bounds = element.findtext("name", "").strip(), element.find("bndbox")
+    if not name or bounds is None:
+        raise ValueError(f"{path}: an object has no `name` or no `bndbox`. Download the file again.")
+    # some files of 2011 and later give coordinates with a fraction
+    corners = [bounds.findtext(corner, "") for corner in ("xmin", "ymin", "xmax", "ymax")]
+    x0, y0, x1, y1 = parse_numbers(corners, 4, f"{path}: the `bndbox` of {name!r}")
+    if x1 < x0 or y1 < y0:
+        raise ValueError(f"{path}: the box of {name!r} ends before it begins: {corners}.")
+    difficult, truncated = (_read_flag(element, flag, path) for flag in ("difficult", "truncated"))
+    return VocObject(name, (x0 - 1, y0 - 1, x1, y1), difficult, truncated)
+
+
+def _read_flag(element: Element, flag: str, path: Path) -> bool:
+    text = element.findtext(flag, "0").strip() or "0"
+    if text not in ("0", "1"):
+        raise ValueError(f"{path}: `{flag}` must be 0 or 1, got {text!r}.")
+    return text == "1"

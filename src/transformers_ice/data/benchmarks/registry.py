@@ -70,10 +70,6 @@ def _build_scenes(
     return TableEvaluation(load_scenes(split, limit, image_size, seed, cache_dir, num_proc), "scenes")
 
 
-def _build_imagenet_segmentation(data_dir: str | os.PathLike) -> EvaluationSet:
-    return ImageNetSegmentation(data_dir)
-
-
 def _build_voc(
     data_dir: str | os.PathLike,
     split: str | None = None,
@@ -89,23 +85,11 @@ def _build_voc(
 
 
 def _voc_detection(year: str) -> Callable[..., EvaluationSet]:
-    def build(data_dir: str | os.PathLike, split: str = "trainval", keep_hard: bool = True) -> EvaluationSet:
-        return VocDetection(data_dir, year, split, keep_hard)
-
-    return build
+    return lambda data_dir, split="trainval", keep_hard=True: VocDetection(data_dir, year, split, keep_hard)
 
 
 def _voc_segmentation(year: str) -> Callable[..., EvaluationSet]:
-    def build(data_dir: str | os.PathLike, split: str = "val") -> EvaluationSet:
-        return VocSegmentation(data_dir, year, split)
-
-    return build
-
-
-def _build_cub(
-    data_dir: str | os.PathLike, split: str = "test", segmentations: str | os.PathLike | None = None
-) -> EvaluationSet:
-    return Cub(data_dir, split, segmentations)
+    return lambda data_dir, split="val": VocSegmentation(data_dir, year, split)
 
 
 def _build_imagenet_boxes(
@@ -116,9 +100,9 @@ def _build_imagenet_boxes(
 ) -> EvaluationSet:
     folder = Path(data_dir).expanduser()
     image_dir = folder / "val" if (folder / "val").is_dir() else folder
-    boxes = localization_file or _first_file(folder, "localization.txt", "val_folder_new.txt")
-    labels = class_labels_file or _optional_file(folder / "class_labels.txt")
-    sizes = image_sizes_file or _optional_file(folder / "image_sizes.txt")
+    boxes = localization_file or _existing(folder, "localization.txt", "val_folder_new.txt")
+    labels = class_labels_file or _existing(folder, "class_labels.txt")
+    sizes = image_sizes_file or _existing(folder, "image_sizes.txt")
     examples = ImageNetBoxes(image_dir, boxes or folder / "localization.txt", labels, sizes)
     examples.published_size = None if localization_file else 50000
     return examples
@@ -134,16 +118,9 @@ def _build_coco20k(
     return Coco20k(folder, annotations, image_list or folder / "coco_20k_filenames.txt")
 
 
-def _build_folder(data_dir: str | os.PathLike, ignore_value: int | None = None) -> EvaluationSet:
-    return AnnotatedFolder(data_dir, ignore_value)
-
-
-def _first_file(folder: Path, *names: str) -> Path | None:
+def _existing(folder: Path, *names: str) -> Path | None:
+    """Return the first of some files in a folder that there is."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _optional_file(path: Path) -> Path | None:
-    return path if path.is_file() else None
 
 
 _VOC_CONTENT = "the folder of `VOCdevkit`, or `VOC<year>` itself"
@@ -157,18 +134,19 @@ EVALUATION_SETS: dict[str, EvaluationSource] = {
         _build_scenes, "", "Drawn by this package, of the same licence as it; labels, masks and boxes are exact."
     ),
     "imagenet-segmentation": EvaluationSource(
-        _build_imagenet_segmentation,
+        lambda data_dir: ImageNetSegmentation(data_dir),
         "`gtsegs_ijcv.mat`",
         "Guillaumin et al. 2014: 4,276 images of ImageNet with masks, the file that hila-chefer/"
         "Transformer-Explainability evaluates on. The terms of ImageNet hold for its images.",
     ),
     "voc": EvaluationSource(_build_voc, _VOC_CONTENT, _VOC_SOURCE),
-    "voc2007-detection": EvaluationSource(_voc_detection("2007"), _VOC_CONTENT, _VOC_SOURCE),
-    "voc2012-detection": EvaluationSource(_voc_detection("2012"), _VOC_CONTENT, _VOC_SOURCE),
-    "voc2007-segmentation": EvaluationSource(_voc_segmentation("2007"), _VOC_CONTENT, _VOC_SOURCE),
-    "voc2012-segmentation": EvaluationSource(_voc_segmentation("2012"), _VOC_CONTENT, _VOC_SOURCE),
+    **{
+        f"voc{year}-{task}": EvaluationSource(build(year), _VOC_CONTENT, _VOC_SOURCE)
+        for task, build in (("detection", _voc_detection), ("segmentation", _voc_segmentation))
+        for year in ("2007", "2012")
+    },
     "cub": EvaluationSource(
-        _build_cub,
+        lambda data_dir, split="test", segmentations=None: Cub(data_dir, split, segmentations),
         "`CUB_200_2011`",
         "Caltech-UCSD Birds 200 (2011), data.caltech.edu: images and lists in record 65de6-vp158, segmentations (an "
         "archive of their own) in w9d68-gec53. Its terms are given there.",
@@ -187,7 +165,9 @@ EVALUATION_SETS: dict[str, EvaluationSource] = {
         "(datasets/coco_20k_filenames.txt). Photographs of third parties: see the terms of COCO.",
     ),
     "folder": EvaluationSource(
-        _build_folder, "images of your own with masks, boxes or classes", "Your own: see `AnnotatedFolder`."
+        lambda data_dir, ignore_value=None: AnnotatedFolder(data_dir, ignore_value),
+        "images of your own with masks, boxes or classes",
+        "Your own: see `AnnotatedFolder`.",
     ),
 }
 
@@ -227,7 +207,10 @@ def load_evaluation_set(
             f"The evaluation set must be one of {', '.join(EVALUATION_SETS)}, got {name!r}. For images of your own "
             "pass `data_dir` without a name."
         )
-    needs = _check_needs(needs)
+    needs = [needs] if isinstance(needs, str) else list(needs)
+    unknown = [annotation for annotation in needs if annotation not in ANNOTATIONS]
+    if unknown:
+        raise ValueError(f"`needs` must be among {', '.join(ANNOTATIONS)}, got {unknown[0]!r}.")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {limit}.")
     # the segmentation task of VOC has no boxes
@@ -248,14 +231,6 @@ def load_evaluation_set(
         )
     # not the first ones: many sets are sorted by class
     return examples if limit is None else examples.spread(limit)
-
-
-def _check_needs(needs: Iterable[str]) -> list[str]:
-    needs = [needs] if isinstance(needs, str) else list(needs)
-    unknown = [annotation for annotation in needs if annotation not in ANNOTATIONS]
-    if unknown:
-        raise ValueError(f"`needs` must be among {', '.join(ANNOTATIONS)}, got {unknown[0]!r}.")
-    return needs
 
 
 def _check_arguments(
@@ -282,8 +257,8 @@ def _check_arguments(
             f"The evaluation set {name!r} needs `data_dir`: {source.content}. Nothing is downloaded; it comes from: "
             f"{source.source}"
         )
-    given: dict[str, Any] = {"data_dir": data_dir, "split": split}
-    given = {key: value for key, value in given.items() if value is not None}
+    named: dict[str, Any] = {"data_dir": data_dir, "split": split}
+    given = {key: value for key, value in named.items() if value is not None}
     for argument in given:
         if argument not in source.parameters:
             raise ValueError(f"The evaluation set {name!r} takes no `{argument}`, got {given[argument]!r}.")

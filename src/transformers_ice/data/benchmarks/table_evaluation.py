@@ -31,9 +31,6 @@ class TableEvaluation(EvaluationSet):
         mask_column: Column of masks: images, foreground where not 0, or arrays of 1, 0 and -1 (ignored).
         boxes_column: Column with a box or a list of boxes, xyxy in half-open pixels. `None` takes "boxes" or "box".
         id_column: Column of names. Otherwise an image is called by its row.
-
-    Raises:
-        ValueError: If the image column is missing or holds no images, or there is no annotation.
     """
 
     def __init__(

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ...console.command_line import check_range
-from ..augmentation.arguments import AugmentationArguments
+from ..augmentation.arguments import AugmentationArguments, option
 
 
 __all__ = ["DataArguments", "ShardArguments"]
@@ -15,42 +15,19 @@ __all__ = ["DataArguments", "ShardArguments"]
 
 @dataclass(kw_only=True)
 class ShardArguments:
-    """Which Parquet files or WebDataset tars to read, and how.
-
-    Args:
-        train_files: Pattern of training files, all `.parquet` or all `.tar`.
-        validation_files: The same for evaluation.
-        class_names_file: Text file with the name of class 0, of class 1, ... one a line.
-        streaming: Whether training images are read from front to back rather than from a table on the disk.
-        shuffle_buffer_size: Undecoded rows that each reader of a stream shuffles.
-        check_only: Whether the data are checked and nothing is trained.
-    """
+    """Which Parquet files or WebDataset tars to read, and how."""
 
     help_group = "shards"  # of its options in `--help`
 
-    train_files: str | None = field(
-        default=None, metadata={"help": 'Training files, .parquet or .tar (WebDataset): "shards/train-*.parquet".'}
-    )
-    validation_files: str | None = field(default=None, metadata={"help": "Evaluation files, .parquet or .tar."})
-    class_names_file: str | None = field(
-        default=None, metadata={"help": "Text file with the name of class 0, of class 1, ... one a line."}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read training files from front to back, without a copy as a table."}
-    )
-    shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Undecoded rows that each reader of a stream shuffles; 1: none, in order."}
-    )
-    check_only: bool = field(
-        default=False, metadata={"help": "Check the data, print counts and faults, and end without training."}
-    )
+    train_files: str | None = option(None, 'Training files, .parquet or .tar (WebDataset): "shards/train-*.parquet".')
+    validation_files: str | None = option(None, "Evaluation files, .parquet or .tar.")
+    class_names_file: str | None = option(None, "Text file with the name of class 0, of class 1, ... one a line.")
+    streaming: bool = option(False, "Read training files from front to back, without a copy as a table.")
+    shuffle_buffer_size: int = option(1000, "Undecoded rows that each reader of a stream shuffles; 1: none, in order.")
+    check_only: bool = option(False, "Check the data, print counts and faults, and end without training.")
 
     def check_shards(self, dataset_name: str | None, max_train_samples: int | None, on_bad_image: str) -> None:
-        """Check the values against each other and against what else names or limits the data.
-
-        Raises:
-            ValueError: If arguments contradict each other; the message names them.
-        """
+        """Raise `ValueError` if these arguments contradict each other, or what else names or limits the data."""
         if self.validation_files is not None and self.train_files is None:
             raise ValueError(f"`--validation_files {self.validation_files}` needs `--train_files` too.")
         if self.shuffle_buffer_size < 1:
@@ -95,45 +72,29 @@ class DataArguments(ShardArguments, AugmentationArguments):
         on_bad_image: What to do about files that cannot be read.
         check_images: Whether every image is decoded once before training.
         num_proc: Processes that draw scenes, threads that check images.
-        **kwargs: See `ShardArguments` and `AugmentationArguments`.
+        **kwargs: Shards (`train_files`, `validation_files`, `class_names_file`, `streaming`, `shuffle_buffer_size`),
+            `check_only`, and the fields of `AugmentationArguments`.
 
     Raises:
         ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
     """
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "scenes (drawn by this package, no download) or a data set id of the Hub."}
+    dataset_name: str | None = option(None, "scenes (drawn by this package, no download) or a data set id of the Hub.")
+    dataset_config_name: str | None = option(None, "Configuration of the Hub data set.")
+    train_dir: str | None = option(None, "Folder of training images: one subfolder per class, named like the class.")
+    validation_dir: str | None = option(None, "Folder of evaluation images, with the same subfolders as train_dir.")
+    train_val_split: float = option(0.15, "Fraction of the training images held out if there is no validation set.")
+    max_train_samples: int | None = option(None, "Use this many training images only.")
+    max_eval_samples: int | None = option(None, "Use this many evaluation images only.")
+    image_column_name: str = option("image", "Column that holds the images.")
+    label_column_name: str = option("label", "Column that holds the classes.")
+    mask_column_name: str = option("mask", "Column of foreground masks, if there is one; used in evaluation only.")
+    image_size: int | None = option(None, "Side of the model input in pixels; by default the model's own.")
+    on_bad_image: Literal["stop", "skip"] = option(
+        "stop", "Unreadable images: stop before training and list them, or skip them with a warning."
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images: one subfolder per class, named like the class."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of evaluation images, with the same subfolders as train_dir."}
-    )
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Fraction of the training images held out if there is no validation set."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training images only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation images only."})
-    image_column_name: str = field(default="image", metadata={"help": "Column that holds the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column that holds the classes."})
-    mask_column_name: str = field(
-        default="mask", metadata={"help": "Column of foreground masks, if there is one; used in evaluation only."}
-    )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the model input in pixels; by default the model's own."}
-    )
-    on_bad_image: Literal["stop", "skip"] = field(
-        default="stop",
-        metadata={"help": "Unreadable images: stop before training and list them, or skip them with a warning."},
-    )
-    check_images: bool = field(
-        default=True, metadata={"help": "Decode every image once before training, to find unreadable ones."}
-    )
-    num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that draw scenes, or threads that check images."}
-    )
+    check_images: bool = option(True, "Decode every image once before training, to find unreadable ones.")
+    num_proc: int | None = option(None, "Processes that draw scenes, or threads that check images.")
 
     def __post_init__(self) -> None:
         """Check the values against each other."""

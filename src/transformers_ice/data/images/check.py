@@ -4,27 +4,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .labels import Labels, shorten
+from .labels import shorten
 from .loading import StoredImages, hold_out, open_images
-from .pixels import read_error
+from .pixels import read_errors
 from .streams import ShardedRows, ShardSpan
 
 
 __all__ = ["DataReport", "check_data"]
 
-_AT_ONCE = 1024  # rows that are held in memory while their images are decoded
 _MAX_ROWS = 50  # of the printed table; ImageNet has 1,000 classes
-
 
 _SKIP_HINT = "Unreadable images can be skipped: `--on_bad_image skip` (not with `--streaming`)."
 
@@ -71,14 +67,13 @@ class DataReport:
             # both ends of the distribution: where an imbalance or a wrong split shows
             by_count = sorted(numbers, key=lambda number: self.counts["train"][number])
             numbers = by_count[: _MAX_ROWS // 2] + by_count[-_MAX_ROWS // 2 :]
-        total = f"{len(self.class_names)} classes"
-        width = max(len(total), *(len(self.class_names[number]) for number in numbers))
+        rows: list[tuple[Any, ...]] = [
+            (self.class_names[number], *(self.counts[split][number] for split in self.counts)) for number in numbers
+        ]
+        rows.append((f"{len(self.class_names)} classes", *(sum(counts.values()) for counts in self.counts.values())))
+        width = max(len(row[0]) for row in rows)
         yield f"{'class':<{width}} {'train':>10} {'evaluation':>10}"
-        for number in numbers:
-            train, evaluation = (self.counts[split][number] for split in ("train", "evaluation"))
-            yield f"{self.class_names[number]:<{width}} {train:10d} {evaluation:10d}"
-        train, evaluation = (sum(self.counts[split].values()) for split in ("train", "evaluation"))
-        yield f"{total:<{width}} {train:10d} {evaluation:10d}"
+        yield from (f"{name:<{width}} {train:10d} {evaluation:10d}" for name, train, evaluation in rows)
 
 
 def check_data(
@@ -106,37 +101,24 @@ def check_data(
     images = dict(zip(("train", "evaluation"), hold_out(*stored, data_args=data_args, seed=seed), strict=True))
     report = DataReport(stored[0].labels.names, {split: Counter() for split in images})
     for split, part in images.items():
-        cells, total = _cells(part, data_args), len(part.rows)
-        bar = tqdm(cells, desc=split, total=total, unit=" images", disable=not show_progress)
-        _check_cells(bar, split, report, part.labels, data_args.num_proc)
+        bar = tqdm(_rows(part, data_args), desc=split, total=len(part.rows), unit=" images", disable=not show_progress)
+        for (place, record, label), error in read_errors(bar, data_args.num_proc):
+            where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
+            try:
+                report.counts[split][part.labels.encode(label)] += 1
+            except ValueError as fault:
+                report.faults.append(f"{where}: {fault}")
+            if error is not None:
+                report.faults.append(f"{where}: {error}")
     return report
 
 
-def _cells(images: StoredImages, data_args: DataArguments) -> Iterator[tuple[str, Any, Any]]:
-    """Yield place, undecoded image and label of each row."""
+def _rows(images: StoredImages, data_args: DataArguments) -> Iterator[tuple[tuple[str, Any, Any], Any]]:
+    """Yield place, undecoded image and label of each row, and the image once more, for `read_errors`."""
     image, label = data_args.image_column_name, data_args.label_column_name
     if isinstance(images.rows, ShardedRows):
         spans = [ShardSpan(shard, 0, count) for shard, count in enumerate(images.rows.counts)]
         rows = images.rows.read(spans)
     else:
         rows = enumerate(images.rows.select_columns([image, label]).cast_column(image, ImageFeature(decode=False)))
-    return ((images.place_of(index), row[image], row[label]) for index, row in rows)
-
-
-def _check_cells(
-    cells: Iterable[tuple[str, Any, Any]], split: str, report: DataReport, labels: Labels, num_threads: int | None
-) -> None:
-    """Add the counts and the faults of a split to the report."""
-    cells = iter(cells)
-    # threads suffice: PIL releases the GIL while it decodes
-    with ThreadPoolExecutor(num_threads) as pool:
-        while batch := list(islice(cells, _AT_ONCE)):
-            errors = pool.map(read_error, [record for _, record, _ in batch])
-            for (place, record, label), error in zip(batch, errors, strict=True):
-                where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
-                try:
-                    report.counts[split].update(labels.classes_of(label))
-                except ValueError as fault:
-                    report.faults.append(f"{where}: {fault}")
-                if error is not None:
-                    report.faults.append(f"{where}: {error}")
+    return (((images.place_of(index), row[image], row[label]), row[image]) for index, row in rows)

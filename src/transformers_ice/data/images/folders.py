@@ -16,17 +16,10 @@ __all__ = ["load_hub_images", "load_image_folder"]
 
 
 def load_image_folder(directory: str | os.PathLike) -> Dataset:
-    """Return the images below a folder, one subfolder per class.
+    """Return the images below a folder, one subfolder per class, as a table.
 
-    Args:
-        directory: Folder whose subfolders are the classes.
-
-    Returns:
-        A table with `image` and `label` (the sorted names of the subfolders), and the columns of a `metadata.csv` or
-        `metadata.jsonl` where there is one, as `datasets` reads it.
-
-    Raises:
-        ValueError: If the folder does not exist, holds no images, or its images are not in subfolders.
+    It has `image` and `label` (the sorted names of the subfolders), and the columns of a `metadata.csv` or
+    `metadata.jsonl` where there is one. `ValueError` if there are no images, or not in subfolders.
     """
     path = Path(directory).expanduser().resolve()
     if not path.is_dir():
@@ -59,19 +52,9 @@ def _label_by_folder(table: Dataset, path: Path) -> Dataset:
 def load_hub_images(
     name: str, config_name: str | None = None, token: str | None = None, cache_dir: str | None = None
 ) -> tuple[Dataset, Dataset | None]:
-    """Return the training images of a data set of the Hub (or of a local folder of parquet files), and its others.
+    """Return the splits "train" and "validation" (else "valid", "val", "test", None) of a data set of the Hub.
 
-    Args:
-        name: Data set id, or a folder that `load_dataset` understands.
-        config_name: Configuration of the data set.
-        token: Hub token.
-        cache_dir: Folder that keeps downloads.
-
-    Returns:
-        The "train" split, and the "validation" (else "valid", "val", "test") split or None.
-
-    Raises:
-        ValueError: If the data set cannot be reached or has no "train" split.
+    `name` may be a folder that `load_dataset` reads. `ValueError` if it cannot be reached or has no "train" split.
     """
     try:
         splits = load_dataset(name, config_name, token=token, cache_dir=cache_dir)

@@ -2,8 +2,7 @@
 """The classes of a run, and the class index of a table cell or a folder name.
 
 Nothing else turns a stored label into a number: tables, streams, checks and evaluation sets read labels through
-`Labels`. Several labels an image would start here: `classes_of` gives more than one number, `encode` a multi-hot list,
-and `feature` is a list of classes.
+`Labels`. Several labels an image would start here: `encode` gives a multi-hot list, and `feature` is one of classes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 
-__all__ = ["Cells", "Labels", "cells_from_json", "cells_to_json", "count_cells", "read_column", "shorten"]
+__all__ = ["Cells", "Labels", "count_cells", "read_column", "shorten"]
 
 Cells = dict[Any, tuple[int, int]]
 """The distinct cells of a column, each with the number of the first row that holds it, and of all rows that do."""
@@ -50,11 +49,7 @@ class Labels:
 
     @classmethod
     def from_folders(cls, folders: Iterable[str]) -> Labels:
-        """Return the classes that folders are named after, sorted.
-
-        Args:
-            folders: Name of the folder of each image.
-        """
+        """Return the classes that the folders of images are named after, sorted."""
         names = sorted(set(folders))
         return cls(names, {name: number for number, name in enumerate(names)}, str)
 
@@ -135,13 +130,6 @@ class Labels:
         """The type of a column that holds class numbers."""
         return ClassLabel(names=self.names)
 
-    @property
-    def expected(self) -> str:
-        """Description of the valid cells, for errors."""
-        if self.cell_type is int and set(self.numbers) == set(range(len(self.names))):
-            return f"an integer from 0 to {len(self.names) - 1}"
-        return f"one of {shorten(self.numbers or self.names)}"
-
     def encode(self, cell: Any) -> int:
         """Return the number of the class of an image.
 
@@ -156,11 +144,11 @@ class Labels:
         # by type first: for Python True is 1 and 1.0 is 1
         if type(cell) is self.cell_type and cell in self.numbers:
             return self.numbers[cell]
-        raise ValueError(f"the class {cell!r} is none of the {len(self.names)} classes, expected {self.expected}")
-
-    def classes_of(self, cell: Any) -> list[int]:
-        """Return the numbers of all classes of an image, today one; `encode` is what a model is trained on."""
-        return [self.encode(cell)]
+        if self.cell_type is int and set(self.numbers) == set(range(len(self.names))):
+            expected = f"an integer from 0 to {len(self.names) - 1}"
+        else:
+            expected = f"one of {shorten(self.numbers or self.names)}"
+        raise ValueError(f"the class {cell!r} is none of the {len(self.names)} classes, expected {expected}")
 
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
         """Raise if a cell of a column names no class.
@@ -192,22 +180,12 @@ class Labels:
     def declare(self, table: Dataset, column: str) -> Dataset:
         """Return a table whose column holds class numbers and declares the names of the classes.
 
-        Args:
-            table: Table whose cells all name classes; only this column is copied.
-            column: Name of the column.
-
-        Raises:
-            ValueError: If a cell names no class.
+        Only this column is copied. Raises `ValueError` if a cell names no class.
         """
         if table.features[column] == self.feature:
             return table
         numbers = [self.encode(cell) for cell in read_column(table, column)]
         return table.remove_columns(column).add_column(column, numbers, feature=self.feature)
-
-    @property
-    def declared(self) -> Labels:
-        """The same classes for the cells of a table that `declare` returned."""
-        return Labels.from_names(self.names)
 
     @staticmethod
     def find_column(features: Features, wanted: str) -> str:
@@ -263,16 +241,6 @@ def count_cells(cells: Iterable[Any]) -> Cells:
         first, count = counted.get(cell, (row, 0))
         counted[cell] = first, count + 1
     return counted
-
-
-def cells_to_json(cells: Iterable[Any]) -> list[tuple[Any, int, int]]:
-    """Count the cells of a column, in a form that JSON can hold: its keys are texts, cells need not be."""
-    return [(cell, first, count) for cell, (first, count) in count_cells(cells).items()]
-
-
-def cells_from_json(listed: Iterable[Sequence[Any]]) -> Cells:
-    """Undo `cells_to_json`."""
-    return {cell: (first, count) for cell, first, count in listed}
 
 
 def shorten(values: Iterable[Any]) -> str:

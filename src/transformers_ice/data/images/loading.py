@@ -38,13 +38,7 @@ Rows = TypeVar("Rows", Dataset, ShardedRows)
 
 @dataclass(frozen=True)
 class ImageTables:
-    """Training and evaluation images of a run, with their classes.
-
-    Args:
-        train: Training images.
-        evaluation: Evaluation images.
-        labels: The classes, and the class of each cell in the label column of `train`.
-    """
+    """Training and evaluation images of a run; `labels` has the class of each cell in the label column of `train`."""
 
     train: Dataset | ShardedRows
     evaluation: Dataset
@@ -58,13 +52,9 @@ class ImageTables:
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Images as they are stored, whose columns have the names that the arguments give them.
+    """Images ("training" or "evaluation") as they are stored, whose columns have the names that the arguments give.
 
-    Args:
-        rows: A table, or a stream.
-        split: "training" or "evaluation".
-        labels: The classes, and the class of each cell in the label column.
-        files: The shards that a table was made of, for errors.
+    `labels` has the class of each cell in the label column; `files` are the shards that a table was made of.
     """
 
     rows: Dataset | ShardedRows
@@ -94,7 +84,7 @@ class StoredImages:
         """Return a table whose label column holds the class numbers; a stream is encoded row by row, as it is read."""
         if isinstance(self.rows, ShardedRows):
             return self
-        return replace(self, rows=self.labels.declare(self.rows, column), labels=self.labels.declared)
+        return replace(self, rows=self.labels.declare(self.rows, column), labels=Labels.from_names(self.labels.names))
 
 
 def load_images(
@@ -163,17 +153,7 @@ def build_data_sets(
 def open_images(
     data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None = None, token: str | None = None
 ) -> tuple[StoredImages, StoredImages | None]:
-    """Return the training and evaluation images as they are stored, with their classes; labels are not checked.
-
-    Args:
-        data_args: Where they are.
-        image_size: Height and width that `scenes` are drawn in.
-        cache_dir: Folder that keeps downloads and tables.
-        token: Hub token.
-
-    Raises:
-        ValueError: If files, columns or classes are not as they should be.
-    """
+    """Return the training and evaluation images as they are stored, with their classes; labels are not checked."""
     rows, files = _open_rows(data_args, image_size, cache_dir, token)
     column = data_args.label_column_name
     train = _name_columns(rows[0], data_args)
@@ -193,14 +173,7 @@ def open_images(
 def hold_out(
     train: StoredImages, evaluation: StoredImages | None = None, *, data_args: DataArguments, seed: int = 0
 ) -> tuple[StoredImages, StoredImages]:
-    """Return training and evaluation images; without the latter, a fraction of the former is held out.
-
-    Args:
-        train: Training images; a stream only together with evaluation images.
-        evaluation: Evaluation images.
-        data_args: The fraction that is held out, and the largest number of images.
-        seed: Seed of the random choice.
-    """
+    """Return training and evaluation images; without the latter, a random fraction of the former (no stream)."""
     if evaluation is None:
         table = cast(Dataset, train.rows)
         # random, not stratified: a class of one image must not be an error
@@ -220,7 +193,7 @@ def _limited(images: StoredImages, max_samples: int | None, seed: int) -> Stored
 
 
 def _without_bad_images(rows: Rows, data_args: DataArguments) -> Rows:
-    """Drop or refuse unreadable images of a table; streams and scenes are not checked here."""
+    """Drop or refuse unreadable images of a table; streams and scenes are not checked."""
     if isinstance(rows, ShardedRows) or not data_args.check_images or data_args.dataset_name == "scenes":
         return rows
     return remove_bad_images(rows, data_args.image_column_name, data_args.on_bad_image, data_args.num_proc)
@@ -235,8 +208,11 @@ def _open_rows(
         # no more scenes than needed are drawn: every prefix holds all classes
         train = load_scenes("train", data_args.max_train_samples, **options)
         return (train, load_scenes("validation", data_args.max_eval_samples, **options)), ((), ())
-    if data_args.train_files is None and not data_args.streaming:
-        return _load_tables(data_args, cache_dir, token), ((), ())
+    if data_args.train_dir is not None:
+        other = data_args.validation_dir
+        return (load_image_folder(data_args.train_dir), None if other is None else load_image_folder(other)), ((), ())
+    if data_args.dataset_name is not None and not data_args.streaming:
+        return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir), ((), ())
     files = _find_files(data_args, cache_dir, token)
     evaluation = _load_shards(files[1], "validation_files", cache_dir) if files[1] else None
     if data_args.streaming:
@@ -244,16 +220,8 @@ def _open_rows(
     return (_load_shards(files[0], "train_files", cache_dir), evaluation), files
 
 
-def _load_tables(data_args: DataArguments, cache_dir: str | None, token: str | None) -> tuple[Dataset, Dataset | None]:
-    """Return the images of a data set of the Hub, or of folders."""
-    if data_args.dataset_name is not None:
-        return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
-    train = load_image_folder(str(data_args.train_dir))
-    return train, None if data_args.validation_dir is None else load_image_folder(data_args.validation_dir)
-
-
 def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | None) -> tuple[list[str], list[str]]:
-    """Return the shards of training and of evaluation, where these are to be held out none."""
+    """Return the shards of training, and those of evaluation, none where images are to be held out."""
     if data_args.train_files is not None:
         others = data_args.validation_files
         return find_shards(data_args.train_files), [] if others is None else find_shards(others, "validation_files")
@@ -283,11 +251,7 @@ def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool =
 
 
 def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
-    """Return rows whose columns of images and classes have the names that the arguments give them.
-
-    Raises:
-        ValueError: If a column is missing; the message lists the columns.
-    """
+    """Return rows whose columns of images and classes have the names that the arguments give them."""
     image, label = data_args.image_column_name, data_args.label_column_name
     for found, name in (
         (_find_image_column(rows.features, image), image),
@@ -317,15 +281,7 @@ def _holds_encoded_images(feature: Any) -> bool:
 
 
 def check_columns(rows: Dataset | ShardedRows, **columns: str) -> None:
-    """Raise if a column is missing, or one that should hold images holds something else.
-
-    Args:
-        rows: A table, or a stream.
-        **columns: Column name by argument name, e.g. `image_column_name="image"`.
-
-    Raises:
-        ValueError: Naming the argument, the column and the columns there are.
-    """
+    """Raise if a column, given by argument name, is missing, or one that should hold images holds something else."""
     for argument, column in columns.items():
         if column not in rows.column_names:
             raise ValueError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +22,11 @@ from ...ice_deit.image_conversion import convert_to_rgb, load_image
 from ..augmentation.image_augmentation import TrainingAugmentation
 
 
-__all__ = ["BadImage", "PixelReader", "find_bad_images", "input_size", "read_error", "remove_bad_images"]
+__all__ = ["BadImage", "PixelReader", "find_bad_images", "input_size", "read_errors", "remove_bad_images"]
 
 logger = get_logger(__name__)
 
-_CHECK_BATCH = 1024
+_AT_ONCE = 1024  # undecoded images that are held in memory while they are decoded
 
 
 class PixelReader:
@@ -40,15 +42,7 @@ class PixelReader:
         self.input_size = input_size(image_processor)
 
     def __call__(self, record: dict[str, Any], seed: str) -> torch.Tensor:
-        """Return one image as a uint8 tensor `(height, width, 3)`.
-
-        Args:
-            record: Path and bytes.
-            seed: Seed of the augmentation.
-
-        Raises:
-            ValueError: If the image cannot be read.
-        """
+        """Return an image of path and bytes as a uint8 tensor `(height, width, 3)`; `ValueError` if unreadable."""
         # transparent pixels get the mean colour, which is 0 after the normalisation
         image = convert_to_rgb(load_image(record), backdrop=self.image_processor.image_mean)
         image = self._resize(image) if self.augmentation is None else self.augmentation(image, random.Random(seed))
@@ -66,8 +60,7 @@ class PixelReader:
 def input_size(image_processor: Any) -> tuple[int, int]:
     """Return height and width of the pixels that an image processor makes.
 
-    Raises:
-        ValueError: If the processor keeps the proportions of each image, so that a batch cannot be stacked.
+    Raises `ValueError` if it keeps the proportions of each image, so that a batch cannot be stacked.
     """
     size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
     if not size["height"] or not size["width"]:
@@ -79,13 +72,7 @@ def input_size(image_processor: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be read.
-
-    Args:
-        row: Its row in the table.
-        path: Its file, or the name the table gives it.
-        error: Why it cannot be read.
-    """
+    """Row of a table whose image cannot be read, its file (or the name the table gives it), and the reason."""
 
     row: int
     path: str
@@ -93,29 +80,29 @@ class BadImage:
 
 
 def find_bad_images(table: Dataset, column: str, num_threads: int | None = None) -> list[BadImage]:
-    """Decode every image of a table once and return those that cannot be read.
+    """Decode every image of a table once and return those that cannot be read, in the order of their rows."""
+    rows = table.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    records = (record for batch in rows.iter(_AT_ONCE) for record in batch[column])
+    return [
+        BadImage(row, str((record or {}).get("path") or f"row {row}"), error)
+        for row, (record, error) in enumerate(read_errors(((record, record) for record in records), num_threads))
+        if error is not None
+    ]
 
-    Args:
-        table: A table.
-        column: Column of images.
-        num_threads: Threads that decode; by default one per core.
 
-    Returns:
-        The bad ones in the order of their rows: no image, empty, truncated, of an unknown format, missing.
-    """
-    records = table.select_columns([column]).cast_column(column, ImageFeature(decode=False))
-    bad = []
+def read_errors(
+    records: Iterable[tuple[Any, dict[str, Any] | None]], num_threads: int | None = None
+) -> Iterator[tuple[Any, str | None]]:
+    """Yield the key of each undecoded image, and why it cannot be read: empty, truncated, missing ..., or None."""
+    records = iter(records)
+    # threads suffice: PIL releases the GIL while it decodes
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        for start in range(0, len(records), _CHECK_BATCH):
-            batch = records[start : start + _CHECK_BATCH][column]
-            for row, (record, error) in enumerate(zip(batch, pool.map(read_error, batch), strict=True), start):
-                if error is not None:
-                    bad.append(BadImage(row, str((record or {}).get("path") or f"row {row}"), error))
-    return bad
+        while batch := list(islice(records, _AT_ONCE)):
+            errors = pool.map(_read_error, [record for _, record in batch])
+            yield from zip([key for key, _ in batch], errors, strict=True)
 
 
-def read_error(record: dict[str, Any] | None) -> str | None:
-    """Return why an undecoded image cannot be read, or None if it can."""
+def _read_error(record: dict[str, Any] | None) -> str | None:
     if record is None:
         return "there is no image"
     try:
@@ -129,16 +116,9 @@ def read_error(record: dict[str, Any] | None) -> str | None:
 def remove_bad_images(
     table: Dataset, column: str, on_bad_image: Literal["stop", "skip"] = "stop", num_threads: int | None = None
 ) -> Dataset:
-    """Return a table without unreadable images, or stop because of them.
+    """Return a table without its unreadable images and warn of them ("skip"), or stop because of them.
 
-    Args:
-        table: A table.
-        column: Column of images.
-        on_bad_image: "stop" raises and lists them; "skip" removes them with a warning that lists them.
-        num_threads: Threads that decode; by default one per core.
-
-    Raises:
-        ValueError: If there are bad images under "stop", or no image remains under "skip". It lists their paths.
+    Raises `ValueError` if there are bad images under "stop", or no image remains under "skip". It lists their paths.
     """
     bad = find_bad_images(table, column, num_threads)
     if not bad:

@@ -22,28 +22,18 @@ from datasets import load_dataset_builder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...console.output_files import write_json
-from .labels import Cells, cells_from_json, cells_to_json
+from .labels import Cells, count_cells
 
 
-__all__ = ["ShardKind", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
+__all__ = ["count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
 
-ShardKind = Literal["parquet", "webdataset"]
-
-_KINDS: dict[str, ShardKind] = {".parquet": "parquet", ".tar": "webdataset"}
+_KINDS: dict[str, Literal["parquet", "webdataset"]] = {".parquet": "parquet", ".tar": "webdataset"}
 # a sample of a WebDataset is all files of one name up to the first dot after the last slash; the rest is its column
 _SAMPLE_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
 
 def find_shards(pattern: str, argument: str = "train_files") -> list[str]:
-    """Return the files that a pattern names, sorted.
-
-    Args:
-        pattern: A path with `*` and `**`, relative or absolute; "~" is the home folder.
-        argument: Name of the argument, for errors.
-
-    Raises:
-        ValueError: If there is no such file, or files are not all `.parquet` or all `.tar`.
-    """
+    """Return the files that a pattern with `*` and `**` names, sorted; `ValueError` if none, or of both kinds."""
     path = Path(pattern).expanduser()
     # `glob` takes relative patterns only: split an absolute path at its root
     root = Path(path.anchor or ".")
@@ -57,12 +47,8 @@ def find_shards(pattern: str, argument: str = "train_files") -> list[str]:
     return files
 
 
-def kind_of(files: Sequence[str], argument: str = "train_files") -> ShardKind:
-    """Return the kind of shards by the endings of their files.
-
-    Raises:
-        ValueError: If the endings are unknown, or of both kinds.
-    """
+def kind_of(files: Sequence[str], argument: str = "train_files") -> Literal["parquet", "webdataset"]:
+    """Return the kind of shards by the endings of their files; `ValueError` if unknown, or of both kinds."""
     endings = {Path(file).suffix for file in files}
     kinds = {_KINDS[ending] for ending in endings if ending in _KINDS}
     if len(kinds) != 1 or endings - set(_KINDS):
@@ -76,10 +62,9 @@ def kind_of(files: Sequence[str], argument: str = "train_files") -> ShardKind:
 def hub_shards(
     name: str, config_name: str | None = None, token: str | None = None, cache_dir: str | None = None
 ) -> dict[str, list[str]]:
-    """Return the files of each split of a data set of the Hub, or of a local folder that `datasets` understands.
+    """Return the Parquet files of each split of a data set of the Hub, or of a local folder that `datasets` reads.
 
-    Raises:
-        ValueError: If the data set cannot be reached, or is not made of Parquet files.
+    Raises `ValueError` if the data set cannot be reached, or is not made of Parquet files.
     """
     try:
         builder = load_dataset_builder(name, config_name, token=token, cache_dir=cache_dir)
@@ -101,11 +86,7 @@ def hub_shards(
 def count_rows(files: Sequence[str]) -> list[int]:
     """Return the number of rows of each shard; they are counted once and kept in the cache of `datasets`.
 
-    Args:
-        files: Parquet files (their footers are read) or tars (their headers are), of one kind.
-
-    Raises:
-        ValueError: If a file cannot be read, naming it.
+    Of Parquet files the footers are read, of tars the headers. Raises `ValueError` that names a file it cannot read.
     """
     count = _count_parquet if kind_of(files) == "parquet" else _count_tar
     return list(_cached(files, "", lambda: [count(file) for file in files]))
@@ -129,40 +110,36 @@ def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False
         column: Name of the column, in a tar the ending of the files.
         extremes_suffice: Whether of remote Parquet files the smallest and the largest number of each row group, and
             whether there are empty cells, are enough: their footers hold these, and no row is read over the network.
-
-    Raises:
-        ValueError: If a file cannot be read, naming it.
     """
-    if kind_of(files) == "webdataset":
-        return cells_from_json(_cached(files, column, lambda: cells_to_json(_tar_cells(files, column))))
-    if extremes_suffice and any("://" in file for file in files):
+    is_tar = kind_of(files) == "webdataset"
+    if extremes_suffice and not is_tar and any("://" in file for file in files):
         return _parquet_extremes(files, column)
-    return cells_from_json(_cached(files, column, lambda: cells_to_json(_parquet_cells(files, column))))
+
+    def read() -> list[Any]:
+        # a list, since keys of JSON are texts and cells need not be
+        cells = count_cells(_tar_cells(files, column) if is_tar else _parquet_cells(files, column))
+        return [(cell, first, count) for cell, (first, count) in cells.items()]
+
+    return {cell: (first, count) for cell, first, count in _cached(files, column, read)}
 
 
 def _cached(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:
     """Return the result of `read`, from the cache of `datasets` where it was stored before."""
-    cache = _cache_file(files, column)
-    if cache is not None and cache.is_file():
-        return list(json.loads(cache.read_text()))
-    found = read()
-    if cache is not None:
-        write_json(cache, found)
-    return found
-
-
-def _cache_file(files: Sequence[str], column: str) -> Path | None:
-    """Return the cache file of the counts or cells of local files; other sizes or times give another one."""
     if any("://" in file for file in files):
-        return None
+        return read()
     stats = [os.stat(file) for file in files]
+    # other sizes or times give another key; counts and cells of a file too, since only the latter name a column
     key: list[Any] = [
         (os.path.abspath(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
     ]
     key += [column] if column else []
-    # counts and cells of the same files have different keys: only the latter name a column
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "transformers_ice_shards" / f"{digest}.json"
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "transformers_ice_shards" / f"{digest}.json"
+    if not cache.is_file():
+        found = read()
+        write_json(cache, found)
+        return found
+    return list(json.loads(cache.read_text()))
 
 
 def _count_parquet(file: str) -> int:

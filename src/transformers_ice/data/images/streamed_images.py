@@ -68,16 +68,9 @@ class StreamedImages(IterableDataset):
         return int(self._epoch)
 
     def divide(self, process: int, num_processes: int, batch_size: int, drop_last: bool = False) -> None:
-        """Set the part of the rows that this process reads.
+        """Set the part of the rows that this process reads, in batches of `batch_size`.
 
-        Args:
-            process: Number of this process.
-            num_processes: Number of processes.
-            batch_size: Rows that a process takes at once.
-            drop_last: Whether an incomplete last batch is dropped.
-
-        Raises:
-            ValueError: If a process would have no batch.
+        Raises `ValueError` if a process would have no batch, where an incomplete last one is dropped or not.
         """
         if len(self.rows) < num_processes * (batch_size if drop_last else 1):
             batches = f" in whole batches of {batch_size}" if drop_last else ""
@@ -110,17 +103,12 @@ class StreamedImages(IterableDataset):
         start, stop = piece_of_reader(len(self), self.batch_size, worker, num_workers)
         # a seed per worker: otherwise all workers would shuffle in the same way
         order = buffer_order(stop - start, self.shuffle_buffer_size, f"{self.seed}/{epoch}/{self.process}/{worker}")
-        num_skipped = self._num_skipped(epoch, worker, num_workers, len(order))
+        of_epoch, num_batches = self._skipped.tolist()
+        batches = len(range(worker, num_batches, num_workers)) if of_epoch == epoch else 0
+        num_skipped = min(batches * self.batch_size, len(order))
         yield from ({} for _ in range(num_skipped))
         for index, row in self._in_order(order[num_skipped:], start, epoch):
             yield self._example(index, row, epoch)
-
-    def _num_skipped(self, epoch: int, worker: int, num_workers: int, size: int) -> int:
-        """Return the number of rows of a worker in the skipped batches."""
-        of_epoch, num_batches = self._skipped.tolist()
-        if of_epoch != epoch:
-            return 0
-        return min(len(range(worker, num_batches, num_workers)) * self.batch_size, size)
 
     def _in_order(self, order: Sequence[int], start: int, epoch: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows at some positions of a worker's part; memory holds at most the shuffle buffer.
@@ -154,9 +142,8 @@ class StreamedImages(IterableDataset):
             if row[self.image_column] is None:
                 raise ValueError("there is no image.")
             label = self.labels.encode(row[self.label_column])
-            return {"pixel_values": self._read_pixels(row[self.image_column], seed), "labels": label} | {
-                AUGMENTATION_SEED: seed
-            }
+            pixels = self._read_pixels(row[self.image_column], seed)
+            return {"pixel_values": pixels, "labels": label, AUGMENTATION_SEED: seed}
         except ValueError as error:
             raise ValueError(f"The {self.rows.place_of(index)}: {error}") from error
 

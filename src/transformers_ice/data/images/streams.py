@@ -60,16 +60,10 @@ def rows_of_process(num_rows: int, process: int, num_processes: int) -> tuple[in
 
 
 def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -> tuple[int, int]:
-    """Return the positions of one worker within the `size` rows of its process.
+    """Return the positions `[start, stop)` of one worker within the `size` rows of its process.
 
     A `DataLoader` takes whole batches from its workers in turn: worker w makes the batches w, w + num_workers, ...;
     the rows of these are neighbours.
-
-    Args:
-        size: Rows of the process.
-        batch_size: Rows of a batch.
-        worker: Number of the worker.
-        num_workers: Number of workers.
     """
     sizes = [0] * num_workers
     # -(-a // b) rounds up; the last batch may be smaller
@@ -80,14 +74,7 @@ def piece_of_reader(size: int, batch_size: int, worker: int, num_workers: int) -
 
 
 def spans_of(counts: Sequence[int], order: Sequence[int], start: int, stop: int) -> Iterator[ShardSpan]:
-    """Yield the spans of the shards that hold the positions `[start, stop)` of an epoch.
-
-    Args:
-        counts: Rows of each shard.
-        order: The shards in the order of the epoch.
-        start: First position.
-        stop: Position after the last one.
-    """
+    """Yield the spans of shards of `counts` rows, in the `order` of an epoch, that hold positions [start, stop)."""
     first = 0  # position of the first row of the shard
     for shard in order:
         begin, end = max(start - first, 0), min(stop - first, counts[shard])
@@ -97,14 +84,9 @@ def spans_of(counts: Sequence[int], order: Sequence[int], start: int, stop: int)
 
 
 def buffer_order(size: int, buffer_size: int, seed: str) -> list[int]:
-    """Return 0 ... size - 1 in the order of a shuffle buffer.
+    """Return 0 ... size - 1 in the order of a shuffle buffer; one of 1 keeps the order.
 
     The buffer is filled, then returns one of its rows at random and takes the next one in its place.
-
-    Args:
-        size: Number of rows.
-        buffer_size: Rows in the buffer; 1 keeps the order.
-        seed: Seed of the random choices.
     """
     generator = random.Random(seed)
     buffer, given = list(range(min(size, buffer_size))), []
@@ -137,21 +119,13 @@ class ShardedRows:
     ) -> None:
         self.source, self.files, self.counts = source, list(files), list(counts)
         self.stored_names = stored_names or {}
+        self.features = cast(Features, source.features)
+        self.column_names = list(self.features)
         # number of the first row of each shard, where rows are counted in the order of the files
         self.offsets = [sum(self.counts[:shard]) for shard in range(len(self.counts))]
 
     def __len__(self) -> int:
         return sum(self.counts)
-
-    @property
-    def features(self) -> Features:
-        """The types of the columns."""
-        return cast(Features, self.source.features)
-
-    @property
-    def column_names(self) -> list[str]:
-        """The names of the columns."""
-        return list(self.features)
 
     def select_columns(self, columns: Sequence[str]) -> ShardedRows:
         """Return the same rows with some of the columns."""
@@ -180,8 +154,7 @@ class ShardedRows:
     def read(self, spans: Sequence[ShardSpan]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows of spans in their order, each with its number among all rows.
 
-        Raises:
-            ValueError: If a shard ends too early, or cannot be read; names it.
+        Raises `ValueError` that names a shard which ends too early, or cannot be read.
         """
         for span in spans:
             found = span.start
@@ -200,16 +173,14 @@ class ShardedRows:
         shard = self.source.shard(len(self.counts), span.shard).skip(span.start).take(span.stop - span.start)
         # plain iteration would divide the rows among the workers of a DataLoader once more; `iter` does not
         for batch in shard.iter(_READ_AT_ONCE):
-            columns = list(batch)
             for cells in zip(*batch.values(), strict=True):
-                yield dict(zip(columns, cells, strict=True))
+                yield dict(zip(batch, cells, strict=True))
 
 
 def open_shards(files: Sequence[str]) -> ShardedRows:
     """Return the rows of Parquet files or WebDataset tars, counted but not read.
 
-    Raises:
-        ValueError: If a file cannot be read, or they hold no rows.
+    Raises `ValueError` if a file cannot be read, or they hold no rows.
     """
     files, counts = list(files), count_rows(files)
     if not sum(counts):

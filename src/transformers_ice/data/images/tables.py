@@ -104,16 +104,12 @@ class LabelledImages(Dataset):
         # what `DataLoader` calls: one access to the table for the whole batch
         rows = self._rows[[index % len(self._rows) for index in indices]]
         cells = zip(indices, rows[self.image_column], rows[self.label_column], strict=True)
-        # what else is random about an image or its batch is derived from the seed, in the collator
         return [self._example(index, record, label) for index, record, label in cells]
-
-    def _row_seed(self, index: int) -> str:
-        """Return the seed of one image in this epoch."""
-        return f"{self.seed}/{self.epoch}/{index}"
 
     def _example(self, index: int, record: dict[str, Any], cell: Any) -> dict[str, Any]:
         """Return one image as a uint8 tensor `(height, width, 3)`, with its class."""
-        seed = self._row_seed(index)
+        # what else is random about an image or its batch is derived from the seed, in the collator
+        seed = f"{self.seed}/{self.epoch}/{index}"
         try:
             label = cell if self.labels is None else self.labels.encode(cell)
             return {"pixel_values": self._read_pixels(record, seed), "labels": label, AUGMENTATION_SEED: seed}

@@ -187,16 +187,9 @@ def _block_labels(seed: int, split_index: int, block: int) -> tuple[int, ...]:
 def compose(
     index: int, split_index: int, extent: tuple[float, float], seed: int
 ) -> tuple[Composition, np.random.Generator]:
-    """Draw a scene.
+    """Draw a scene: the composition, and the generator from which its pixel noise is to be drawn.
 
-    Args:
-        index: Position in the split.
-        split_index: Number of the split; it separates the random states of the splits.
-        extent: (height, width) of the image in shorter sides, so the smaller of both is 1.
-        seed: Seed of the whole data set.
-
-    Returns:
-        The composition, and the generator from which its pixel noise is to be drawn.
+    `split_index` separates the random states of the splits; `extent` is (height, width) in shorter sides.
     """
     # every block of consecutive scenes holds each class once
     block, position = divmod(index, _NUM_CLASSES)

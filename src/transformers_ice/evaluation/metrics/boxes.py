@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes as the published protocols draw and compare them: pure functions of masks and arrays.
 
-Two conventions are in use. Half-open boxes end one pixel after their last one; inclusive boxes end with it, so that a
-width is `x_max - x_min + 1`. The weakly supervised protocols draw half-open boxes and compare them as if inclusive.
+Half-open boxes end one pixel after their last one; inclusive boxes end with it: a width is `x_max - x_min + 1`. The
+weakly supervised protocols draw half-open boxes and compare them as if inclusive.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ import numpy as np
 from .checks import checked_boxes
 
 
-__all__ = [
-    "box_iou",
-    "contour_boxes",
-    "largest_component_box",
-    "normalize_score_map",
-    "resize_boxes",
-]
+__all__ = ["box_iou", "contour_boxes", "largest_component_box", "normalize_score_map", "resize_boxes"]
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray, *, inclusive: bool) -> np.ndarray:
     """Return the intersection over union of every box with every other one.
 
     Args:
-        boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`.
+        boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; a `ValueError` if a box ends before it begins.
         others: `(num_others, 4)`.
         inclusive: Whether a box holds the pixels of its `x_max` and `y_max`.
 
     Returns:
         `(num_boxes, num_others)`, float64, in [0, 1]; 0 where both boxes are empty.
-
-    Raises:
-        ValueError: If a shape is another one, or a box ends before it begins.
     """
     first = checked_boxes("boxes", boxes).astype(np.float64)[:, None]  # (num_boxes, 1, 4)
     second = checked_boxes("others", others).astype(np.float64)[None]  # (1, num_others, 4)
@@ -57,9 +48,8 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, *, inclusive: bool) -> np.nda
 def contour_boxes(mask: np.ndarray) -> tuple[np.ndarray, int | None]:
     """Return the box around every contour, in the order of OpenCV, and which of them is that of the largest one.
 
-    A hole has a contour of its own, which runs through the foreground pixels around it. The area of a contour is that
-    of the polygon through the centres of its pixels (`cv2.contourArea`), 0 for a line; of equal contours the first one
-    is the largest.
+    A hole has a contour of its own. The area of a contour is that of the polygon through the centres of its pixels
+    (`cv2.contourArea`), 0 for a line; of equal contours the first one is the largest.
 
     Args:
         mask: `(height, width)`, bool. Foreground pixels touch along edges and at corners.
@@ -74,9 +64,8 @@ def contour_boxes(mask: np.ndarray) -> tuple[np.ndarray, int | None]:
     except ImportError as error:
         raise ImportError("Contours need OpenCV: pip install transformers-ice[eval]") from error
     # the last but one result in every version: OpenCV 3 returned the image first
-    contours = cv2.findContours(np.asarray(mask, dtype=bool).view(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[
-        -2
-    ]
+    pixels = np.asarray(mask, dtype=bool).view(np.uint8)
+    contours = cv2.findContours(pixels, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
     if not contours:
         return np.zeros((0, 4), dtype=np.int64), None
     boxes = np.array([cv2.boundingRect(contour) for contour in contours], dtype=np.int64)
@@ -88,14 +77,9 @@ def contour_boxes(mask: np.ndarray) -> tuple[np.ndarray, int | None]:
 def largest_component_box(mask: np.ndarray, connectivity: int = 4) -> np.ndarray | None:
     """Return the half-open box around the component with the most pixels, `(4,)`, int64; `None` for an empty mask.
 
-    Of equal components the one that holds the first pixel, row by row, counts.
-
     Args:
-        mask: `(height, width)`, bool.
+        mask: `(height, width)`, bool. Of equal components the one with the first pixel, row by row, counts.
         connectivity: 4 (pixels touch along edges, the default of SciPy) or 8 (also at corners, that of scikit-image).
-
-    Raises:
-        ValueError: If the connectivity is neither.
     """
     if connectivity not in (4, 8):
         raise ValueError(f"`connectivity` must be 4 or 8, got {connectivity}.")
@@ -112,13 +96,7 @@ def largest_component_box(mask: np.ndarray, connectivity: int = 4) -> np.ndarray
 
 
 def normalize_score_map(score_map: np.ndarray) -> np.ndarray:
-    """Stretch a map to [0, 1] by its own extremes.
-
-    Args:
-        score_map: `(height, width)`, any real numbers. Not changed.
-
-    Returns:
-        The same shape, floating; all 0 where the map is constant or not finite everywhere.
+    """Stretch a map `(height, width)` to [0, 1] by its own extremes; all 0 where it is constant or not finite.
 
     Source: `normalize_scoremap` of `clovaai/wsolevaluation` (`inference.py`), there for NaN only.
     """
@@ -134,12 +112,9 @@ def resize_boxes(boxes: np.ndarray, old_size: tuple[int, int], new_size: tuple[i
     """Scale boxes from the pixels of an image to those of its resized copy, rounded towards 0.
 
     Args:
-        boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`.
+        boxes: `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; the result is int64.
         old_size: Height and width of the image.
         new_size: Height and width of the copy.
-
-    Returns:
-        `(num_boxes, 4)`, int64.
 
     Source: `resize_bbox` of `clovaai/wsolevaluation` (`evaluation.py`).
     """

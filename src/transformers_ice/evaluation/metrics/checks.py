@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of masks, score maps and boxes before they are compared."""
+"""Checks of masks, score maps and boxes before they are compared. `name` is that of the argument, for errors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,7 @@ IGNORED = -1
 
 
 def checked_mask(name: str, mask: Any, allowed: tuple[int, ...] = (0, 1)) -> np.ndarray:
-    """Return a mask as an array `(height, width)`.
-
-    Args:
-        name: Name of the argument, for errors.
-        mask: An array, tensor or nested list; bool, or numbers.
-        allowed: The numbers it may hold.
-
-    Raises:
-        ValueError: If it has another number of axes or holds another value.
-    """
+    """Return a mask of bool or of `allowed` numbers as an array `(height, width)`."""
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ValueError(f"Every mask in `{name}` must have shape (height, width), got {array.shape}.")
@@ -35,16 +26,7 @@ def checked_mask(name: str, mask: Any, allowed: tuple[int, ...] = (0, 1)) -> np.
 
 
 def checked_score_map(name: str, score_map: Any, bounded: bool = True) -> np.ndarray:
-    """Return a soft map as a float array `(height, width)`, float32 or float64 as it comes. It may hold NaN.
-
-    Args:
-        name: Name of the argument, for errors.
-        score_map: An array, tensor or nested list of numbers or bool.
-        bounded: Whether the numbers must lie in [0, 1].
-
-    Raises:
-        ValueError: If it has another number of axes, no pixel, or a number out of range.
-    """
+    """Return a soft map, in [0, 1] where `bounded`, as `(height, width)`, float32 or float64. It may hold NaN."""
     array = np.asarray(score_map)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"Every map in `{name}` must have shape (height, width), got {array.shape}.")
@@ -61,15 +43,7 @@ def checked_score_map(name: str, score_map: Any, bounded: bool = True) -> np.nda
 
 
 def checked_boxes(name: str, boxes: Any) -> np.ndarray:
-    """Return boxes as an array `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; a single box becomes one row.
-
-    Args:
-        name: Name of the argument, for errors.
-        boxes: `(num_boxes, 4)`, `(4,)`, or empty.
-
-    Raises:
-        ValueError: If the shape is another one, or a box ends before it begins or is not finite.
-    """
+    """Return boxes as `(num_boxes, 4)`, `(x_min, y_min, x_max, y_max)`; a single box `(4,)` becomes one row."""
     array = np.asarray(boxes)
     if array.size == 0:
         return np.zeros((0, 4))
@@ -94,14 +68,7 @@ def check_same_size(prediction: np.ndarray, reference: np.ndarray) -> None:
 
 
 def checked_fractions(fractions: Any) -> np.ndarray:
-    """Return the fractions at which a curve was measured, float64.
-
-    Args:
-        fractions: At least two numbers in [0, 1], each larger than the one before.
-
-    Raises:
-        ValueError: If they are anything else.
-    """
+    """Return the fractions at which a curve was measured, at least two rising numbers in [0, 1], float64."""
     array = np.asarray(fractions, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2 or array[0] < 0 or array[-1] > 1 or not (np.diff(array) > 0).all():
         raise ValueError(

@@ -16,11 +16,7 @@ __all__ = ["TopKAccuracy", "checked_top_k"]
 
 
 def checked_top_k(top_k: Sequence[int]) -> tuple[int, ...]:
-    """Return the values of k as a tuple.
-
-    Raises:
-        ValueError: If there is none, or one is not positive.
-    """
+    """Return the values of k, at least one, all positive, as a tuple."""
     if not top_k or any(k < 1 for k in top_k):
         raise ValueError(f"`top_k` must hold positive numbers, got {tuple(top_k)}.")
     return tuple(top_k)
@@ -41,9 +37,6 @@ class TopKAccuracy(RowMetric):
     Args:
         top_k: The values of k.
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If shapes do not fit, a label is not a class, or there are too few indices.
 
     Example:
         >>> metric = TopKAccuracy(top_k=(1, 2))

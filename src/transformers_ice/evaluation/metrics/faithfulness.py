@@ -45,22 +45,18 @@ class _CurveArea(RowMetric):
 
 
 class PerturbationAuc(_CurveArea):
-    """Area under the accuracy while the most, or the least, relevant pixels turn black, as `perturbation_auc`.
+    """Area under the accuracy while pixels turn black in an order of relevance, as `perturbation_auc`.
 
     In percent times the fraction of pixels: a model that is always right scores 90 over the fractions from 0 to 0.9.
-    If the most relevant pixels are removed first ("positive"), smaller is better; if the least relevant ones are
-    ("negative"), larger is better. The metric is the same for both.
+    With the most relevant pixels first ("positive") smaller is better, with the least relevant ("negative") larger.
 
     Predictions:
         Per example one number at each of the fractions, the clean image first: 1 where the model is right and 0 where
         not, or any other score. References are not needed.
 
     Args:
-        fractions: The fractions of pixels that are removed, increasing.
+        fractions: The fractions of pixels that are removed, rising within [0, 1].
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If the fractions do not rise within [0, 1], or the numbers of an example do not fit them.
 
     Example:
         >>> metric = PerturbationAuc(fractions=(0.0, 0.5, 1.0))
@@ -88,13 +84,8 @@ class InsertionDeletionAuc(_CurveArea):
 
     Args:
         kind: "insertion" or "deletion": the name of the score.
-        fractions: The fractions of pixels that are inserted or deleted, from 0 to 1. Unequal steps are weighed by
-            their width.
+        fractions: The fractions of pixels that are inserted or deleted, rising from 0 to 1.
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If the kind is unknown, the fractions do not rise from 0 to 1, or an example does not fit them or
-            is outside [0, 1].
 
     Example:
         >>> metric = InsertionDeletionAuc("deletion", fractions=(0.0, 0.5, 1.0))

@@ -25,14 +25,14 @@ class MaxBoxAccuracy(RowMetric):
 
     The map becomes grey levels, `uint8(255 x map)`. At a threshold t, the pixels above `int(t x largest level)` are
     foreground, and boxes are drawn around its contours; without a contour the box is the first pixel. Boxes end with
-    the last pixel of the map at most, IoUs count pixels at both ends, and any of the true boxes will do:
+    the last pixel of the map at most, IoUs count pixels at both ends, any true box will do. All scores are in [0, 1]:
 
     - `max_box_acc`: box of the largest contour, IoU at least 0.5, at `max_box_acc_threshold` (the first best one);
     - `max_box_acc_v2_30`, `_50`, `_70`: the best of the boxes of all contours, IoU at least 0.3, 0.5 and 0.7, each at
       its own best threshold;
     - `max_box_acc_v2`: their mean.
 
-    All fractions are in [0, 1]. The threshold is chosen on the images that are scored, so they are upper bounds.
+    The threshold is chosen on the images that are scored, so they are upper bounds.
 
     Predictions:
         One map per image, `(height, width)`, in [0, 1], as `normalize_score_map` returns it.
@@ -44,9 +44,6 @@ class MaxBoxAccuracy(RowMetric):
     Args:
         step: Distance of the thresholds, `np.arange(0, 1, step)`. The published tools use 0.01 and 0.001.
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If the step is out of range, a map is outside [0, 1] or has NaN, or an image has no box.
 
     Source: `clovaai/wsolevaluation` (`evaluation.py`); Choe et al., "Evaluating Weakly Supervised Object Localization
     Methods Right", CVPR 2020 (V1), and its journal version (V2).
@@ -96,12 +93,6 @@ class CorLoc(RowMetric):
     References:
         The boxes of one image, `(num_boxes, 4)`, half-open (of PASCAL VOC: 1 less at `xmin` and `ymin` only).
 
-    Args:
-        **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If a shape is another one, a box ends before it begins, or an image has no true box.
-
     Example:
         >>> CorLoc().compute(predictions=[[0, 0, 4, 4], [0, 0, 2, 2]], references=[[[0, 0, 4, 2]], [[0, 0, 4, 4]]])
         {'corloc': 0.5}
@@ -124,10 +115,10 @@ class CorLoc(RowMetric):
 class PointingGame(RowMetric):
     """Fraction of images whose map is largest on the object, as `pointing_game` in [0, 1].
 
-    Where several pixels share the maximum, the fraction of them that hit counts, which is what a random choice of one
-    would score: a constant map gets the object's fraction of the image. (Common implementations take the first one,
-    the corner of a patch in maps of whole patches.) A map with NaN is a miss. Ignored pixels are no candidates for the
-    maximum. An image without an object pixel is excluded from the mean; where that holds for all, the score is NaN.
+    Where several pixels share the maximum, the fraction of them that hit counts, as a random choice of one would: a
+    constant map gets the object's fraction of the image. (Common implementations take the first one.) A map with NaN
+    is a miss. Ignored pixels are no candidates for the maximum. An image without an object pixel is excluded from the
+    mean; where that holds for all, the score is NaN.
 
     Predictions:
         One map per image, `(height, width)`, any real numbers, larger on what is relevant.
@@ -139,9 +130,6 @@ class PointingGame(RowMetric):
         tolerance: How far, in pixels, a maximum may lie from the nearest pixel of the object (Euclidean distance of
             centres). The published game allows 15 on images of their own size.
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If the tolerance is negative, sizes differ, or a mask holds another value.
 
     Example:
         >>> PointingGame().compute(predictions=[[[0.1, 0.9], [0.2, 0.9]]], references=[[[0, 1], [0, 0]]])
@@ -169,11 +157,7 @@ class PointingGame(RowMetric):
 
 
 def grey_levels(score_map: Any) -> np.ndarray:
-    """Return a map in [0, 1] as `uint8(255 x map)`, rounded down.
-
-    Raises:
-        ValueError: If it has another number of axes, is outside [0, 1] or has NaN.
-    """
+    """Return a map in [0, 1], without NaN, as `uint8(255 x map)`, rounded down."""
     array = checked_score_map("predictions", score_map)
     if np.isnan(array).any():
         raise ValueError("Maps in `predictions` must not hold NaN. `normalize_score_map` makes such maps 0.")

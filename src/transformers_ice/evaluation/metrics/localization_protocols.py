@@ -24,8 +24,7 @@ __all__ = ["LOCALIZATION_PROTOCOLS", "LocalizationAccuracy", "LocalizationProtoc
 class LocalizationProtocol:
     """Rules of one code base for drawing and judging a box.
 
-    All of them count pixels at both ends in an IoU, accept any of the true boxes, and require an IoU of at least 0.5
-    for GT-known.
+    All count pixels at both ends in an IoU, accept any true box, and require an IoU of at least 0.5 for GT-known.
 
     Attributes:
         threshold: Its default threshold of the maps; `None` where it has none.
@@ -49,17 +48,11 @@ class LocalizationProtocol:
     source: str
 
     def box(self, score_map: Any, threshold: float | None = None) -> np.ndarray:
-        """Return the box of a map.
+        """Return the box of a map, `(4,)`, int64, `(x_min, y_min, x_max, y_max)`.
 
         Args:
             score_map: `(height, width)`, in [0, 1].
-            threshold: In [0, 1); `None` takes that of the protocol.
-
-        Returns:
-            `(4,)`, int64, `(x_min, y_min, x_max, y_max)`.
-
-        Raises:
-            ValueError: If there is no threshold, or the map is not one.
+            threshold: In [0, 1); `None` takes that of the protocol, where it has one.
         """
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
@@ -67,7 +60,11 @@ class LocalizationProtocol:
                 "`threshold` must be given for this protocol, got None: it has no default. Choose it on images "
                 "that are not scored, or pass boxes."
             )
-        mask = self._foreground(score_map, threshold)
+        if self.grey_levels:
+            levels = grey_levels(score_map)
+            mask = levels > int(threshold * levels.max())  # truncated, as in the published code
+        else:
+            mask = checked_score_map("predictions", score_map) > threshold
         if self.region == "largest_component":
             box = largest_component_box(mask, connectivity=8)
         else:
@@ -78,12 +75,6 @@ class LocalizationProtocol:
             # a tuple of zeros counts as true: only `None` means the whole map
             box = np.array(self.box_of_nothing or (0, 0, width, height))
         return clipped_to_last_pixel(box, mask.shape) if self.ends_with_last_pixel else box
-
-    def _foreground(self, score_map: Any, threshold: float) -> np.ndarray:
-        if not self.grey_levels:
-            return checked_score_map("predictions", score_map) > threshold
-        levels = grey_levels(score_map)
-        return levels > int(threshold * levels.max())  # truncated, as in the published code
 
 
 LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = {
@@ -128,8 +119,7 @@ class LocalizationAccuracy(RowMetric):
     - `gt_known_loc`: the box for the true class is right, whatever class is predicted;
     - `top_1_loc`, `top_5_loc`, ...: the true class is among the k best, and its box is right.
 
-    All in [0, 1]. Published numbers of these code bases are often made with a checkpoint or threshold that was chosen
-    on the very images that are scored.
+    All in [0, 1]. Published numbers often come from a checkpoint or threshold chosen on the images that are scored.
 
     Predictions:
         One mapping per image:
@@ -150,10 +140,6 @@ class LocalizationAccuracy(RowMetric):
             that of the protocol for CUB-200-2011; "wsolevaluation" has none, and maps need one there.
         top_k: The values of k.
         **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If the protocol is unknown, the threshold is missing or out of range, or an entry lacks a key, has
-            a wrong shape, or holds a map per class where the protocol has one map per image.
 
     Source: the table `LOCALIZATION_PROTOCOLS`.
     """

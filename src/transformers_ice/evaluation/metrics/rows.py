@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics that reduce each example to a small row of numbers as soon as they see it.
 
-`evaluate.Metric` keeps every prediction until `compute()`. A mask or a row of scores is large, and a score over
-a whole set needs only a few numbers of it; so only those are stored, in `evaluate`'s own table, and gathering
-over processes (`num_process`, `process_id`) still works. A score is a function of the rows alone: they can be kept on
-disk, joined and resampled, and their order does not change a digit.
+`evaluate.Metric` keeps every prediction until `compute()`, and masks are large. Here only the rows are stored, in
+`evaluate`'s own table, so gathering over processes still works. A score is a function of the rows alone: they can be
+kept on disk, joined and resampled, and their order does not change a digit.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ __all__ = ["MeanOf", "RowMetric", "exact_mean"]
 
 
 def exact_mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN, the same for any order; NaN if there is none.
-
-    Args:
-        values: One axis, float.
-    """
+    """Return the mean of the values `(num_values,)` that are not NaN, the same for any order; NaN if there is none."""
     counted = values[~np.isnan(values)]
     # `fsum` rounds once, at the end: processes may deliver their rows in any order
     return math.fsum(counted.tolist()) / len(counted) if len(counted) else math.nan
@@ -39,8 +34,7 @@ class RowMetric(evaluate.Metric):
     stacked rows into scores in `_score`. The docstring of each metric defines predictions and references.
 
     Args:
-        keep_in_memory: Keep the rows in memory, not in a file. The default does so wherever `evaluate` allows it,
-            which is in one process.
+        keep_in_memory: Keep the rows in memory, not in a file; by default where there is one process.
         **kwargs: Further options of `evaluate.Metric` (`num_process`, `process_id`, `experiment_id`, `timeout`, ...).
             With several processes, two metrics of one class that exist together need different `experiment_id`s.
 
@@ -66,14 +60,11 @@ class RowMetric(evaluate.Metric):
         """Reduce a batch to rows; nothing is stored.
 
         Args:
-            predictions: One entry per example.
+            predictions: One entry per example; a `ValueError` names a wrong shape or value.
             references: One entry per example, in the same order; optional where the metric needs none.
 
         Returns:
             The columns of `row_features`, each `(batch_size,)` or `(batch_size, length)`.
-
-        Raises:
-            ValueError: If the two differ in length, or an entry has the wrong shape or values.
         """
         if references is None:
             if self.uses_references:
@@ -87,17 +78,7 @@ class RowMetric(evaluate.Metric):
         return self._stacked(self._rows(predictions, references) if len(predictions) else {})
 
     def score(self, rows: Mapping[str, Any]) -> dict[str, float]:
-        """Score stacked rows; nothing is stored, and the order of the rows does not matter.
-
-        Args:
-            rows: The columns that `rows()` returns, of any number of examples.
-
-        Returns:
-            The scores by name.
-
-        Raises:
-            ValueError: If a column is missing, foreign or shorter than the others, or there is no row.
-        """
+        """Score the columns that `rows()` returns, of at least one example; the order of the rows does not matter."""
         if set(rows) != set(self.row_features):
             raise ValueError(f"`rows` must hold the columns {sorted(self.row_features)}, got {sorted(rows)}.")
         columns = {name: np.asarray(values) for name, values in rows.items()}
@@ -129,9 +110,6 @@ class RowMetric(evaluate.Metric):
 
         Returns:
             The scores by name; `None` in processes other than the first.
-
-        Raises:
-            ValueError: If only one of the two is given, or there is nothing to score.
         """
         if (predictions is None and references is not None) or (
             predictions is not None and references is None and self.uses_references
@@ -164,11 +142,7 @@ class RowMetric(evaluate.Metric):
 
     def _stacked(self, columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return columns as arrays of their types; empty ones where there are none."""
-        return {
-            # (num_examples,) or (num_examples, length), also where there are no examples
-            name: np.asarray(columns.get(name, ()), dtype=_row_dtype(feature)).reshape(-1, *_row_shape(feature))
-            for name, feature in self.row_features.items()
-        }
+        return {name: _column(columns.get(name, ()), feature) for name, feature in self.row_features.items()}
 
 
 class MeanOf(RowMetric):
@@ -176,10 +150,6 @@ class MeanOf(RowMetric):
 
     Predictions:
         A number per example, or NaN where there is none. References are not needed.
-
-    Args:
-        score_name: Name of the score.
-        **kwargs: Options of `RowMetric`.
 
     Example:
         >>> MeanOf("empty_masks").compute(predictions=[0, 1, 1, 0])
@@ -200,9 +170,8 @@ class MeanOf(RowMetric):
         return {self.score_name: exact_mean(rows["value"])}
 
 
-def _row_shape(feature: Any) -> tuple[int, ...]:
-    return (feature.length,) if isinstance(feature, datasets.List) else ()
-
-
-def _row_dtype(feature: Any) -> np.dtype:
-    return np.dtype((feature.feature if isinstance(feature, datasets.List) else feature).dtype)
+def _column(values: Any, feature: Any) -> np.ndarray:
+    """Return values as `(num_examples,)` or `(num_examples, length)`, also where there are no examples."""
+    if isinstance(feature, datasets.List):
+        return np.asarray(values, dtype=feature.feature.dtype).reshape(-1, feature.length)
+    return np.asarray(values, dtype=feature.dtype)

@@ -36,12 +36,6 @@ class ForegroundSegmentation(RowMetric):
     References:
         One mask per image, of the size of its prediction: 1 foreground, 0 background, -1 ignored, or bool.
 
-    Args:
-        **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If sizes differ, or a mask holds another value.
-
     Example:
         >>> metric = ForegroundSegmentation()
         >>> metric.add_batch(predictions=[[[1, 1], [0, 0]]], references=[[[1, 0], [0, -1]]])
@@ -61,11 +55,14 @@ class ForegroundSegmentation(RowMetric):
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         # Python integers from here on: quotients of them are rounded once
         true_fg, false_fg, false_bg, true_bg = (int(rows[name].sum(dtype=np.int64)) for name in self.row_features)
-        ious = [_ratio(hits, hits + false_fg + false_bg) for hits in (true_bg, true_fg)]  # background, foreground
-        present = [iou for iou in ious if not math.isnan(iou)]
+        wrong = false_fg + false_bg
+        if not true_fg + true_bg + wrong:
+            return {"pixel_accuracy": math.nan, "mean_iou": math.nan}
+        # of background and foreground, where either is present
+        ious = [hits / (hits + wrong) for hits in (true_bg, true_fg) if hits + wrong]
         return {
-            "pixel_accuracy": _ratio(true_fg + true_bg, true_fg + true_bg + false_fg + false_bg),
-            "mean_iou": sum(present) / len(present) if present else math.nan,
+            "pixel_accuracy": (true_fg + true_bg) / (true_fg + true_bg + wrong),
+            "mean_iou": sum(ious) / len(ious),
         }
 
 
@@ -76,10 +73,7 @@ class ForegroundF1(RowMetric):
     image where neither mask has any foreground has no F1 and is excluded from the mean (scikit-learn gives it 0);
     where that holds for all images, the score is NaN.
 
-    Predictions, references and errors are those of `ForegroundSegmentation`.
-
-    Args:
-        **kwargs: Options of `RowMetric`.
+    Predictions and references are those of `ForegroundSegmentation`.
 
     Source: ImageNet-Segmentation protocol of `hila-chefer/Transformer-Explainability` (`utils/metrices.py`). There the
     script calls `get_f1_scores` on an image without a batch axis, which makes every row of pixels an image of its own.
@@ -109,12 +103,6 @@ class ForegroundAveragePrecision(RowMetric):
 
     References:
         One mask per image, of the size of its map: 1 foreground, 0 background, -1 ignored, or bool.
-
-    Args:
-        **kwargs: Options of `RowMetric`.
-
-    Raises:
-        ValueError: If sizes differ, a mask holds another value, or a map is outside [0, 1].
 
     Example:
         >>> metric = ForegroundAveragePrecision()
@@ -154,9 +142,6 @@ class ObjectJaccard(RowMetric):
             code that made them compares a bool mask with 255 where it means to find void pixels.
         **kwargs: Options of `RowMetric`.
 
-    Raises:
-        ValueError: If shapes do not fit, a mask holds another value, or a segmentation is not made of integers.
-
     Example:
         >>> metric = ObjectJaccard()
         >>> metric.compute(predictions=[[[1, 1], [0, 0]]], references=[[[3, 255], [3, 0]]])
@@ -187,10 +172,6 @@ class ObjectJaccard(RowMetric):
         return {"jaccard": exact_mean(rows["jaccard"])}
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
-
-
 def _pixel_counts(prediction: Any, reference: Any) -> dict[str, int]:
     """Count rightly and wrongly predicted pixels of one image, by class; ignored ones do not count."""
     predicted = checked_mask("predictions", prediction) == 1
@@ -210,6 +191,10 @@ def _pixel_counts(prediction: Any, reference: Any) -> dict[str, int]:
 
 def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
     """Return the average precision over both channels; NaN where no pixel counts."""
+    try:  # not at the top: training imports this module without the libraries of the evaluation
+        from sklearn.metrics import average_precision_score
+    except ImportError as error:
+        raise ImportError("Average precision needs scikit-learn: pip install transformers-ice[eval]") from error
     counts = truth != IGNORED
     if not counts.any():
         return math.nan
@@ -218,15 +203,7 @@ def _average_precision(score_map: np.ndarray, truth: np.ndarray) -> float:
     scores = np.concatenate([1 - foreground_scores, foreground_scores])
     if not score_map.max() > score_map.min():  # constant, or NaN somewhere
         scores = np.zeros_like(scores)
-    return float(_scikit_learn_average_precision(np.concatenate([~is_foreground, is_foreground]), scores))
-
-
-def _scikit_learn_average_precision(is_positive: np.ndarray, scores: np.ndarray) -> float:
-    try:  # not at the top: training imports this module without the libraries of the evaluation
-        from sklearn.metrics import average_precision_score
-    except ImportError as error:
-        raise ImportError("Average precision needs scikit-learn: pip install transformers-ice[eval]") from error
-    return average_precision_score(is_positive, scores)
+    return float(average_precision_score(np.concatenate([~is_foreground, is_foreground]), scores))
 
 
 def _candidate_masks(prediction: Any) -> np.ndarray:

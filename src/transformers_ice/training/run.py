@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
+from transformers.utils import logging
 
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
 from ..data.images.loading import build_data_sets, load_images
@@ -17,13 +18,15 @@ from .arguments import DataArguments, IceTrainingArguments, ModelArguments
 from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows
-from .progress import StepCountCallback
+from .progress import StepCountCallback, describe_kept
 from .run_settings import SettingsCallback, check_settings, describe_run
 from .stopping import StopCallback, StopRequest, writing_to
 from .trainer import IceTrainer, build_trainer, check_training_arguments
 
 
 __all__ = ["check_launch", "prepare_training", "run_training"]
+
+logger = logging.get_logger(__name__)
 
 
 def run_training(
@@ -73,6 +76,9 @@ def _train_and_save(
     with StopRequest().listening() as request:
         trainer.add_callback(StopCallback(request))
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    best = describe_kept(trainer)
+    if best is not None:
+        logger.warning(f"{best}.")
     with writing_to(training_args.output_dir):
         trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
@@ -83,7 +89,11 @@ def _train_and_save(
         if trainer.card_writer is not None:
             trainer.create_model_card()
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except ConnectionError as error:  # the run itself is complete
+            folder, repo_id = training_args.output_dir, trainer.hub_model_id
+            logger.warning(f"{error} To upload it: `python scripts/publish_checkpoint.py {folder} {repo_id}`.")
     return {**result.metrics, **evaluation}
 
 

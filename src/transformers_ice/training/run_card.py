@@ -23,6 +23,7 @@ from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
 from ..speed import describe_machine
 from .arguments import ModelArguments
+from .progress import describe_kept
 from .trainer import IceTrainer
 
 
@@ -77,6 +78,9 @@ class RunCard:
             "Learning rate": args.learning_rate,
             "Weight decay": args.weight_decay,
         }
+        kept = describe_kept(trainer)
+        if kept is not None:
+            settings["Weights"] = kept
         if self.model_args.objective is not None:
             settings["Objective"] = self.model_args.objective
         # the log also has training lines; the last evaluation is that of the final model

@@ -20,6 +20,7 @@ from ..console.output_files import write_json
 __all__ = [
     "LICENSE",
     "METRICS",
+    "RECORD_FILE",
     "Metric",
     "ModelRecord",
     "ResultEntry",
@@ -32,6 +33,9 @@ __all__ = [
     "write_record",
     "write_records",
 ]
+
+RECORD_FILE = "model_card.json"
+"""Record in the folder of a model, from which `scripts/write_model_card.py` writes its card; it is not published."""
 
 LICENSE = "apache-2.0"
 """Licence of the weights where a record names no other, as an identifier of the Hub."""

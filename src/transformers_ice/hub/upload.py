@@ -167,7 +167,7 @@ def _describe(error: Exception, repo_id: str, again: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, (JSONDecodeError, KeyError)):
         return f"What answered is not the Hub (a login page of the network, or a proxy?). {again}"
-    if "Timeout" in type(error).__name__:
+    if type(error).__name__.endswith("Timeout"):  # those of the HTTP client
         return f"The Hub did not answer within {TIMEOUT_S:g} s. {again}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"The Hub is switched off by HF_HUB_OFFLINE=1. Run `HF_HUB_OFFLINE=0 python ...`. {again}"
@@ -177,4 +177,4 @@ def _describe(error: Exception, repo_id: str, again: str) -> str:
         return f"Your token may not write to {repo_id!r}. Take a token with write access, or another owner. {again}"
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
         return f"There is no repository {repo_id!r}, or your token has no access to it. {again}"
-    return f"The Hub could not be reached, or refused: {error}. {again}"
+    return f"The Hub could not be reached, or refused: {' '.join(str(error).split())}. {again}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -129,8 +129,8 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
     if model_args.model_name_or_path is not None:
-        replaces_heads = model_args.ignore_mismatched_sizes
-        return load_weights(model_args.model_name_or_path, config, replaces_heads, **model_args.hub_options)
+        source, replaces_heads = model_args.model_name_or_path, model_args.ignore_mismatched_sizes
+        return load_weights(source, cast(IceDeiTConfig, config), replaces_heads, **model_args.hub_options)
     config.problem_type = "single_label_classification"
     # transformers chooses the first of a family's several classes (DeiT), but stumbles over a `None` here
     config.architectures = config.architectures or []

@@ -126,10 +126,12 @@ def no_bars() -> Iterator[None]:
 class SingleBarCallback(ProgressCallback):
     """One bar at a time: an evaluation during training has none of its own."""
 
-    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         """Move the bar of an evaluation outside training."""
         if self.training_bar is None:
-            super().on_prediction_step(args, state, control, **kwargs)
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
 
 class StepCountCallback(TrainerCallback):

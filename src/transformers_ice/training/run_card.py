@@ -20,7 +20,7 @@ from ..console.redaction import known_secrets, redact_arguments, redact_text
 from ..data.images.arguments import DataArguments
 from ..hub.card import build_card, for_repository, read_facts
 from ..hub.pictures import draw_explanations, write_example_image
-from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
+from ..hub.records import RECORD_FILE, ModelRecord, TrainingRecord, entries_from_training, write_record
 from ..speed import describe_machine
 from .arguments import ModelArguments
 from .progress import describe_kept
@@ -28,9 +28,6 @@ from .trainer import IceTrainer
 
 
 __all__ = ["MARK", "RECORD_FILE", "RunCard", "describe_hardware"]
-
-RECORD_FILE = "model_card.json"
-"""Record that a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 

@@ -63,15 +63,14 @@ def describe_run(model: Any, args: IceTrainingArguments, data_args: DataArgument
         settings |= {"shuffle_buffer_size": data_args.shuffle_buffer_size}
         settings |= {"dataloader_num_workers": args.dataloader_num_workers}
     # the order of these images depends on the parts, not on their product alone
-    parts_matter = (
-        data_args.streaming or args.repeated_augmentation != 1 or data_args.mixup_alpha + data_args.cutmix_alpha
-    )
+    mixes_batches = bool(data_args.mixup_alpha or data_args.cutmix_alpha)
+    parts_matter = data_args.streaming or args.repeated_augmentation != 1 or mixes_batches
     values = {
         "classes": read_class_names(model.config),
         "model": _model_fields(model.config.to_dict()),
         "settings": settings,
         "batch": batch,
-        "batch_parts_matter": bool(parts_matter),
+        "batch_parts_matter": parts_matter,
         "images": describe_images(images),
     }
     return json.loads(json.dumps(values, default=str))

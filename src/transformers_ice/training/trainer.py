@@ -156,7 +156,7 @@ class IceTrainer(Trainer):
     def _save_last_step(self) -> None:
         """Save the last whole step; alone, since other processes are in the middle of a step and would not answer."""
         if self.args.world_size == 1 and self.state.global_step > 0:
-            self._save_checkpoint(cast(nn.Module, self.model_wrapped), None)
+            self._save_checkpoint(self.model_wrapped, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def compute_loss(

@@ -144,7 +144,7 @@ class Evaluation:
         """Time every method on every checkpoint that it fits."""
         costs = {}
         for checkpoint, batch, methods in self.batches(count, "measuring costs"):
-            for method, cost in measure_costs(checkpoint.model, batch.pixel_values, methods).items():
+            for method, cost in measure_costs(checkpoint.model, batch.finite_pixel_values, methods).items():
                 costs[(checkpoint.name, method)] = cost
         return costs
 
@@ -152,9 +152,10 @@ class Evaluation:
         """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
         similarity = {}
         for checkpoint, batch, methods in self.batches(count, "checking sanity"):
+            found = randomization_similarity(checkpoint.model, batch.finite_pixel_values, methods)
             similarity[checkpoint.name] = {
                 method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
-                for method, stages in randomization_similarity(checkpoint.model, batch.pixel_values, methods).items()
+                for method, stages in found.items()
             }
         return similarity
 

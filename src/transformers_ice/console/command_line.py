@@ -41,6 +41,7 @@ def parse_dataclasses(
     argv: Sequence[str],
     description: str | None = None,
     positional: Sequence[str] = (),
+    alternatives: Sequence[Sequence[Sequence[str]]] = (),
 ) -> tuple[Any, ...]:
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
@@ -53,6 +54,8 @@ def parse_dataclasses(
             mapping from option names to values.
         description: Text above the list of options in `--help`.
         positional: Fields that may also be given without their name, in this order; a list takes all that remain.
+        alternatives: Groups of fields that exclude each other, for each of several choices: where an option gives a
+            field of one group, the file's fields of the others are dropped.
 
     Returns:
         One instance of each data class.
@@ -71,7 +74,17 @@ def parse_dataclasses(
     arguments = list(argv)
     try:
         if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-            arguments[:1] = _read_argument_file(Path(arguments[0]))
+            values = _read_argument_file(Path(arguments[0]))
+            given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments[1:]}
+            dropped = {
+                name
+                for choice in alternatives
+                if any(given & set(group) for group in choice)
+                for group in choice
+                if not given & set(group)
+                for name in group
+            }
+            arguments[:1] = _as_arguments({name: value for name, value in values.items() if name not in dropped})
         topic = _help_topic(arguments)
         if topic is not None:
             _print_help(parser, groups, topic)
@@ -215,8 +228,8 @@ def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
     return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
-def _read_argument_file(path: Path) -> list[str]:
-    """Return the entries of a YAML or JSON file as command-line arguments, so that both get the same checks."""
+def _read_argument_file(path: Path) -> dict[str, Any]:
+    """Return the entries of a YAML or JSON file."""
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
@@ -230,6 +243,11 @@ def _read_argument_file(path: Path) -> list[str]:
         raise ValueError(f"the argument file {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _as_arguments(values: dict[str, Any]) -> list[str]:
+    """Return entries of a file as command-line arguments, so that both get the same checks."""
     arguments: list[str] = []
     for name, value in values.items():
         if value is not None:

@@ -92,6 +92,11 @@ class InputBatch:
         """The square inputs, `(batch_size, num_channels, height, width)`."""
         return self._square([example.image for example in self.examples])
 
+    @property
+    def finite_pixel_values(self) -> Tensor:
+        """The inputs without those that hold NaN or infinity."""
+        return self.pixel_values[self.pixel_values.isfinite().flatten(1).all(dim=1)]
+
     @cached_property
     def published_pixel_values(self) -> Tensor:
         """The square inputs with the preprocessing of the published evaluation."""

@@ -113,7 +113,7 @@ def check_data(
         for (place, record, label), error in read_errors(bar, data_args.num_proc):
             where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
             try:
-                report.counts[split][part.labels.encode(label)] += 1
+                report.counts[split].update(part.labels.classes_of(label))
             except ValueError as fault:
                 report.faults.append(f"{where}: {fault}")
             if error is not None:

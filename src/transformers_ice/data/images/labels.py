@@ -150,6 +150,15 @@ class Labels:
             expected = f"one of {shorten(self.numbers or self.names)}"
         raise ValueError(f"the class {cell!r} is none of the {len(self.names)} classes, expected {expected}")
 
+    def classes_of(self, cell: Any) -> list[int]:
+        """Return the numbers of all classes of an image; raises as `encode` does."""
+        return [self.encode(cell)]
+
+    @staticmethod
+    def title(target: Any, names: Mapping[int, str]) -> str:
+        """Return the text that names the class of an image in figures, from what `encode` returned."""
+        return names[target]
+
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
         """Raise if a cell of a column names no class.
 

@@ -30,7 +30,7 @@ from typing import Any, Literal, TextIO, cast
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import pipeline
+from transformers import AutoModelForImageClassification, pipeline
 
 from .. import PatchExplanationPipeline
 from ..console.command_line import parse_dataclasses
@@ -73,9 +73,12 @@ class Explanations:
 
 def load_explainer(model: str) -> PatchExplanationPipeline:
     """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own."""
-    model = resolve_ice_model_name(model)
+    name = resolve_ice_model_name(model)
+    # not by `pipeline`, which answers every error with the tracebacks of its attempts
+    loaded: Any = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
     task: Any = "patch-explanation"  # transformers types its own tasks only
-    return pipeline(task, model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
+    options = {"pipeline_class": PatchExplanationPipeline, "trust_remote_code": False}
+    return pipeline(task, model=loaded, image_processor=name, **options)
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path]:

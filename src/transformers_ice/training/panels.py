@@ -63,7 +63,10 @@ class PanelCallback(TrainerCallback):
             logger.warning(f"No panels are drawn: {error}")
             return
         rows = panel_rows(model, images, spread_indices(len(images), self.num_images))
-        save_figure(explanation_panel(rows, model.config.id2label), file)
+        try:
+            save_figure(explanation_panel(rows, model.config.id2label), file)
+        except Exception as error:  # whatever a figure fails of, the run is worth more
+            logger.warning(f"The panel {file} could not be drawn: {type(error).__name__}: {error}")
 
 
 def spread_indices(length: int, number: int) -> list[int]:

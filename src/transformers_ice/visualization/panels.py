@@ -310,6 +310,10 @@ def method_panel(
         line[0].set_ylabel(
             plain_text(name.replace("_", " ")), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8
         )
+        for axis, relevance in zip(line, maps.get(name, ()), strict=False):
+            if not _stretch(relevance).any():
+                axis.set_xlabel("empty", fontsize=7, labelpad=1)
+    figure.supxlabel("each map from its own least value (dark) to its largest (bright)", fontsize=7)
     return figure
 
 

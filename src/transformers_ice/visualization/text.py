@@ -12,17 +12,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["add_legend", "plain_text"]
+__all__ = ["add_legend", "plain_text", "printable"]
 
 _NO_TEXT = {"Cc", "Cs", "Cn"}  # control characters, surrogates, non-characters: XML has no way to write them
 
 
-def plain_text(text: object) -> str:
-    r"""Return a text that matplotlib draws letter by letter: `$` is no formula, and a tab is drawn as `\t`."""
+def printable(text: object) -> str:
+    r"""Return a text without what cannot be drawn or written in XML: a tab becomes `\t`; lines stay lines."""
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in _NO_TEXT and char != "\n" else char
         for char in str(text)
-    ).replace("$", r"\$")
+    )
+
+
+def plain_text(text: object) -> str:
+    """Return a text that matplotlib draws letter by letter: `$` is no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def add_legend(place: Figure | Axes, entries: Sequence[tuple[str, Any]], **options: Any) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..console.output_files import replaced, write_text
 from ..visualization import outline_segments
-from ..visualization.panels import box_of
 from ..visualization.text import printable
 
 
@@ -108,8 +107,7 @@ class AnnotationFiles:
             name: Name of the file to write, without its ending.
             result: The result of the patch-explanation pipeline, with maps of the image's size.
         """
-        # the label is a class even without any mask where a [CLS] classifier predicts it, and the mask may lie
-        # outside of the image's classes where there is none: both are needed for an annotation
+        # a [CLS] classifier predicts a class of an image without foreground, too
         is_found = result["box"] is not None and result["label"] in self._categories
         if self.kind == "coco":
             self._add_to_coco(path, result, is_found)
@@ -139,7 +137,7 @@ class AnnotationFiles:
         height, width = result["mask"].shape
         self._images.append({"id": number, "file_name": str(path), "height": height, "width": width})
         if is_found:
-            left, top, right, bottom = box_of(result) or ()
+            left, top, right, bottom = _corners(result)
             annotation = {
                 "id": len(self._annotations) + 1,
                 "image_id": number,
@@ -151,6 +149,11 @@ class AnnotationFiles:
                 "score": round(float(result["score"]), 6),
             }
             self._annotations.append(annotation)
+
+
+def _corners(result: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (int(result["box"][name]) for name in ("xmin", "ymin", "xmax", "ymax"))
+    return left, top, right, bottom
 
 
 def _labelme(path: Path, folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def _labelme(path: Path, folder: Path, result: Mapping[str, Any]) -> dict[str, A
 
 
 def _voc(path: Path, result: Mapping[str, Any]) -> ElementTree.ElementTree:
-    left, top, right, bottom = box_of(result) or ()
+    left, top, right, bottom = _corners(result)
     height, width = result["mask"].shape
     # pixels are counted from 1 in Pascal VOC, and the last one belongs to the box
     box = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}

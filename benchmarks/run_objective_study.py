@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows
-from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, train_variant
+from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, positive, train_variant
 
 from transformers_ice.console.output_files import replaced, write_text
 from transformers_ice.training.objective_presets import OBJECTIVES
@@ -64,9 +64,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="models, rows and tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
-    parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
-    parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
+    parser.add_argument("--max_steps", type=positive, default=250, help="optimiser steps of 64 images")
+    parser.add_argument("--num_train", type=positive, default=12000, help="scenes to train on")
+    parser.add_argument("--num_eval", type=positive, default=10000, help="held-out scenes to measure on")
     parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them to skip")
     parser.add_argument(
         "--report_only", action="store_true", help="train nothing, make the table of the existing rows"

@@ -81,6 +81,13 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
 REFERENCE = "deit, as trained"
 
 
+def positive(text: str) -> int:
+    """Return a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the arguments of the command line by name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,9 +98,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--objective", default="balanced", choices=list(OBJECTIVES), help="objective of the ICE models"
     )
-    parser.add_argument("--max_steps", type=int, default=250, help="optimiser steps of 64 images")
-    parser.add_argument("--num_train", type=int, default=12000, help="scenes to train on")
-    parser.add_argument("--num_eval", type=int, default=10000, help="held-out scenes to measure on")
+    parser.add_argument("--max_steps", type=positive, default=250, help="optimiser steps of 64 images")
+    parser.add_argument("--num_train", type=positive, default=12000, help="scenes to train on")
+    parser.add_argument("--num_eval", type=positive, default=10000, help="held-out scenes to measure on")
     parser.add_argument("--skip_eval", type=int, default=0, help="held-out scenes before them to skip")
     return parser.parse_args(argv)
 

@@ -15,6 +15,7 @@ from scipy import stats
 from transformers_ice.evaluation import (
     BENCHMARKS,
     CEILING,
+    CONTROLS,
     ExplainedBatch,
     InputBatch,
     Processes,
@@ -128,9 +129,10 @@ def test_a_stopped_run_goes_on_where_it_was(ice, store, monkeypatch):
     arguments = ([ice], Pictures(10), ["segmentation"], ["brightness"], store)
     with pytest.raises(ValueError, match="the power went off"):
         run_benchmarks(*arguments, batch_size=2, num_resamples=0)
-    stopped = run_benchmarks(*arguments, batch_size=2, num_resamples=0)
+    # as JSON: there NaN is None, which equals itself
+    stopped = results_as_json(run_benchmarks(*arguments, batch_size=2, num_resamples=0))
     assert calls == [2] * 6  # two chunks, the failure, the other three
-    assert run_benchmarks(*arguments, batch_size=2, num_resamples=0) == stopped
+    assert results_as_json(run_benchmarks(*arguments, batch_size=2, num_resamples=0)) == stopped
     assert len(calls) == 6
 
 
@@ -139,7 +141,7 @@ def test_other_settings_do_not_take_old_rows(ice, store):
     first = run_benchmarks(*arguments, num_resamples=0)
     published = run_benchmarks(*arguments, Protocol(paper_compat=True), num_resamples=0)
     assert first != published
-    assert len(list(store.directory.iterdir())) == 2
+    assert len(list(store.directory.iterdir())) == 2 * (1 + len(CONTROLS))
 
 
 def test_all_foreground_is_background_only_in_the_published_way(ice, store, monkeypatch):
@@ -206,7 +208,7 @@ def test_component_of_a_cell_is_four_connected():
     assert _find_component(mask, (1, 2)).astype(int).tolist() == [[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
 
 
-def test_discovery_pads_clips_and_falls_back_to_the_image(ice, monkeypatch):
+def test_discovery_pads_clips_and_has_no_box_for_an_empty_map(ice, monkeypatch):
     """Of 45 x 37 pixels the grid has 6 x 5 patches of 8, the last ones partly padding."""
     grids = []
 
@@ -224,7 +226,7 @@ def test_discovery_pads_clips_and_falls_back_to_the_image(ice, monkeypatch):
     corner[0, 0] = 2  # a smaller component with the most relevant patch
     for grid, largest, confident, empty in (
         (corner, (24, 32, 37, 45), (0, 0, 8, 8), 0),
-        (torch.zeros(6, 5), (0, 0, 37, 45), (0, 0, 37, 45), 1),
+        (torch.zeros(6, 5), (), (), 1),
     ):
         grids[:] = [grid]
         observed = benchmark.observe(ExplainedBatch(InputBatch(ice, [example], Protocol()), "listed"))
@@ -301,8 +303,9 @@ def test_ice_methods_run_on_ice_only_and_the_ceiling_once(ice, vit, store):
         [ice, vit], Pictures(4), ["segmentation"], ["ice", "rollout", CEILING], store, num_resamples=0
     )
     assert [(result.checkpoint, result.method) for result in results] == [
-        ("ice", "ice"), ("ice", "rollout"), ("ice", CEILING), ("vit", "rollout")
-    ]  # fmt: skip
+        *(("ice", method) for method in ("ice", "rollout", CEILING, *CONTROLS)),
+        *(("vit", method) for method in ("rollout", *CONTROLS)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,10 +358,18 @@ def test_report_names_the_best_and_hides_nothing(ice, vit, store):
     costs = {("ice", "ice"): Cost(1.0, 1.01, 0.01, 2.0, 1.0)}
     text, markdown = text_table(results, costs), markdown_table(results, costs)
     assert "(the classifier)" in text
-    assert "1.0100" in text
-    assert markdown.count("**") == 8  # one winner in each of four columns; the ceiling does not compete
-    assert "| ice | `ceiling` | 1.000 (1.000 to 1.000)" in markdown
+    assert "1.0100 ± 0.0100" in text
     lines = {(line["checkpoint"], line["method"]): line for line in results_as_json(results, costs)}
+    competing = [("ice", "ice"), ("ice", "rollout"), ("vit", "rollout")]
+    bold = 0
+    for name in ("pixel_accuracy", "mean_average_precision", "mean_iou", "mean_f1"):
+        differences = [lines[key]["scores"][name]["difference_to_best"] for key in competing]
+        assert max(difference["value"] for difference in differences) == 0
+        bold += sum(difference["low"] <= 0 <= difference["high"] for difference in differences)
+    assert markdown.count("**") == 2 * bold  # ceiling and controls do not compete
+    assert "| ice | `ceiling` | 1.000 (1.000 to 1.000)" in markdown
+    assert "| vit | `whole_image` (control) |" in markdown
+    assert not any("difference_to_best" in score for score in lines["vit", "random"]["scores"].values())
     assert lines["ice", "ice"]["cost"]["forward_passes"] == 1.01
     assert lines["vit", "rollout"]["scores"]["mean_iou"]["num_examples"] == 5
     assert 0 <= lines["vit", ""]["scores"]["top_1"]["value"] <= 1

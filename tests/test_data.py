@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers_ice.data.images.folders import load_hub_images, load_image_fol
 from transformers_ice.data.images.labels import Labels, count_cells
 from transformers_ice.data.images.loading import check_columns
 from transformers_ice.data.images.pixels import BadImage, find_bad_images, remove_bad_images
-from transformers_ice.training import DataArguments, load_image_tables
+from transformers_ice.training import DataArguments, check_data, load_image_tables
 
 
 def write_image(path: Path, color: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
@@ -87,6 +88,170 @@ def test_folders_without_classes_or_images_are_refused(tmp_path):
     write_image(tmp_path / "flat" / "1.png")
     with pytest.raises(ValueError, match=r"one subfolder per class, but 1 are in .*flat itself, e.g. .*1\.png"):
         load_image_folder(tmp_path / "flat")
+
+
+@pytest.mark.parametrize("names", [("cat/indoor", "dog/outdoor"), ("cat/day", "cat/night", "dog/day", "dog/night")])
+def test_the_class_is_the_outermost_folder(tmp_path, names):
+    table = load_image_folder(write_folder(tmp_path, names))
+    assert table.features["label"].names == ["cat", "dog"]
+    paths = table.cast_column("image", Image(decode=False))["image"]
+    for record, label in zip(paths, table["label"], strict=True):
+        assert Path(record["path"]).relative_to(tmp_path).parts[0] == ["cat", "dog"][label]
+
+
+def test_links_are_followed_once_and_what_is_passed_over_is_named(tmp_path):
+    folder, notes = write_folder(tmp_path / "photos", ("cat", "__x", ".x")), []
+    os.symlink(write_folder(tmp_path / "pool", ("eel",)) / "eel", folder / "eel")
+    os.symlink("..", folder / "cat" / "up")
+    os.symlink(folder / "cat", folder / "eel" / "back")
+    os.symlink("nothing.png", folder / "cat" / "broken.png")
+    os.symlink("itself.png", folder / "cat" / "itself.png")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    (folder / "cat" / "x.jpg").mkdir()
+    (folder / "empty").mkdir()
+    for name in ("notes.txt", "no_ending", "more.zip", "b.TXT", ".c.png", "._d.png", ".DS_Store"):
+        (folder / "cat" / name).write_text("")
+    table = load_image_folder(folder, notes)
+    assert table.features["label"].names == ["__x", "cat", "eel"]
+    assert len(table) == 9
+    assert sorted(notes) == sorted(
+        [
+            "4 files of other types were left out: without an ending 1, .txt 2, .zip 1.",
+            "1 hidden folders were left out: .x.",
+            "1 hidden files were left out: cat/.c.png.",
+            "2 links lead to a folder that is listed already: cat/up, eel/back.",
+            "2 links lead to nothing: cat/broken.png, cat/itself.png.",
+            "1 are pipes or devices: cat/pipe.png.",
+            "1 folders are named like files: cat/x.jpg.",
+            "1 folders hold no image and are no class: empty.",
+        ]
+    )
+    report = check_data(DataArguments(train_dir=str(folder)), show_progress=False)
+    assert all(note in str(report) for note in notes)
+    assert report.exit_code == 0
+
+
+def test_images_of_all_endings_are_read(tmp_path):
+    for index, ending in enumerate(("avif", "jfif", "jpe", "JPG", "tif", "jp2", "webp", "bmp")):
+        write_image(tmp_path / "cat" / f"{index}.{ending}")
+    table = load_image_folder(tmp_path)
+    assert len(table) == 8
+    assert find_bad_images(table, "image") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/cat", "val/cat"), r"holds train/ and val/, .* `--train_dir .*/train --validation_dir .*/val`"),
+        (("Training/cat", "test/dog", "test"), r"holds Training/ and test/"),
+        (("train/cat", "valid/cat", "masks"), r"holds train/ and valid/"),
+        (
+            ("photos/cat", "photos/dog"),
+            r"The classes would be photos, .* Did you mean .*/photos, which holds cat, dog",
+        ),
+        (("images", "masks"), r"The classes would be images, masks"),
+        (("cat/\udcff",), r"The name 'cat/\\udcff' is no UTF-8"),
+    ],
+)
+def test_folders_of_other_layouts_are_refused(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_folder(write_folder(tmp_path, names))
+
+
+@pytest.mark.parametrize("names", [("metadata",), ("train", "test", "val"), ("train", "plane"), ("cat/a",)])
+def test_odd_names_of_classes_are_classes(tmp_path, names):
+    table = load_image_folder(write_folder(tmp_path, names))
+    assert table.features["label"].names == sorted(name.split("/")[0] for name in names)
+
+
+METADATA = [f"{name}/{index}.png" for name in ("cat", "dog") for index in range(3)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_metadata_is_added_to_the_classes_of_the_folders(tmp_path, ending):
+    write_folder(tmp_path)
+    rows = [(name, f"a, {number}") for number, name in enumerate(reversed(METADATA))]
+    if ending == "csv":
+        text = "\ufefffile_name,caption\n" + "".join(f'{name},"{caption}"\n' for name, caption in rows)
+    else:
+        text = "".join(f'{{"file_name": "{name}", "caption": "{caption}"}}\n' for name, caption in rows)
+    (tmp_path / f"metadata.{ending}").write_text(text)
+    table = load_image_folder(tmp_path)
+    assert table.column_names == ["image", "label", "caption"]
+    assert table["label"] == [1, 1, 1, 0, 0, 0]
+    assert table["caption"] == [f"a, {number}" for number in range(6)]
+
+
+def test_metadata_may_name_classes_and_masks(tmp_path):
+    for number in range(2):
+        write_image(tmp_path / f"{number}.png")
+        write_image(tmp_path / "masks" / f"{number}.png", mode="L", color=number)
+    lines = ["file_name,mask_file_name,label", "0.png,masks/0.png,cat", "1.png,masks/1.png,dog"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    table = load_image_folder(tmp_path)
+    assert table["label"] == ["cat", "dog"]
+    assert [np.asarray(mask).max() for mask in table["mask"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("caption\nx\n", "must have a column `file_name`, got caption"),
+        ("", "cannot be read as a table"),
+        ("file_name,a\n" + "".join(f"{name},1\n" for name in METADATA[:4]), r"none for dog/1\.png, dog/2\.png"),
+        ("file_name,a\n" + "".join(f"{name},1\n" for name in [*METADATA, "cat/0.png"]), "got 7 lines for 6"),
+        ("file_name,a\n../x.png,1\n", r"row 0: `file_name` must be the path of an image below .*got '\.\./x\.png'"),
+        ("file_name,a\nhttp://127.0.0.1/x.png,1\n", "must be the path of an image below"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(tmp_path, text, message):
+    write_folder(tmp_path)
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_image_folder(tmp_path)
+
+
+def test_evaluation_images_may_lack_a_class_but_not_have_another_one(tmp_path):
+    train, evaluation = (
+        write_folder(tmp_path / "a", ("cat", "dog", "eel")),
+        write_folder(tmp_path / "b", ("cat", "eel")),
+    )
+    (evaluation / "dog").mkdir()
+    tables = load_image_tables(DataArguments(train_dir=str(train), validation_dir=str(evaluation)), (16, 16))
+    assert tables.class_names == ["cat", "dog", "eel"]
+    assert set(tables.evaluation["label"]) == {0, 2}
+    report = check_data(DataArguments(train_dir=str(train), validation_dir=str(evaluation)), show_progress=False)
+    assert "1 classes without an image in evaluation (these are not scored): dog" in str(report)
+    with pytest.raises(ValueError, match="Only in training: none; only in evaluation: dog"):
+        load_image_tables(DataArguments(train_dir=str(evaluation), validation_dir=str(train)), (16, 16))
+
+
+def test_copies_in_two_classes_or_splits_are_named(tmp_path):
+    for place, color in (("a/cat/0", 1), ("a/dog/0", 1), ("a/dog/1", 2), ("b/cat/9", 3), ("b/dog/1", 2)):
+        write_image(tmp_path / f"{place}.png", color)
+    arguments = DataArguments(train_dir=str(tmp_path / "a"), validation_dir=str(tmp_path / "b"))
+    report = check_data(arguments, show_progress=False)
+    (note,) = report.notes
+    assert "2 images occur in two classes, or in training and evaluation" in note
+    assert (
+        note.index("a/dog/0.png") < note.index("a/cat/0.png") < note.index("b/dog/1.png") < note.index("a/dog/1.png")
+    )
+    assert report.exit_code == 0
+
+
+def test_other_data_have_another_fingerprint(tmp_path):
+    arguments = DataArguments(
+        train_dir=str(write_folder(tmp_path / "photos")), validation_dir=str(tmp_path / "photos")
+    )
+    before = load_image_tables(arguments, (16, 16)).fingerprint
+    assert before["training"]["images"] == before["evaluation"]["images"] == 6
+    assert load_image_tables(arguments, (16, 16)).fingerprint == before
+    write_image(tmp_path / "photos" / "cat" / "0.png", size=(30, 9))
+    changed = load_image_tables(arguments, (16, 16)).fingerprint["training"]
+    (tmp_path / "photos" / "cat" / "0.png").unlink()
+    fewer = load_image_tables(arguments, (16, 16)).fingerprint["training"]
+    assert len({before["training"]["digest"], changed["digest"], fewer["digest"]}) == 3
+    assert (changed["images"], fewer["images"]) == (6, 5)
 
 
 # --- unreadable images ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import base64
 import http.server
 import io
 import json
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from transformers import AutoImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 import transformers_ice  # noqa: F401 - registers the processor
+from transformers_ice.ice_deit import image_conversion
 from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image, read_rgb
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.ice_deit.patch_maps import nearest_to_image
@@ -267,9 +269,40 @@ def test_all_sources_give_the_same_image(tmp_path):
         assert np.array_equal(np.asarray(load_image(source)), values)
 
 
+def test_base64_may_be_broken_into_lines():
+    encoded = io.BytesIO()
+    Image.fromarray(noise(20, 30)).save(encoded, "PNG")
+    assert load_image(base64.encodebytes(encoded.getvalue()).decode()).size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    "path", ["http://127.0.0.1:9/a.png", "nowhere.png", "data:image/png;base64,AAAA", "AAAA", None]
+)
+def test_a_row_of_a_data_set_is_bytes_or_a_file(path, monkeypatch):
+    monkeypatch.setattr(image_conversion, "urlopen", lambda *_, **__: pytest.fail("a request was sent"))
+    with pytest.raises(ValueError, match="must hold the bytes of its image, or the path of an existing file"):
+        load_image({"bytes": None, "path": path})
+
+
+def test_photographs_of_phones_take_pillow_heif(tmp_path, monkeypatch):
+    """A stand-in of pillow-heif: HEIC itself cannot be written here."""
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for source in (tmp_path / "a.heic", (tmp_path / "a.heic").read_bytes()):
+        with pytest.raises(ValueError, match="HEIC images need pillow-heif: pip install pillow-heif"):
+            load_image(source)
+    opener, original = [], Image.open
+    module = SimpleNamespace(register_heif_opener=lambda: opener.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    monkeypatch.setattr(Image, "open", lambda file: Image.new("RGB", (3, 2)) if opener else original(file))
+    assert load_image(tmp_path / "a.heic").size == (3, 2)
+    assert ".heic" in image_conversion.IMAGE_ENDINGS
+
+
 def test_a_url_is_downloaded_with_its_depth(tmp_path):
     values = np.array([[0, 65535], [257, 514]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray(values).save(tmp_path / "deep grün.png")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -282,6 +315,7 @@ def test_a_url_is_downloaded_with_its_depth(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert np.array_equal(np.asarray(load_image(f"{address}/deep.png")), values)
+        assert np.array_equal(np.asarray(load_image(f"{address}/deep grün.png")), values)
         with pytest.raises(ValueError, match=r"Cannot download the image 'http://.*missing\.png'"):
             load_image(f"{address}/missing.png")
         server.shutdown()

@@ -8,7 +8,7 @@ import torch
 from explainer_models import pixels, tiny
 
 from transformers_ice.explainers import explain
-from transformers_ice.explainers.relevance_based import _ATTRIBUTION_RULES, _LRP_RULES, _trace, _walk_back
+from transformers_ice.explainers.relevance_based import _trace, _walk_back
 from transformers_ice.explainers.relevance_rules import (
     addition_rule,
     copy_rule,
@@ -164,7 +164,7 @@ def test_pixel_rule_by_definition_with_the_bounds_of_each_image():
 @pytest.mark.parametrize("family", ["vit", "deit", "deit_teacher", "ice", "ice_distilled"])
 def test_attribution_rules_conserve_the_one_that_they_start_from(family):
     trace = _trace(tiny(family).double(), pixels(3).double(), None)
-    steps = list(_walk_back(trace, _ATTRIBUTION_RULES))
+    steps = list(_walk_back(trace, joint=True))
     assert [step.index for step in steps] == [2, 1, 0]
     for step in steps:
         # what stays in the values and queries is not seen here, so only the tokens sum to 1; 1e-3 after many quotients
@@ -227,5 +227,5 @@ def test_second_classifier_of_zeros_takes_no_relevance(method, factor):
 
 def test_lrp_rules_double_relevance_at_each_linear_layer():
     trace = _trace(tiny("vit", num_hidden_layers=1).double(), pixels().double(), None)
-    (step,) = _walk_back(trace, _LRP_RULES)
+    (step,) = _walk_back(trace, joint=False)
     assert (step.hidden_states.sum(dim=(1, 2)).abs() > 1.5).all()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -68,18 +69,27 @@ def test_scenes_give_a_table_a_file_and_pictures(models, tmp_path, capsys):
     assert "6 images of scenes" in table
     report = json.loads((tmp_path / "results.json").read_text())
     lines = {(line["checkpoint"], line["method"]): line for line in report["results"]}
-    expected = {("one", method) for method in ("ice", "rollout", "full_lrp", "ceiling")}
-    assert set(lines) == expected | {("vit", "rollout"), ("vit", "full_lrp")}
+    controls = ("whole_image", "center_ellipse", "random")
+    expected = {("one", method) for method in ("ice", "rollout", "full_lrp", "ceiling", *controls)}
+    assert set(lines) == expected | {("vit", method) for method in ("rollout", "full_lrp", *controls)}
     for (checkpoint, method), line in lines.items():
         assert 0 <= line["scores"]["mean_iou"]["value"] <= 1
-        assert (line["cost"] is None) == (method == "ceiling")
+        assert (line["cost"] is None) == (method in ("ceiling", *controls))
         assert f"{line['scores']['corloc']['value']:.4f}" in table, checkpoint
     assert set(report["sanity"]["one"]["ice"]) == {"heads", "layer 1", "layer 0", "embeddings"}
     assert report["machine"]["torch"] == torch.__version__
     for name in ("scores.png", "methods.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
-    assert (tmp_path / "table.md").read_text().startswith("| checkpoint | method | pixel acc. |")
+    header, _, rest = (tmp_path / "table.md").read_text().partition("\n\n")
+    assert header.startswith(
+        "6 images of scenes (set scenes; split test; limit 6, the first ones). Intervals: 95 %, 5 "
+    )
+    assert f"torch {torch.__version__}" in header
+    assert f"{datetime.datetime.now(datetime.timezone.utc).year}-" in header
+    assert rest.startswith("| checkpoint | method | pixel acc. |")
+    assert "- `ceiling` is left out for vit (segmentation, discovery): that of one is the same" in rest
+    assert "- `ice` is left out for vit (segmentation, discovery): it needs an ICE checkpoint" in table
 
 
 def test_a_folder_of_ones_own_and_a_file_of_arguments(models, photos, tmp_path, capsys):
@@ -98,9 +108,35 @@ def test_a_folder_of_ones_own_and_a_file_of_arguments(models, photos, tmp_path, 
     assert rows == sorted(file.stat().st_mtime_ns for file in (tmp_path / "out/rows").rglob("*.npz"))
 
 
+def test_a_model_of_nan_weights_ends_with_an_error_and_keeps_the_others(models, tmp_path, capsys):
+    model = IceDeiTForImageClassification.from_pretrained(models / "ice")
+    with torch.no_grad():
+        model.deit.layers[0].attention.o_proj.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "nan")
+    words = ("--models", tmp_path / "nan", models / "ice", "--limit", 4, "--explainers", "ice", "rollout")
+    assert evaluate(*words, "--num_resamples", 5, "--num_pictures", 2, "--output_dir", tmp_path / "out") == 1
+    output = capsys.readouterr()
+    assert "Error: some rows have no scores" in output.err
+    assert "Error: nan, `ice` has no scores under segmentation" in output.out
+    lines = {(line["checkpoint"], line["method"]): line for line in results_in(tmp_path / "out")}
+    assert lines["nan", "ice"]["scores"] == {}
+    assert lines["ice", "ice"]["scores"]["mean_iou"]["value"] > 0
+
+
+def test_all_benchmarks_are_those_that_the_data_allow(models, photos, tmp_path, capsys):
+    words = ("--models", models / "vit", "--data_dir", photos, "--benchmark", "all", "--explainers", "rollout")
+    options = ("--num_resamples", 2, "--num_pictures", 0, "--measure_cost", "false")
+    assert evaluate(*words, *options, "--output_dir", tmp_path) == 0
+    output = capsys.readouterr().out
+    assert "- discovery is left out: photos" in output.replace(photos.name, "photos")
+    assert {"mean_iou", "jaccard"} <= set(results_in(tmp_path)[0]["scores"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--explainers", "gradcam"), "Did you mean 'grad_cam'?"),
         (("--explainers", "lime"), "`methods` must be some of"),
         (("--benchmark", "speed"), "`benchmarks` must be some of"),
         (("--dataset_name", "cub"), "needs `data_dir`"),

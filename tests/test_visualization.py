@@ -135,6 +135,8 @@ def test_a_mask_of_ones_is_drawn_bright_and_another_constant_map_dark():
     mask, constant = (axis.images[0].get_array() for axis in figure.axes[1:3])
     assert mask.mean() > 150
     assert constant.mean() < 20
+    assert [axis.get_xlabel() for axis in figure.axes[1:3]] == ["", "empty"]
+    assert "its own least value" in figure.get_supxlabel()
 
 
 # Outlines

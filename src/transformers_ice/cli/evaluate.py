@@ -20,21 +20,26 @@ The first command takes about two minutes on two cores (AMD EPYC, Turin).
 
 from __future__ import annotations
 
+import datetime
+import inspect
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
+from .. import __version__
 from ..console.exits import command
 from ..console.output_files import check_outputs, make_folder, write_json, write_text
-from ..data.benchmarks import load_evaluation_set
+from ..data.benchmarks import EVALUATION_SETS, load_evaluation_set
 from ..data.benchmarks.examples import EvaluationSet
 from ..evaluation import (
     BENCHMARKS,
@@ -48,9 +53,13 @@ from ..evaluation import (
     Protocol,
     Result,
     RowStore,
+    UndefinedExamplesError,
+    check_choices,
+    left_out,
     load_checkpoint,
     markdown_table,
     measure_costs,
+    missing_annotations,
     parse_evaluation_arguments,
     randomization_similarity,
     results_as_json,
@@ -113,17 +122,17 @@ def parse_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Checkpoints, data and methods of a run, for what is measured and drawn on the first images."""
+    """Checkpoints, data and methods of a run, for what is measured and drawn on a few images."""
 
     checkpoints: Sequence[Checkpoint]
     dataset: EvaluationSet
     methods: Sequence[str]
     protocol: Protocol
 
-    def first_batches(self, count: int) -> Iterator[tuple[Checkpoint, InputBatch, list[str]]]:
-        """Yield every checkpoint with its inputs for the first examples and the explainers that work on it."""
-        examples = [self.dataset[index] for index in range(min(count, len(self.dataset)))]
-        for checkpoint in self.checkpoints:
+    def batches(self, count: int, description: str = "") -> Iterator[tuple[Checkpoint, InputBatch, list[str]]]:
+        """Yield every checkpoint with its inputs for a few examples and the explainers that work on it."""
+        examples = list(self.dataset.spread(count))  # at equal distances: many sets are sorted by class
+        for checkpoint in tqdm(self.checkpoints, description, unit="checkpoint", disable=not description):
             fitting = [
                 method
                 for method in self.methods
@@ -134,27 +143,32 @@ class Evaluation:
     def measure(self, count: int) -> dict[tuple[str, str], Cost]:
         """Time every method on every checkpoint that it fits."""
         costs = {}
-        for checkpoint, batch, methods in self.first_batches(count):
-            for method, cost in measure_costs(checkpoint.model, batch.pixel_values, methods).items():
+        for checkpoint, batch, methods in self.batches(count, "measuring costs"):
+            for method, cost in measure_costs(checkpoint.model, batch.finite_pixel_values, methods).items():
                 costs[(checkpoint.name, method)] = cost
         return costs
 
     def check_sanity(self, count: int) -> dict[str, dict[str, dict[str, float | None]]]:
         """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
         similarity = {}
-        for checkpoint, batch, methods in self.first_batches(count):
+        for checkpoint, batch, methods in self.batches(count, "checking sanity"):
+            found = randomization_similarity(checkpoint.model, batch.finite_pixel_values, methods)
             similarity[checkpoint.name] = {
                 method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
-                for method, stages in randomization_similarity(checkpoint.model, batch.pixel_values, methods).items()
+                for method, stages in found.items()
             }
         return similarity
 
     def draw_methods(self, count: int, file: Path) -> None:
-        """Draw the maps of all methods on the first images."""
+        """Draw the maps of all methods; those that are undefined have none."""
         maps: dict[str, list[np.ndarray]] = {}
-        for checkpoint, batch, methods in self.first_batches(count):
+        for checkpoint, batch, methods in self.batches(count):
             for method in methods:
-                pixels = score_maps(ExplainedBatch(batch, method).relevance(), method, batch.input_size)
+                try:
+                    relevance = ExplainedBatch(batch, method).relevance()
+                except UndefinedExamplesError:
+                    continue
+                pixels = score_maps(relevance, method, batch.input_size)
                 maps[f"{checkpoint.name}: {method}"] = [
                     _on_image(grid, example.image.size, is_hard=EXPLAINERS[method].is_hard)
                     for grid, example in zip(pixels, batch.examples, strict=True)
@@ -174,19 +188,43 @@ def draw_scores(results: Sequence[Result], file: Path) -> None:
     scores: dict[str, dict[str, tuple[float, float, float]]] = {}
     for result in results:
         for name, interval in result.scores.items():
-            if result.method and name in SCORES:
+            if result.method and SCORES.get(name, ("", None))[1] is not None and not math.isnan(interval.value):
                 bars = scores.setdefault(name, {})
                 bars[f"{result.checkpoint}: {result.method}"] = (interval.value, interval.low, interval.high)
     if scores:
-        better = {True: "larger is better", False: "smaller is better"}
-        headings = {name: f"{SCORES[name][0]} ({better[SCORES[name][1]]})" for name in SCORES if name in scores}
+        better = {name: "larger" if SCORES[name][1] else "smaller" for name in scores}
+        headings = {name: f"{SCORES[name][0]} ({better[name]} is better)" for name in SCORES if name in scores}
         save_figure(score_bars(scores, headings), file)
 
 
-def write_report(arguments: EvaluationArguments, evaluation: Evaluation, results: Sequence[Result]) -> str:
+def describe_run(arguments: EvaluationArguments, dataset: EvaluationSet, protocol: Protocol) -> str:
+    """Return data, split, number of images, settings, versions and date: the header of the table."""
+    name = arguments.dataset_name or ("folder" if arguments.data_dir else "scenes")
+    parameter = inspect.signature(EVALUATION_SETS[name].build).parameters.get("split")
+    split = arguments.split or (parameter.default if parameter else None) or "published"
+    split = ", ".join(["" if name == "folder" else f"split {split}", *arguments.dataset_options]).strip(", ")
+    order = "the first ones" if name == "scenes" else "at equal distances"
+    sample = "all" if arguments.limit is None else f"limit {arguments.limit}, {order}"
+    standard = {field.name: field.default for field in fields(Protocol)}
+    changed = [f"{key} {value}" for key, value in asdict(protocol).items() if value != standard[key]]
+    details = "; ".join(part for part in (f"set {name}", split, sample) if part)
+    return (
+        f"{len(dataset)} images of {dataset.name} ({details}). Intervals: 95 %, {arguments.num_resamples} bootstrap "
+        f"resamples. Protocol: {', '.join(changed) or 'default'}. transformers-ice {__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, python {sys.version.split()[0]}, "
+        f"{datetime.datetime.now(datetime.timezone.utc).date()}."
+    )
+
+
+def write_report(
+    arguments: EvaluationArguments, evaluation: Evaluation, results: Sequence[Result], notes: Sequence[str]
+) -> str:
     """Measure costs, write everything into the output folder and return the table."""
     output_dir, costs = Path(arguments.output_dir), dict[tuple[str, str], Cost]()
+    header = describe_run(arguments, evaluation.dataset, evaluation.protocol)
     report = {
+        "description": header,
+        "notes": list(notes),
         "dataset": {"name": evaluation.dataset.name, "num_examples": len(evaluation.dataset)},
         "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in evaluation.checkpoints},
         "settings": asdict(arguments),
@@ -196,7 +234,7 @@ def write_report(arguments: EvaluationArguments, evaluation: Evaluation, results
 
     def write() -> None:
         write_json(output_dir / "results.json", {**report, "results": results_as_json(results, costs)})
-        write_text(output_dir / "table.md", markdown_table(results, costs))
+        write_text(output_dir / "table.md", markdown_table(results, costs, notes, header))
 
     write()  # first: the steps below need more memory and may fail
     count = min(COST_BATCH, arguments.batch_size)
@@ -208,40 +246,61 @@ def write_report(arguments: EvaluationArguments, evaluation: Evaluation, results
     if arguments.num_pictures:
         draw_scores(results, output_dir / "scores.png")
         evaluation.draw_methods(arguments.num_pictures, output_dir / "methods.png")
-    return text_table(results, costs)
+    return f"{header}\n\n{text_table(results, costs, notes)}"
 
 
-def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> str | None:
-    """Run the benchmarks and write everything; return the text to print, in the first process."""
+def choose_benchmarks(arguments: EvaluationArguments, dataset: EvaluationSet) -> tuple[list[str], list[str]]:
+    """Return the benchmarks to run, of "all" those that the data allow, and a note on each of the others."""
+    if arguments.benchmark != ["all"]:
+        return arguments.benchmark, []
+    missing = {name: missing_annotations(name, dataset) for name in BENCHMARKS}
+    possible = [name for name, lacking in missing.items() if not lacking]
+    if not possible:
+        raise ValueError(f"`benchmarks` need labels, masks or boxes, and {dataset.name!r} has none of them.")
+    notes = [f"{name} is left out: {dataset.name} has no {', '.join(own)}." for name, own in missing.items() if own]
+    return possible, notes
+
+
+def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> tuple[str, bool] | None:
+    """Run the benchmarks and write everything; return the text to print and success, in the first process."""
     state = PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     device = state.device if arguments.device == "auto" else parse_device(arguments.device)
     every = [*EXPLAINERS, CEILING]
     methods = [method for name in arguments.explainers for method in (every if name == "all" else [name])]
     methods = list(dict.fromkeys(methods))
-    benchmarks = list(BENCHMARKS) if arguments.benchmark == ["all"] else arguments.benchmark
+    named = [] if arguments.benchmark == ["all"] else arguments.benchmark
+    check_choices(named or list(BENCHMARKS), methods)  # before anything is loaded
     outputs = [make_folder(arguments.output_dir) / name for name in OUTPUTS]
     is_file = arguments.data_dir is not None and Path(arguments.data_dir).is_file()
     check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
     checkpoints = load_models(arguments.models, device)
-    dataset = load_data(arguments, checkpoints, benchmarks)
+    dataset = load_data(arguments, checkpoints, named)
+    benchmarks, notes = choose_benchmarks(arguments, dataset)
+    notes += left_out(checkpoints, dataset, benchmarks, methods, protocol)
     store = RowStore(Path(arguments.output_dir) / "rows")
     sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)
     results = run_benchmarks(checkpoints, dataset, benchmarks, methods, store, protocol, *sizes, processes=processes)
     if not state.is_main_process:
         return None
-    table = write_report(arguments, Evaluation(checkpoints, dataset, methods, protocol), results)
-    return f"\n{len(dataset)} images of {dataset.name}\n\n{table}\n\nEverything is in {arguments.output_dir}"
+    # a method that failed everywhere has no cost, and no figure
+    methods = [method for method in methods if any(result.method == method and not result.error for result in results)]
+    table = write_report(arguments, Evaluation(checkpoints, dataset, methods, protocol), results, notes)
+    return f"\n{table}\n\nEverything is in {arguments.output_dir}", not any(result.error for result in results)
 
 
 @command(stopped="Stopped. The rows so far are kept; the same command resumes.")
 def main(argv: list[str]) -> int:
     """Run the evaluation of the command line; return the exit code."""
     arguments, protocol = parse_evaluation_arguments(argv, __doc__)
-    table = evaluate(arguments, protocol)
-    if table is not None:
-        print(table)
-    return 0
+    finished = evaluate(arguments, protocol)
+    if finished is None:
+        return 0
+    table, is_complete = finished
+    print(table)
+    if not is_complete:
+        print("Error: some rows have no scores; the notes below the table say why.", file=sys.stderr)
+    return 0 if is_complete else 1
 
 
 if __name__ == "__main__":

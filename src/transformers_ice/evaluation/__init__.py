@@ -7,12 +7,12 @@ from .bootstrap import Interval, bootstrap
 from .checkpoints import Checkpoint, load_checkpoint
 from .comparison import ComparisonRow, compare_with_baselines, score_checkpoint
 from .cost import Cost, measure_costs
-from .inputs import ExplainedBatch, InputBatch
-from .maps import CEILING, majority_grid, score_maps
+from .inputs import ExplainedBatch, InputBatch, UndefinedExamplesError
+from .maps import CEILING, CONTROLS, majority_grid, score_maps
 from .protocol import Protocol, ProtocolArguments
-from .report import SCORES, markdown_table, results_as_json, text_table
+from .report import SCORES, markdown_table, result_notes, results_as_json, text_table
 from .row_store import RowKey, RowStore
-from .runner import BENCHMARKS, Processes, Result, run_benchmarks
+from .runner import BENCHMARKS, Processes, Result, check_choices, left_out, missing_annotations, run_benchmarks
 from .sanity import randomization_similarity
 from .scoring import Benchmark, observe_classes, observe_masks, score
 
@@ -20,6 +20,7 @@ from .scoring import Benchmark, observe_classes, observe_masks, score
 __all__ = [
     "BENCHMARKS",
     "CEILING",
+    "CONTROLS",
     "SCORES",
     "Benchmark",
     "Checkpoint",
@@ -35,17 +36,22 @@ __all__ = [
     "Result",
     "RowKey",
     "RowStore",
+    "UndefinedExamplesError",
     "bootstrap",
+    "check_choices",
     "compare_with_baselines",
     "format_table",
+    "left_out",
     "load_checkpoint",
     "majority_grid",
     "markdown_table",
     "measure_costs",
+    "missing_annotations",
     "observe_classes",
     "observe_masks",
     "parse_evaluation_arguments",
     "randomization_similarity",
+    "result_notes",
     "results_as_json",
     "run_benchmarks",
     "score",

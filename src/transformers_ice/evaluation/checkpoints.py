@@ -24,7 +24,7 @@ from ..model_names import resolve_model_name
 from .protocol import Protocol
 
 
-__all__ = ["Checkpoint", "class_logits", "labels_by_name", "load_checkpoint", "whole_image_processor"]
+__all__ = ["Checkpoint", "class_logits", "input_size", "labels_by_name", "load_checkpoint", "whole_image_processor"]
 
 logger = logging.get_logger(__name__)
 
@@ -111,6 +111,16 @@ def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published:
     """
     processor = checkpoint.image_processor
     settings = copy.deepcopy(processor.to_dict())
+    height, width = input_size(checkpoint, protocol)
+    settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
+    if published:
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
+    return type(processor).from_dict(settings)
+
+
+def input_size(checkpoint: Checkpoint, protocol: Protocol) -> tuple[int, int]:
+    """Return height and width of the square inputs, which must be whole patches."""
+    settings = checkpoint.image_processor.to_dict()
     size = settings.get("size") or {}
     height, width = as_pair(checkpoint.model.config.image_size)
     if protocol.image_size is not None:
@@ -123,10 +133,7 @@ def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published:
             f"`image_size` must be a multiple of the patch size {(patch_height, patch_width)} of {checkpoint.name!r}, "
             f"got {(height, width)}."
         )
-    settings |= {"size": {"height": height, "width": width}, "do_center_crop": False, "do_resize": True}
-    if published:
-        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # 2: bilinear
-    return type(processor).from_dict(settings)
+    return height, width
 
 
 def labels_by_name(model: PreTrainedModel, class_names: Sequence[str] | None) -> dict[int, int] | None:

@@ -6,6 +6,7 @@ Everything is computed on first use and cached: the benchmarks of one run share 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging
 
 from ..data.benchmarks.examples import Example
 from ..explainers import EXPLAINERS, evaluation_mode, explain
@@ -23,6 +23,8 @@ from ..ice_deit.patch_maps import ImageGeometry
 from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_processor
 from .maps import (
     CEILING,
+    CONTROLS,
+    control_map,
     explains_classes,
     get_patch_size,
     majority_grid,
@@ -34,12 +36,29 @@ from .maps import (
 from .protocol import Protocol
 
 
-__all__ = ["ExplainedBatch", "InputBatch"]
-
-logger = logging.get_logger(__name__)
+__all__ = ["ExplainedBatch", "InputBatch", "UndefinedExamplesError"]
 
 # an image of 16 megapixels in patches of 16 pixels; attention grows with the square of this number
 _MAX_PATCHES = 1 << 16
+
+
+class UndefinedExamplesError(ValueError):
+    """Error of a batch in which some inputs, predictions or maps are NaN or infinite; `examples` are theirs."""
+
+    def __init__(self, examples: Sequence[Example], of: str) -> None:
+        self.examples = examples
+        super().__init__(
+            f"{of} must be finite, got NaN or infinity for {len(examples)} images, such as {examples[0].image_id!r}. "
+            "Are the weights damaged, or is a deviation of the image processor 0?"
+        )
+
+
+def _check_finite(values: Tensor, examples: Sequence[Example], of: str) -> Tensor:
+    """Return values `(batch_size, ...)`; raise `UndefinedExamplesError` where they are not finite."""
+    undefined = ~values.isfinite().flatten(1).all(dim=1)  # (batch_size,)
+    if undefined.any():
+        raise UndefinedExamplesError([examples[index] for index in undefined.nonzero()[:, 0].tolist()], of)
+    return values
 
 
 class InputBatch:
@@ -73,6 +92,11 @@ class InputBatch:
         """The square inputs, `(batch_size, num_channels, height, width)`."""
         return self._square([example.image for example in self.examples])
 
+    @property
+    def finite_pixel_values(self) -> Tensor:
+        """The inputs without those that hold NaN or infinity."""
+        return self.pixel_values[self.pixel_values.isfinite().flatten(1).all(dim=1)]
+
     @cached_property
     def published_pixel_values(self) -> Tensor:
         """The square inputs with the preprocessing of the published evaluation."""
@@ -105,7 +129,11 @@ class InputBatch:
     @cached_property
     def logits(self) -> Tensor:
         """Logits of the classifier, `(batch_size, num_labels)`."""
-        return class_logits(self.checkpoint.model, self.pixel_values)
+        return self.predict(self.pixel_values)
+
+    def predict(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits of the batch with changed pixels; they must be finite."""
+        return _check_finite(class_logits(self.checkpoint.model, pixel_values), self.examples, "The logits")
 
     @cached_property
     def explained_classes(self) -> Tensor:
@@ -141,7 +169,7 @@ class ExplainedBatch:
 
     Args:
         inputs: The batch.
-        method: Name of an explainer, or "ceiling": the true mask on the patch grid, by the majority of pixels.
+        method: Name of an explainer or control, or "ceiling": the true mask on the patch grid, by majority.
     """
 
     def __init__(self, inputs: InputBatch, method: str) -> None:
@@ -181,6 +209,8 @@ class ExplainedBatch:
 
         Images of one size share a pass; those of the input's size are the inputs themselves.
         """
+        if self.method in CONTROLS:  # at the size of the image, without the padding
+            return [self._control(example, example.image.size[::-1]) for example in self.inputs.examples]
         pixels, examples = self.inputs.padded_pixel_values, self.inputs.examples
         if all(example.image.size[::-1] == self.inputs.input_size for example in examples):  # nothing to resize or pad
             return list(self._to_grid(self.relevance(), self.inputs.input_size))
@@ -203,13 +233,21 @@ class ExplainedBatch:
         model = self.inputs.checkpoint.model
         if self.method == CEILING:
             return torch.stack([self._true_grid(example, pixel_values, padded) for example in examples]).float()
+        if self.method in CONTROLS:
+            size = (pixel_values.shape[2], pixel_values.shape[3])
+            return torch.stack([self._control(example, size) for example in examples])
+        _check_finite(pixel_values, examples, "The pixel values")
+        _ = self.inputs.logits  # a map of a model without predictions explains nothing, even where it is finite
         options = {"seed": self.inputs.protocol.seed} if "seed" in EXPLAINERS[self.method].options else {}
         maps = explain(model, pixel_values, self.method, target=target, **options).detach().float().cpu()
-        undefined = maps.isnan().flatten(1).any(dim=1)  # (batch_size,)
-        for index in undefined.nonzero()[:, 0].tolist():
-            image_id = examples[index].image_id
-            logger.warning(f"{self.method} gives NaN for image {image_id!r}; it counts as no relevance.")
-        return maps.masked_fill(undefined[:, None, None], 0.0)
+        return _check_finite(maps, examples, f"The maps of {self.method}")
+
+    def _control(self, example: Example, size: tuple[int, int]) -> Tensor:
+        """Return the map of a control for an image of height and width `size`."""
+        patch_height, patch_width = self.patch_size
+        grid = (-(-size[0] // patch_height), -(-size[1] // patch_width))  # rounded up, as images are padded
+        seed = (self.inputs.protocol.seed, zlib.crc32(example.image_id.encode()))  # the same in every batch
+        return control_map(self.method, size, grid, seed)
 
     def _true_grid(self, example: Example, pixel_values: Tensor, padded: bool) -> Tensor:
         if example.mask is None:
@@ -221,6 +259,14 @@ class ExplainedBatch:
         else:  # masks are compared at the size of the input
             mask, geometry = resize_labels(mask, size), ImageGeometry.from_resize(size, size)
         return majority_grid(mask, geometry, model_grid_size(self.inputs.checkpoint.model, size))
+
+    def select(self, kept: Sequence[int]) -> ExplainedBatch:
+        """Return the batch of some of the examples."""
+        inputs = self.inputs
+        examples = [inputs.examples[index] for index in kept]
+        return ExplainedBatch(
+            InputBatch(inputs.checkpoint, examples, inputs.protocol, inputs.class_names), self.method
+        )
 
     @property
     def patch_size(self) -> tuple[int, int]:

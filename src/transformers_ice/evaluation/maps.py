@@ -20,7 +20,10 @@ from ..ice_deit.patch_maps import ImageGeometry, grid_size, nearest_to_image
 
 __all__ = [
     "CEILING",
+    "CENTER_SIDE",
+    "CONTROLS",
     "binary_maps",
+    "control_map",
     "explains_classes",
     "get_patch_size",
     "is_hard",
@@ -35,11 +38,30 @@ __all__ = [
 ]
 
 CEILING = "ceiling"
+"""The true mask on the patch grid: the best that any map on it can score."""
+
+CONTROLS = ("whole_image", "center_ellipse", "random")
+"""Maps that know nothing of image and model; a method that does not beat them has shown nothing."""
+
+CENTER_SIDE = 0.8  # axes of the ellipse, as a fraction of the sides of the image
 
 
 def is_hard(method: str) -> bool:
     """Return whether the maps of a method are masks: no threshold, and resized by the nearest patch."""
-    return method == CEILING or (method in EXPLAINERS and EXPLAINERS[method].is_hard)
+    return method in (CEILING, "whole_image", "center_ellipse") or (
+        method in EXPLAINERS and EXPLAINERS[method].is_hard
+    )
+
+
+def control_map(method: str, size: tuple[int, int], grid_size: tuple[int, int], seed: Sequence[int]) -> Tensor:
+    """Return the map of a control: `size` in pixels, 0 or 1; the random one `grid_size`, uniform in [0, 1)."""
+    if method == "whole_image":
+        return torch.ones(size)
+    if method == "random":
+        return torch.from_numpy(np.random.default_rng(seed).random(grid_size, dtype=np.float32))
+    # centres of the pixels, from -1 to 1 across the image
+    y, x = ((torch.arange(side) + 0.5) * 2 / side - 1 for side in size)
+    return (y[:, None] ** 2 + x[None, :] ** 2 <= CENTER_SIDE**2).float()
 
 
 def explains_classes(method: str, with_ice: bool = False) -> bool:

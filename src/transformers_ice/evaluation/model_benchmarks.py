@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoints import class_logits
 from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
 from .metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
@@ -119,4 +118,4 @@ def _perturbed_logits(hidden: Tensor, inputs: InputBatch) -> Tensor:
         return inputs.logits
     # (batch_size, height, width) -> (batch_size, 1, height, width), for all channels
     values = torch.where(hidden[:, None].to(inputs.black.device), inputs.black, inputs.pixel_values)
-    return class_logits(inputs.checkpoint.model, values)
+    return inputs.predict(values)

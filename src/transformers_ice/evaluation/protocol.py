@@ -21,9 +21,10 @@ class Protocol:
     """Protocol by which explanations are scored.
 
     Args:
-        paper_compat: Repeat three quirks of the published evaluation, to compare with numbers made by it: images are
+        paper_compat: Repeat four quirks of published evaluations, to compare with numbers made by them: images are
             normalised with mean and deviation 0.5 and resized bilinearly (segmentation), an image whose patches are
-            all foreground counts as all background (segmentation), and void pixels count in the union (Jaccard).
+            all foreground counts as all background (segmentation), void pixels count in the union (Jaccard), and an
+            empty map gets the box of the whole image (localization, rule "sat").
         image_size: Side of the square input in pixels; `None` takes that of the image processor. The Jaccard protocol
             of PASCAL VOC uses 512 for patches of 16 pixels.
         localization_rule: Rules for GT-known, Top-1 and Top-5 Loc, by code base: "wsolevaluation", "tscam" or "sat".

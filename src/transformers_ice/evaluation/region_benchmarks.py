@@ -15,6 +15,7 @@ from ..ice_deit.patch_maps import component_box, largest_component
 from .inputs import ExplainedBatch
 from .maps import (
     CEILING,
+    CONTROLS,
     binary_maps,
     explains_classes,
     is_hard,
@@ -60,10 +61,11 @@ class Segmentation(Benchmark):
     needs = frozenset({"mask"})
 
     def _make_metrics(self) -> dict[str, RowMetric]:
-        return {"masks": ForegroundSegmentation(), "maps": ForegroundAveragePrecision(), "f1": ForegroundF1()}
+        scores = {"masks": ForegroundSegmentation(), "maps": ForegroundAveragePrecision(), "f1": ForegroundF1()}
+        return {**scores, "empty": MeanOf("empty_masks")}
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
-        """Return masks, soft maps and masks again, each with the true masks."""
+        """Return masks, soft maps and masks again, each with the true masks, and which masks are empty."""
         published = self.protocol.paper_compat
         relevance = batch.published_relevance() if published else batch.relevance()
         size = batch.inputs.input_size
@@ -71,10 +73,12 @@ class Segmentation(Benchmark):
         masks = binary_maps(relevance, batch.method, size)
         if not is_hard(batch.method):
             maps = to_unit_range(maps)
-        elif published:  # there, min-max makes NaN of a constant map, and NaN is background
+        elif published and batch.method not in CONTROLS:
+            # there, min-max makes NaN of a constant map, and NaN is background
             masks = masks & varies(relevance)
         predictions, truths = observe_masks(masks, *batch.inputs.true_masks)
-        return {"masks": (predictions, truths), "maps": (list(maps.numpy()), truths), "f1": (predictions, truths)}
+        scores = {"masks": (predictions, truths), "maps": (list(maps.numpy()), truths), "f1": (predictions, truths)}
+        return {**scores, "empty": _observe_empty(masks)}
 
 
 class Jaccard(Benchmark):
@@ -90,7 +94,10 @@ class Jaccard(Benchmark):
     needs = frozenset({"segmentation"})
 
     def _make_metrics(self) -> dict[str, RowMetric]:
-        return {"jaccard": ObjectJaccard(void_in_union=self.protocol.paper_compat)}
+        return {
+            "jaccard": ObjectJaccard(void_in_union=self.protocol.paper_compat),
+            "empty": MeanOf("empty_masks"),
+        }
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return one or several masks per image with the true classes of its pixels."""
@@ -103,16 +110,26 @@ class Jaccard(Benchmark):
             masks = torch.stack([score_maps(heads, CEILING, size) > 0.5 for heads in kept.float()])
         else:
             relevance = batch.relevance()
-            grids = relevance > 0 if is_hard(batch.method) else _largest_mass(relevance, self.protocol.attention_mass)
+            is_mask, mass = is_hard(batch.method), self.protocol.attention_mass
+            # of a constant map any part would hold its share of the sum
+            grids = relevance > 0 if is_mask else _largest_mass(relevance, mass) & varies(relevance)
             masks = score_maps(grids.float(), CEILING, size) > 0.5  # the protocol enlarges by the nearest patch
         # a plain mask is one class
         classes = [ex.mask if ex.segmentation is None else ex.segmentation for ex in batch.inputs.examples]
-        return {"jaccard": (list(masks.numpy()), [resize_labels(np.asarray(own), size) for own in classes])}
+        truths = [resize_labels(np.asarray(own), size) for own in classes]
+        return {"jaccard": (list(masks.numpy()), truths), "empty": _observe_empty(masks)}
+
+
+def _observe_empty(masks: Tensor) -> Observation:
+    """Return which of `(batch_size, ...)` masks hold no foreground, 0 or 1."""
+    empty = (~masks.flatten(1).any(dim=1)).float().tolist()
+    return empty, empty
 
 
 def _head_maps(batch: ExplainedBatch) -> Tensor:
     """Return how much the [CLS] token attends to each patch, per head of the last layer."""
     model, pixels = batch.inputs.checkpoint.model, batch.inputs.pixel_values
+    _ = batch.inputs.logits  # they must be finite, as for every other method
     with torch.no_grad():
         # last layer, [CLS] as query, patches as keys: (batch_size, num_heads, num_patches)
         weights = attention_maps(model, pixels)[-1][:, :, 0, num_prefix_tokens(model) :]
@@ -154,6 +171,7 @@ class Localization(Benchmark):
             "swept": MaxBoxAccuracy(step=self.protocol.threshold_step),
             "fixed": LocalizationAccuracy(protocol=rule, threshold=threshold),
             "pointing": PointingGame(),
+            "empty": MeanOf("empty_masks"),
         }
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
@@ -162,15 +180,30 @@ class Localization(Benchmark):
         # ICE shows its whole foreground, but TS-CAM's rule requires the map of the class
         of_class = explains_classes(batch.method, with_ice=self.protocol.localization_rule == "tscam")
         relevance = batch.relevance(inputs.labels if of_class else None)
-        maps = [normalize_score_map(grid) for grid in score_maps(relevance, batch.method, size, "bicubic").numpy()]
+        enlarged = score_maps(relevance, batch.method, size, "bicubic")
+        if is_hard(batch.method):  # a mask of the whole image remains one
+            filled, maps = relevance > 0, list((enlarged > 0).float().numpy())
+        else:
+            filled, maps = varies(relevance), [normalize_score_map(grid) for grid in enlarged.numpy()]
+        empty = _observe_empty(filled)
         boxes = [resize_boxes(_some_boxes(example), example.image.size[::-1], size) for example in inputs.examples]
         classes = inputs.logits.topk(min(5, inputs.logits.shape[1]), dim=1).indices
         # where ICE finds no foreground, it predicts no class
         ranked = classes.masked_fill(~has_answer(inputs.logits)[:, None], -1).numpy()
-        predictions = [{"score_map": grid, "labels": labels} for grid, labels in zip(maps, ranked, strict=True)]
+        # an empty map is a miss also under "sat", whose code takes the whole image there
+        misses = [is_empty and not self.protocol.paper_compat for is_empty in empty[0]]
+        predictions = [
+            {"labels": labels, **({"box": np.zeros(4)} if is_miss else {"score_map": grid})}
+            for grid, labels, is_miss in zip(maps, ranked, misses, strict=True)
+        ]
         truths = [{"boxes": own, "label": label} for own, label in zip(boxes, inputs.labels.tolist(), strict=True)]
         inside = [_inside_boxes(own, size) for own in boxes]
-        return {"swept": (maps, boxes), "fixed": (predictions, truths), "pointing": (maps, inside)}
+        return {
+            "swept": (maps, boxes),
+            "fixed": (predictions, truths),
+            "pointing": (maps, inside),
+            "empty": empty,
+        }
 
 
 def _some_boxes(example: Example) -> np.ndarray:
@@ -194,7 +227,7 @@ class Discovery(Benchmark):
 
     Images keep their size and are padded to whole patches. A soft map is thresholded at its mean on the patch grid.
     Components touch along edges. `corloc` takes the largest one, `confident_corloc` the one with the most relevant
-    patch; where there is no foreground the whole image is the box, and `empty_masks` is the fraction of such images.
+    patch; an image without foreground has no box and is a miss, and `empty_masks` is the fraction of such images.
 
     Source: `valeoai/LOST` (`main_lost.py`, `object_discovery.py`).
     """
@@ -207,6 +240,8 @@ class Discovery(Benchmark):
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return one box per image by either rule, and whether its mask is empty, with the true boxes."""
+        # masks of the controls are of pixels
+        cell = (1, 1) if batch.method in CONTROLS and is_hard(batch.method) else batch.patch_size
         largest, confident, empty = [], [], []
         for relevance, example in zip(batch.padded_relevance(), batch.inputs.examples, strict=True):
             grid = np.asarray(relevance)
@@ -215,9 +250,9 @@ class Discovery(Benchmark):
             # (row, column) of the most relevant patch of the mask
             seed = np.unravel_index(np.where(mask, grid, -np.inf).argmax(), mask.shape) if mask.any() else None
             size = (example.image.height, example.image.width)
-            largest.append(_component_in_pixels(largest_component(mask), batch.patch_size, size))
-            chosen = largest_component(mask) if seed is None else _find_component(mask, (int(seed[0]), int(seed[1])))
-            confident.append(_component_in_pixels(chosen, batch.patch_size, size))
+            largest.append(_component_in_pixels(largest_component(mask), cell, size))
+            chosen = mask if seed is None else _find_component(mask, (int(seed[0]), int(seed[1])))
+            confident.append(_component_in_pixels(chosen, cell, size))
         boxes = [_some_boxes(example) for example in batch.inputs.examples]
         return {"largest": (largest, boxes), "confident_": (confident, boxes), "empty": (empty, empty)}
 
@@ -235,10 +270,10 @@ def _find_component(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
 def _component_in_pixels(
     component: np.ndarray, patch_size: tuple[int, int], image_size: tuple[int, int]
 ) -> Sequence[float]:
-    """Return the box around a component of patches, `xyxy` half-open, clipped to the image; all of it if empty."""
+    """Return the box around a component of patches, `xyxy` half-open, clipped to the image; no box if it is empty."""
     height, width = image_size
     if not component.any():
-        return (0, 0, width, height)
+        return ()
     left, top, right, bottom = component_box(component)
     patch_height, patch_width = patch_size
     return (

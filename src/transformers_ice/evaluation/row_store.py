@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..console.output_files import make_folder, replaced
 
 
 __all__ = ["RowKey", "RowStore"]
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,15 @@ class RowStore:
         self.directory = make_folder(directory)
 
     def has(self, key: RowKey, chunk: int) -> bool:
-        """Return whether a chunk has been written."""
-        return self._file(key, chunk).is_file()
+        """Return whether a chunk has been written and can be read; a damaged one is to be computed again."""
+        if not self._file(key, chunk).is_file():
+            return False
+        try:
+            self.load(key, [chunk])
+        except ValueError as error:
+            logger.warning(str(error).replace("Delete the file and run again", "They are computed again"))
+            return False
+        return True
 
     def save(self, key: RowKey, chunk: int, rows: Mapping[str, np.ndarray]) -> None:
         """Write the rows of a chunk; they appear under their name when they are complete."""

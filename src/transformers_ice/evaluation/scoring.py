@@ -8,6 +8,7 @@ has gathered; `observe_classes` and `observe_masks` make its observations, so to
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..explainers import EXPLAINERS
 from ..ice_deit.patch_maps import ImageGeometry
-from .inputs import ExplainedBatch
+from .inputs import ExplainedBatch, UndefinedExamplesError
 from .maps import resize_labels
-from .metrics import RowMetric
+from .metrics import MeanOf, RowMetric
 from .protocol import Protocol
 
 
@@ -44,6 +46,7 @@ __all__ = [
 Rows = dict[str, np.ndarray]
 Observation = tuple[Sequence[Any] | np.ndarray, Sequence[Any] | np.ndarray]  # predictions and references of a metric
 Predictor = Callable[[list[Any]], Mapping[str, Observation]]
+UNDEFINED = "undefined/value"  # column that is 1 for an example without finite maps
 
 
 class Benchmark(ABC):
@@ -51,6 +54,10 @@ class Benchmark(ABC):
 
     Rows are all that is kept of an example. They are small, depend on nothing but the example, and can be stored,
     merged from several processes and resampled; a score is a function of all rows.
+
+    Every benchmark also scores `no_foreground`, the fraction of images in which ICE finds nothing (of the classifier
+    and ICE's own methods), and `undefined`, the fraction of images with NaN or infinite inputs, predictions or maps.
+    Those have no part in any other score.
 
     Args:
         protocol: How explanations are scored.
@@ -68,7 +75,7 @@ class Benchmark(ABC):
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
-        self.metrics: dict[str, RowMetric] = self._make_metrics()
+        self.metrics: dict[str, RowMetric] = self._make_metrics() | {"foreground": MeanOf("no_foreground")}
 
     @abstractmethod
     def _make_metrics(self) -> dict[str, RowMetric]:
@@ -80,11 +87,31 @@ class Benchmark(ABC):
 
     def rows(self, batch: ExplainedBatch) -> Rows:
         """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""
-        return make_rows(self.observe(batch), self.metrics)
+        examples = batch.inputs.examples
+        try:
+            rows = make_rows(self.observe(batch) | {"foreground": _observe_foreground(batch)}, self.metrics)
+            return rows | {UNDEFINED: np.zeros(len(examples))}
+        except UndefinedExamplesError as error:
+            kept = [index for index, example in enumerate(examples) if example not in error.examples]
+        # the others are explained without the undefined ones, which may make a method fail for the whole batch
+        none: dict[str, Observation] = dict.fromkeys(self.metrics, ([], []))
+        rows = self.rows(batch.select(kept)) if kept else make_rows(none, self.metrics)
+        undefined = np.ones(len(examples))
+        undefined[kept] = rows.pop(UNDEFINED, 1.0)
+        filled = {name: np.zeros((len(examples), *part.shape[1:]), part.dtype) for name, part in rows.items()}
+        for name, part in rows.items():
+            filled[name][kept] = part
+        return filled | {UNDEFINED: undefined}
 
     def scores(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Return the scores of all examples whose rows are given."""
-        return score_rows(rows, self.metrics)
+        """Return the scores of all examples whose rows are given; `undefined` alone where there is no other."""
+        defined = rows[UNDEFINED] == 0
+        scores = {"undefined": float(1 - defined.mean())}
+        if not defined.any():
+            return scores
+        own = {name: part[defined] for name, part in rows.items() if name != UNDEFINED}
+        scores |= score_rows(own, self.metrics)
+        return {name: value for name, value in scores.items() if name != "no_foreground" or not math.isnan(value)}
 
 
 def score(
@@ -174,6 +201,14 @@ def has_answer(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
         return logits[:, 0] != 0
     return logits.amax(dim=1) > logits.amin(dim=1)
+
+
+def _observe_foreground(batch: ExplainedBatch) -> Observation:
+    """Return whether ICE finds nothing, per image; NaN for other models and methods."""
+    is_own = not batch.method or (batch.method in EXPLAINERS and EXPLAINERS[batch.method].model == "ice")
+    if not (is_own and batch.inputs.checkpoint.is_ice):
+        return [math.nan] * len(batch.inputs.examples), [None] * len(batch.inputs.examples)
+    return (~has_answer(batch.inputs.logits)).float().tolist(), [None] * len(batch.inputs.examples)
 
 
 def observe_classes(logits: Tensor, labels: Any) -> Observation:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Baselines that read the attention weights alone, the same map for every class."""
+"""Baselines that read the attention weights alone: one map for all classes, in [0, 1], with a sum of at most 1."""
 
 from __future__ import annotations
 
@@ -15,16 +15,7 @@ __all__ = ["raw_attention", "rollout"]
 
 @torch.no_grad()
 def raw_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
-    """Return how much the [CLS] token attends to each patch in the last layer, as a mean over the heads.
-
-    Args:
-        model: A ViT, DeiT or ICE model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: Has no influence; attention knows no class.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
-    """
+    """Return how much the [CLS] token attends to each patch in the last layer, as a mean over the heads."""
     weights = attention_maps(model, pixel_values)[-1]  # (batch_size, num_heads, num_tokens, num_tokens)
     # mean over heads -> (batch_size, num_tokens, num_tokens)
     return class_token_row(weights.float().mean(dim=1), model, pixel_values)
@@ -36,23 +27,8 @@ def rollout(
 ) -> Tensor:
     """Follow attention through the layers: the product of their mean attention with the skip connection added.
 
-    Per layer: mean over heads, plus the identity, rows divided by their sums; later layers multiply from the left;
-    nothing is discarded.
-
-    Args:
-        model: A ViT, DeiT or ICE model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: Has no influence; attention knows no class.
-        start_layer: First layer of the product, 0-based.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, in [0, 1]; an image's sum is at most 1.
-
-    Raises:
-        ValueError: If `start_layer` is not a layer of the model.
-
-    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020; `start_layer=1` as in
-    `hila-chefer/Transformer-Explainability`.
+    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020; `start_layer=1`, 0-based, as in
+    `hila-chefer/Transformer-Explainability`. Nothing is discarded.
     """
     check_start_layer(start_layer, model)
     layers = [_with_skip_connection(weights) for weights in attention_maps(model, pixel_values)[start_layer:]]

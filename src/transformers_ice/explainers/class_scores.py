@@ -30,16 +30,8 @@ __all__ = [
 def gradient_pass(model: PreTrainedModel, pixel_values: Tensor) -> Iterator[Tensor]:
     """Let autograd follow the images through the model inside the block, whatever mode the caller is in.
 
-    Args:
-        model: A ViT, DeiT or ICE model. In the block it is in evaluation mode and its parameters are constants;
-            it comes back as it was.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-
-    Yields:
-        A copy of the images that requires gradients, in float32 at least.
-
-    Raises:
-        ValueError: If the model is of another family, or autograd can never follow its weights.
+    In the block the model is in evaluation mode and its parameters are constants. Yields a copy of the images that
+    requires gradients, in float32 at least.
     """
     num_prefix_tokens(model)  # refuses other families
     if any(parameter.is_inference() for parameter in model.parameters()):
@@ -60,18 +52,9 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def run_classifier(
     model: PreTrainedModel, pixel_values: Tensor, output_attentions: bool = False
 ) -> tuple[Tensor, Any]:
-    """Run a classifier.
+    """Return the explained logits `(batch_size, num_labels)`, those of the prefix tokens, and all outputs.
 
-    Args:
-        model: A ViT, DeiT or ICE model with a classification head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        output_attentions: Whether to ask for the attention weights, which only eager attention returns.
-
-    Returns:
-        The explained logits `(batch_size, num_labels)`, those of the prefix tokens; and all outputs.
-
-    Raises:
-        ValueError: If the model has no classification head.
+    Only eager attention returns attention weights.
     """
     options = forward_options(model, pixel_values)
     if output_attentions:
@@ -88,23 +71,12 @@ def run_classifier(
 
 
 def explained_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Return the logits of the prefix tokens, `(batch_size, num_labels)`; arguments as of `run_classifier`."""
+    """Return the logits of the prefix tokens, `(batch_size, num_labels)`."""
     return run_classifier(model, pixel_values)[0]
 
 
 def target_or_predicted(logits: Tensor, target: Tensor | None) -> Tensor:
-    """Return the class to explain of each image.
-
-    Args:
-        logits: `(batch_size, num_labels)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size,)`, int64.
-
-    Raises:
-        ValueError: If a target is not among the logits.
-    """
+    """Return the class to explain of each image, `(batch_size,)`, int64: the target, or that of the best logit."""
     if target is None:
         # the class itself is a constant: no gradient flows through its choice
         return logits.detach().argmax(dim=1)
@@ -121,14 +93,7 @@ def target_scores(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
-    """Return the linear classifiers in the order of the prefix tokens they read: one, or two that are averaged.
-
-    Args:
-        model: A ViT, DeiT or ICE model with a classification head.
-
-    Raises:
-        ValueError: If a head is missing or not linear.
-    """
+    """Return the linear classifiers in the order of the prefix tokens they read: one, or two that are averaged."""
     heads: list[Any] = [getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)]
     if hasattr(model, "distillation_classifier"):
         heads.append(model.distillation_classifier)

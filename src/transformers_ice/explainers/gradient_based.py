@@ -17,19 +17,7 @@ __all__ = ["generic_attention", "grad_cam", "legrad"]
 def grad_cam(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
     """Weigh the heads of the last layer's attention by their mean gradient (attention Grad-CAM).
 
-    Of the [CLS] row over the patches: attention times the head's mean gradient, mean over heads, negative values cut,
-    scaled to [0, 1] per image.
-
-    Args:
-        model: A ViT, DeiT or ICE classifier.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, in [0, 1]; all 0 where no patch is relevant.
-
-    Raises:
-        ValueError: If the model has no classification head.
+    Scaled to [0, 1] per image; all 0 where no patch is relevant.
 
     Source: `hila-chefer/Transformer-Explainability`, the baseline named GradCAM there. It divides 0 by 0 where the
     map is constant.
@@ -49,18 +37,7 @@ def grad_cam(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
 def generic_attention(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
     """Add up relevance through the layers: from R = identity on, R grows by mean((gradient * attention)+) R.
 
-    The mean is over heads, + cuts negative values, rows are not normalised. The map is the [CLS] row over the patches.
-
-    Args:
-        model: A ViT, DeiT or ICE classifier.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, not negative, without an upper bound.
-
-    Raises:
-        ValueError: If the model has no classification head.
+    The mean is over heads, + cuts negative values, rows are not normalised: no upper bound.
 
     Source: Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
     Encoder-Decoder Transformers", ICCV 2021, the rule for self-attention.
@@ -80,17 +57,6 @@ def legrad(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None =
 
     Each layer's own tokens go through the final layer norm and the head; the positive part of the gradient of that
     logit with respect to the layer's attention is averaged over heads and over the tokens that attend.
-
-    Args:
-        model: A ViT, DeiT or ICE classifier with a linear head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, not negative, without an upper bound and not scaled.
-
-    Raises:
-        ValueError: If the model has no linear classification head.
 
     Source: Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
     Sensitivity", ICCV 2025; the authors also scale the map to [0, 1].

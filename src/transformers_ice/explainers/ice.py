@@ -16,19 +16,7 @@ __all__ = ["ice", "ice_hard"]
 
 @torch.no_grad()
 def ice(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
-    """Return each patch's probability of not being background, or of one class.
-
-    Args:
-        model: An ICE model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the whole foreground.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, in [0, 1].
-
-    Raises:
-        ValueError: If the model has no patch head.
-    """
+    """Return each patch's probability of not being background, or of one class, in [0, 1]."""
     patch_logits = _patch_logits(model, pixel_values)
     if target is None:
         return foreground_probability(patch_logits)
@@ -39,19 +27,7 @@ def ice(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = No
 
 @torch.no_grad()
 def ice_hard(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
-    """Return 1 where a patch's best class is not background, or is the target, and 0 elsewhere.
-
-    Args:
-        model: An ICE model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the whole foreground.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, 0 or 1.
-
-    Raises:
-        ValueError: If the model has no patch head.
-    """
+    """Return 1 where a patch's best class is not background, or is the target, and 0 elsewhere."""
     patch_logits = _patch_logits(model, pixel_values)
     classes = class_map(patch_logits)  # (batch_size, rows, columns), int64
     background = patch_logits.shape[-1] - 1  # the last class

@@ -50,8 +50,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """Keep the parameters out of every graph inside the block; flags and gradients come back as they were after it.
 
-    Args:
-        model: Any module. Its gradients are put aside: a library that clears or fills them finds none.
+    The gradients are put aside: a library that clears or fills them finds none.
     """
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     try:
@@ -67,14 +66,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """Note the first argument and the result of each module that is called inside the block.
-
-    Args:
-        modules: Modules that take a tensor first and return a tensor, or a tuple that begins with one.
-
-    Yields:
-        `(argument, result)` of the last call by module, still in the graph; filled as the model runs.
-    """
+    """Note the first argument and the result of the last call of each module inside the block, still in the graph."""
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
@@ -91,11 +83,7 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the attention implementation that returns its weights inside the block; the others return none.
-
-    Args:
-        model: A model of transformers.
-    """
+    """Use the attention implementation that returns its weights inside the block; the others return none."""
     before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         for config, _ in before:
@@ -120,9 +108,6 @@ def full_grid(model: PreTrainedModel) -> Iterator[None]:
     """Let a model that prunes compute all patches, and mask out those that are pruned, inside the block.
 
     Its outputs do not change, and attention, hidden states and their gradients have the shape of the full grid.
-
-    Args:
-        model: Any model of transformers.
     """
     before = [(config, config.pruning_execution) for config in _configs(model) if hasattr(config, "pruning_execution")]
     try:
@@ -153,15 +138,7 @@ def _no_lasting_recorders(model: PreTrainedModel) -> Iterator[None]:
 
 
 def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    """Return the attention weights of every layer, whatever attention implementation the model uses.
-
-    Args:
-        model: A ViT, DeiT or ICE model, with or without a head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-
-    Returns:
-        Per layer `(batch_size, num_heads, num_tokens, num_tokens)`; rows (queries) sum to 1.
-    """
+    """Return the attention of every layer, `(batch_size, num_heads, num_tokens, num_tokens)`; rows sum to 1."""
     encoder = model.base_model
     with evaluation_mode(encoder), eager_attention(model):
         outputs = encoder(pixel_values, output_attentions=True, **forward_options(model, pixel_values))
@@ -181,30 +158,13 @@ def forward_options(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, b
 
 
 def class_token_row(weights: Tensor, model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Return what the [CLS] token takes from each patch.
-
-    Args:
-        weights: `(batch_size, num_tokens, num_tokens)`; rows are the tokens that take.
-        model: A ViT, DeiT or ICE model.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-
-    Returns:
-        `(batch_size, rows, columns)`.
-    """
+    """Return what the [CLS] token takes from each patch; rows of the weights are the tokens that take."""
     # (batch_size, num_tokens, num_tokens) -> (batch_size, num_patches) -> (batch_size, rows, columns)
     return weights[:, 0, num_prefix_tokens(model) :].unflatten(1, grid_size(model, pixel_values))
 
 
 def check_start_layer(start_layer: int, model: PreTrainedModel) -> None:
-    """Refuse a first layer that the model does not have.
-
-    Args:
-        start_layer: First layer of a product over layers, 0-based.
-        model: A ViT, DeiT or ICE model.
-
-    Raises:
-        ValueError: If `start_layer` is not a layer of the model, or the model is of another family.
-    """
+    """Refuse a first layer, 0-based, that the model does not have."""
     num_prefix_tokens(model)  # refuses other families
     num_layers = model.config.num_hidden_layers
     if not 0 <= start_layer < num_layers:
@@ -217,13 +177,7 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
     """Return the number of tokens before the patches: [CLS], a distillation token, registers (1 for ViT, 2 for DeiT).
 
     The embeddings of an ICE model name it. Others are counted: the positions that no patch has, and the registers of
-    the configuration, which have no position.
-
-    Args:
-        model: A ViT, DeiT or ICE model, with or without a head.
-
-    Raises:
-        ValueError: If the model has no such position embeddings, as models without a [CLS] token.
+    the configuration, which have no position. Models of other families are refused.
     """
     embeddings = getattr(model.base_model, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)

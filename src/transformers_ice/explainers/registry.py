@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from . import attention_based, captum_based, gradient_based, relevance_based, torchcam_based
+from . import attention_based, gradient_based, library_based, relevance_based
 from .ice import ice, ice_hard
 from .inspection import full_grid
 
@@ -66,19 +66,19 @@ EXPLAINERS: dict[str, Explainer] = {
     "transformer_attribution": Explainer(relevance_based.transformer_attribution, needs_gradient=True),
     "partial_lrp": Explainer(relevance_based.partial_lrp, title="Partial LRP"),
     "full_lrp": Explainer(relevance_based.full_lrp, resolution="pixel", title="Full LRP"),
-    "saliency": Explainer(captum_based.saliency, needs_gradient=True, library="captum"),
-    "input_x_gradient": Explainer(captum_based.input_x_gradient, needs_gradient=True, library="captum"),
-    "integrated_gradients": Explainer(captum_based.integrated_gradients, needs_gradient=True, library="captum"),
-    "smooth_grad": Explainer(captum_based.smooth_grad, needs_gradient=True, library="captum", title="SmoothGrad"),
+    "saliency": Explainer(library_based.saliency, needs_gradient=True, library="captum"),
+    "input_x_gradient": Explainer(library_based.input_x_gradient, needs_gradient=True, library="captum"),
+    "integrated_gradients": Explainer(library_based.integrated_gradients, needs_gradient=True, library="captum"),
+    "smooth_grad": Explainer(library_based.smooth_grad, needs_gradient=True, library="captum", title="SmoothGrad"),
     "gradient_shap": Explainer(
-        captum_based.gradient_shap, needs_gradient=True, library="captum", title="Gradient SHAP"
+        library_based.gradient_shap, needs_gradient=True, library="captum", title="Gradient SHAP"
     ),
-    "feature_ablation": Explainer(captum_based.feature_ablation, library="captum"),
-    "occlusion": Explainer(captum_based.occlusion, library="captum"),
+    "feature_ablation": Explainer(library_based.feature_ablation, library="captum"),
+    "occlusion": Explainer(library_based.occlusion, library="captum"),
     "token_grad_cam": Explainer(
-        torchcam_based.token_grad_cam, needs_gradient=True, library="torchcam", title="Token Grad-CAM"
+        library_based.token_grad_cam, needs_gradient=True, library="torchcam", title="Token Grad-CAM"
     ),
-    "layer_cam": Explainer(torchcam_based.layer_cam, needs_gradient=True, library="torchcam", title="Layer-CAM"),
+    "layer_cam": Explainer(library_based.layer_cam, needs_gradient=True, library="torchcam", title="Layer-CAM"),
 }
 HARD_EXPLAINERS = frozenset(name for name, explainer in EXPLAINERS.items() if explainer.is_hard)
 
@@ -92,8 +92,8 @@ def explain(
 ) -> Tensor:
     """Return how relevant each patch is.
 
-    The model comes back as it was: its attention implementation, training mode, hooks, gradients and their flags are
-    not touched, not even by an error. The caller may be in any gradient mode. No image has a part in another's map.
+    The model comes back as it was, even after an error: attention implementation, training mode, hooks, gradients and
+    their flags. The caller may be in any gradient mode. No image has a part in another's map.
 
     Args:
         model: A ViT, DeiT or ICE model of transformers; `ice` and `ice_hard` need an ICE model, methods that take a
@@ -101,9 +101,9 @@ def explain(
         pixel_values: `(batch_size, num_channels, height, width)`, as the image processor makes them, on the model's
             device.
         method: A name in `EXPLAINERS`.
-        target: The class to explain, one for all images or one per image. `None` is what the method explains by
-            itself: all foreground for `ice` and `ice_hard`, the predicted class of the prefix tokens' logits
-            (`cls_logits` of an ICE model) for the others. The attention-based methods know no class.
+        target: The class to explain, one for all images or one per image. `None` is all foreground for `ice` and
+            `ice_hard`, and the predicted class of the prefix tokens (`cls_logits` of an ICE model) for the others. The
+            attention-based methods know no class.
         **options: Options of the method, such as `start_layer` of `rollout`: `EXPLAINERS[method].options`.
 
     Returns:

@@ -46,19 +46,7 @@ def transformer_attribution(
     """Follow gradient times relevance of the attention through the layers, with the skip connection added.
 
     Per layer: positive part of (gradient * relevance), mean over heads, plus the identity; later layers multiply from
-    the left; rows are not normalised. The map is the [CLS] row over the patches.
-
-    Args:
-        model: A ViT, DeiT or ICE classifier with a linear head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-        start_layer: First layer of the product, 0-based.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, not negative, without an upper bound.
-
-    Raises:
-        ValueError: If the model is of another family or has no linear head, or lacks the layer.
+    the left; rows are not normalised: not negative, no upper bound.
 
     Source: Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021;
     `start_layer=1` and the rows as in `hila-chefer/Transformer-Explainability`.
@@ -67,7 +55,7 @@ def transformer_attribution(
     trace = _trace(model, pixel_values, target, with_gradients=True)
     # (num_tokens, num_tokens); the first layer adds the axis of the images
     product = torch.eye(trace.attentions[0].shape[-1], dtype=trace.attentions[0].dtype, device=pixel_values.device)
-    for step in itertools.islice(_walk_back(trace, _ATTRIBUTION_RULES), len(trace.attentions) - start_layer):
+    for step in itertools.islice(_walk_back(trace, joint=True), len(trace.attentions) - start_layer):
         # mean over heads -> (batch_size, num_tokens, num_tokens)
         layer = (trace.gradients[step.index] * step.attention).clamp(min=0).mean(dim=1)
         # the walk starts at the last layer, so each earlier layer multiplies from the right
@@ -78,43 +66,23 @@ def transformer_attribution(
 def partial_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
     """Return the relevance of the last layer's attention: positive part, mean over heads, [CLS] row over the patches.
 
-    Args:
-        model: A ViT, DeiT or ICE classifier with a linear head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size, rows, columns)`, float32, not negative, without an upper bound.
-
-    Raises:
-        ValueError: If the model is of another family or has no linear head.
-
     Source: the baseline of that name in `hila-chefer/Transformer-Explainability`, after Voita et al., "Analyzing
     Multi-Head Self-Attention", ACL 2019.
     """
     trace = _trace(model, pixel_values, target)
-    last = next(_walk_back(trace, _LRP_RULES))  # a generator: no other layer is computed
+    last = next(_walk_back(trace, joint=False))  # a generator: no other layer is computed
     return class_token_row(last.attention.clamp(min=0).mean(dim=1), model, pixel_values).float()
 
 
 def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
-    """Return the relevance of the pixels, walked back through the whole model.
+    """Return the relevance of the pixels `(batch_size, height, width)`, walked back through the whole model.
 
-    Args:
-        model: A ViT, DeiT or ICE classifier with a linear head.
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        target: `(batch_size,)` class indices; `None` is the predicted class.
-
-    Returns:
-        `(batch_size, height, width)`: pixels, not patches. float32, of either sign, without bounds.
-
-    Raises:
-        ValueError: If the model is of another family or has no linear head.
+    Of either sign, without bounds.
 
     Source: the baseline of that name in `hila-chefer/Transformer-Explainability`.
     """
     trace = _trace(model, pixel_values, target)
-    *_, first = _walk_back(trace, _LRP_RULES)  # the walk ends at the first layer
+    *_, first = _walk_back(trace, joint=False)  # the walk ends at the first layer
     embeddings = encoder_of(model).embeddings
     patches, embedded = trace.result_of(embeddings.patch_embeddings), trace.result_of(embeddings)
     prefix = num_prefix_tokens(model)
@@ -125,18 +93,6 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     # (hidden_size, num_channels, patch_height, patch_width)
     weight = embeddings.patch_embeddings.projection.weight.detach().to(relevance.dtype)
     return pixel_rule(pixel_values.detach().to(relevance.dtype), weight, relevance).float()
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """Differences between the methods: see `linear_rule` and `addition_rule`."""
-
-    joint: bool
-    rescale: bool
-
-
-_ATTRIBUTION_RULES = _Rules(joint=True, rescale=True)
-_LRP_RULES = _Rules(joint=False, rescale=False)
 
 
 @dataclass(frozen=True)
@@ -202,17 +158,20 @@ def _modules_on_the_way(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def _walk_back(trace: _Trace, rules: _Rules) -> Iterator[_Step]:
-    """Yield the relevance layer by layer, from the last to the first; as many as are asked for are computed."""
-    relevance = _at_the_final_tokens(trace, rules)
+def _walk_back(trace: _Trace, joint: bool) -> Iterator[_Step]:
+    """Yield the relevance layer by layer, from the last to the first; as many as are asked for are computed.
+
+    `joint` rules are those of `transformer_attribution`, the others those of LRP: see `linear_rule`, `addition_rule`.
+    """
+    relevance = _at_the_final_tokens(trace, joint)
     layers = list(enumerate(encoder_of(trace.model).layers))
     for index, layer in reversed(layers):
-        middle = _through_mlp(trace, layer, relevance, rules)
-        attention, relevance = _through_attention(trace, index, layer, middle, rules)
+        middle = _through_mlp(trace, layer, relevance, joint)
+        attention, relevance = _through_attention(trace, index, layer, middle, joint)
         yield _Step(index, attention, relevance)
 
 
-def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
+def _at_the_final_tokens(trace: _Trace, joint: bool) -> Tensor:
     """Return the relevance of the last layer's tokens: 1 on the target's logit, through the heads to their tokens."""
     final = trace.calls[encoder_of(trace.model).layernorm][1]
     tokens = _for_rules(final)
@@ -223,37 +182,35 @@ def _at_the_final_tokens(trace: _Trace, rules: _Rules) -> Tensor:
     if len(heads) == 2:
         # the logits are the mean of two heads, that is, the sum of their halves
         halves = [_for_rules(head(token)) for head, token in zip(heads, final[:, :2].unbind(1), strict=True)]
-        parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rules.rescale)
+        parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rescale=joint)
     relevance = torch.zeros_like(tokens)
     for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
         # (batch_size, hidden_size), of prefix token i
-        relevance[:, index] = linear_rule(tokens[:, index], weight, part, rules.joint)
+        relevance[:, index] = linear_rule(tokens[:, index], weight, part, joint)
     return relevance
 
 
-def _through_mlp(trace: _Trace, layer: Any, relevance: Tensor, rules: _Rules) -> Tensor:
+def _through_mlp(trace: _Trace, layer: Any, relevance: Tensor, joint: bool) -> Tensor:
     """Return the relevance of the tokens between attention and MLP, of that of the layer's result."""
     added = trace.result_of(layer.mlp.fc2)  # the branch of the second skip connection
     # the tokens after the first skip connection, (batch_size, num_tokens, hidden_size)
     middle = trace.input_of(layer) + trace.result_of(layer.attention.o_proj)
-    skipped, relevance = addition_rule(middle, added, relevance, rules.rescale)
+    skipped, relevance = addition_rule(middle, added, relevance, rescale=joint)
     for projection in (layer.mlp.fc2, layer.mlp.fc1):  # the activation between them passes relevance on unchanged
-        relevance = _through_linear(trace, projection, relevance, rules)
+        relevance = _through_linear(trace, projection, relevance, joint)
     return copy_rule(middle, skipped, relevance)
 
 
-def _through_attention(
-    trace: _Trace, index: int, layer: Any, relevance: Tensor, rules: _Rules
-) -> tuple[Tensor, Tensor]:
+def _through_attention(trace: _Trace, index: int, layer: Any, relevance: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
     """Return the relevance of the attention weights and of the layer's input, of that of the tokens behind them."""
     attention, hidden_states = layer.attention, trace.input_of(layer)
-    skipped, relevance = addition_rule(hidden_states, trace.result_of(attention.o_proj), relevance, rules.rescale)
+    skipped, relevance = addition_rule(hidden_states, trace.result_of(attention.o_proj), relevance, rescale=joint)
     weights = trace.attentions[index]
     query, key, value = (
         _split_heads(trace.result_of(projection), weights.shape[1])
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, rules), weights.shape[1])
+    relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, joint), weights.shape[1])
     of_weights, of_value = product_rule(weights, value, relevance)  # attention is `weights @ value` per head
     of_query, of_key = product_rule(query, key.transpose(-1, -2), of_weights)  # through softmax and scaling unchanged
     parts = (
@@ -261,12 +218,12 @@ def _through_attention(
         (attention.k_proj, of_key.transpose(-1, -2)),  # the product took the transposed key
         (attention.v_proj, of_value),
     )
-    branches = [_through_linear(trace, projection, _join_heads(part), rules) for projection, part in parts]
+    branches = [_through_linear(trace, projection, _join_heads(part), joint) for projection, part in parts]
     return of_weights, copy_rule(hidden_states, skipped, torch.stack(branches).sum(dim=0))
 
 
-def _through_linear(trace: _Trace, module: Any, relevance: Tensor, rules: _Rules) -> Tensor:
-    return linear_rule(trace.input_of(module), _for_rules(module.weight), relevance, rules.joint)
+def _through_linear(trace: _Trace, module: Any, relevance: Tensor, joint: bool) -> Tensor:
+    return linear_rule(trace.input_of(module), _for_rules(module.weight), relevance, joint)
 
 
 def _split_heads(values: Tensor, num_heads: int) -> Tensor:

@@ -42,17 +42,11 @@ def share(part: Tensor, total: Tensor, relevance: Tensor) -> Tensor:
 
 
 def addition_rule(left: Tensor, right: Tensor, relevance: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:
-    """Share out the relevance of `left + right`.
+    """Return the relevance of both sides of `left + right`, all of the same shape.
 
-    Args:
-        left: `(batch_size, ...)`.
-        right: As `left`.
-        relevance: Of the sum, as `left`.
-        rescale: Whether to give the two sides, image by image, parts of the sum of `relevance` in proportion to the
-            absolute sums of their portions. Portions of opposite sign can otherwise grow without bound.
-
-    Returns:
-        Relevance of `left` and of `right`. Together they sum to that of the result, but where the result is 0.
+    With `rescale` they get, image by image, parts of the sum of `relevance` in proportion to the absolute sums of
+    their portions; portions of opposite sign can otherwise grow without bound. Both ways they sum to that of the
+    result, but where the result is 0.
     """
     total = left + right
     shares = share(left, total, relevance), share(right, total, relevance)
@@ -72,18 +66,10 @@ def copy_rule(inputs: Tensor, *relevances: Tensor) -> Tensor:
 
 
 def linear_rule(inputs: Tensor, weight: Tensor, relevance: Tensor, joint: bool) -> Tensor:
-    """Share out the relevance of `inputs @ weight.T` (alpha = 1: only what adds to a result counts).
+    """Share out the relevance `(..., out_features)` of `inputs @ weight.T` (alpha = 1: only what adds counts).
 
-    Args:
-        inputs: `(..., in_features)`.
-        weight: `(out_features, in_features)`.
-        relevance: `(..., out_features)`.
-        joint: Whether positive inputs through positive weights and negative through negative share one relevance, by
-            their portions of the common sum. If not, each of the two groups gets all of it.
-
-    Returns:
-        `(..., in_features)`. Its sum is that of `relevance` if `joint`, and twice that if not, but where a group has
-        nothing to share.
+    If `joint`, positive inputs through positive weights and negative through negative share one relevance, by their
+    portions of the common sum. If not, each of the two groups gets all of it, which doubles the sum.
     """
     positive = inputs.clamp(min=0), weight.clamp(min=0)
     negative = inputs.clamp(max=0), weight.clamp(max=0)
@@ -97,16 +83,7 @@ def linear_rule(inputs: Tensor, weight: Tensor, relevance: Tensor, joint: bool) 
 
 
 def product_rule(left: Tensor, right: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """Share out the relevance of the matrix product `left @ right`, one half to each side.
-
-    Args:
-        left: `(..., rows, inner)`.
-        right: `(..., inner, columns)`.
-        relevance: `(..., rows, columns)`.
-
-    Returns:
-        Relevance of `left` and of `right`; each sums to half of that of the result, but where the result is 0.
-    """
+    """Share out the relevance of the matrix product `left @ right`, one half to each side."""
     ratio = divide(relevance, left @ right)  # (..., rows, columns)
     return left * (ratio @ right.transpose(-1, -2)) / 2, right * (left.transpose(-1, -2) @ ratio) / 2
 
@@ -114,13 +91,8 @@ def product_rule(left: Tensor, right: Tensor, relevance: Tensor) -> tuple[Tensor
 def pixel_rule(pixel_values: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
     """Share out the relevance of the patch projection among the pixels, whose range is bounded per image.
 
-    Args:
-        pixel_values: `(batch_size, num_channels, height, width)`.
-        weight: `(hidden_size, num_channels, patch_height, patch_width)`; the stride is the patch.
-        relevance: `(batch_size, hidden_size, rows, columns)`.
-
-    Returns:
-        `(batch_size, height, width)`, summed over channels; 0 at pixels beyond the last whole patch.
+    From `(batch_size, hidden_size, rows, columns)` to `(batch_size, height, width)`, summed over channels; 0 at pixels
+    beyond the last whole patch.
     """
     patch_size = (weight.shape[2], weight.shape[3])
     height, width = relevance.shape[2] * patch_size[0], relevance.shape[3] * patch_size[1]

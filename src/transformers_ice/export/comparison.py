@@ -29,10 +29,7 @@ Run = Callable[[Tensor], Mapping[str, np.ndarray]]
 
 
 class OnnxModel:
-    """Exported file that runs on the CPU, with as many threads as torch has.
-
-    Args:
-        file: From `export_onnx` or `quantize_int8`.
+    """Exported `file` that runs on the CPU, with as many threads as torch has.
 
     Attributes:
         metadata: Metadata of the file, decoded from JSON.
@@ -99,12 +96,8 @@ def compare_with_onnx(
         pixel_values: `(num_images, num_channels, height, width)`, at least as many images as the largest batch.
         batch_sizes: How many of the first images go through both at once, one batch for each number.
 
-    Returns:
-        The largest differences.
-
     Raises:
-        ValueError: If there are too few images or they have another size than the file takes, or onnxruntime is not
-            installed.
+        ValueError: If there are too few images, they have another size than the file takes, or onnxruntime is missing.
     """
     if not batch_sizes or not 1 <= min(batch_sizes) <= max(batch_sizes) <= len(pixel_values):
         raise ValueError(

@@ -101,16 +101,10 @@ def export_onnx(
 
 
 def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
-    """Write an exported file with the weights of its linear maps in 8 bits; activations are scaled at run time.
+    """Write an exported file with the weights of its linear maps in 8 bits, and return the path of the new file.
 
-    The convolution of the patch embedding, the norms and the products inside attention remain in float32.
-
-    Args:
-        file: From `export_onnx`.
-        int8_file: Where to write. Inputs, outputs and metadata are those of `file`.
-
-    Returns:
-        The path of the new file.
+    Activations are scaled at run time; the patch embedding, the norms and the products inside attention remain in
+    float32. Inputs, outputs and metadata are those of `file`.
 
     Raises:
         ValueError: If a package of the extra `export` is not installed.

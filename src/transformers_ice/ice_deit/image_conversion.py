@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 import os
+import string
 from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
 
 __all__ = ["IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
 
-_FORMATS = "avif bmp gif ico jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+_FORMATS = "apng avif bmp gif heic heif ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_ENDINGS = frozenset(f".{name}" for name in _FORMATS.split())
 """Lower-case endings, with their dot, of the files that count as images in a folder."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # of photographs of phones
 
 
 def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
@@ -48,7 +52,7 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     name = _name_of(source)
     stream = _open_source(source, name, timeout)
     try:
-        image = stream if isinstance(stream, Image.Image) else Image.open(stream)
+        image = stream if isinstance(stream, Image.Image) else _open_image(stream)
         image.load()
     except Exception as error:  # a damaged file can fail anywhere inside a decoder
         raise ValueError(
@@ -88,7 +92,14 @@ def _name_of(source: Any) -> str:
 def _open_source(source: Any, name: str, timeout: float | None) -> Any:
     """Return what `PIL.Image.open` takes, or a PIL image."""
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+        path = source.get("path")
+        if source.get("bytes") is None and not (isinstance(path, str) and os.path.isfile(path)):
+            # a stranger's row must not make this machine send requests
+            raise ValueError(
+                f"Cannot find the image {name}. A row of a data set must hold the bytes of its image, or the path of "
+                "an existing file; nothing is downloaded for it."
+            )
+        source = path if source.get("bytes") is None else source["bytes"]
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, bytes | bytearray):
@@ -103,7 +114,7 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         return source
     encoded = source.partition(",")[2] if source.startswith("data:") else source
     try:
-        return BytesIO(base64.b64decode(encoded, validate=True))
+        return BytesIO(base64.b64decode("".join(encoded.splitlines()), validate=True))  # it may be broken into lines
     except (binascii.Error, ValueError) as error:
         raise ValueError(
             f"Cannot find the image {name}. Expected an existing file, a URL that starts with http:// or https://, or "
@@ -111,11 +122,28 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         ) from error
 
 
+def _open_image(stream: str | BytesIO) -> Image.Image:
+    """Open an encoded image; those of phones (HEIC) by pillow-heif, where it is installed."""
+    try:
+        return Image.open(stream)
+    except UnidentifiedImageError:
+        with open(stream, "rb") if isinstance(stream, str) else BytesIO(stream.getvalue()) as file:
+            head = file.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
+            raise
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from error
+        return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()))
+
+
 def _download(url: str, timeout: float | None) -> bytes:
     """Return the content at a URL."""
     # Not through huggingface_hub, whose offline mode is about the Hub. Some servers refuse Python's own agent name.
-    request = Request(url, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
     try:
+        address = quote(url, safe=string.punctuation)  # of blanks and umlauts
+        request = Request(address, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
         with urlopen(request, timeout=timeout) as response:
             return response.read()
     except (OSError, ValueError, HTTPException) as error:

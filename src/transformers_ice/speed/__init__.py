@@ -2,10 +2,9 @@
 """Speed of models: images per second and MACs, pruned and unpruned, against the speed-up that the MACs allow."""
 
 from .arguments import BenchmarkArguments, parse_benchmark_arguments
-from .freed_memory import keep_freed_memory
 from .inputs import load_model, load_workload
 from .keep_counts import counts_from_shares, draw_keep_shares, prescribed_counts, read_keep_shares
-from .machine import describe_machine
+from .machine import describe_machine, keep_freed_memory
 from .macs import TokenCounts, count_macs, count_tokens, ideal_macs
 from .report import read_accuracies, speed_table, write_results
 from .speed import SpeedRow, TimingPlan, Workload, count_variant_tokens, measure_speed

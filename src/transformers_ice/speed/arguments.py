@@ -92,10 +92,5 @@ class BenchmarkArguments:
 
 
 def parse_benchmark_arguments(argv: Sequence[str], description: str | None = None) -> BenchmarkArguments:
-    """Parse a command line, or one YAML or JSON file followed by options that override it.
-
-    Args:
-        argv: The arguments after the script's name; see `parse_dataclasses` for how mistakes end the program.
-        description: Text above the list of options in `--help`.
-    """
+    """Parse a command line, or one YAML or JSON file followed by options that override it; see `parse_dataclasses`."""
     return cast(BenchmarkArguments, parse_dataclasses((BenchmarkArguments,), argv, description)[0])

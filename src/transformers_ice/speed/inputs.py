@@ -29,11 +29,7 @@ _DEIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 15
 
 
 def load_model(arguments: BenchmarkArguments, device: torch.device | None = None) -> IceDeiTForImageClassification:
-    """Return the classifier to time, in evaluation mode and with pruning heads.
-
-    Args:
-        arguments: Which model.
-        device: Where to put it.
+    """Return the classifier to time, on a device, in evaluation mode and with pruning heads.
 
     Raises:
         ValueError: If there is no such folder, or the images are to decide how many patches are kept and the model has
@@ -63,11 +59,9 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
 
 
 def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassification) -> Workload:
-    """Return the images, and the prescribed numbers of patches to keep, if any.
+    """Return the images, on the device and in the precision of the model, and the prescribed numbers, if any.
 
-    Args:
-        arguments: Which images. Without a source the images are noise, and the numbers must be prescribed.
-        model: Model with the device, the precision and the pruning layers.
+    Without a source the images are noise, and the numbers of patches to keep must be prescribed.
 
     Raises:
         ValueError: If there are no images where they are needed, or the numbers do not fit the model.

@@ -26,17 +26,9 @@ __all__ = ["counts_from_shares", "draw_keep_shares", "prescribed_counts", "read_
 def draw_keep_shares(
     mean: float, deviation: float, num_images: int, num_pruning_layers: int, seed: int = 0
 ) -> np.ndarray:
-    """Draw the keep rate of each image from a beta distribution.
+    """Draw the keep rate of each image from a beta distribution, `(num_images, num_pruning_layers)`, in [0, 1].
 
-    Args:
-        mean: Its mean, in (0, 1).
-        deviation: Its standard deviation, positive and below `sqrt(mean * (1 - mean))`.
-        num_images: How many images.
-        num_pruning_layers: How many pruning layers. All of them get the same rate: patches are pruned at the first.
-        seed: Of the draw.
-
-    Returns:
-        `(num_images, num_pruning_layers)`, in [0, 1].
+    All layers of an image get the same rate: patches are pruned at the first.
 
     Raises:
         ValueError: If no beta distribution has this mean and deviation.
@@ -53,14 +45,9 @@ def draw_keep_shares(
 
 
 def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
-    """Read the keep rate of each image after each pruning layer.
+    """Read the keep rate of each image after each pruning layer, `(num_images, num_pruning_layers)`, in [0, 1].
 
-    Args:
-        file: JSON: a list of images, each a list of keep rates in [0, 1], one for each pruning layer.
-        num_pruning_layers: Number of pruning layers of the model that is to replay them.
-
-    Returns:
-        `(num_images, num_pruning_layers)`.
+    The file is JSON: a list of images, each a list with one rate for each pruning layer of the model.
 
     Raises:
         ValueError: If the file cannot be read or its rates cannot be replayed.
@@ -90,9 +77,7 @@ def counts_from_shares(shares: np.ndarray, num_patches: int) -> np.ndarray:
 def smallest_margins(counts: Tensor, layers: Sequence[int]) -> KeepPolicy:
     """Return the keep policy that keeps prescribed numbers of patches, those of smallest background margin.
 
-    Args:
-        counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
-        layers: The pruning layers, in the order of `counts`.
+    `counts` is `(batch_size, num_pruning_layers)`, int, on the model's device; `layers` are in its order.
     """
     column = {index: position for position, index in enumerate(layers)}  # by layer index, the column of `counts`
 
@@ -112,11 +97,8 @@ def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iter
 
     Args:
         model: An ICE classifier with the strategy "background".
-        counts: As for `smallest_margins`.
-        layers: As for `smallest_margins`.
-
-    Yields:
-        Nothing; restores the model's own decision on exit.
+        counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
+        layers: The pruning layers, in the order of `counts`.
     """
     encoder: Any = model.base_model
     before = encoder.keep_policy

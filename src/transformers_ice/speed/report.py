@@ -53,16 +53,11 @@ def _cells(row: SpeedRow) -> dict[str, Any]:
 
 def write_results(file: Path, rows: Iterable[SpeedRow], **settings: Any) -> None:
     """Write every number and every setting as JSON."""
-    content = {**settings, "rows": [asdict(row) for row in rows]}
-    write_json(file, content)
+    write_json(file, {**settings, "rows": [asdict(row) for row in rows]})
 
 
 def read_accuracies(file: str | Path, names: Sequence[str]) -> dict[str, float]:
-    """Read the accuracy of variants.
-
-    Args:
-        file: JSON, top-1 accuracy in [0, 1] by the name of a variant; not every variant must have one.
-        names: Names of the variants.
+    """Read the top-1 accuracy, in [0, 1], of some or all variants from a JSON file.
 
     Raises:
         ValueError: If the file cannot be read, names other variants or holds no accuracies.

@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
@@ -42,11 +41,7 @@ class Variant:
 
 
 def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDeiTForImageClassification:
-    """Return a model with the same parameter tensors and a configuration of its own.
-
-    Args:
-        model: Any ICE classifier.
-        **changes: Fields of the configuration to change.
+    """Return a model with the same parameter tensors and a configuration of its own, with the given changes.
 
     Raises:
         ValueError: If the changed configuration contradicts itself or the modules of the model.
@@ -71,14 +66,10 @@ def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassificat
         vit = ViTForImageClassification(config)
     wanted = set(vit.state_dict())
     # the two classes name their weights alike but for the prefix
-    tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in _parameters(model).items()}
+    tensors = {name.replace("deit.", "vit.", 1): tensor for name, tensor in model.named_parameters()}
     # assigned, not copied: both models hold the same tensors
     vit.load_state_dict({name: tensor for name, tensor in tensors.items() if name in wanted}, assign=True)
     return vit.train(model.training)
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(model.named_parameters())
 
 
 def build_variants(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.utils import is_matplotlib_available, logging
 
 from ..console.output_files import make_folder
+from ..data.images.labels import Labels
 from ..data.images.tables import LabelledImages
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.image_conversion import convert_to_rgb
@@ -88,7 +89,7 @@ def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence
     names: Any = model.config.id2label
     explanations = processor.post_process_explanation(outputs, sizes, id2label=names)
     truths = [_truth(images, index, size) for index, size in zip(indices, sizes, strict=True)]
-    labels = [names[label] for label in images.table[list(indices)][images.label_column]]
+    labels = [Labels.title(target, names) for target in images.table[list(indices)][images.label_column]]
     rows = zip(map(np.asarray, pictures), explanations, truths, labels, strict=True)
     return [PanelRow.from_result(*row, details=False) for row in rows]
 

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures and overlays of explanations, from arrays; no model runs here.
 
-`overlays` paints on the pixels of an image and returns an array of the same size; `outlines` finds lines along pixel
-edges; `panels` arranges overlays, lines and legends in a matplotlib figure, `charts` draws numbers; `colors` defines
-the colours; `results` writes one result of `pipeline("patch-explanation")` to an image file.
+`overlays` paints on the pixels of an image and returns an array of the same size; `panels` arranges overlays, lines
+and legends in a matplotlib figure, `charts` draws numbers; `colors` defines the colours; `results` writes one result
+of `pipeline("patch-explanation")` to an image file.
 """
 
 from .charts import score_bars, speed_plot
 from .colors import class_colors
-from .outlines import outline_segments
-from .overlays import cut_out, draw_box, kept_patches, outline_mask, overlay_class_map, overlay_heatmap
+from .overlays import (
+    cut_out,
+    draw_box,
+    kept_patches,
+    outline_mask,
+    outline_segments,
+    overlay_class_map,
+    overlay_heatmap,
+)
 from .panels import PanelRow, explanation_panel, method_panel, picture_figure, save_figure
 from .results import PICTURES, class_map_figure, save_result
 

@@ -48,6 +48,11 @@ def class_colors(class_maps: Sequence[Array], names: Mapping[int, str]) -> dict[
     return colors
 
 
+def name_by_index(class_names: Mapping[int, str] | Sequence[str]) -> dict[int, str]:
+    """Return class names as a dict."""
+    return dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+
+
 def matplotlib_module() -> Any:
     """Return matplotlib, or raise with the extra that installs it."""
     try:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..console.output_files import PICTURE_MARK, replaced
-from .colors import HEAT_COLORS, OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module
-from .outlines import outline_segments
-from .overlays import cut_out, kept_patches, overlay_class_map, overlay_heatmap
+from .colors import HEAT_COLORS, OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module, name_by_index
+from .overlays import cut_out, kept_patches, outline_segments, overlay_class_map, overlay_heatmap
 
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ __all__ = [
     "PanelRow",
     "SupportsToDict",
     "as_mapping",
+    "box_of",
     "explanation_panel",
     "method_panel",
     "picture_figure",
@@ -44,12 +44,13 @@ class SupportsToDict(Protocol):
 
 
 def as_mapping(result: Mapping[str, Any] | SupportsToDict) -> Mapping[str, Any]:
-    """Return an explanation in the form of the result of the patch-explanation pipeline.
-
-    Args:
-        result: The pipeline's result, or a `PatchExplanation`.
-    """
+    """Return an explanation in the form of the result of the patch-explanation pipeline."""
     return result if isinstance(result, Mapping) else result.to_dict()
+
+
+def box_of(result: Mapping[str, Any]) -> list[int] | None:
+    """Return the box of an explanation, half-open `xyxy` in pixels, or `None` where nothing was found."""
+    return result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ class PanelRow:
         row = cls(image, result["class_map"], result["heatmap"], result["mask"], truth=truth, title=title)
         if not details:
             return row
-        box = result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
-        return replace(row, box=box, exit_layers=result.get("exit_layers"))
+        return replace(row, box=box_of(result), exit_layers=result.get("exit_layers"))
 
     @property
     def cut_layers(self) -> list[int]:
@@ -134,7 +134,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     if not rows:
         raise ValueError("`rows` must hold at least one image, got none.")
     matplotlib_module()
-    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    names = name_by_index(class_names)
     colors = class_colors([row.class_map for row in rows], names)
     columns = _columns(rows, colors)
     figure, axes = _grid_of_axes(len(rows), len(columns), [row.image for row in rows])
@@ -275,6 +275,10 @@ def method_panel(
         for axis, picture in zip(line, pictures, strict=True):
             _show(axis, picture)
         line[0].set_ylabel(name.replace("_", " "), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
+        for axis, relevance in zip(line, maps.get(name, ()), strict=False):
+            if not _stretch(relevance).any():
+                axis.set_xlabel("empty", fontsize=7, labelpad=1)
+    figure.supxlabel("each map from its own least value (dark) to its largest (bright)", fontsize=7)
     return figure
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..console.output_files import PICTURE_MARK, replaced
-from .colors import as_rgb, class_colors, matplotlib_module
+from .colors import as_rgb, class_colors, matplotlib_module, name_by_index
 from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
-from .panels import PanelRow, SupportsToDict, as_mapping, explanation_panel, picture_figure, save_figure
+from .panels import PanelRow, SupportsToDict, as_mapping, box_of, explanation_panel, picture_figure, save_figure
 
 
 if TYPE_CHECKING:
@@ -66,18 +66,13 @@ def save_result(
         save_figure(_draw(image, result, picture), file, scale)
 
 
-def _box(result: Mapping[str, Any]) -> list[int] | None:
-    """Return the box as `xyxy`, or `None` where nothing was found."""
-    return result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
-
-
 def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
     """Return an overlay with its lines, in the pixels of the image."""
     if picture == "cut_out":
         return cut_out(image, result["mask"])
     is_mask = picture == "mask"
     pixels = outline_mask(image, result["mask"]) if is_mask else overlay_heatmap(image, result["heatmap"])
-    box = _box(result)
+    box = box_of(result)
     return pixels if box is None else draw_box(pixels, box)
 
 
@@ -86,8 +81,8 @@ def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:
     if picture == "cut_out":
         return picture_figure(cut_out(image, result["mask"]))
     if picture == "mask":
-        return picture_figure(image, _box(result), result["mask"])
-    return picture_figure(overlay_heatmap(image, result["heatmap"]), _box(result))
+        return picture_figure(image, box_of(result), result["mask"])
+    return picture_figure(overlay_heatmap(image, result["heatmap"]), box_of(result))
 
 
 def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, str] | Sequence[str]) -> Figure:
@@ -106,7 +101,7 @@ def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, s
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    names = dict(class_names) if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    names = name_by_index(class_names)
     colors = class_colors([class_map], names)
     rgb = as_rgb(image)
     width = 5.0

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import logging
 
+from ..files import list_files
+from ..masks import binary_mask
 from .annotation_files import (
     as_boxes,
-    binary_mask,
     enumerate_lines,
-    find_files,
     order_classes,
     parse_numbers,
     read_mask_image,
@@ -26,6 +27,8 @@ from .examples import EvaluationSet, Example
 
 
 __all__ = ["AnnotatedFolder"]
+
+logger = logging.get_logger(__name__)
 
 _LAYOUT = (
     "Expected `images/` with the images, and at least one of `masks/` (a PNG of the same name for each), `boxes.csv` "
@@ -61,7 +64,12 @@ class AnnotatedFolder(EvaluationSet):
         self._ignore_value = ignore_value
         # where images and masks are in the same folder, masks are no images
         in_root = self.image_dir == self.root
-        self._names = [name for name in find_files(self.image_dir) if not (in_root and name.startswith("masks/"))]
+        listed = list_files(self.image_dir)
+        self._names = [name for name in listed.files if not (in_root and name.startswith("masks/"))]
+        if in_root:
+            del listed.endings[".csv"]  # the lists
+        for note in listed.notes():
+            logger.warning(f"{self.image_dir}: {note}")
         if not self._names:
             raise ValueError(f"{self.image_dir} holds no images. {_LAYOUT}")
         self._masks = _match_masks(self._names, self.root / "masks") if (self.root / "masks").is_dir() else None
@@ -123,7 +131,11 @@ def _stem(name: str) -> str:
 
 def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
     """Return the mask file of each image, or raise."""
-    masks = {_stem(file): file for file in find_files(folder, _MASK_SUFFIXES)}
+    masks: dict[str, str] = {}
+    for file in list_files(folder, _MASK_SUFFIXES).files:
+        if _stem(file) in masks:
+            raise ValueError(f"{folder} holds two masks of one image: {masks[_stem(file)]} and {file}. Remove one.")
+        masks[_stem(file)] = file
     owners: dict[str, str] = {}
     matched = {}
     for name in names:
@@ -136,7 +148,7 @@ def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
                 f"{owners[stem]} and {name} use the same mask {folder / masks[stem]}. Rename one of them."
             )
         owners[stem], matched[name] = name, masks[stem]
-    if not matched and find_files(folder, (".jpg", ".jpeg")):
+    if not matched and list_files(folder, (".jpg", ".jpeg")).files:
         raise ValueError(f"The masks in {folder} are JPEG, which does not keep their values. Save them as PNG.")
     missing = [name for name in names if name not in matched]
     if missing:
@@ -144,14 +156,27 @@ def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
             f"{len(missing)} of {len(names)} images have no mask in {folder}; for {missing[0]} it would be "
             f"{_stem(missing[0])}.png. Add the masks, or take these images out."
         )
+    left = sorted(set(masks.values()) - set(matched.values()))
+    if left:
+        logger.warning(f"{folder}: {len(left)} masks belong to no image: {', '.join(left[:10])}.")
     return matched
+
+
+def _split_fields(line: str, where: str) -> list[str]:
+    """Return the fields of one line: they may hold quoted commas, but no line break."""
+    try:
+        return [field.strip() for field in next(csv.reader([line]))]
+    except csv.Error as error:  # a field of more than 131,072 characters
+        raise ValueError(f"{where} cannot be read as fields with commas: {error}.") from error
 
 
 def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield (place for errors, image, fields by column) of the lines of a list."""
-    # one line at a time: a field may hold quoted commas, but no line break
-    lines = ((where, [field.strip() for field in next(csv.reader([line]))]) for where, line in enumerate_lines(path))
+    lines = ((where, _split_fields(line, where)) for where, line in enumerate_lines(path))
     _, header = next(lines)
+    twice = [column for column in header if header.count(column) > 1]
+    if twice:
+        raise ValueError(f"{path} must have each column once, got {twice[0]!r} {header.count(twice[0])} times.")
     if not {"image", *columns} <= set(header):
         raise ValueError(f"{path} must begin with a line `{','.join(('image', *columns))}`, got `{','.join(header)}`.")
     bases = Counter(name.rpartition("/")[2] for name in names)

@@ -14,15 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...ice_deit.image_conversion import IMAGE_ENDINGS, convert_to_rgb, load_image
+from ...ice_deit.image_conversion import convert_to_rgb, load_image
 
 
 __all__ = [
     "as_boxes",
-    "binary_mask",
     "check_present",
     "enumerate_lines",
-    "find_files",
     "order_classes",
     "parse_numbers",
     "read_lines",
@@ -57,21 +55,6 @@ def _describe_nearest(path: Path) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     rest = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return f"{folder} holds {', '.join(names[:_MAX_LISTED]) or 'nothing'}{rest}."
-
-
-def find_files(folder: Path, suffixes: Collection[str] = IMAGE_ENDINGS) -> list[str]:
-    """Return the files below a folder with some lower-case endings, sorted, as relative paths with forward slashes.
-
-    None are opened. Hidden files and folders are skipped.
-    """
-    found = []
-    for directory, folders, names in os.walk(folder, followlinks=True):
-        # in place: `os.walk` then skips the hidden folders
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(directory).relative_to(folder).as_posix()
-        kept = [name for name in names if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")]
-        found += kept if prefix == "." else [f"{prefix}/{name}" for name in kept]
-    return sorted(found)
 
 
 def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, content: str) -> None:
@@ -143,23 +126,3 @@ def read_rgb(path: Path) -> Image.Image:
 def read_mask_image(path: Path) -> Image.Image:
     """Return a mask file upright and otherwise as it is: palette indices are not converted to colours."""
     return load_image(path)
-
-
-def binary_mask(image: Image.Image, where: str, ignore_value: int | None = None) -> np.ndarray:
-    """Return a mask image as `(height, width)`, int8: 1 where it is not 0, -1 where it is `ignore_value`, else 0.
-
-    Palette images count by index. In colours black is background, and `ignore_value` is refused.
-    """
-    # transparency is no annotation: editors add an opaque alpha channel by themselves
-    mode = image.mode if len(image.getbands()) == 1 else "L" if image.mode == "LA" else "RGB"
-    values = np.asarray(image.convert(mode))
-    if values.ndim == 3:
-        if ignore_value is not None:
-            raise ValueError(f"The mask {where} has mode {image.mode}; `ignore_value` needs a grey or palette image.")
-        return np.asarray(values.any(axis=-1), dtype=np.int8)
-    mask = np.zeros(values.shape, dtype=np.int8)
-    mask[values != 0] = 1
-    # last, since `ignore_value` may be 0 or any foreground value
-    if ignore_value is not None:
-        mask[values == ignore_value] = -1
-    return mask

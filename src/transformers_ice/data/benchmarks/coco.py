@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
-    find_files,
     read_lines,
     read_rgb,
     require_directory,
@@ -54,7 +54,7 @@ class Coco20k(EvaluationSet):
         boxes = _read_boxes(boxes_file, set(self._names))
         check_present(self._names, boxes, boxes_file, "images of the list")
         self._boxes = [boxes[name] for name in self._names]
-        check_present(self._names, find_files(self.image_dir), self.image_dir, "images")
+        check_present(self._names, list_files(self.image_dir).files, self.image_dir, "images")
 
     def __len__(self) -> int:
         return len(self._names)

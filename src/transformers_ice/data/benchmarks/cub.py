@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
     enumerate_lines,
-    find_files,
     parse_numbers,
     read_mask_image,
     read_rgb,
@@ -56,10 +56,10 @@ class Cub(EvaluationSet):
         super().__init__("cub", provides, classes, _PUBLISHED_SIZES[split])
         self._read_lists(split)
         images = require_directory(self.root / "images", "the photographs, one folder per class")
-        check_present(self._paths, find_files(images), images, "images")
+        check_present(self._paths, list_files(images).files, images, "images")
         if self._masks is not None:
             names = [_mask_name(path) for path in self._paths]
-            check_present(names, find_files(self._masks, {".png"}), self._masks, "segmentations")
+            check_present(names, list_files(self._masks, {".png"}).files, self._masks, "segmentations")
 
     def _read_lists(self, split: str) -> None:
         """Read names, labels and boxes of a split."""

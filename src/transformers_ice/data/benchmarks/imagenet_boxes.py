@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
     enumerate_lines,
-    find_files,
     parse_numbers,
     read_rgb,
     require_directory,
@@ -67,7 +67,7 @@ class ImageNetBoxes(EvaluationSet):
 
     def _locate(self) -> dict[str, str]:
         """Return the path of each image, relative to the folder."""
-        files = find_files(self.image_dir)
+        files = list_files(self.image_dir).files
         # the lists write "val/ILSVRC2012_val_00000001.JPEG", but many copies have a folder per class
         by_name: dict[str, str | None] = {}  # None: several files of this name
         for file in files:

@@ -13,10 +13,10 @@ from xml.parsers import expat
 
 import numpy as np
 
+from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
-    find_files,
     parse_numbers,
     read_lines,
     read_mask_image,
@@ -139,7 +139,7 @@ def _read_split(root: Path, task: str, split: str) -> list[str]:
 
 def _check_files(root: Path, folder: str, suffix: str, names: Sequence[str], content: str) -> None:
     path = require_directory(root / folder, f"the devkit keeps its {content} here")
-    check_present([name + suffix for name in names], find_files(path, {suffix}), path, content)
+    check_present([name + suffix for name in names], list_files(path, {suffix}).files, path, content)
 
 
 def _read_class_map(path: Path) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image as PilImage
 
 from ...ice_deit.image_conversion import convert_to_rgb, load_image
-from .annotation_files import as_boxes, binary_mask
+from ..masks import binary_mask
+from .annotation_files import as_boxes
 from .examples import EvaluationSet, Example
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Image as ImageFeature
@@ -33,11 +35,13 @@ class DataReport:
         class_names: Names of the classes.
         counts: Readable and unreadable images of each class, by the name of the split.
         faults: File or row, and the reason why it cannot be used.
+        notes: What was passed over, and what is worth a look, but no fault.
     """
 
     class_names: list[str]
     counts: dict[str, Counter[int]]
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -54,6 +58,7 @@ class DataReport:
             missing = self.missing(split)
             if missing:
                 lines.append(f"{len(missing)} classes without an image in {split} ({meaning}): {shorten(missing)}")
+        lines += self.notes
         if self.faults:
             lines.append(f"{len(self.faults)} rows that cannot be used:")
             lines += [*(f"  {fault}" for fault in self.faults), _SKIP_HINT]
@@ -99,18 +104,34 @@ def check_data(
     """
     stored = open_images(data_args, image_size, cache_dir, token)
     images = dict(zip(("train", "evaluation"), hold_out(*stored, data_args=data_args, seed=seed), strict=True))
-    report = DataReport(stored[0].labels.names, {split: Counter() for split in images})
+    notes = [note for part in stored if part is not None for note in part.notes]
+    report = DataReport(stored[0].labels.names, {split: Counter() for split in images}, notes=notes)
+    first: dict[bytes, tuple[str, Any, str]] = {}  # split, class and place of the first image of a content
+    copies: list[str] = []
     for split, part in images.items():
         bar = tqdm(_rows(part, data_args), desc=split, total=len(part.rows), unit=" images", disable=not show_progress)
         for (place, record, label), error in read_errors(bar, data_args.num_proc):
             where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
             try:
-                report.counts[split][part.labels.encode(label)] += 1
+                report.counts[split].update(part.labels.classes_of(label))
             except ValueError as fault:
                 report.faults.append(f"{where}: {fault}")
             if error is not None:
                 report.faults.append(f"{where}: {error}")
+                continue
+            other = first.setdefault(_digest(record), (split, label, where))
+            if other[:2] != (split, label):
+                copies.append(f"{where} is {other[2]}")
+    if copies:
+        report.notes.append(
+            f"{len(copies)} images occur in two classes, or in training and evaluation: {shorten(copies[:10])}."
+        )
     return report
+
+
+def _digest(record: dict[str, Any]) -> bytes:
+    content = record["bytes"] if record.get("bytes") is not None else Path(record["path"]).read_bytes()
+    return hashlib.sha256(content).digest()[:16]
 
 
 def _rows(images: StoredImages, data_args: DataArguments) -> Iterator[tuple[tuple[str, Any, Any], Any]]:

@@ -115,7 +115,7 @@ class Labels:
                     f"classes, there are {len(self.names)} names. Write one line for each class."
                 )
             return {number: number for number in range(len(others))}
-        if set(others) != set(self.names):
+        if set(others) - set(self.names):
             raise ValueError(
                 "Training and evaluation images must have the same classes. "
                 f"Only in training: {shorten(sorted(set(self.names) - set(others)))}; "
@@ -149,6 +149,15 @@ class Labels:
         else:
             expected = f"one of {shorten(self.numbers or self.names)}"
         raise ValueError(f"the class {cell!r} is none of the {len(self.names)} classes, expected {expected}")
+
+    def classes_of(self, cell: Any) -> list[int]:
+        """Return the numbers of all classes of an image; raises as `encode` does."""
+        return [self.encode(cell)]
+
+    @staticmethod
+    def title(target: Any, names: Mapping[int, str]) -> str:
+        """Return the text that names the class of an image in figures, from what `encode` returned."""
+        return names[target]
 
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
         """Raise if a cell of a column names no class.

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
-from datasets import Dataset, Features, Image, Value, load_dataset
+import datasets
+import pyarrow
+import pyarrow.compute
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets.utils.logging import get_logger
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..augmentation.image_augmentation import TrainingAugmentation
 from ..scenes import load_scenes
@@ -16,9 +23,9 @@ from .arguments import DataArguments
 from .folders import load_hub_images, load_image_folder
 from .labels import Cells, Labels, count_cells, read_column
 from .pixels import remove_bad_images
-from .shards import count_rows, find_shards, hub_shards, kind_of, place_in_shards
+from .shards import check_origin, count_rows, find_shards, hub_shards, place_in_shards
 from .streamed_images import StreamedImages
-from .streams import ShardedRows, open_shards
+from .streams import ShardedRows, load_shards, open_shards
 from .tables import LabelledImages
 
 
@@ -33,16 +40,27 @@ __all__ = [
     "open_images",
 ]
 
+logger = get_logger(__name__)
+
 Rows = TypeVar("Rows", Dataset, ShardedRows)
 
 
 @dataclass(frozen=True)
 class ImageTables:
-    """Training and evaluation images of a run; `labels` has the class of each cell in the label column of `train`."""
+    """Training and evaluation images of a run.
+
+    Args:
+        train: Training images.
+        evaluation: Evaluation images.
+        labels: The classes, and the class of each cell in the label column of `train`.
+        fingerprint: Of the images as they are stored, by split: their number, and a digest of their names and sizes.
+            A run that is resumed on data with another one is not the same run.
+    """
 
     train: Dataset | ShardedRows
     evaluation: Dataset
     labels: Labels
+    fingerprint: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -54,13 +72,16 @@ class ImageTables:
 class StoredImages:
     """Images ("training" or "evaluation") as they are stored, whose columns have the names that the arguments give.
 
-    `labels` has the class of each cell in the label column; `files` are the shards that a table was made of.
+    `labels` has the class of each cell in the label column; `files` are the shards that a table was made of, `notes`
+    lines about what was passed over, and `places` where the files of rows without bytes may be (anywhere if empty).
     """
 
     rows: Dataset | ShardedRows
     split: str
     labels: Labels
     files: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    places: Sequence[str] = ()
 
     def place_of(self, index: int) -> str:
         """Return file and row of an image, or its row alone where rows are in no file that is known."""
@@ -79,6 +100,44 @@ class StoredImages:
         """Raise `ValueError` with file and row if a label is no class; no image is decoded."""
         cells = _cells_of(self.rows, column, extremes_suffice=self.labels.cell_type is int)
         self.labels.check(cells, column, self.split, self.place_of)
+
+    def check_origins(self) -> None:
+        """Raise `ValueError` with file and row if an image of a table has no bytes and may not be read by its path."""
+        if not isinstance(self.rows, ShardedRows) and self.places:
+            for column, feature in self.rows.features.items():
+                if isinstance(feature, Image):
+                    self._check_origins(column, self.rows.data.column(column))
+
+    def _check_origins(self, column: str, cells: pyarrow.ChunkedArray) -> None:
+        row = 0
+        for chunk in cells.chunks:
+            # two fields, bytes and path; the bytes themselves are not read
+            alone = pyarrow.compute.and_(chunk.is_valid(), chunk.field("bytes").is_null())
+            for index in pyarrow.compute.indices_nonzero(alone).to_pylist():
+                record = {"bytes": None, "path": chunk.field("path")[index].as_py()}
+                try:
+                    check_origin({column: record}, self.places)
+                except ValueError as error:
+                    raise ValueError(f"The {self.split} images, {self.place_of(row + index)}: {error}") from error
+            row += len(chunk)
+
+    def fingerprint(self, column: str) -> dict[str, Any]:
+        """Return the number of images and a digest of their names and sizes, so that other data are noticed later."""
+        digest = hashlib.sha256()
+        if isinstance(self.rows, ShardedRows):
+            for file, count in zip(self.rows.files, self.rows.counts, strict=True):
+                size = os.path.getsize(file) if os.path.isfile(file) else 0
+                digest.update(f"{os.path.basename(file)} {size} {count}\n".encode())
+            return {"images": len(self.rows), "digest": digest.hexdigest()[:16]}
+        for chunk in self.rows.data.column(column).chunks:
+            # the lengths of the bytes alone are read
+            sizes = pyarrow.compute.binary_length(chunk.field("bytes")).to_pylist()
+            for path, size in zip(chunk.field("path").to_pylist(), sizes, strict=True):
+                if size is None and path:
+                    size = os.path.getsize(path) if os.path.isfile(path) else -1
+                # folder and name: the same data may move
+                digest.update(f"{'/'.join((path or '').rsplit('/', 2)[-2:])} {size}\n".encode())
+        return {"images": len(self.rows), "digest": digest.hexdigest()[:16]}
 
     def declare_labels(self, column: str) -> StoredImages:
         """Return a table whose label column holds the class numbers; a stream is encoded row by row, as it is read."""
@@ -114,9 +173,14 @@ def load_images(
     stored = [images for images in open_images(data_args, image_size, cache_dir, token) if images is not None]
     for images in stored:
         images.check_labels(column)
+        for note in images.notes:
+            logger.warning(note)
     train, evaluation = hold_out(*(images.declare_labels(column) for images in stored), data_args=data_args, seed=seed)
     return ImageTables(
-        _without_bad_images(train.rows, data_args), _without_bad_images(evaluation.rows, data_args), train.labels
+        _without_bad_images(train.rows, data_args),
+        cast(Dataset, _without_bad_images(evaluation.rows, data_args)),
+        train.labels,
+        {images.split: images.fingerprint(data_args.image_column_name) for images in stored},
     )
 
 
@@ -154,20 +218,22 @@ def open_images(
     data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None = None, token: str | None = None
 ) -> tuple[StoredImages, StoredImages | None]:
     """Return the training and evaluation images as they are stored, with their classes; labels are not checked."""
-    rows, files = _open_rows(data_args, image_size, cache_dir, token)
+    opened, other = _open_rows(data_args, image_size, cache_dir, token)
     column = data_args.label_column_name
-    train = _name_columns(rows[0], data_args)
+    train = _name_columns(opened, "training", data_args)
     labels = Labels.from_column(
         column, train.features[column], lambda: _cells_of(train, column), data_args.class_names_file
     )
     if isinstance(train, ShardedRows):
         train = train.select_columns([data_args.image_column_name, column])
-    stored = StoredImages(train, "training", labels, files[0])
-    if rows[1] is None:
+    stored = StoredImages(train, "training", labels, *opened[1:])
+    stored.check_origins()
+    if other is None:
         return stored, None
-    evaluation = _name_columns(rows[1], data_args)
-    labels = labels.as_written_in(column, evaluation.features[column])
-    return stored, StoredImages(evaluation, "evaluation", labels, files[1])
+    rows = _name_columns(other, "evaluation", data_args)
+    evaluation = StoredImages(rows, "evaluation", labels.as_written_in(column, rows.features[column]), *other[1:])
+    evaluation.check_origins()
+    return stored, evaluation
 
 
 def hold_out(
@@ -199,25 +265,49 @@ def _without_bad_images(rows: Rows, data_args: DataArguments) -> Rows:
     return remove_bad_images(rows, data_args.image_column_name, data_args.on_bad_image, data_args.num_proc)
 
 
+class _Opened(NamedTuple):
+    """Rows under the names they are stored by, their shards, and what else `StoredImages` has."""
+
+    rows: Dataset | ShardedRows
+    files: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    places: Sequence[str] = ()
+
+
 def _open_rows(
     data_args: DataArguments, image_size: tuple[int, int], cache_dir: str | None, token: str | None
-) -> tuple[tuple[Dataset | ShardedRows, Dataset | None], tuple[Sequence[str], Sequence[str]]]:
-    """Return training and evaluation images under the names they are stored by, and the shards of each."""
+) -> tuple[_Opened, _Opened | None]:
+    """Return training and evaluation images as they are stored."""
     if data_args.dataset_name == "scenes":
         options: dict[str, Any] = {"image_size": image_size, "cache_dir": cache_dir, "num_proc": data_args.num_proc}
         # no more scenes than needed are drawn: every prefix holds all classes
         train = load_scenes("train", data_args.max_train_samples, **options)
-        return (train, load_scenes("validation", data_args.max_eval_samples, **options)), ((), ())
+        return _Opened(train), _Opened(load_scenes("validation", data_args.max_eval_samples, **options))
     if data_args.train_dir is not None:
         other = data_args.validation_dir
-        return (load_image_folder(data_args.train_dir), None if other is None else load_image_folder(other)), ((), ())
+        return _open_folder(data_args.train_dir), None if other is None else _open_folder(other)
     if data_args.dataset_name is not None and not data_args.streaming:
-        return load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir), ((), ())
+        splits = load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
+        caches = [str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE, *([cache_dir] if cache_dir else [])]
+        places = [os.path.expanduser(place) for place in (data_args.dataset_name, *caches)]
+        places = [place for place in places if os.path.isdir(place)]
+        train, evaluation = (None if rows is None else _Opened(rows, places=places) for rows in splits)
+        return cast(_Opened, train), evaluation
     files = _find_files(data_args, cache_dir, token)
-    evaluation = _load_shards(files[1], "validation_files", cache_dir) if files[1] else None
-    if data_args.streaming:
-        return (open_shards(files[0]), evaluation), files
-    return (_load_shards(files[0], "train_files", cache_dir), evaluation), files
+    # the paths in a table are checked at once, those of a stream as its rows are read
+    tables = [
+        _Opened(load_shards(part, argument, cache_dir), part, (), part) if part else None
+        for part, argument in zip(files, ("train_files", "validation_files"), strict=True)
+        if not (data_args.streaming and argument == "train_files")
+    ]
+    train = _Opened(open_shards(files[0]), files[0]) if data_args.streaming else cast(_Opened, tables[0])
+    return train, tables[-1]
+
+
+def _open_folder(directory: str) -> _Opened:
+    notes: list[str] = []
+    table = load_image_folder(directory, notes)
+    return _Opened(table, (), [f"{directory}: {note}" for note in notes])
 
 
 def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | None) -> tuple[list[str], list[str]]:
@@ -237,12 +327,6 @@ def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | No
     return splits["train"], splits[others]
 
 
-def _load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> Dataset:
-    """Return Parquet files or WebDataset tars as a table, kept on the disk in the cache of `datasets`."""
-    data_files = {"train": list(files)}
-    return load_dataset(kind_of(files, argument), data_files=data_files, split="train", cache_dir=cache_dir)
-
-
 def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool = False) -> Cells:
     """Return the distinct cells of a column of labels."""
     if isinstance(rows, ShardedRows):
@@ -250,8 +334,9 @@ def _cells_of(rows: Dataset | ShardedRows, column: str, extremes_suffice: bool =
     return count_cells(read_column(rows, column))
 
 
-def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
+def _name_columns(opened: _Opened, split: str, data_args: DataArguments) -> Dataset | ShardedRows:
     """Return rows whose columns of images and classes have the names that the arguments give them."""
+    rows = opened.rows
     image, label = data_args.image_column_name, data_args.label_column_name
     for found, name in (
         (_find_image_column(rows.features, image), image),
@@ -261,7 +346,13 @@ def _name_columns(rows: Rows, data_args: DataArguments) -> Rows:
     # a stream keeps images undecoded, since its shuffle buffer holds a thousand of them
     if image in rows.features and _holds_encoded_images(rows.features[image]):
         # written by something else than `datasets`, whose files declare their images
-        rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
+        try:
+            rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
+        except ValueError:  # `datasets` casts all columns, and names no row
+            feature = rows.features.get(label)
+            if isinstance(feature, ClassLabel):
+                StoredImages(rows, split, Labels.from_names(feature.names), opened.files).check_labels(label)
+            raise
     check_columns(rows, image_column_name=image, label_column_name=label)
     return rows
 
@@ -276,7 +367,11 @@ def _find_image_column(features: Features, wanted: str) -> str:
 def _holds_encoded_images(feature: Any) -> bool:
     """Return whether a column holds the bytes of files, bare or as `datasets` stores images."""
     if isinstance(feature, dict):
-        return "bytes" in feature and _holds_encoded_images(feature["bytes"]) and set(feature) <= {"bytes", "path"}
+        # of null type where all images are named by their paths
+        is_bytes = "bytes" in feature and (
+            _holds_encoded_images(feature["bytes"]) or feature["bytes"] == Value("null")
+        )
+        return is_bytes and set(feature) <= {"bytes", "path"}
     return isinstance(feature, Value) and "binary" in feature.dtype
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ...console.output_files import write_json
 from .labels import Cells, count_cells
 
 
-__all__ = ["count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
+__all__ = ["check_origin", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
 
 _KINDS: dict[str, Literal["parquet", "webdataset"]] = {".parquet": "parquet", ".tar": "webdataset"}
 # a sample of a WebDataset is all files of one name up to the first dot after the last slash; the rest is its column
@@ -102,6 +102,21 @@ def place_in_shards(files: Sequence[str], counts: Sequence[int], index: int) -> 
     raise IndexError(f"Row {index} after the last one, of {len(files)} files with {sum(counts)} rows.")
 
 
+def check_origin(row: dict[str, Any], places: Iterable[str | os.PathLike]) -> None:
+    """Raise if an image of a row has no bytes, and its path is an address or outside the folders of some places.
+
+    A row of a stranger must neither send requests nor open other files of this machine.
+    """
+    paths = [cell.get("path") for cell in row.values() if isinstance(cell, dict) and cell.get("bytes") is None]
+    for path in filter(None, paths):
+        folders = [os.path.abspath(place if os.path.isdir(place) else os.path.dirname(place)) for place in places]
+        if "://" in path or not any(Path(os.path.abspath(path)).is_relative_to(folder) for folder in folders):
+            raise ValueError(
+                f"The row holds no bytes of an image, and its path {path!r} is no file below {', '.join(folders)}. "
+                "Write the bytes of the images into the rows."
+            )
+
+
 def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False) -> Cells:
     """Return the distinct cells of a column of labels; of local files they are cached like the numbers of rows.
 
@@ -133,6 +148,7 @@ def _cached(files: Sequence[str], column: str, read: Callable[[], list[Any]]) ->
         (os.path.abspath(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)
     ]
     key += [column] if column else []
+    key.append("whole archives")  # counts of an earlier version took archives that were cut off
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "transformers_ice_shards" / f"{digest}.json"
     if not cache.is_file():
@@ -230,10 +246,26 @@ def _tar_members(file: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
                 # tarfile keeps every member that it has seen: gigabytes for millions of images
                 vars(archive)["members"] = []
                 name = _SAMPLE_NAME.fullmatch(member.name)
+                if not member.name.isascii():
+                    member.name.encode()  # a name that is no UTF-8 cannot be in a table
                 if member.isreg() and name and not os.path.basename(member.name).startswith((".", "__")):
                     yield name[1], name[2], partial(_content_of, archive, member)
+            _check_end(archive)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The tar file {file} holds a name that is no UTF-8: {error.object!r}.") from error
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"The tar file {file} cannot be read: {error}") from error
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise unless the end of an archive follows, which tarfile takes a broken header for: a block of zeros."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it has no end, so it was cut off or a header is damaged. Download it again")
+    while rest := archive.fileobj.read(1 << 20):
+        if rest.strip(tarfile.NUL):
+            raise tarfile.ReadError("more follows after its end. Pack archives that were joined as one again")
 
 
 def _content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from datasets import Features, IterableDataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets import Image as ImageFeature
 
 from .labels import Cells
-from .shards import count_rows, kind_of, place_in_shards, read_cells
+from .shards import check_origin, count_rows, kind_of, place_in_shards, read_cells
 
 
 __all__ = [
     "ShardSpan",
     "ShardedRows",
     "buffer_order",
+    "load_shards",
     "open_shards",
     "piece_of_reader",
     "rows_of_process",
@@ -158,21 +159,27 @@ class ShardedRows:
         """
         for span in spans:
             found = span.start
-            try:
-                for row in self._rows_of(span):
-                    yield self.offsets[span.shard] + found, row
-                    found += 1
-            except (OSError, EOFError) as error:
-                raise ValueError(f"{self.files[span.shard]}, row {found}: {error}") from error
+            # after an error the rest is read row by row, to find the row
+            for at_once in (_READ_AT_ONCE, 1):
+                try:
+                    for row in self._rows_of(ShardSpan(span.shard, found, span.stop), at_once):
+                        check_origin(row, [self.files[span.shard]])
+                        yield self.offsets[span.shard] + found, row
+                        found += 1
+                    break
+                except Exception as error:  # a damaged row can fail anywhere inside a decoder
+                    if at_once == 1:
+                        cause = error.__cause__ or error
+                        raise ValueError(f"{self.files[span.shard]}, row {found}: {cause}") from error
             if found < span.stop:
                 raise ValueError(
                     f"{self.files[span.shard]} ends after {found} rows, {self.counts[span.shard]} were counted."
                 )
 
-    def _rows_of(self, span: ShardSpan) -> Iterator[dict[str, Any]]:
+    def _rows_of(self, span: ShardSpan, at_once: int) -> Iterator[dict[str, Any]]:
         shard = self.source.shard(len(self.counts), span.shard).skip(span.start).take(span.stop - span.start)
         # plain iteration would divide the rows among the workers of a DataLoader once more; `iter` does not
-        for batch in shard.iter(_READ_AT_ONCE):
+        for batch in shard.iter(at_once):
             for cells in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, cells, strict=True))
 
@@ -185,7 +192,10 @@ def open_shards(files: Sequence[str]) -> ShardedRows:
     files, counts = list(files), count_rows(files)
     if not sum(counts):
         raise ValueError(f"The {len(files)} files hold no rows, e.g. {files[0]}.")
-    source = load_dataset(kind_of(files), data_files={"train": files}, split="train", streaming=True)
+    try:
+        source = load_dataset(kind_of(files), data_files={"train": files}, split="train", streaming=True)
+    except Exception as error:  # the first rows are decoded, to see which columns there are
+        raise ValueError(f"{files[0]} cannot be read, or is not like the other files: {error}") from error
     if source.num_shards != len(files):
         raise ValueError(f"`datasets` reads {source.num_shards} shards in {len(files)} files, one for each is needed.")
     for column, feature in cast(Features, source.features).items():
@@ -193,3 +203,20 @@ def open_shards(files: Sequence[str]) -> ShardedRows:
             # first of all: to rename or select columns `datasets` would decode the images, and encode them again
             source = source.cast_column(column, ImageFeature(decode=False))
     return ShardedRows(source, files, counts)
+
+
+def load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> Dataset:
+    """Return Parquet files or WebDataset tars as a table, kept on the disk in the cache of `datasets`."""
+    kind = kind_of(files, argument)
+    if not sum(count_rows(files)):
+        raise ValueError(f"`--{argument}` names {len(files)} files that hold no rows, e.g. {files[0]}.")
+    try:
+        return load_dataset(kind, data_files={"train": list(files)}, split="train", cache_dir=cache_dir)
+    except Exception as error:  # `datasets` names neither file nor row: read them one by one
+        for file in files:
+            rows = open_shards([file])
+            for index, row in rows.read([ShardSpan(0, 0, len(rows))]):
+                for column, cell in row.items():
+                    if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
+                        raise ValueError(f"The {rows.place_of(index)}: `{column}` is too large a number.") from error
+        raise ValueError(f"`--{argument}` cannot be read as a table: {error.__cause__ or error}") from error

@@ -13,10 +13,12 @@ from datasets import Dataset as ImageTable
 from datasets import Image as ImageFeature
 from torch.utils.data import Dataset
 
+from ...ice_deit.image_conversion import load_image
 from ...ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ...ice_deit.patch_maps import ImageGeometry
 from ..augmentation.batch_augmentation import AUGMENTATION_SEED
 from ..augmentation.image_augmentation import TrainingAugmentation
+from ..masks import binary_mask
 from .labels import Labels
 from .pixels import PixelReader
 
@@ -58,6 +60,8 @@ class LabelledImages(Dataset):
             image_column, ImageFeature(decode=False)
         )
         self._masks = table.select_columns([mask_column]) if mask_column in table.column_names else None
+        if self._masks is not None and isinstance(self._masks.features[mask_column], ImageFeature):
+            self._masks = self._masks.cast_column(mask_column, ImageFeature(decode=False))
         self.image_column, self.label_column, self.mask_column = image_column, label_column, mask_column
         self.image_processor, self.augmentation, self.seed = image_processor, augmentation, seed
         feature = table.features[label_column]
@@ -84,7 +88,10 @@ class LabelledImages(Dataset):
     def foreground_mask(self, index: int) -> np.ndarray:
         """Return the true foreground of an image, `(height, width)`, bool, in the size it is stored in."""
         assert self._masks is not None  # for the type checker: callers check `has_masks` first
-        mask = np.asarray(self._masks[index][self.mask_column])
+        cell = self._masks[index][self.mask_column]
+        if isinstance(cell, dict):
+            return binary_mask(load_image(cell), f"of row {index}") > 0
+        mask = np.asarray(cell)
         # a mask that was stored in colour: foreground is whatever is not black
         return np.asarray((mask if mask.ndim == 2 else mask[..., :3].max(axis=-1)) > 0)
 

@@ -3,15 +3,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
-__all__ = ["IGNORED", "check_same_size", "checked_boxes", "checked_fractions", "checked_mask", "checked_score_map"]
+__all__ = [
+    "IGNORED",
+    "check_same_size",
+    "checked_boxes",
+    "checked_fractions",
+    "checked_mask",
+    "checked_score_map",
+    "to_numpy",
+]
 
 IGNORED = -1
 """Value of the ignored pixels of a true mask."""
+
+
+def to_numpy(value: Any) -> Any:
+    """Return tensors, also inside mappings and lists, as arrays; floating types that NumPy lacks become float32."""
+    if isinstance(value, Tensor):
+        has_type = not value.is_floating_point() or value.element_size() >= 4 or str(value.dtype) == "torch.float16"
+        return (value.detach() if has_type else value.detach().float()).cpu().numpy()
+    if isinstance(value, Mapping):
+        return {key: to_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor | Mapping | list | tuple) for item in value):
+        return [to_numpy(item) for item in value]
+    return value
 
 
 def checked_mask(name: str, mask: Any, allowed: tuple[int, ...] = (0, 1)) -> np.ndarray:

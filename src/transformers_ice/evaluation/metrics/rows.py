@@ -16,6 +16,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from .checks import to_numpy
+
 
 __all__ = ["MeanOf", "RowMetric", "exact_mean"]
 
@@ -66,6 +68,7 @@ class RowMetric(evaluate.Metric):
         Returns:
             The columns of `row_features`, each `(batch_size,)` or `(batch_size, length)`.
         """
+        predictions, references = to_numpy(predictions), to_numpy(references)
         if references is None:
             if self.uses_references:
                 raise ValueError(f"{type(self).__name__} needs `references`, one per prediction, got None.")

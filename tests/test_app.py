@@ -39,7 +39,7 @@ from transformers_ice.app import AppArguments, launch_app, parse_app_arguments  
 from transformers_ice.app import limits as limits_module  # noqa: E402
 from transformers_ice.app import page as page_module  # noqa: E402
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
-from transformers_ice.app.examples import draw_examples  # noqa: E402
+from transformers_ice.app.examples import draw_examples, read_examples  # noqa: E402
 from transformers_ice.app.fragments import answer_html, caption_html, explanation_to_json, figures_html  # noqa: E402
 from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
 from transformers_ice.app.methods import available_methods, compare_methods, method_title  # noqa: E402
@@ -319,8 +319,8 @@ def test_alt_texts_describe_the_images(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image, target=1)
     heat = draw_heatmap(loaded, image, explanation)
-    share = 100 * (explanation.shown.heatmap >= 0.5).mean()
-    assert heat.caption.startswith(f"Heat map: {share:.0f} % of the picture is predicted as “dog”")
+    share = 100 * explanation.shown.heatmap.mean()
+    assert heat.caption.startswith(f"Heat map: probability of “dog”, {share:.0f} % on average over the picture")
     classes = draw_class_map(loaded, image, explanation)
     assert f"background {100 * (explanation.shown.class_map == 3).mean():.0f} %" in classes.caption
     assert len(classes.legend) == len(np.unique(explanation.shown.class_map)) + (3 not in explanation.shown.class_map)
@@ -353,9 +353,45 @@ def test_record_holds_what_was_found(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image)
     record = json.loads(json.dumps(explanation_to_json(loaded, explanation)))
-    assert set(record) == {"model", "label", "score", "scores", "box", "foreground_ratio"}
+    assert set(record) == {"model", "label", "score", "scores", "found", "box", "target", "foreground_ratio"}
+    assert (record["model"], record["found"], record["target"]) == (Path(loaded.name).name, True, None)
     assert record["label"] == explanation.shown.label
     assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+def test_picture_in_which_nothing_is_found_has_a_sentence_and_no_bars_and_no_box(tmp_path, photo):
+    model = IceDeiTForImageClassification(IceDeiTConfig(**SIZES, logits_source="patch"))
+    with torch.no_grad():
+        model.deit.layernorm.weight.zero_()
+        model.deit.layernorm.bias.fill_(1)
+        model.deit.patch_head.weight.zero_()
+        model.deit.patch_head.weight[3] = 1  # background
+    model.save_pretrained(tmp_path)
+    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    empty = load_model(str(tmp_path))
+    answer = Handlers(empty, Limits()).explain(str(photo), FOREGROUND)
+    assert "Nothing the model knows" in answer["answer"]
+    assert "ice-scores" not in answer["answer"]
+    assert "no foreground" in answer["mask-caption"]
+    assert "nothing is kept" in answer["cutout-caption"]
+    content = json.loads(base64.b64decode(re.search(r'base64,([^"]+)"', answer["download"])[1]))
+    assert (content["found"], content["box"]) == (False, None)
+
+
+def test_page_shows_no_path_of_the_machine_and_no_scenes_of_a_model_of_other_classes(loaded, photo):
+    def values(page) -> str:
+        return " ".join(str(getattr(block, "value", "")) for block in page.blocks.values())
+
+    assert "scenes" not in values(build_page(loaded, Limits()))
+    folder = str(Path(loaded.name).parent)
+    assert folder not in values(build_page(loaded, Limits()))
+    assert folder not in json.dumps(build_page(loaded, Limits()).get_config_file(), default=str)
+    ((image, name),) = read_examples(str(photo.parent), Limits())
+    assert (image.size, name) == ((64, 48), "photo")
+    names = {function.api_name for function in build_page(loaded, Limits(), examples=[(image, name)]).fns.values()}
+    assert "load" in names
+    with pytest.raises(ValueError, match="must be a folder of images"):
+        read_examples(str(photo), Limits())
 
 
 def test_examples_are_held_out_scenes_of_different_classes():

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..console.command_line import parse_dataclasses
 from .analysis import explain_image, load_model, prepare_image
+from .examples import read_examples
 from .limits import Limits
 from .server import LOCAL_HOSTS, Gate, Listeners, UploadFolder, check_event
 
@@ -26,6 +27,10 @@ class AppArguments:
 
     model: str = field(
         default="checkpoints/ice-deit-scenes", metadata={"help": "Folder or Hub id of an ICE checkpoint."}
+    )
+    examples: str | None = field(
+        default=None,
+        metadata={"help": "Folder of example images. Default: drawn scenes, if the model knows them."},
     )
     host: str | None = field(
         default=None,
@@ -101,8 +106,9 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     loaded = load_model(arguments.model)
     # a first run: a broken model fails at the start, and the first visitor does not wait for it
     explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
+    examples = read_examples(arguments.examples, arguments.limits) if arguments.examples else None
     folder, listeners = UploadFolder(), Listeners()
-    page = build_page(loaded, arguments.limits, listeners)
+    page = build_page(loaded, arguments.limits, listeners, examples)
     page.queue(api_open=False)
     host = (arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1").strip("[]")
     hosts = [*arguments.allowed_hosts, *LOCAL_HOSTS] if arguments.allowed_hosts or host in LOCAL_HOSTS else None

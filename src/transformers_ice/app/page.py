@@ -168,12 +168,22 @@ class _Events:
         return self.listeners is None or request is None or request.session_hash in self.listeners
 
 
-def build_page(loaded: LoadedModel, limits: Limits, listeners: Container[str] | None = None) -> gr.Blocks:
-    """Build the page; nothing is started. Without `listeners` every visitor is taken to wait for the answer."""
-    events, examples = _Events(loaded, limits, listeners), draw_examples()
-    title = f"ICE: {Path(loaded.name).name}"
+def build_page(
+    loaded: LoadedModel,
+    limits: Limits,
+    listeners: Container[str] | None = None,
+    examples: list[tuple[Image.Image, str]] | None = None,
+) -> gr.Blocks:
+    """Build the page; nothing is started. Without `listeners` every visitor is taken to wait for the answer.
+
+    Examples are images with a description; by default drawn scenes for a model that knows them, else none.
+    """
+    events = _Events(loaded, limits, listeners)
+    if examples is None:
+        examples = draw_examples() if loaded.knows_scenes else []
+    title = f"ICE: {Path(loaded.title).name}"
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.HTML(header_html(loaded, is_sample="scenes" in loaded.name))
+        gr.HTML(header_html(loaded))
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
                 picture, status, gallery, target = _add_inputs(loaded, limits, examples)
@@ -189,7 +199,8 @@ def build_page(loaded: LoadedModel, limits: Limits, listeners: Container[str] | 
         _add_pruning(events, picture)
         # Examples are sent to every visitor again, since old files are removed. The first explanation needs no call:
         # setting the example triggers the same event as any change.
-        page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
+        if examples:
+            page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
     return page
 
 
@@ -220,9 +231,10 @@ def _add_inputs(
         elem_classes="ice-picture",
     )
     _restrict_to_uploads(picture)
-    status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
+    status = gr.HTML(status_html("Loading the first example ..." if examples else "Drop a picture."), elem_id="status")
     gallery = gr.Gallery(
-        label="Or an example: drawn scenes, by their content",
+        label="Or an example",
+        visible=bool(examples),
         columns=4,
         height="auto",
         object_fit="cover",

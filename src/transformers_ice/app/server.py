@@ -139,9 +139,9 @@ class Listeners:
         self._streams: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def __contains__(self, visitor: str) -> bool:
+    def __contains__(self, visitor: object) -> bool:
         with self._lock:
-            return self._streams[visitor] > 0
+            return self._streams.get(str(visitor), 0) > 0
 
     @contextmanager
     def listening(self, visitor: str) -> Iterator[None]:
@@ -196,7 +196,7 @@ class Gate:
             if problem := self._check_body(body):
                 await _refuse(send, 422, problem)
             else:
-                await self.app(scope, _replay(body, receive), send)
+                await self.app(scope, _replay(body or b"", receive), send)
         else:
             await self.app(scope, receive, send)
 

@@ -15,7 +15,8 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app docs style quality test test-slow test-upstream checkpoint-code cards clean
+.PHONY: help install demo app docs style quality test test-slow test-upstream test-lowest test-newest \
+	checkpoint-code cards clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +62,18 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 	@ICE_UPSTREAM_TESTS=$(UPSTREAM) $(BIN)/python -m pytest -q -rf -n $(WORKERS) --maxprocesses 8 \
 		-o addopts= -W ignore::UserWarning tests/upstream
 
+# Environments of their own: the lowest versions that pyproject.toml allows (by uv, with the lowest Python), the newest ones.
+EXTRAS := train,eval,viz,app,export,dev
+test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows (needs uv)
+	@uv venv -q --allow-existing --python 3.10 .venv-lowest
+	@uv pip install -q --python .venv-lowest --resolution lowest-direct -e ".[$(EXTRAS)]"
+	@.venv-lowest/bin/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+test-newest: ## the fast tests with the newest version of everything
+	@test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/python -m pip --disable-pip-version-check -qq install --upgrade --upgrade-strategy eager -e ".[$(EXTRAS)]"
+	@.venv-newest/bin/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
 checkpoint-code: $(STAMP) ## copy the code that travels into the sample checkpoints, after a change to it
 	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.ice_deit.remote_code import copy_remote_code; \
 		[copy_remote_code(pathlib.Path(folder), None) for folder in sys.argv[1:]]" $(wildcard checkpoints/ice-*)
@@ -69,4 +82,4 @@ cards: $(STAMP) ## write the model cards from model_cards/results.json
 	@$(BIN)/python scripts/write_model_card.py --all
 
 clean: ## remove the environment, the caches and what the tools leave behind
-	@rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist site src/*.egg-info
+	@rm -rf $(VENV) .venv-lowest .venv-newest .cache .pytest_cache .ruff_cache .mypy_cache .coverage htmlcov build dist site src/*.egg-info

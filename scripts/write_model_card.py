@@ -15,6 +15,9 @@ scripts/run_evaluation.py to measure it:
     python scripts/write_model_card.py outputs/photos --record --evaluation "--benchmark classification segmentation \
         --data_dir photos/masks"
 
+A folder that scripts/convert_checkpoint.py wrote has a record too; `--datasets imagenet-1k` says what it was trained
+on.
+
 `--license cc-by-nc-4.0` names another licence of the weights than Apache-2.0, and is kept in the record.
 
 The card of a checkpoint NAME is written twice, as model_cards/NAME.md and as checkpoints/NAME/README.md, with its
@@ -51,8 +54,8 @@ from transformers_ice.hub import (
 )
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
 from transformers_ice.hub.pictures import draw_explanations, write_example_image
-from transformers_ice.hub.records import entries_from_evaluation, weights_digest
-from transformers_ice.training.run_card import MARK, RECORD_FILE, describe_hardware
+from transformers_ice.hub.records import RECORD_FILE, entries_from_evaluation, weights_digest
+from transformers_ice.training.run_card import MARK, describe_hardware
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +71,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="measure the model, run its snippet, draw its figure")
     parser.add_argument("--evaluation", help="options of scripts/run_evaluation.py; by default those of the record")
     parser.add_argument("--license", help="licence of the weights, as a Hub identifier; by default that of the record")
+    parser.add_argument("--datasets", nargs="+", help="ids of the training data on the Hub, where they are not known")
     arguments = parser.parse_args(argv)
     if arguments.all == (arguments.folder is not None) or (arguments.all and (arguments.record or arguments.license)):
         parser.error("give one folder, with or without --record and --license, or --all")
@@ -176,7 +180,7 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     if name is None and not (folder / RECORD_FILE).is_file():
         raise ValueError(
             f"{folder} is not in {RESULTS.relative_to(ROOT)} and has no {RECORD_FILE} of its own. Pass a folder that "
-            "scripts/run_train.py wrote, or one of "
+            "scripts/run_train.py or scripts/convert_checkpoint.py wrote, or one of "
             f"{sorted(str(path.relative_to(ROOT)) for path in locations)}."
         )
     card = folder / "README.md"
@@ -185,6 +189,13 @@ def write_folder(arguments: argparse.Namespace) -> list[Path]:
     record = read_own_record(folder) if name is None else records[name]
     changes = {"evaluation": arguments.evaluation, "license": arguments.license}
     record = replace(record, **{name: value for name, value in changes.items() if value})
+    if arguments.datasets:
+        record = replace(record, training=replace(record.training, datasets=tuple(arguments.datasets)))
+    if not record.training.datasets:  # of a converted checkpoint
+        raise ValueError(
+            f"The training data of {folder} are not known, and a card must name them. Pass --datasets, with their ids "
+            "on the Hub."
+        )
     if arguments.record:
         draw_pictures(folder, record)
         before = read_record(folder / RECORD_FILE).results if (folder / RECORD_FILE).is_file() else ()

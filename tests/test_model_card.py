@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -17,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from publishing_folders import SIZES, make_entry, make_record, write_complete_folder
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
+from transformers_ice.cli import convert
 from transformers_ice.hub import (
     ModelRecord,
     TrainingRecord,
@@ -247,6 +249,54 @@ def test_entries_come_from_the_evaluation_that_ends_a_run():
     ]
 
 
+HOSTILE = ["a|b", "two\nlines", "<script>x</script>", "\x1b[31mred\t", "\u202eleft"]
+HOSTILE += ["`code`", "n" * 500, "snake_case", "$$"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_class_name_is_one_cell_of_the_table(folder, name):
+    facts = replace(read_facts(folder), class_names=(name, "dog"))
+    card = build_card(make_record(folder), facts)
+    (row,) = [line for line in card.split("\n") if line.startswith("| classes")]
+    cells = re.split(r"(?<!\\)\|", row)
+    assert len(cells) == 4
+    assert row.isprintable()
+    assert row.endswith(", dog |")
+    assert len(row) < 120
+    assert "<" not in row
+    assert not re.search(r"(?<!\\)[`_$]", row)
+
+
+@pytest.mark.parametrize("location", ["plain/folder", 'o";print(1)#', "two\nlines", "```", "back\\slash", "a\u202eb"])
+def test_a_folder_name_is_a_string_of_the_snippet_and_no_code(folder, location):
+    record = replace(make_record(folder), location=location, results=())
+    card = build_card(record, read_facts(folder))
+    assignment = ast.parse(first_snippet(card)).body[1]
+    assert isinstance(assignment, ast.Assign)
+    assert ast.literal_eval(assignment.value) == location
+    assert ast.literal_eval(ast.parse(first_snippet(for_repository(card, "me/tiny"))).body[1].value) == "me/tiny"
+
+
+def test_a_command_with_backticks_remains_in_its_block(folder):
+    record = make_record(folder)
+    text = "python run.py 'x\n```\n# out'"
+    card = build_card(replace(record, training=replace(record.training, command=text)), read_facts(folder))
+    assert f"````bash\n{text}\n````" in card
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"name": "x', '{"name": "x", "training": []}', '{"name": "x", "results": 3}', "{}"]
+)
+def test_a_broken_record_is_a_sentence_that_names_the_file(tmp_path, content):
+    file = tmp_path / "model_card.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"model_card\.json"):
+        read_record(file)
+    if content != "{}":  # the records of no model
+        with pytest.raises(ValueError, match=r"model_card\.json"):
+            read_records(file)
+
+
 def test_the_first_snippet_loads_the_folder_and_a_template_has_none(folder):
     record = make_record(folder)
     snippet = first_snippet(build_card(record, read_facts(folder)))
@@ -362,3 +412,17 @@ def test_recording_measures_runs_the_snippet_and_keeps_the_command(write_cards, 
 def test_a_record_is_complete_without_numbers():
     assert ModelRecord("new", TrainingRecord("command", "images")).results == ()
     assert make_entry(value=1.0).value == 1.0
+
+
+def test_a_converted_checkpoint_has_a_record_to_write_its_card_from(write_cards, hub_folder, tmp_path, capsys):
+    folder = tmp_path / "converted"
+    assert convert.main(["--checkpoint", str(hub_folder("deit", "new")), "--output_dir", str(folder)]) == 0
+    assert "Not trained yet: deit.patch_head" in read_record(folder / "model_card.json").training.data
+    assert write_cards.main([str(folder)]) == 1
+    assert "Pass --datasets" in capsys.readouterr().err
+    assert write_cards.main([str(folder), "--datasets", "imagenet-1k"]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(text) == []
+    assert ModelCard(text).data.datasets == ["imagenet-1k"]
+    (problem,) = check_card_for_publication(text)
+    assert "it has no results" in problem  # the next command names how to measure it

@@ -9,13 +9,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils._http import default_client_factory
 from publishing_folders import make_record, write_complete_folder
 from safetensors.torch import load_file, save_file
 
@@ -30,6 +35,7 @@ from transformers_ice.hub import (
 )
 from transformers_ice.hub.fresh_process import TOLERANCE, _is_same
 from transformers_ice.hub.published_files import PUBLISHED_PATTERNS, sort_files
+from transformers_ice.hub.upload import hub_errors
 from transformers_ice.ice_deit.remote_code import remote_code_files
 
 
@@ -356,6 +362,53 @@ def test_without_a_network_the_upload_ends_with_a_message(publication):
     # conftest switches the Hub off: this goes through huggingface_hub itself
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
         upload_publication(publication)
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """A server in place of the Hub: it hangs, or answers with something else."""
+
+    answer: tuple[int, bytes] | None = None
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.answer is None:
+            time.sleep(1.5)
+            return
+        self.send_response(self.answer[0])
+        self.send_header("Content-Length", str(len(self.answer[1])))
+        self.end_headers()
+        self.wfile.write(self.answer[1])
+
+    def log_message(self, *args):
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "The Hub did not answer within 0.3 s"),
+        ((200, b"<html>Please log in</html>"), "What answered is not the Hub"),
+        ((200, b"{}"), "What answered is not the Hub"),
+        ((401, b"{}"), "not logged in to the Hub"),
+        ((500, b"{}"), "could not be reached, or refused"),
+    ],
+)
+def test_what_is_no_answer_of_the_hub_ends_with_a_sentence(monkeypatch, answer, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers_ice.hub.upload.TIMEOUT_S", 0.3)
+    monkeypatch.setattr(StandIn, "answer", answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        api = HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_none")
+        with (
+            pytest.raises(ConnectionError, match=rf"{message}.* Nothing is lost\."),
+            hub_errors("a/b", "Nothing is lost."),
+        ):
+            api.create_repo("a/b", exist_ok=True)
+    finally:
+        server.shutdown()
+        set_client_factory(default_client_factory)
 
 
 def test_a_hub_that_cannot_be_reached_ends_with_a_message(publication):

@@ -39,7 +39,14 @@ from transformers_ice.training.checkpoints import (
     surplus_checkpoints,
 )
 from transformers_ice.training.run import check_launch
-from transformers_ice.training.stopping import NOT_FINITE_EXIT_CODE, NOT_WRITTEN_EXIT_CODE, StopRequest, writing_to
+from transformers_ice.training.stopping import (
+    LOST_PROCESS_EXIT_CODE,
+    NOT_FINITE_EXIT_CODE,
+    NOT_WRITTEN_EXIT_CODE,
+    StopRequest,
+    lost_process,
+    writing_to,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -222,7 +229,10 @@ def run_with(run_train, monkeypatch, callback, words):
     return run_train.main(words)
 
 
-@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGTERM), (4, signal.SIGINT), (6, signal.SIGTERM)])
+STOPS = [(2, signal.SIGTERM), (4, signal.SIGINT), (6, signal.SIGTERM), (5, signal.SIGHUP), (7, signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize(("step", "number"), STOPS)
 def test_stop_signal_saves_and_the_resumed_run_equals_the_whole(
     run_train, whole, tmp_path, monkeypatch, capsys, step, number
 ):
@@ -237,6 +247,55 @@ def test_stop_signal_saves_and_the_resumed_run_equals_the_whole(
     assert f"--output_dir {tmp_path} --resume_from_checkpoint auto" in message
     run_train.main([*words, "--resume_from_checkpoint", "auto"])
     assert sha256_of(tmp_path) == sha256_of(whole)
+
+
+LOST = {
+    "worker": (RuntimeError("DataLoader worker (pid(s) 11591) exited unexpectedly"), "process that loads images"),
+    "killed": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        "process that loads images",
+    ),
+    "pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), "output of the run can no longer be written"),
+    "terminal": (OSError(errno.EIO, "Input/output error"), "output of the run can no longer be written"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_run_that_loses_a_helper_is_saved_and_resumed(run_train, whole, tmp_path, monkeypatch, capsys, name):
+    error, message = LOST[name]
+
+    def lose(model):
+        raise error
+
+    words = [*RUN, "--max_steps", "10", "--output_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        assert run_with(run_train, patch, AtStep(5, lose), words) == LOST_PROCESS_EXIT_CODE
+    said = capsys.readouterr().err
+    assert message in said
+    assert f"The last complete checkpoint is {tmp_path}/checkpoint-5." in said
+    run_train.main([*words, "--resume_from_checkpoint", "auto"])
+    assert sha256_of(tmp_path) == sha256_of(whole)
+
+
+def test_an_error_inside_a_worker_is_no_lost_worker():
+    error = RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+    assert lost_process(error, pytest.fail, None) is None
+    assert lost_process(OSError(errno.EIO, "bad disk", "photo.jpg"), pytest.fail, None) is None
+
+
+def test_a_hangup_that_is_ignored_remains_so_and_several_do_not_kill():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().listening() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.agreed_signal() == 0
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopRequest().listening() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.agreed_signal() == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_loss_that_is_not_finite_ends_the_run(run_train, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,28 @@ def test_argument_file_is_read_and_overridden(tmp_path):
         (["--random_resized_crop_scale", "0.5"], "must be two numbers"),
         (["--random_resized_crop_scale", "0.9", "0.5"], "0 < first <= second <= 1"),
         (["--train_val_split", "15"], "between 0 and 1, got 15"),
+        (["--num_train_epochs", "-1"], "`num_train_epochs` must be above 0 and finite, got -1"),
+        (["--num_train_epochs", "0"], "`num_train_epochs` must be above 0 and finite, got 0"),
+        (["--num_train_epochs", "nan"], "`num_train_epochs` must be above 0 and finite, got nan"),
+        (["--max_steps", "0"], "`max_steps` must be at least 1, or -1 for none, got 0"),
+        (["--max_steps", "-5"], "`max_steps` must be at least 1, or -1 for none, got -5"),
+        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be at least 1, got 0"),
+        (["--per_device_eval_batch_size", "-1"], "`per_device_eval_batch_size` must be at least 1, got -1"),
+        (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be at least 1, got 0"),
+        (["--dataloader_num_workers", "-1"], "`dataloader_num_workers` must be at least 0 and finite, got -1"),
+        (["--learning_rate", "-1"], "`learning_rate` must be at least 0 and finite, got -1"),
+        (["--learning_rate", "nan"], "`learning_rate` must be at least 0 and finite, got nan"),
+        (["--learning_rate", "inf"], "`learning_rate` must be at least 0 and finite, got inf"),
+        (["--weight_decay", "-0.1"], "`weight_decay` must be at least 0 and finite, got -0.1"),
+        (["--warmup_steps", "-1"], "`warmup_steps` must be at least 0 and finite, got -1"),
+        (["--adam_beta1", "1"], r"`adam_beta1` must be in \[0, 1\), got 1"),
+        (["--save_steps", "0"], "`save_steps` must be above 0 and finite, got 0"),
+        (["--eval_steps", "-2"], "`eval_steps` must be above 0, got -2"),
+        (["--save_total_limit", "-1"], "`save_total_limit` must be at least 0, got -1"),
+        (["--num_panel_images", "-1"], "`num_panel_images` must be at least 0 and finite, got -1"),
+        (["--output_dir", __file__], "`output_dir` must be a folder or a new name, got the file"),
+        (["--report_to", "no_such_tracker"], "`report_to` must be none, all, or some of .*tensorboard"),
+        (["--report_to", "neptune"], "`--report_to neptune` needs a package that is not installed"),
     ],
 )
 def test_wrong_arguments_end_with_a_message(capsys, words, message):
@@ -221,14 +244,54 @@ def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
     assert "did you mean --learning_rate?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "- a\n- b\n", "a: [1"])
+# every name stands for nine of the one before, at the end for 9 ** 9 texts
+ALIASES = "".join(f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in pairwise("abcdefghi"))
+UNUSABLE = [
+    *(None, "- a\n- b\n", "a: [1", "a: \xff".encode("latin-1"), "a: " + "[" * 5000, "a: 1\nb: 2\na: 3\n"),
+    *("a: [[1]]", "a: {b: {c: 1}}", f"a: &a [x]\n{ALIASES}"),
+]
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
 def test_unusable_argument_file_ends_with_a_message(tmp_path, capsys, content):
     file = tmp_path / "run.yaml"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit, match="2"):
         parse_arguments([str(file)])
     assert f"the argument file {file}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "source"),
+    [
+        (["--dataset_name", "owner/set"], ("owner/set", None, None)),
+        (["--dataset-name=owner/set"], ("owner/set", None, None)),
+        (["--train_files", "a-*.parquet"], (None, None, "a-*.parquet")),
+        (["--train_dir", "other"], (None, "other", None)),
+        ([], (None, "photos/train", None)),
+    ],
+)
+def test_data_of_the_command_line_replace_those_of_the_recipe(words, source):
+    recipe = str(ROOT / "recipes" / "finetune-folder.yaml")
+    _, data_args, _ = parse_arguments([recipe, *words])
+    assert (data_args.dataset_name, data_args.train_dir, data_args.train_files) == source
+    assert data_args.augmentation == "crop_flip"
+
+
+def test_a_model_of_the_command_line_replaces_that_of_the_recipe(tmp_path):
+    model_args, _, _ = parse_arguments([str(ROOT / "recipes" / "finetune-folder.yaml"), "--model_type", "ice_deit"])
+    assert (model_args.model_name_or_path, model_args.model_type) == (None, "ice_deit")
+    file = tmp_path / "run.yaml"
+    file.write_text("model_type: vit\ninitialization: mimetic\ndataset_name: scenes\noutput_dir: out\n")
+    model_args, data_args, _ = parse_arguments([str(file), "--model_name_or_path", str(tmp_path), "--train_dir", "x"])
+    assert (model_args.model_type, model_args.initialization, data_args.dataset_name) == (None, "default", None)
+
+
+def test_two_sources_of_one_command_line_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments([str(ROOT / "recipes" / "finetune-folder.yaml"), "--train_dir", "x", "--dataset_name", "y"])
+    assert "Give either `--dataset_name`" in capsys.readouterr().err
 
 
 def test_validation_dir_alone_is_refused():
@@ -395,13 +458,13 @@ def test_checkpoint_becomes_an_ice_model_with_the_fields_asked_for(hub_folder):
     folder = str(hub_folder("vit", "old"))
     args = ModelArguments(folder, background_loss_weight=0.2, drop_path_rate=0.1)
     config = build_config(args)
-    model = build_model(args, config, ["x", "y", "z"])
+    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    model = build_model(args, config, list(expected.config.id2label.values()))
     assert type(model) is IceDeiTForImageClassification
     assert model.config.logits_source == "patch"
     assert (model.config.background_loss_weight, model.config.drop_path_rate) == (0.2, 0.1)
     assert model.config.cls_loss_weight == 1.0
-    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
-    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    assert model.config.label2id == {name: index for index, name in expected.config.id2label.items()}
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model.eval()(pixels).cls_logits, expected(pixels).logits)

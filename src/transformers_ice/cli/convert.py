@@ -12,6 +12,7 @@ Options may also be in one YAML or JSON file, given as the only argument.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..console.command_line import parse_dataclasses
 from ..console.exits import command
 from ..console.output_files import check_outputs, write_json
 from ..conversion import ConversionReport, convert_checkpoint, read_id2label
+from ..hub import ModelRecord, TrainingRecord, write_record
+from ..hub.records import RECORD_FILE
 
 
 __all__ = ["ConversionArguments", "main"]
@@ -65,6 +68,18 @@ def print_report(report: ConversionReport) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def write_card_record(arguments: ConversionArguments, report: ConversionReport) -> None:
+    """Write what `scripts/write_model_card.py` starts from; the training of the checkpoint is not known here."""
+    source, folder = Path(arguments.checkpoint).name, Path(arguments.output_dir)
+    command = shlex.join(["transformers-ice", "convert", "--checkpoint", source, "--output_dir", folder.name])
+    new = f" Not trained yet: {', '.join(report.initialized_keys)}." if report.initialized_keys else ""
+    training = TrainingRecord(
+        command=command, data=f"those of `{source}`, from which the weights were converted.{new}"
+    )
+    location = folder.as_posix()
+    write_record(folder / RECORD_FILE, ModelRecord(folder.resolve().name, training, location=location))
+
+
 @command()
 def main(argv: list[str]) -> int:
     """Convert, print the report and, with `--report`, write it; nothing replaces an input. Return the exit code."""
@@ -85,6 +100,7 @@ def main(argv: list[str]) -> int:
         weights_key=arguments.weights_key,
         overwrite_output_dir=arguments.overwrite_output_dir,
     )
+    write_card_record(arguments, report)
     print_report(report)
     if arguments.report:
         write_json(arguments.report, report.to_dict(), indent=2)

@@ -41,6 +41,7 @@ def parse_dataclasses(
     argv: Sequence[str],
     description: str | None = None,
     positional: Sequence[str] = (),
+    alternatives: Sequence[Sequence[Sequence[str]]] = (),
 ) -> tuple[Any, ...]:
     """Parse a command line, or one YAML or JSON file followed by options that override it.
 
@@ -53,6 +54,8 @@ def parse_dataclasses(
             mapping from option names to values.
         description: Text above the list of options in `--help`.
         positional: Fields that may also be given without their name, in this order; a list takes all that remain.
+        alternatives: Groups of fields that exclude each other, for each of several choices: where an option gives a
+            field of one group, the file's fields of the others are dropped.
 
     Returns:
         One instance of each data class.
@@ -71,7 +74,17 @@ def parse_dataclasses(
     arguments = list(argv)
     try:
         if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-            arguments[:1] = _read_argument_file(Path(arguments[0]))
+            values = _read_argument_file(Path(arguments[0]))
+            given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments[1:]}
+            dropped = {
+                name
+                for choice in alternatives
+                if any(given & set(group) for group in choice)
+                for group in choice
+                if not given & set(group)
+                for name in group
+            }
+            arguments[:1] = _as_arguments({name: value for name, value in values.items() if name not in dropped})
         topic = _help_topic(arguments)
         if topic is not None:
             _print_help(parser, groups, topic)
@@ -215,12 +228,27 @@ def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
     return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
-def _read_argument_file(path: Path) -> list[str]:
-    """Return the entries of a YAML or JSON file as command-line arguments, so that both get the same checks."""
+class _UniqueKeys(yaml.SafeLoader):
+    """Loader that refuses a key which stands twice in a mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key, _ in node.value if names.count(key.value) > 1), None)
+        if twice is not None and twice.value != "<<":
+            raise yaml.MarkedYAMLError(problem=f"`{twice.value}` stands twice", problem_mark=twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_argument_file(path: Path) -> dict[str, Any]:
+    """Return the entries of a YAML or JSON file."""
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"the argument file {path} cannot be read as UTF-8 text: {reason}") from error
     except yaml.YAMLError as error:
         reason = "it is not valid YAML or JSON"
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -230,6 +258,17 @@ def _read_argument_file(path: Path) -> list[str]:
         raise ValueError(f"the argument file {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
+    for name, value in values.items():
+        # a few lines of aliases can stand for gigabytes of nested lists
+        parts = value.values() if isinstance(value, dict) else [value]
+        items = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        if any(isinstance(item, list | dict) for item in items):
+            raise ValueError(f"the argument file {path} must hold values and flat lists, `{name}` is nested")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _as_arguments(values: dict[str, Any]) -> list[str]:
+    """Return entries of a file as command-line arguments, so that both get the same checks."""
     arguments: list[str] = []
     for name, value in values.items():
         if value is not None:

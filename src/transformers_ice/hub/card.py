@@ -33,8 +33,9 @@ _TASKS = {
     "discovery": ("object-detection", "object discovery learnt from image labels"),
 }
 _ICE_TAGS = ["image-segmentation", "explainability", "weakly-supervised", "ice", "custom_code"]
-_LOCATION = re.compile(r'^checkpoint = "([^"\n]+)"$', re.MULTILINE)
-_PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LOCATION = re.compile(r'^checkpoint = "((?:[^"\\\n]|\\.)+)"$', re.MULTILINE)
+_PYTHON_BLOCK = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,30 @@ def build_card(record: ModelRecord, facts: ModelFacts, picture: str | None = Non
         picture=picture,
         metrics=METRICS,
         tables=_result_tables(record.results),
+        cell=table_cell,
+        block=fenced_block,
+        quoted=quoted,
     )
     return redact_text(f"{card}\n")  # a record may be older than its redaction
+
+
+def table_cell(text: Any) -> str:
+    """Return text as the cell of a table: one line, no markup, no control or direction characters, not too long."""
+    plain = "".join(character if character.isprintable() else " " for character in str(text))
+    plain = " ".join(plain.split())
+    plain = plain if len(plain) <= _LONGEST_NAME else f"{plain[:_LONGEST_NAME]}..."
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def fenced_block(text: str, language: str = "") -> str:
+    """Return a code block whose fence is longer than any run of backticks in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def quoted(text: str) -> str:
+    """Return text as a string of python in double quotes."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _card_data(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
@@ -163,7 +186,7 @@ def _result_tables(results: Iterable[ResultEntry]) -> list[dict[tuple[str, str],
 def first_snippet(card: str) -> str:
     """Return the first python block of a card, which loads the pipelines; "" where there is none."""
     found = _PYTHON_BLOCK.search(card)
-    return "" if found is None else found[1]
+    return "" if found is None else found[2]
 
 
 def for_repository(card: str, repo_id: str) -> str:
@@ -179,6 +202,7 @@ def for_repository(card: str, repo_id: str) -> str:
     location, files = found[1], f"https://huggingface.co/{repo_id}/resolve/main"
 
     def replace(block: re.Match[str]) -> str:
+        # inside a string of python, the location is written as it was found
         text = block[0].replace(f"https://huggingface.co/{location}/resolve/main", files)  # published before
         return text.replace(f'"{location}/', f'"{files}/').replace(f'"{location}"', f'"{repo_id}"')
 

@@ -34,7 +34,7 @@ PUBLISHED_PATTERNS = (
 
 RESUME_PATTERNS = (
     *_MODEL_PATTERNS,
-    *("raw_weights.safetensors", "trainer_state.json", "training_args.bin"),
+    *("raw_weights.safetensors", "trainer_state.json", "training_args.bin", "run_settings.json"),
     *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
     # FSDP, whole and in shards
     *("optimizer.bin", "pytorch_model_fsdp*.bin", "optimizer_?/*", "pytorch_model_fsdp_?/*"),

@@ -20,6 +20,7 @@ from ..console.output_files import write_json
 __all__ = [
     "LICENSE",
     "METRICS",
+    "RECORD_FILE",
     "Metric",
     "ModelRecord",
     "ResultEntry",
@@ -32,6 +33,9 @@ __all__ = [
     "write_record",
     "write_records",
 ]
+
+RECORD_FILE = "model_card.json"
+"""Record in the folder of a model, from which `scripts/write_model_card.py` writes its card; it is not published."""
 
 LICENSE = "apache-2.0"
 """Licence of the weights where a record names no other, as an identifier of the Hub."""
@@ -118,7 +122,9 @@ class ModelRecord:
 T = TypeVar("T")
 
 
-def _from_json(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+def _from_json(kind: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must hold the fields of a record, got {type(values).__name__}. Write it again.")
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(values.keys() - names)
     if unknown:
@@ -129,9 +135,13 @@ def _from_json(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ValueError(f"{where} is not complete: {error}.") from error
 
 
-def _record_from_json(values: Mapping[str, Any], where: str) -> ModelRecord:
+def _record_from_json(values: Any, where: str) -> ModelRecord:
+    values = values if isinstance(values, Mapping) else _from_json(ModelRecord, values, where).__dict__
     training = _from_json(TrainingRecord, values.get("training", {}), f"{where}, training")
-    results = [_from_json(ResultEntry, entry, f"{where}, results") for entry in values.get("results", ())]
+    entries = values.get("results", ())
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"{where}, results must be a list, got {type(entries).__name__}. Write it again.")
+    results = [_from_json(ResultEntry, entry, f"{where}, results") for entry in entries]
     return _from_json(ModelRecord, {**values, "training": training, "results": results}, where)
 
 
@@ -148,10 +158,21 @@ def read_records(file: Path) -> dict[str, ModelRecord]:
     Raises:
         ValueError: If a field is unknown or missing.
     """
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = _read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+        raise ValueError(f"{file} must map the names of models to their records. Restore the file.")
     return {
         name: _record_from_json({"name": name, **values}, f"{file.name}, {name}") for name, values in content.items()
     }
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are no UTF-8 as well
+        raise ValueError(
+            f"{file} must be JSON, got text that cannot be read: {error}. Restore or remove it."
+        ) from error
 
 
 def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
@@ -164,7 +185,7 @@ def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
 
 def read_record(file: Path) -> ModelRecord:
     """Read the record that a run wrote into its folder."""
-    return _record_from_json(json.loads(file.read_text(encoding="utf-8")), file.name)
+    return _record_from_json(_read_json(file), str(file))
 
 
 def write_record(file: Path, record: ModelRecord) -> None:

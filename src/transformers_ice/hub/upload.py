@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, set_client_factory
 from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,  # that of the HTTP client, the parent of all refusals and failures
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
 from ..console.redaction import known_secrets, redact_text
 from .card import for_repository
@@ -27,7 +30,10 @@ from .fresh_process import compare_without_package
 from .published_files import sort_files
 
 
-__all__ = ["Publication", "prepare_publication", "upload_publication"]
+__all__ = ["TIMEOUT_S", "Publication", "hub_errors", "prepare_publication", "upload_publication"]
+
+TIMEOUT_S = 60.0
+"""Seconds without an answer after which a request to the Hub ends."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def upload_publication(
         raise ValueError(f"Give either `--create_pr` or `--revision {revision}`: a pull request goes to main only.")
     api = HfApi() if api is None else api
     where: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": "model"}
-    try:
+    with hub_errors(publication.repo_id, "Nothing is lost: the same command resumes the upload."):
         # the Hub's own check, which it would also make of the commit
         ModelCard.load(publication.folder / "README.md").validate()
         if not create_pr:
@@ -131,15 +137,38 @@ def upload_publication(
             revision=revision,
             create_pr=create_pr,
         )
-    except (OSError, RuntimeError, HTTPError) as error:
-        raise ConnectionError(_describe(error, publication.repo_id)) from error
     return str(commit.pr_url or commit.commit_url)
 
 
-def _describe(error: Exception, repo_id: str) -> str:
+@contextmanager
+def hub_errors(repo_id: str, again: str) -> Iterator[None]:
+    """Turn failures of the Hub into a `ConnectionError` with a sentence; a Hub that does not answer is one.
+
+    Args:
+        repo_id: The repository.
+        again: A sentence on what is not lost, and how to try again.
+    """
+    # for the whole process: uploads of a run are sent by other threads
+    set_client_factory(_make_client)
+    try:
+        yield
+    except (OSError, RuntimeError, HTTPError, JSONDecodeError, KeyError) as error:
+        raise ConnectionError(_describe(error, repo_id, again)) from error
+
+
+def _make_client() -> Any:
+    client = default_client_factory()
+    client.timeout = TIMEOUT_S  # by default it waits for ever
+    return client
+
+
+def _describe(error: Exception, repo_id: str, again: str) -> str:
     """Return what went wrong with the Hub, and the way out."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    again = "Nothing is lost: the same command resumes the upload."
+    if isinstance(error, (JSONDecodeError, KeyError)):
+        return f"What answered is not the Hub (a login page of the network, or a proxy?). {again}"
+    if type(error).__name__.endswith("Timeout"):  # those of the HTTP client
+        return f"The Hub did not answer within {TIMEOUT_S:g} s. {again}"
     if isinstance(error, OfflineModeIsEnabled):
         return f"The Hub is switched off by HF_HUB_OFFLINE=1. Run `HF_HUB_OFFLINE=0 python ...`. {again}"
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
@@ -148,4 +177,4 @@ def _describe(error: Exception, repo_id: str) -> str:
         return f"Your token may not write to {repo_id!r}. Take a token with write access, or another owner. {again}"
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
         return f"There is no repository {repo_id!r}, or your token has no access to it. {again}"
-    return f"The Hub could not be reached, or refused: {error}. {again}"
+    return f"The Hub could not be reached, or refused: {' '.join(str(error).split())}. {again}"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..console.command_line import check_number, parse_dataclasses
 from ..data.images.arguments import DataArguments
@@ -31,6 +33,17 @@ __all__ = [
     "StartArguments",
     "parse_arguments",
 ]
+
+
+# what names the model, and what names the images: an option replaces the other kind in a recipe
+_ALTERNATIVES = (
+    (("model_name_or_path",), ("model_type", "initialization")),
+    (
+        ("dataset_name", "dataset_config_name"),
+        ("train_dir", "validation_dir"),
+        ("train_files", "validation_files", "class_names_file", "streaming"),
+    ),
+)
 
 
 @dataclass
@@ -234,6 +247,7 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Do not log NaN and infinite losses; training would then not stop at them."}
     )
+    logging_first_step: bool = field(default=True, metadata={"help": "Also log the first step."})
     num_panel_images: int = field(
         default=8, metadata={"help": "Images drawn after every evaluation, in output_dir/panels; 0: none."}
     )
@@ -242,15 +256,63 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     def __post_init__(self) -> None:
         """Set what may not vary, then check and complete the values."""
         self.check_recipe()
+        self._check_numbers()
+        if self.output_dir is not None and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise ValueError(f"`output_dir` must be a folder or a new name, got the file {self.output_dir}.")
         self.remove_unused_columns = False
         # pinned memory is of use to an accelerator only, and warns without one
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         super().__post_init__()
+        _check_trackers(cast(Sequence[str], self.report_to))
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers out of their range, which `Trainer` takes as something else or fails at much later."""
+        for name in _AT_LEAST_1:
+            check_number(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        for name in _AT_LEAST_0:
+            value = getattr(self, name)
+            check_number(name, value, "at least 0 and finite", 0 <= value < float("inf"))
+        for name in _ABOVE_0:
+            value = getattr(self, name)
+            check_number(name, value, "above 0 and finite", 0 < value < float("inf"))
+        for name in _IN_0_1:
+            check_number(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
+        check_number(
+            "max_steps", self.max_steps, "at least 1, or -1 for none", self.max_steps == -1 or self.max_steps >= 1
+        )
+        if self.eval_steps is not None:
+            check_number("eval_steps", self.eval_steps, "above 0", self.eval_steps > 0)
+        if self.save_total_limit is not None:
+            check_number("save_total_limit", self.save_total_limit, "at least 0", self.save_total_limit >= 0)
+
+
+_AT_LEAST_1 = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_AT_LEAST_0 = (
+    *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"),
+    *("num_panel_images", "seed"),
+)
+_ABOVE_0 = ("num_train_epochs", "adam_epsilon", "logging_steps", "save_steps")
+_IN_0_1 = ("adam_beta1", "adam_beta2")
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that are unknown or not installed, before anything is loaded."""
+    known, installed = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`report_to` must be none, all, or some of {', '.join(known)}, got {name!r}.")
+        if name not in installed and name != "flyte":  # transformers does not look for this one
+            raise ValueError(
+                f"`--report_to {name}` needs a package that is not installed. Install {name}, by "
+                "`pip install transformers-ice[tracking]` for tensorboard, or remove the option."
+            )
 
 
 def parse_arguments(
     argv: Sequence[str], description: str | None = None
 ) -> tuple[ModelArguments, DataArguments, IceTrainingArguments]:
     """Parse a command line, or one YAML or JSON file followed by options that override it; see `parse_dataclasses`."""
-    groups = parse_dataclasses((ModelArguments, DataArguments, IceTrainingArguments), argv, description)
+    groups = parse_dataclasses(
+        (ModelArguments, DataArguments, IceTrainingArguments), argv, description, alternatives=_ALTERNATIVES
+    )
     return cast(tuple[ModelArguments, DataArguments, IceTrainingArguments], groups)

@@ -7,10 +7,14 @@ the disk, after everything that the marker lists; and it stops counting before t
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +23,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..console.output_files import synchronize, write_json
+from ..console.output_files import make_folder, synchronize, write_json
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 __all__ = [
     "COMPLETION_MARKER",
     "CompletionCallback",
     "choose_checkpoint",
+    "damaged_files",
     "is_complete",
     "last_complete_checkpoint",
     "list_checkpoints",
+    "locked_folder",
     "mark_complete",
     "missing_files",
     "parse_step",
@@ -37,6 +49,8 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+_LOCK_FILE = ".run.lock"
 
 COMPLETION_MARKER = "checkpoint_complete.json"
 """Name of the marker file: everything else in this folder is complete, and on the disk."""
@@ -48,20 +62,39 @@ def mark_complete(folder: Path) -> None:
     # folders too: the entry of a new file is part of its folder
     for path in [*files, *{path.parent for path in files}]:
         synchronize(path)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    write_json(folder / COMPLETION_MARKER, {"files": sizes}, indent=2)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    sizes = {name: path.stat().st_size for name, path in names.items()}
+    digests = {name: _digest_of(path) for name, path in names.items()}
+    write_json(folder / COMPLETION_MARKER, {"files": sizes, "sha256": digests}, indent=2)
     synchronize(folder)
     synchronize(folder.parent)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def missing_files(folder: Path) -> list[str]:
     """Return the files that are missing or have another size than the marker lists; the marker if it is unreadable."""
     try:
         sizes = json.loads((folder / COMPLETION_MARKER).read_text())["files"].items()
+        return [
+            name for name, size in sizes if not (folder / name).is_file() or (folder / name).stat().st_size != size
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [COMPLETION_MARKER]
-    # sizes, not hashes: reading all weights at every start would take too long
-    return [name for name, size in sizes if not (folder / name).is_file() or (folder / name).stat().st_size != size]
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Return the files that are missing or whose content is not that which the marker lists; reads all of them."""
+    missing = missing_files(folder)
+    # a marker of an earlier version has sizes only
+    digests = {} if missing else json.loads((folder / COMPLETION_MARKER).read_text()).get("sha256", {})
+    return missing or [name for name, digest in digests.items() if _digest_of(folder / name) != digest]
 
 
 def is_complete(folder: Path) -> bool:
@@ -155,31 +188,35 @@ def choose_checkpoint(training_args: TrainingArguments) -> str | None:
     if wanted is None:
         _check_fresh_start(output_dir)
         return None
-    incomplete = [folder for folder in list_checkpoints(output_dir) if not is_complete(folder)]
-    if incomplete:
-        names = ", ".join(folder.name for folder in incomplete)
-        logger.warning(
-            f"Not resuming from {names} in {output_dir}: incomplete, as after a run that was killed while it saved. "
-            "If an earlier version of this package saved it, pass its path to `--resume_from_checkpoint`."
-        )
-    checkpoint = last_complete_checkpoint(output_dir)
-    if checkpoint is None:
-        return None
-    logger.warning(f"Resuming from {checkpoint}.")
-    return str(checkpoint)
+    for folder in reversed(list_checkpoints(output_dir)):
+        damaged = damaged_files(folder)
+        if not damaged:
+            logger.warning(f"Resuming from {folder}.")
+            return str(folder)
+        if damaged == [COMPLETION_MARKER]:
+            logger.warning(
+                f"Not resuming from {folder.name} in {output_dir}: incomplete, as after a run that was killed while "
+                "it saved. If an earlier version of this package saved it, pass its path to "
+                "`--resume_from_checkpoint`."
+            )
+        else:
+            logger.warning(
+                f"Not resuming from {folder.name} in {output_dir}: {', '.join(damaged)} damaged or missing."
+            )
+    return None
 
 
 def _check_checkpoint(folder: Path) -> None:
     """Raise unless a folder that was named is a checkpoint with all that its marker lists, if it has one."""
     if not (folder / "trainer_state.json").is_file():
         raise ValueError(f"`resume_from_checkpoint` must be a checkpoint folder or auto, got {str(folder)!r}.")
-    missing = missing_files(folder)
+    missing = damaged_files(folder)
     if missing == [COMPLETION_MARKER]:
         logger.warning(f"{folder} has no completion marker: completeness cannot be verified.")
     elif missing:
         raise ValueError(
-            f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or of another size than when it was "
-            "saved. Pass `--resume_from_checkpoint auto` to resume from the last complete one."
+            f"The checkpoint {folder} is damaged: {', '.join(missing)} missing, or other than when it was saved. Pass "
+            "`--resume_from_checkpoint auto` to resume from the last complete one."
         )
 
 
@@ -191,3 +228,38 @@ def _check_fresh_start(output_dir: str | None) -> None:
             f"{output_dir} holds checkpoints of an earlier run, the last one is {earlier[-1].name}. "
             "Pass `--resume_from_checkpoint auto` to resume from it, or another `--output_dir`."
         )
+
+
+@contextmanager
+def locked_folder(folder: str | Path, is_main_process: bool = True) -> Iterator[None]:
+    """Keep the folder of a run for this run; a folder that was made and holds nothing at the end is removed.
+
+    Raises:
+        ValueError: If another run works in it; with its host and process id.
+    """
+    if not is_main_process or fcntl is None:
+        yield
+        return
+    folder = Path(folder)
+    is_new = not folder.exists()
+    make_folder(folder)
+    file = folder / _LOCK_FILE
+    with file.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"Another run works in {folder} ({lock.read().strip() or 'it has just begun'}). Wait for its end, or "
+                "pass another `--output_dir`."
+            ) from None
+        except OSError:  # a file system without locks
+            logger.warning(f"{folder} cannot be locked: see to it that no other run works there.")
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()

@@ -22,6 +22,7 @@ from ..data.images.pixels import input_size
 from ..ice_deit.adversarial_normalization import CLASSIFICATION_LOSSES, soft_targets
 from ..model_names import resolve_model_name
 from .arguments import RecipeArguments
+from .starting_weights import match_classes, read_class_names
 
 
 __all__ = ["Distillation", "Teacher", "build_distillation", "distillation_loss", "load_teacher", "use_soft_label_loss"]
@@ -131,22 +132,15 @@ def load_teacher(name_or_path: str, class_names: Sequence[str], student_processo
     name_or_path = resolve_model_name(name_or_path)
     model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **hub_options)
     image_processor = AutoImageProcessor.from_pretrained(name_or_path, **hub_options)
-    return Teacher(model, image_processor, student_processor, _class_order(model, class_names, name_or_path))
-
-
-def _class_order(model: PreTrainedModel, class_names: Sequence[str], name: str) -> list[int] | None:
-    """Return the teacher's index of each class; `None` where the teacher has only generic names, or the same order."""
-    names = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
-    is_generic = names == [f"LABEL_{index}" for index in range(len(names))]
-    if len(names) == len(class_names) and (is_generic or names == list(class_names)):
-        return None
-    if len({*names}) == len(names) and {*names} == {*class_names}:
-        return [names.index(name) for name in class_names]
-    raise ValueError(
-        f"The teacher {name} must know the {len(class_names)} classes of the data ({', '.join(class_names[:3])}, "
-        f"...), got {len(names)} classes ({', '.join(names[:3])}, ...). Train it on these data first, e.g. with "
-        "scripts/run_train.py."
-    )
+    names = read_class_names(model.config)
+    order = match_classes(names, class_names)
+    if order is None:
+        raise ValueError(
+            f"The teacher {name_or_path} must know the {len(class_names)} classes of the data "
+            f"({', '.join(class_names[:3])}, ...), got {len(names)} classes ({', '.join(names[:3])}, ...). Train it "
+            "on these data first, e.g. with scripts/run_train.py."
+        )
+    return Teacher(model, image_processor, student_processor, None if order == sorted(order) else order)
 
 
 class Distillation:

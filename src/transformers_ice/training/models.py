@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -23,10 +23,10 @@ from ..console.command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.local_windows import split_windows
-from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
 from .objective_presets import OBJECTIVES
+from .starting_weights import load_weights
 
 
 __all__ = ["build_config", "build_image_processor", "build_model", "check_windows"]
@@ -39,14 +39,16 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
 
     Args:
         model_args: Which model, and what to change in its configuration.
-        image_size: Side of the input in pixels. A model from random weights is built for it; a checkpoint keeps its
-            own position embeddings and interpolates them.
+        image_size: Side of the input in pixels; the position embeddings of a checkpoint are interpolated to it.
 
     Raises:
-        ValueError: If a field is unknown, or an ICE field is given for another architecture.
+        ValueError: If a field is unknown, an ICE field is given for another architecture, or two sizes are given.
     """
     fields = parse_config_overrides(model_args.config_overrides)
     fields |= _given_fields(model_args)
+    size = _wanted_size(model_args, image_size)
+    if size is not None:
+        fields["image_size"] = size
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, model_args.hub_options
         # before the fields are set: `from_pretrained` would store unknown ones
@@ -55,8 +57,6 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         # once trained, the patch logits are accurate enough to predict the class
         fields = {"logits_source": "patch", **_objective(model_args, is_ice), **fields}
         return IceDeiTConfig.from_pretrained(path, **hub, **fields)
-    if image_size is not None:
-        fields["image_size"] = image_size
     model_type = str(model_args.model_type)
     try:
         default = AutoConfig.for_model(model_type)
@@ -66,6 +66,19 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
     if isinstance(default, IceDeiTConfig):
         fields = {**_objective(model_args, is_ice=False), **fields}
     return AutoConfig.for_model(model_type, **fields)
+
+
+def _wanted_size(model_args: ModelArguments, image_size: int | None) -> Any:
+    """Return the input size that `--image_size` or `--config_overrides` gives: a side, or `[height, width]`."""
+    override = parse_config_overrides(model_args.config_overrides).get("image_size")
+    if override is None or image_size is None:
+        return image_size if override is None else override
+    if as_pair(override, "image_size") != as_pair(image_size):
+        raise ValueError(
+            f"`--image_size {image_size}` and `image_size={override}` in `--config_overrides` must be the same. "
+            "Remove one of the two."
+        )
+    return override
 
 
 def _given_fields(model_args: ModelArguments) -> dict[str, Any]:
@@ -108,38 +121,23 @@ def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_name
     Args:
         model_args: Which model.
         config: Its configuration; the classes are written into it.
-        class_names: Names of the classes, in the order of the labels.
+        class_names: Names of the classes, in the order of the labels; heads of a checkpoint are matched by name.
 
     Raises:
-        ValueError: If the checkpoint has another number of classes and `ignore_mismatched_sizes` is off.
+        ValueError: If weights of the checkpoint do not fit; see `load_weights`.
     """
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
-    if model_args.model_name_or_path is None:
-        config.problem_type = "single_label_classification"
-        # transformers chooses the first of a family's several classes (DeiT), but stumbles over a `None` here
-        config.architectures = config.architectures or []
-        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-        if model_args.initialization == "mimetic":
-            initialize_mimetically(model)
-        return model
-    try:
-        return IceDeiTForImageClassification.from_pretrained(
-            model_args.model_name_or_path,
-            config=config,
-            # the file's own dtype may be a half precision, in which small updates vanish
-            dtype=torch.float32,
-            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-            initialize_pruning_heads=True,
-            **model_args.hub_options,
-        )
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(
-            f"{model_args.model_name_or_path} does not fit the configuration or the {len(class_names)} classes of the "
-            "data. To replace what does not fit by fresh weights, pass `--ignore_mismatched_sizes`."
-        ) from error
+    if model_args.model_name_or_path is not None:
+        source, replaces_heads = model_args.model_name_or_path, model_args.ignore_mismatched_sizes
+        return load_weights(source, cast(IceDeiTConfig, config), replaces_heads, **model_args.hub_options)
+    config.problem_type = "single_label_classification"
+    # transformers chooses the first of a family's several classes (DeiT), but stumbles over a `None` here
+    config.architectures = config.architectures or []
+    model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+    if model_args.initialization == "mimetic":
+        initialize_mimetically(model)
+    return model
 
 
 def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, image_size: int | None = None) -> Any:
@@ -151,13 +149,14 @@ def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, 
     Args:
         model_args: Which model.
         config: Its configuration.
-        image_size: Side of the input in pixels, if not that of the loaded processor.
+        image_size: Side of the input in pixels, if not that of the loaded processor or of `--config_overrides`.
 
     Raises:
         ValueError: If the checkpoint has no image processor.
     """
-    height, width = as_pair(config.image_size)
-    size = {"height": height, "width": width} if image_size is None else {"height": image_size, "width": image_size}
+    wanted = _wanted_size(model_args, image_size)
+    height, width = as_pair(config.image_size if wanted is None else wanted)
+    size = {"height": height, "width": width}
     is_ice = isinstance(config, IceDeiTConfig)
     name = model_args.image_processor_name or model_args.model_name_or_path
     if name is None and is_ice:
@@ -167,7 +166,7 @@ def build_image_processor(model_args: ModelArguments, config: PreTrainedConfig, 
         return DeiTImageProcessorPil(
             size=size, do_center_crop=False, do_convert_rgb=True, image_mean=mean, image_std=std
         )
-    options = model_args.hub_options | ({} if image_size is None else {"size": size, "crop_size": size})
+    options = model_args.hub_options | ({} if wanted is None else {"size": size, "crop_size": size})
     processor_class: Any = IceDeiTImageProcessor if is_ice else AutoImageProcessor
     if not is_ice:
         options["trust_remote_code"] = model_args.trust_remote_code

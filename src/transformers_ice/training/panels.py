@@ -41,7 +41,17 @@ class PanelCallback(TrainerCallback):
 
     def __init__(self, num_images: int = 8) -> None:
         self.num_images = num_images
+        self.trackers: Sequence[TrainerCallback] = ()  # callbacks of the run, some of which may send images
         self._has_warned = False
+        self._has_ended = False
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Name the panels by their steps from here on."""
+        self._has_ended = False
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Name the panel of the final model, which may be that of an earlier step, `final.png`."""
+        self._has_ended = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw and write the panel."""
@@ -57,7 +67,8 @@ class PanelCallback(TrainerCallback):
                 logger.warning("No panels are drawn: they need matplotlib, `pip install transformers-ice[viz]`.")
             self._has_warned = True
             return
-        file = Path(str(args.output_dir), "panels", f"step-{state.global_step:06d}.png")
+        name = "final.png" if self._has_ended else f"step-{state.global_step:06d}.png"
+        file = Path(str(args.output_dir), "panels", name)
         try:
             make_folder(file.parent, inside=str(args.output_dir))
         except ValueError as error:
@@ -65,6 +76,17 @@ class PanelCallback(TrainerCallback):
             return
         rows = panel_rows(model, images, spread_indices(len(images), self.num_images))
         save_figure(explanation_panel(rows, model.config.id2label), file)
+        for callback in self.trackers:
+            _send_panel(callback, file, state.global_step)
+
+
+def _send_panel(callback: TrainerCallback, file: Path, step: int) -> None:
+    """Send a panel to the tracker of a callback, where that is TensorBoard or Weights & Biases."""
+    writer, wandb = getattr(callback, "tb_writer", None), getattr(callback, "_wandb", None)
+    if writer is not None:
+        writer.add_image("panels", np.asarray(Image.open(file).convert("RGB")), step, dataformats="HWC")
+    elif wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.log({"panels": wandb.Image(str(file)), "train/global_step": step})
 
 
 def spread_indices(length: int, number: int) -> list[int]:

@@ -12,14 +12,16 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
 
-__all__ = ["LossParts", "StepCountCallback", "ThroughputMeter"]
+__all__ = ["LossParts", "SingleBarCallback", "StepCountCallback", "ThroughputMeter", "describe_kept", "no_bars"]
 
 logger = logging.get_logger(__name__)
 
 _FEW_STEPS = 100  # a head from random weights needs some hundred steps
+_TIMED_STEPS = 3
 
 
 class LossParts:
@@ -98,14 +100,75 @@ class ThroughputMeter(TrainerCallback):
         self.end_pause()
 
 
+def describe_kept(trainer: Any) -> str | None:
+    """Return which step is the final model and why, where that may be another one than the last."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return None
+    name, step = str(args.metric_for_best_model).removeprefix("eval_"), state.best_model_checkpoint.rsplit("-", 1)[1]
+    order = "highest" if args.greater_is_better else "lowest"
+    return f"Kept step {step} of {state.global_step}: the {order} {name} of its evaluations, {state.best_metric:.4f}"
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers inside the block."""
+    is_enabled = logging.is_progress_bar_enabled()
+    if is_enabled:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            logging.enable_progress_bar()
+
+
+class SingleBarCallback(ProgressCallback):
+    """One bar at a time: an evaluation during training has none of its own."""
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Move the bar of an evaluation outside training."""
+        if self.training_bar is None:
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+
+
 class StepCountCallback(TrainerCallback):
-    """Warning before training if a run is too short to train a new head, with the options that make it longer."""
+    """Length of a run before it begins and its time after a few steps; a warning if it is too short for a new head."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._begin = (0, 0.0)  # first step that is timed, and its time
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Warn in the main process, once, of fewer than a hundred steps."""
-        if state.max_steps < _FEW_STEPS and state.is_world_process_zero:
-            batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        """Say how long the run is, and warn of fewer than a hundred steps."""
+        self._begin = (state.global_step + 1, 0.0)
+        if not state.is_world_process_zero:
+            return
+        batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        loader = kwargs.get("train_dataloader")
+        if loader is not None:
+            steps = max(1, len(loader) // args.gradient_accumulation_steps)
+            resumed = f", resumed after step {state.global_step}" if state.global_step else ""
+            logger.warning(f"{state.max_steps} steps of {batch_size} images, {steps} steps an epoch{resumed}.")
+        if state.max_steps < _FEW_STEPS:
             logger.warning(
                 f"This run has {state.max_steps} steps of {batch_size} images; a head of random weights needs some "
                 "hundred. More images, more `--num_train_epochs` or a smaller `--per_device_train_batch_size` help."
             )
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Estimate the time once: the first step, which warms up, does not count."""
+        first, since = self._begin
+        if state.global_step == first:
+            self._begin = (first, self._clock())
+        elif state.global_step == first + _TIMED_STEPS and state.is_world_process_zero:
+            seconds = (self._clock() - since) / _TIMED_STEPS * (state.max_steps - state.global_step)
+            if seconds >= 60:
+                logger.warning(f"About {_describe_time(seconds)} to go at this speed, without evaluations.")
+
+
+def _describe_time(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

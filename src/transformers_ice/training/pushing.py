@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from ..console.redaction import known_secrets
+from ..console.redaction import known_secrets, redact_text
 from ..hub.published_files import PUBLISHED_PATTERNS, RESUME_PATTERNS, find_secret_files, sort_files
 
 
@@ -43,10 +43,19 @@ def push_checkpoint(trainer: Any, folder: Path) -> None:
     jobs = [upload_published(trainer, message, run_as_future=True)]
     if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         jobs.append(upload_checkpoint(trainer, folder, f"{message}, checkpoint"))
+    for job in jobs:
+        job.add_done_callback(_report_failure)
     if is_busy:
         trainer.push_in_progress.jobs.extend(jobs)
     else:
         trainer.push_in_progress = PushInProgress(cast(Any, jobs))
+
+
+def _report_failure(job: Any) -> None:
+    """Warn of an upload in the background that failed; the next one sends its files too."""
+    error = None if job.cancelled() else job.exception()
+    if error is not None:
+        logger.warning(f"A checkpoint was not uploaded: {redact_text(str(error), known_secrets())}")
 
 
 def _copy_published(checkpoint: Path, output_dir: Path) -> None:

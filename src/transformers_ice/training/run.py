@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
+from transformers.utils import logging
 
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
 from ..data.images.loading import build_data_sets, load_images
 from ..data.images.pixels import input_size
+from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments
-from .checkpoints import choose_checkpoint
+from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows
-from .progress import StepCountCallback
+from .progress import StepCountCallback, describe_kept
+from .run_settings import SettingsCallback, check_settings, describe_run
 from .stopping import StopCallback, StopRequest, writing_to
 from .trainer import IceTrainer, build_trainer, check_training_arguments
 
 
 __all__ = ["check_launch", "prepare_training", "run_training"]
+
+logger = logging.get_logger(__name__)
 
 
 def run_training(
@@ -52,12 +58,27 @@ def run_training(
     """
     check_launch(training_args)
     check_training_arguments(training_args)
-    checkpoint = choose_checkpoint(training_args)
-    trainer = prepare_training(model_args, data_args, training_args, callbacks)
-    trainer.card_writer = card_writer
+    with locked_folder(str(training_args.output_dir), training_args.process_index == 0):
+        checkpoint = choose_checkpoint(training_args)
+        trainer = prepare_training(model_args, data_args, training_args, callbacks)
+        trainer.card_writer = card_writer
+        settings = describe_run(trainer.model, training_args, data_args, trainer.train_dataset)
+        if checkpoint is not None:
+            check_settings(Path(checkpoint), settings)
+        trainer.add_callback(SettingsCallback(settings, checkpoint))
+        return _train_and_save(trainer, training_args, checkpoint)
+
+
+def _train_and_save(
+    trainer: IceTrainer, training_args: IceTrainingArguments, checkpoint: str | None
+) -> dict[str, float]:
+    """Train, evaluate, save, write the card and upload; return the numbers."""
     with StopRequest().listening() as request:
         trainer.add_callback(StopCallback(request))
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    best = describe_kept(trainer)
+    if best is not None:
+        logger.warning(f"{best}.")
     with writing_to(training_args.output_dir):
         trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
@@ -65,10 +86,14 @@ def run_training(
         trainer.save_metrics("train", result.metrics)
         evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
         trainer.save_metrics("eval", evaluation)
-        if card_writer is not None:
+        if trainer.card_writer is not None:
             trainer.create_model_card()
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except ConnectionError as error:  # the run itself is complete
+            folder, repo_id = training_args.output_dir, trainer.hub_model_id
+            logger.warning(f"{error} To upload it: `python scripts/publish_checkpoint.py {folder} {repo_id}`.")
     return {**result.metrics, **evaluation}
 
 
@@ -98,6 +123,8 @@ def prepare_training(
     config = build_config(model_args, data_args.image_size)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
+    if as_pair(config.image_size) != size:  # model, processor, card and export agree on the size that is trained
+        config.image_size = size[0] if size[0] == size[1] else list(size)
     check_windows(config, size)
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):

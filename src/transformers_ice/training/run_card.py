@@ -20,16 +20,14 @@ from ..console.redaction import known_secrets, redact_arguments, redact_text
 from ..data.images.arguments import DataArguments
 from ..hub.card import build_card, for_repository, read_facts
 from ..hub.pictures import draw_explanations, write_example_image
-from ..hub.records import ModelRecord, TrainingRecord, entries_from_training, write_record
+from ..hub.records import RECORD_FILE, ModelRecord, TrainingRecord, entries_from_training, write_record
 from ..speed import describe_machine
 from .arguments import ModelArguments
+from .progress import describe_kept
 from .trainer import IceTrainer
 
 
 __all__ = ["MARK", "RECORD_FILE", "RunCard", "describe_hardware"]
-
-RECORD_FILE = "model_card.json"
-"""Record that a run writes next to its card, for `scripts/write_model_card.py`; it is not published."""
 
 MARK = "<!-- Written by transformers-ice; the next run or scripts/write_model_card.py writes it anew. -->"
 
@@ -77,6 +75,9 @@ class RunCard:
             "Learning rate": args.learning_rate,
             "Weight decay": args.weight_decay,
         }
+        kept = describe_kept(trainer)
+        if kept is not None:
+            settings["Weights"] = kept
         if self.model_args.objective is not None:
             settings["Objective"] = self.model_args.objective
         # the log also has training lines; the last evaluation is that of the final model

@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -32,6 +34,7 @@ from .checkpoints import last_complete_checkpoint
 
 
 __all__ = [
+    "LOST_PROCESS_EXIT_CODE",
     "NOT_FINITE_EXIT_CODE",
     "NOT_WRITTEN_EXIT_CODE",
     "FiniteLossCallback",
@@ -39,6 +42,7 @@ __all__ = [
     "StopRequest",
     "TrainingStoppedError",
     "check_weights",
+    "lost_process",
     "resume_command",
     "start_worker",
     "writing_to",
@@ -48,6 +52,8 @@ NOT_FINITE_EXIT_CODE = 3
 """Exit code where the loss or a weight became NaN or infinite: the same command would end the same way."""
 NOT_WRITTEN_EXIT_CODE = 4
 """Exit code where a file could not be written, e.g. since the disk is full."""
+LOST_PROCESS_EXIT_CODE = 5
+"""Exit code where a process that loads images was killed, or nothing reads the output any more; the run is saved."""
 
 # space, quota, size of a file, read-only: none of them comes from reading
 _WRITING_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -72,10 +78,15 @@ class TrainingStoppedError(Exception):
         self.exit_code = exit_code
 
 
-class StopRequest:
-    """Request to stop the run by SIGTERM or Ctrl-C.
+# SIGHUP: a terminal or a connection was closed; SIGUSR1: a scheduler's warning that time is nearly up
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
-    After the first signal the run saves a checkpoint at the end of its current step, then ends. The second one kills.
+
+class StopRequest:
+    """Request to stop the run by SIGTERM, Ctrl-C, SIGHUP or SIGUSR1.
+
+    After the first signal the run saves a checkpoint at the end of its current step, then ends. Another SIGTERM or
+    Ctrl-C kills. A SIGHUP that is ignored (`nohup`) remains so.
 
     Example:
         >>> with StopRequest().listening() as request:
@@ -89,11 +100,12 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle SIGTERM and SIGINT until the end of the block; only the main thread of Python gets signals."""
+        """Handle the signals until the end of the block; only the main thread of Python gets any."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._take) for number in numbers}
         try:
             yield self
         finally:
@@ -102,10 +114,10 @@ class StopRequest:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         """Store the first signal; let the second one have its usual effect."""
-        if self.signal_number:  # the second signal
+        if self.signal_number and number in (signal.SIGTERM, signal.SIGINT):  # the second signal
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal_number = number
+        self.signal_number = self.signal_number or number  # a closed terminal may send several
 
     def agreed_signal(self) -> int:
         """Return the signal that any process got, or 0, the same in all; each process must call it equally often."""
@@ -174,8 +186,8 @@ def check_weights(model: nn.Module, step: int, args: TrainingArguments) -> None:
 
 def _not_finite(fault: str, step: int, output_dir: str | None) -> TrainingStoppedError:
     reason = (
-        f"Training stopped at step {step}: {fault}. This step was not saved. Resuming with the same arguments would "
-        "end the same way: lower `--learning_rate`, or raise `--warmup_steps`."
+        f"Training stopped at step {step}: {fault}. This step was not saved. Resuming would end the same way: start a "
+        "new run with a lower `--learning_rate` or a higher `--warmup_steps`."
     )
     return TrainingStoppedError(reason, output_dir, NOT_FINITE_EXIT_CODE)
 
@@ -205,6 +217,36 @@ def writing_to(output_dir: str | Path | None) -> Iterator[None]:
             raise
         reason = f"A file of {output_dir} could not be written (is the disk full?): {error}.".replace("\n", " ")
         raise TrainingStoppedError(reason, output_dir, NOT_WRITTEN_EXIT_CODE) from error
+
+
+def lost_process(
+    error: BaseException, save: Callable[[], None], output_dir: str | Path | None
+) -> TrainingStoppedError | None:
+    """Save and return how the run ends if a loader of images, or the reader of the output, is gone."""
+    reason = _lost_process(error)
+    if reason is None:
+        return None
+    save()  # the weights are whole: those of the last step
+    return TrainingStoppedError(reason, output_dir, LOST_PROCESS_EXIT_CODE)
+
+
+def _lost_process(error: BaseException) -> str | None:
+    if isinstance(error, RuntimeError) and re.search(r"DataLoader worker \(pid", str(error)):
+        return f"A process that loads images was killed (is the memory full?): {error}.".replace("\n", " ")
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and error.filename is None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                _discard_if_broken(stream)
+        return "The output of the run can no longer be written: its terminal or the program that read it has ended."
+    return None
+
+
+def _discard_if_broken(stream: Any) -> None:
+    """Let a stream that nothing reads any more write into nothing: saving must not fail by it."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_failure_to_write(error: BaseException) -> bool:

@@ -16,22 +16,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from ..console.redaction import tokens_hidden
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
 from ..data.images.streamed_images import StreamedImages
+from ..hub.upload import hub_errors
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.objective_ice_deit import LOSS_PARTS
 from .checkpoints import CompletionCallback
 from .classifier_losses import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, unwrap_loader
+from .panels import PanelCallback
 from .parameter_groups import decay_layer_rates, decaying_parameters
-from .progress import LossParts, ThroughputMeter
+from .progress import LossParts, SingleBarCallback, ThroughputMeter, no_bars
 from .pushing import push_checkpoint, upload_published
-from .stopping import FiniteLossCallback, StopCallback, check_weights, writing_to
+from .stopping import FiniteLossCallback, StopCallback, check_weights, lost_process, writing_to
 from .weight_averaging import WeightAveragingCallback, bare_model
 
 
@@ -68,17 +71,16 @@ class IceTrainer(Trainer):
         *others: Passed to the `Trainer`.
         train_collator: Makes the training batches, if not `data_collator`.
         distillation: Adds the loss against a teacher to that of training batches.
-        card_writer: Writes the model card, `README.md`, into `args.output_dir`; called with the trainer. With
-            None `Trainer` writes the card.
+        card_writer: Writes `README.md` into `args.output_dir`, called with the trainer; with None `Trainer` writes it.
         **kwargs: Passed to the `Trainer`.
 
     Attributes:
         args: A copy of the arguments given. Its `save_total_limit` is None, or `Trainer` would remove checkpoints
-            before the new one is complete; `save_total_limit` of the trainer is the one that holds, and is saved.
-        save_total_limit: Complete checkpoints to keep.
+            before the new one is complete.
+        save_total_limit: Complete checkpoints to keep; also in the arguments that are saved.
 
     Raises:
-        ValueError: If the arguments cannot work as given; see `check_training_arguments`.
+        ValueError: See `check_training_arguments`.
     """
 
     hub_model_id: Any  # the type of `Trainer` is that of its first value, None
@@ -106,6 +108,8 @@ class IceTrainer(Trainer):
         self._completion = CompletionCallback(self.save_total_limit)
         # first, so that the other callbacks find weights and average of the same step
         self.callback_handler.callbacks.insert(0, self._averaging)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(SingleBarCallback())
         for callback in (FiniteLossCallback(), self._completion, self._throughput):
             self.add_callback(callback)
         if hasattr(self.train_dataset, "set_epoch"):
@@ -119,6 +123,9 @@ class IceTrainer(Trainer):
         # all but the last ones keep the order in which they were added
         places = {kind: place for place, kind in enumerate(_LAST_CALLBACKS)}
         self.callback_handler.callbacks.sort(key=lambda callback: places.get(type(callback), -1))
+        for panels in self.callback_handler.callbacks:
+            if isinstance(panels, PanelCallback):
+                panels.trackers = self.callback_handler.callbacks
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -138,7 +145,19 @@ class IceTrainer(Trainer):
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         self._averaging.average, self._averaging.checkpoint = None, cast(Any, resume_from_checkpoint or None)
         with writing_to(self.args.output_dir):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            try:
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            except (RuntimeError, OSError) as error:
+                stopped = lost_process(error, self._save_last_step, self.args.output_dir)
+                if stopped is None:
+                    raise
+                raise stopped from error
+
+    def _save_last_step(self) -> None:
+        """Save the last whole step; alone, since other processes are in the middle of a step and would not answer."""
+        if self.args.world_size == 1 and self.state.global_step > 0:
+            self._save_checkpoint(self.model_wrapped, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def compute_loss(
         self,
@@ -173,8 +192,7 @@ class IceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss, the means of its parts over batches and processes, and the images per second."""
         if "loss" in logs:
-            # the processes share the images evenly
-            rate = self._throughput.read() * self.args.world_size
+            rate = self._throughput.read() * self.args.world_size  # the processes share the images evenly
             logs = {**logs, **self._loss_parts.read(), "images_per_second": round(rate, 1)}
         super().log(logs, start_time)
 
@@ -208,8 +226,7 @@ class IceTrainer(Trainer):
     def _repeat_images(self, dataset: Any) -> RepeatedAugmentationSampler:
         """Return the order of the training images in which each comes several times."""
         args: Any = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        repeats = args.repeated_augmentation
+        seed, repeats = args.seed if args.data_seed is None else args.data_seed, args.repeated_augmentation
         return RepeatedAugmentationSampler(dataset, repeats, seed, self._train_batch_size, args.world_size)
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -259,7 +276,8 @@ class IceTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         state_dict = self._averaging.averaged_weights() or state_dict
-        bare_model(self.model).save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        with no_bars():
+            bare_model(self.model).save_pretrained(folder, state_dict=state_dict, save_original_format=False)
         self._averaging.save_raw_weights(cast(nn.Module, self.model), folder)
         processor: Any = self.processing_class
         if processor is not None:
@@ -286,6 +304,11 @@ class IceTrainer(Trainer):
         """Push the model files of a checkpoint, in the background."""
         push_checkpoint(self, Path(checkpoint_folder))
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository; as `Trainer.init_hf_repo`, with a `ConnectionError` where the Hub does not answer."""
+        with hub_errors(str(self.args.hub_model_id or self.args.output_dir), "Nothing was trained yet."):
+            super().init_hf_repo(token, private)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -305,7 +328,8 @@ class IceTrainer(Trainer):
         kwargs.setdefault("model_name", str(self.hub_model_id).split("/")[-1])
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        return upload_published(self, commit_message, token, revision, run_as_future=not blocking)
+        with hub_errors(str(self.hub_model_id), f"{self.args.output_dir} holds everything."):
+            return upload_published(self, commit_message, token, revision, run_as_future=not blocking)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card, by `card_writer` where there is one."""
@@ -350,14 +374,12 @@ def build_trainer(
         train_dataset: Training images, e.g. `LabelledImages`; its `set_epoch` is called, if there is one.
         eval_dataset: Evaluation images. Those of a `LabelledImages` with masks are also scored by their masks.
         image_processor: Normalisation and size of the pixels; saved with every checkpoint.
-        data_collator: Makes a batch of a list of rows; by default `ImageCollator` with the numbers of
-            `image_processor`.
+        data_collator: Makes a batch of a list of rows; by default `ImageCollator` with the processor's numbers.
         callbacks: Further callbacks.
         **kwargs: Passed to the `IceTrainer`: `train_collator`, `distillation`, `card_writer` and others.
 
     Raises:
-        ValueError: If `check_training_arguments` refuses `args`, or there is neither a collator nor an image
-            processor.
+        ValueError: If `args` are refused, or there is neither a collator nor an image processor.
     """
     check_training_arguments(args)
     if data_collator is None:

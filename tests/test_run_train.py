@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -246,11 +247,19 @@ def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
     assert "did you mean --learning_rate?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "- a\n- b\n", "a: [1"])
+# every name stands for nine of the one before, at the end for 9 ** 9 texts
+ALIASES = "".join(f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in pairwise("abcdefghi"))
+UNUSABLE = [
+    *(None, "- a\n- b\n", "a: [1", "a: \xff".encode("latin-1"), "a: " + "[" * 5000, "a: 1\nb: 2\na: 3\n"),
+    *("a: [[1]]", "a: {b: {c: 1}}", f"a: &a [x]\n{ALIASES}"),
+]
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
 def test_unusable_argument_file_ends_with_a_message(tmp_path, capsys, content):
     file = tmp_path / "run.yaml"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit, match="2"):
         parse_arguments([str(file)])
     assert f"the argument file {file}" in capsys.readouterr().err

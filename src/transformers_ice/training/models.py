@@ -107,7 +107,9 @@ def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
 
 
 def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None:
-    """Raise, before the first step, if local windows do not divide the patch grid of images of `(height, width)`."""
+    """Raise, before the first step, if patches do not divide the image, or local windows the grid of patches."""
+    if isinstance(config, IceDeiTConfig):
+        config.check_values()
     if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
         patch_height, patch_width = as_pair(config.patch_size)
         grid_size = image_size[0] // patch_height, image_size[1] // patch_width

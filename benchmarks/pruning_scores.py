@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from transformers_ice.console.tables import format_markdown_table
+from transformers_ice.evaluation.maps import binary_maps, control_map
 from transformers_ice.evaluation.metrics import ForegroundSegmentation, MeanOf, TopKAccuracy
 from transformers_ice.evaluation.scoring import (
     Observation,
@@ -28,7 +29,15 @@ from transformers_ice.ice_deit.patch_maps import ImageGeometry, to_grid
 from transformers_ice.speed import count_tokens, ideal_macs
 
 
-__all__ = ["PruningRows", "ceiling_rows", "pruning_rows", "pruning_table", "summarize_over_seeds", "summarize_pruning"]
+__all__ = [
+    "PruningRows",
+    "ceiling_rows",
+    "control_rows",
+    "pruning_rows",
+    "pruning_table",
+    "summarize_over_seeds",
+    "summarize_pruning",
+]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,25 @@ def ceiling_rows(masks: np.ndarray, patch_size: int) -> PruningRows:
     """
     # (num_images, height, width) -> (num_images, rows, columns)
     grids = torch.nn.functional.avg_pool2d(torch.from_numpy(masks).float(), patch_size) >= 0.5
-    rows = make_rows({"masks": _observe_scenes(grids, masks)}, {"masks": ForegroundSegmentation()})
+    return _mask_rows(grids, masks)
+
+
+def control_rows(masks: np.ndarray, patch_size: int, control: str) -> PruningRows:
+    """Return the rows of a control of the evaluation, which knows neither image nor model.
+
+    Args:
+        masks: `(num_images, height, width)`, bool; sides are multiples of the patch size.
+        patch_size: Side of a patch in pixels.
+        control: A name in `CONTROLS`.
+    """
+    size = (masks.shape[1], masks.shape[2])
+    grid = (size[0] // patch_size, size[1] // patch_size)
+    maps = torch.stack([control_map(control, size, grid, (0, index)) for index in range(len(masks))])
+    return _mask_rows(binary_maps(maps, control, size), masks)
+
+
+def _mask_rows(predicted: Tensor, masks: np.ndarray) -> PruningRows:
+    rows = make_rows({"masks": _observe_scenes(predicted, masks)}, {"masks": ForegroundSegmentation()})
     unknown = np.zeros(len(masks), dtype=bool)
     return PruningRows(unknown, unknown, _areas(rows), np.empty((len(masks), 0)))
 

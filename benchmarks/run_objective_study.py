@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from objective_scores import objective_table, summarize_objectives
-from pruning_scores import PruningRows, ceiling_rows
+from pruning_scores import PruningRows, ceiling_rows, control_rows
 from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, positive, train_variant
 
 from transformers_ice.console.output_files import replaced, write_text
+from transformers_ice.evaluation import CONTROLS
 from transformers_ice.training.objective_presets import OBJECTIVES
 
 
@@ -106,9 +107,15 @@ def report(arguments: argparse.Namespace, images: tuple) -> str:
     start = float(measure_rows(arguments.start, {}, images).is_cls_correct.mean())
     ceiling = ceiling_rows(images[2], PATCH_SIZE).mean_iou
     lines = summarize_objectives(runs, seconds, start, ceiling, REFERENCE)
-    settings = {"start_cls_top_1": start, "ceiling": ceiling, "reference": REFERENCE, "lines": lines}
+    controls = {name: control_rows(images[2], PATCH_SIZE, name).mean_iou for name in CONTROLS}
+    settings = {"start_cls_top_1": start, "ceiling": ceiling, "controls": controls, "reference": REFERENCE}
+    settings["lines"] = lines
     write_text(arguments.output_dir / "results.json", json.dumps(settings, indent=1))
-    table = f"[CLS] of the start: {start:.4f}; ceiling of the patch grid: {ceiling:.3f}.\n\n{objective_table(lines)}"
+    known = ", ".join(f"{name} {value:.3f}" for name, value in controls.items())
+    table = (
+        f"[CLS] of the start: {start:.4f}; mean IoU of the ceiling of the patch grid {ceiling:.3f}, of the controls: "
+        f"{known}.\n\n{objective_table(lines)}"
+    )
     write_text(arguments.output_dir / "table.md", table)
     return table
 

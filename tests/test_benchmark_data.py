@@ -206,6 +206,9 @@ def test_missing_pieces_of_the_devkit_are_named(tmp_path):
         VocDetection(tmp_path, split="cat_trainval2")
     with pytest.raises(ValueError, match="must hold one image name a line, got '000005 -1'"):
         VocDetection(tmp_path, split="cat_trainval")
+    write_lines(folder / "ImageSets" / "Main" / "twice.txt", "000005", "000007", "000005")
+    with pytest.raises(ValueError, match=r"twice\.txt, line 3, names 000005 for the second time"):
+        VocDetection(tmp_path, split="twice")
     with pytest.raises(ValueError, match="`keep_hard` must be True or False, got 'False'"):
         VocDetection(tmp_path, keep_hard="False")
     with pytest.raises(ValueError, match="`year` must be a year"):
@@ -237,6 +240,9 @@ OUTSIDE_FILE = '<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/hostname">]
         ("<annotation>&a;</annotation>", "no well-formed XML: undefined entity"),
         ("<annotation><object>", "no well-formed XML: no element found"),
         ("", "no well-formed XML"),
+        ("<foo/>", "must hold an `annotation`, got `foo`"),
+        ('<?xml version="1.0" encoding="shift_jis"?><annotation/>', "no well-formed XML: multi-byte encodings"),
+        ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "no well-formed XML"),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "no well-formed XML: unknown encoding"),
         ("<annotation><object><name>dog</name></object></annotation>", "no `name` or no `bndbox`"),
         (f"<annotation>{voc_object('dog', (1, 2, 'x', 8))}</annotation>", "must hold 4 numbers here"),
@@ -251,6 +257,17 @@ def test_bad_annotations_are_refused_by_name(tmp_path, content, message):
     assert len(examples[0].boxes) == 2
     with pytest.raises(ValueError, match=rf"000007\.xml.*{message}"):
         examples[1]
+
+
+def test_a_box_far_outside_its_image_is_refused(tmp_path):
+    folder = write_devkit(tmp_path)
+    content = f"<annotation>{voc_object('dog', (1, 2, 300, 8))}</annotation>"
+    (folder / "Annotations" / "000007.xml").write_text(content)
+    with pytest.raises(ValueError, match=r"A box of '000007' must lie inside its image of 12 x 8 pixels, got"):
+        VocDetection(tmp_path)[1]
+    # published boxes end a pixel or two after their image
+    (folder / "Annotations" / "000007.xml").write_text(content.replace("300", "14"))
+    assert VocDetection(tmp_path)[1].boxes.tolist() == [[0, 1, 14, 8]]
 
 
 def test_damaged_voc_pictures_are_named_when_read(tmp_path):
@@ -353,3 +370,88 @@ def test_wrong_cub_lines_and_images_are_named(tmp_path):
     write_lines(folder / "images.txt", "1 a.jpg", "1 b.jpg")
     with pytest.raises(ValueError, match=r"images\.txt, line 2, must be a new id"):
         Cub(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("classes.txt", ("5 001.Albatross", "7 002.Auk"), "must number its 2 classes from 1 to 2, got '5'"),
+        ("classes.txt", ("0 001.Albatross", "1 002.Auk"), "must number its 2 classes from 1 to 2, got '0'"),
+        ("classes.txt", ("1 001.Auk", "2 001.Auk"), r"line 2, names 001\.Auk for the second time"),
+        ("images.txt", ("1 001.Albatross/b.jpg", "2 001.Albatross/b.jpg"), r"line 2, names 001\.Albatross/b\.jpg"),
+        ("image_class_labels.txt", ("1 1", "2 " + "1" * 5000, "3 2"), "the class of image 2 must be one of"),
+        ("bounding_boxes.txt", ("1 0 0 3 3", "2 0 0 inf 3", "3 0 0 3 3"), "image 2, must hold 4 numbers"),
+    ],
+)
+def test_cub_lists_that_contradict_themselves_are_refused(tmp_path, name, lines, message):
+    folder = write_cub(tmp_path)
+    write_lines(folder / name, *lines)
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        Cub(tmp_path)
+
+
+def test_cub_classes_and_boxes_belong_to_their_numbers(tmp_path):
+    folder = write_cub(tmp_path)
+    write_lines(folder / "classes.txt", *reversed(CUB_FILES["classes.txt"]))
+    examples = Cub(tmp_path)
+    assert examples.class_names[examples[1].label] == "002.Auk"
+    write_lines(folder / "bounding_boxes.txt", "1 0 0 3 3", "2 90 90 5 5", "3 0 0 3 3")
+    with pytest.raises(ValueError, match=r"001\.Albatross/b\.jpg' must lie inside its image of 12 x 8 pixels"):
+        Cub(tmp_path)[0]
+
+
+def change_segmentation_file(path: Path, change: str) -> None:
+    with h5py.File(path, "r+") as file:
+        value, hidden = file["value"], file["#refs#"]
+        if change == "group":
+            del value["img"]
+            value.create_group("img")
+        elif change == "link to nothing":
+            del value["img"]
+            value["img"] = h5py.SoftLink("/nowhere")
+        elif change == "link to itself":
+            del value["img"]
+            value["img"] = h5py.SoftLink("/value/img")
+        elif change == "no images":
+            for key in ("img", "gt"):
+                del value[key]
+                value.create_dataset(key, (0, 1), dtype=h5py.ref_dtype)
+        elif change == "image is a group":
+            value["img"][0, 0] = hidden.create_group("g").ref
+        else:
+            shape = {"five channels": (5, 5, 3), "huge": (3, 200_000, 200_000), "no pixels": (3, 0, 3)}[change]
+            value["img"][0, 0] = hidden.create_dataset("x", shape, dtype=np.uint8, chunks=True).ref
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "group",
+        "link to nothing",
+        "link to itself",
+        "no images",
+        "image is a group",
+        "five channels",
+        "huge",
+        "no pixels",
+    ],
+)
+def test_segmentation_files_of_other_content_are_named(tmp_path, change):
+    path = tmp_path / "gtsegs_ijcv.mat"
+    write_segmentation_file(path)
+    change_segmentation_file(path, change)
+    with pytest.raises(ValueError, match=r"gtsegs_ijcv\.mat"):
+        ImageNetSegmentation(path)[0]
+
+
+def test_images_one_pixel_wide_keep_their_axes(tmp_path):
+    path = tmp_path / "gtsegs_ijcv.mat"
+    write_segmentation_file(path)
+    with h5py.File(path, "r+") as file:
+        hidden, value = file["#refs#"], file["value"]
+        value["img"][0, 0] = hidden.create_dataset("x", data=np.zeros((3, 1, 40), dtype=np.uint8)).ref
+        cell = hidden.create_dataset("y", (1, 1), dtype=h5py.ref_dtype)
+        cell[0, 0] = hidden.create_dataset("z", data=np.ones((1, 40), dtype=np.uint8)).ref
+        value["gt"][0, 0] = cell.ref
+    example = ImageNetSegmentation(path)[0]
+    assert (example.image.size, example.mask.shape) == ((1, 40), (40, 1))

@@ -102,6 +102,26 @@ def test_images_without_file_or_line_are_named(tmp_path):
         ImageNetBoxes(tmp_path / "val", boxes)
 
 
+def test_lists_that_contradict_themselves_are_refused(tmp_path):
+    boxes, labels, sizes = write_box_lists(tmp_path)
+    name = "val/ILSVRC2012_val_00000001.JPEG"
+    write_lines(labels, *labels.read_text().splitlines(), f"{name},65", f"{name},66")
+    with pytest.raises(ValueError, match=rf"class_labels\.txt, line 5, must agree .* {name}, got 66 after 65"):
+        ImageNetBoxes(tmp_path / "val", boxes, labels)
+    write_lines(labels, f"{name},{'1' * 5000}")
+    with pytest.raises(ValueError, match=r"class_labels\.txt, line 1, must hold a class index"):
+        ImageNetBoxes(tmp_path / "val", boxes, labels)
+    write_lines(sizes, f"{name},12,8", f"{name},12,9")
+    with pytest.raises(ValueError, match=r"image_sizes\.txt, line 2, must agree"):
+        ImageNetBoxes(tmp_path / "val", boxes, image_sizes_file=sizes)
+    write_lines(boxes, f"{name},0,0,12,8", "ILSVRC2012_val_00000001.JPEG,0,0,12,8")
+    with pytest.raises(ValueError, match=r"localization\.txt, .*names ILSVRC2012_val_00000001\.JPEG for the second"):
+        ImageNetBoxes(tmp_path / "val", boxes)
+    write_lines(boxes, f"{name},100,100,120,108")
+    with pytest.raises(ValueError, match="must lie inside its image of 12 x 8 pixels, got"):
+        ImageNetBoxes(tmp_path / "val", boxes)[0]
+
+
 # --- COCO20k -------------------------------------------------------------------------------------------------------
 
 
@@ -150,3 +170,33 @@ def test_missing_pieces_of_coco_are_named(tmp_path):
             Coco20k(root, annotations, names)
     with pytest.raises(ValueError, match=r"nowhere\.json is missing: the instances of COCO"):
         Coco20k(root, root / "nowhere.json", names)
+
+
+IMAGES = [{"id": index, "file_name": f"COCO_train2014_00000000000{index}.jpg"} for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"annotations": [{"image_id": 0, "iscrowd": "0", "bbox": [0, 0, 1, 1]}]},
+            "`iscrowd` must be 0 or 1, got '0'",
+        ),
+        ({"annotations": [{"image_id": 0, "iscrowd": 2, "bbox": [0, 0, 1, 1]}]}, "`iscrowd` must be 0 or 1, got 2"),
+        ({"images": [*IMAGES, {**IMAGES[1], "id": 0}]}, "its 4 images an id of its own, got 3 ids"),
+        ({"images": [*IMAGES, {**IMAGES[1], "id": 9}]}, r"image 9, names .*1\.jpg for the second time"),
+        (
+            {"annotations": [{"image_id": "0", "iscrowd": 0, "bbox": [0, 0, 1, 1]}]},
+            "an object of image '0', which is no",
+        ),
+        ({"annotations": [{"image_id": 0, "iscrowd": 0, "bbox": [0, 0, 1, float("inf")]}]}, "holds a box"),
+        ({"annotations": [{"image_id": 0, "iscrowd": 0, "bbox": [0, float("nan"), 1, 1]}]}, "holds a box"),
+        ({"annotations": [{"image_id": 0, "iscrowd": 0, "bbox": [0, 1, 1]}]}, "must have a `bbox` of x, y, width"),
+        ({"annotations": [{"image_id": 0, "iscrowd": 0, "bbox": "0111"}]}, "must have a `bbox` of x, y, width"),
+        ({"annotations": [{"image_id": 0, "iscrowd": 0, "bbox": [90, 90, 5, 5]}]}, "must lie inside its image"),
+    ],
+)
+def test_coco_files_that_contradict_themselves_are_refused(tmp_path, changes, message):
+    root, annotations, names = write_coco(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        list(Coco20k(root, annotations, names))

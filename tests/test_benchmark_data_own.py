@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -61,6 +62,79 @@ def test_masks_boxes_and_labels_of_a_folder_are_joined(tmp_path):
         ("b.jpg", 0, [[0, 0, 12, 8], [2, 2, 4, 4.5]]),
     ]
     assert np.argwhere(examples[0].mask).tolist() == [[0, 11], [3, 3], [7, 0]]
+
+
+MASKS = {
+    "object in the alpha channel": (
+        lambda levels: np.dstack([levels * 0 + 255] * 3 + [levels]),
+        "alpha channel from 0",
+    ),
+    "object in the alpha of a grey image": (
+        lambda levels: np.dstack([levels * 0 + 255, levels]),
+        "alpha channel from 0",
+    ),
+    "object and border": (
+        lambda levels: np.where(levels > 128, 255, (levels > 0) * 1).astype("uint8"),
+        "holds 1 and 255",
+    ),
+    "classes and border": (
+        lambda levels: np.where(levels > 128, 255, (levels > 0) * 20).astype("uint8"),
+        "holds 20 and 255",
+    ),
+    "no numbers": (lambda levels: np.where(levels > 0, np.nan, 0).astype("float32"), "no numbers"),
+    "endless": (lambda levels: np.where(levels > 0, np.inf, 0).astype("float32"), "no numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_of_two_meanings_are_refused(tmp_path, kind):
+    write_image(tmp_path / "images" / "a.jpg")
+    write_mask(tmp_path / "masks" / "a.png", values=(255, 255, 100))
+    levels = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
+    make, message = MASKS[kind]
+    (tmp_path / "masks" / "a.png").unlink()
+    Image.fromarray(make(levels)).save(tmp_path / "masks" / "a.tif")
+    with pytest.raises(ValueError, match=rf"a\.tif.*{message}"):
+        AnnotatedFolder(tmp_path)[0]
+    if "border" in kind:
+        mask = AnnotatedFolder(tmp_path, ignore_value=255)[0].mask
+        assert (mask[0, 11], mask[3, 3], mask[0, 0]) == (-1, 1, 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_a_mask_of_255_alone_is_an_object(tmp_path, mode):
+    write_image(tmp_path / "images" / "a.jpg")
+    write_mask(tmp_path / "masks" / "a.png", values=(255, 255, 255)).replace(tmp_path / "masks" / "b.png")
+    Image.open(tmp_path / "masks" / "b.png").convert(mode).save(tmp_path / "masks" / "a.png")
+    assert AnnotatedFolder(tmp_path)[0].mask.sum() == 3
+
+
+def test_links_are_followed_once_and_left_overs_are_named(tmp_path, caplog):
+    write_image(tmp_path / "images" / "c" / "a.png")
+    write_image(tmp_path / "pool" / "b.jpg")
+    os.symlink("..", tmp_path / "images" / "c" / "up")
+    os.symlink(tmp_path / "pool", tmp_path / "images" / "d")
+    (tmp_path / "images" / "c" / "notes.txt").write_text("")
+    for name in "abz":
+        write_mask(tmp_path / "masks" / f"{name}.png")
+    logger = logging.getLogger("transformers_ice")
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING):
+        examples = AnnotatedFolder(tmp_path)
+    assert [example.image_id for example in examples] == ["c/a.png", "d/b.jpg"]
+    for message in ("listed already: c/up", "left out: .txt 1", "1 masks belong to no image: z.png"):
+        assert message in caplog.text
+    write_image(tmp_path / "masks" / "a.bmp")
+    with pytest.raises(ValueError, match=r"holds two masks of one image: a\.bmp and a\.png"):
+        AnnotatedFolder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["boxes.csv", "labels.csv"])
+def test_a_pipe_in_the_place_of_a_list_does_not_hang(tmp_path, name):
+    write_image(tmp_path / "images" / "a.jpg")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is no file"):
+        AnnotatedFolder(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "RGBA", "I;16"])
@@ -146,6 +220,8 @@ def test_images_in_and_out_of_folders_need_a_list_of_classes(tmp_path):
         (["image,xmin,ymin,xmax,ymax", "", "a.jpg,1,1,2,x"], "line 3, must hold 4 numbers"),
         (["image,xmin,ymin,xmax,ymax", "c.jpg,1,1,2,2"], "line 2, must name an image by its path .* got 'c.jpg'"),
         (["image,xmin,ymin,xmax,ymax", "a.jpg,2,1,1,2"], "line 2, holds a box that ends before it begins"),
+        (["image,xmin,ymin,xmax,ymax,xmin", "a.jpg,1,1,2,2,1"], "must have each column once, got 'xmin' 2 times"),
+        (["image,xmin,ymin,xmax,ymax,label", "a.jpg,1,1,2,2," + "x" * 140_000], "line 2, cannot be read as fields"),
         (["image,xmin,ymin,xmax,ymax", "a.jpg,1,1,2,2"], r"has no line for 1 of 2 images, e\.g\. b\.jpg"),
     ],
 )

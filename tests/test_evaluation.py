@@ -262,7 +262,7 @@ def test_unknown_methods_are_refused(vit, dataset):
 def test_comparison_has_a_row_per_method_and_shares_of_the_ceiling(ice, vit, dataset):
     models = (ice.model, ice.image_processor, vit.model, vit.image_processor)
     rows = compare_with_baselines(*models, dataset, batch_size=5)
-    assert [row.method.split()[0].strip(",") for row in rows] == ["ICE", "raw", "rollout", "ceiling"]
+    assert [row.method.split()[0].strip(",") for row in rows] == ["ICE", "raw", "rollout", "ceiling", "control:"]
     own = score_checkpoint(ice, TableEvaluation(dataset), ["ice_hard", CEILING])
     assert rows[0] == ComparisonRow(
         "ICE (hard mask)",
@@ -274,7 +274,10 @@ def test_comparison_has_a_row_per_method_and_shares_of_the_ceiling(ice, vit, dat
     )
     assert rows[3].ceiling_share == 1.0
     start_top_1 = score_checkpoint(vit, TableEvaluation(dataset), [])["top_1"]
-    assert [row.cls_top_1 for row in rows[1:]] == [start_top_1, start_top_1, None]
+    assert [row.cls_top_1 for row in rows[1:]] == [start_top_1, start_top_1, None, None]
+    pixels = (np.arange(32) + 0.5) / 16 - 1
+    ellipse = pixels[:, None] ** 2 + pixels[None] ** 2 <= 0.8**2
+    assert (rows[4].pixel_accuracy, rows[4].mean_iou) == pytest.approx(scores_of_masks(dataset, [ellipse] * 9))
     with pytest.raises(ValueError, match=r"columns image, label and mask, got \['image', 'label'\].*dataset\.rename"):
         compare_with_baselines(*models, dataset.remove_columns("mask"))
 

@@ -10,7 +10,7 @@ import pytest
 import run_objective_study
 import torch
 from objective_scores import objective_table, summarize_objectives
-from pruning_scores import PruningRows, ceiling_rows
+from pruning_scores import PruningRows, ceiling_rows, control_rows
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.training import ModelArguments, parse_arguments
@@ -104,6 +104,15 @@ def test_ceiling_is_that_of_the_majority():
     rows = ceiling_rows(np.array([[[1, 1, 0, 0], [1, 0, 0, 1]]], dtype=bool), 2)
     assert rows.areas.tolist() == [[[3, 1], [1, 3]]]
     assert rows.mean_iou == pytest.approx(3 / 5)
+
+
+def test_controls_are_those_of_the_evaluation():
+    masks = np.zeros((1, 10, 10), dtype=bool)
+    masks[0, 2:8, 2:8] = True
+    assert control_rows(masks, 2, "whole_image").areas.tolist() == [[[0, 64], [0, 36]]]
+    # the centres of 52 pixels lie within 4 pixels of the middle, those of the square among them
+    assert control_rows(masks, 2, "center_ellipse").areas.tolist() == [[[48, 16], [0, 36]]]
+    assert control_rows(masks, 2, "random").areas.sum() == 100
 
 
 def test_summary_is_over_seeds_and_beside_the_reference():

@@ -228,12 +228,27 @@ def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
     return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Loader that refuses a key which stands twice in a mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key, _ in node.value if names.count(key.value) > 1), None)
+        if twice is not None and twice.value != "<<":
+            raise yaml.MarkedYAMLError(problem=f"`{twice.value}` stands twice", problem_mark=twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_argument_file(path: Path) -> dict[str, Any]:
     """Return the entries of a YAML or JSON file."""
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"the argument file {path} cannot be read as UTF-8 text: {reason}") from error
     except yaml.YAMLError as error:
         reason = "it is not valid YAML or JSON"
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -243,6 +258,12 @@ def _read_argument_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"the argument file {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"the argument file {path} must map names to values, got {type(values).__name__}")
+    for name, value in values.items():
+        # a few lines of aliases can stand for gigabytes of nested lists
+        parts = value.values() if isinstance(value, dict) else [value]
+        items = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        if any(isinstance(item, list | dict) for item in items):
+            raise ValueError(f"the argument file {path} must hold values and flat lists, `{name}` is nested")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 

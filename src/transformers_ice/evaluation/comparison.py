@@ -14,7 +14,7 @@ from ..data.benchmarks.table_evaluation import TableEvaluation
 from ..explainers import EXPLAINERS
 from .checkpoints import Checkpoint
 from .inputs import ExplainedBatch, InputBatch
-from .maps import CEILING
+from .maps import CEILING, CONTROLS
 from .metrics import ForegroundSegmentation, TopKAccuracy
 from .protocol import Protocol
 from .region_benchmarks import Segmentation
@@ -35,7 +35,7 @@ def score_checkpoint(
     Args:
         checkpoint: A ViT, DeiT or ICE classifier.
         examples: Images with labels and masks.
-        methods: Names in `EXPLAINERS`, or "ceiling": the best 0/1 map on the patch grid.
+        methods: Names in `EXPLAINERS` or `CONTROLS`, or "ceiling": the best 0/1 map on the patch grid.
         batch_size: Images that go through the model at once.
 
     Returns:
@@ -46,7 +46,7 @@ def score_checkpoint(
         ValueError: If a method is unknown.
     """
     known = {*EXPLAINERS, CEILING}
-    if not known.issuperset(methods):
+    if not (known | {*CONTROLS}).issuperset(methods):
         raise ValueError(f"`methods` must be some of {', '.join(sorted(known))}, got {methods!r}.")
     segmentation = Segmentation(Protocol())
 
@@ -104,7 +104,8 @@ def compare_with_baselines(
         batch_size: Images that go through the model at once.
 
     Returns:
-        Four rows: ICE (hard mask), raw attention and rollout on the starting model, the ceiling of the patch grid.
+        Five rows: ICE (hard mask), raw attention and rollout on the starting model, the ceiling of the patch grid, and
+        the control `center_ellipse`.
     """
     missing = {"image", "label", "mask"} - set(dataset.column_names)
     if missing:
@@ -114,7 +115,7 @@ def compare_with_baselines(
         )
     examples = TableEvaluation(dataset)
     checkpoint = Checkpoint("ICE", ice_model, ice_processor, "")
-    ice = score_checkpoint(checkpoint, examples, ["ice_hard", CEILING], batch_size)
+    ice = score_checkpoint(checkpoint, examples, ["ice_hard", CEILING, "center_ellipse"], batch_size)
     checkpoint = Checkpoint("starting point", start_model, start_processor, "")
     start = score_checkpoint(checkpoint, examples, ["raw_attention", "rollout"], batch_size)
     patch_top_1 = ice["top_1"] if ice_model.config.logits_source == "patch" else None
@@ -123,6 +124,7 @@ def compare_with_baselines(
         ("raw attention, starting DeiT", start, "raw_attention", None, start["top_1"]),
         ("rollout, starting DeiT", start, "rollout", None, start["top_1"]),
         ("ceiling of the patch grid", ice, CEILING, None, None),
+        ("control: centred ellipse", ice, "center_ellipse", None, None),
     )
     rows = []
     for title, scores, method, own_top_1, cls_top_1 in lines:

@@ -201,7 +201,7 @@ def plan_tasks(
                 if _obstacle(checkpoint, method, kind, checkpoints, dataset, protocol) is None:
                     key = RowKey(checkpoint.name, method, kind.name, digest)
                     tasks.append(_Task(checkpoint, method, benchmark, key))
-    if all(task.method in CONTROLS for task in tasks):
+    if all(task.method in CONTROLS for task in tasks) and not set(methods) <= set(CONTROLS):
         raise ValueError(
             f"No combination is possible of the methods {list(methods)}, the checkpoints {names} and the benchmarks "
             f"{list(benchmarks)}: ICE's own methods need an ICE checkpoint, the ceiling needs true masks."

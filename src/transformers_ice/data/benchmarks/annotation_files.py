@@ -20,6 +20,7 @@ from ...ice_deit.image_conversion import convert_to_rgb, load_image
 __all__ = [
     "as_boxes",
     "check_present",
+    "check_unique",
     "enumerate_lines",
     "order_classes",
     "parse_numbers",
@@ -68,8 +69,19 @@ def check_present(wanted: Collection[str], found: Iterable[str], folder: Path, c
         )
 
 
+def check_unique(named: Iterable[tuple[str, str]]) -> None:
+    """Raise if a name, given with its place, occurs twice: an image would be scored, or a class be counted, twice."""
+    seen: dict[str, str] = {}
+    for where, name in named:
+        if name in seen:
+            raise ValueError(f"{where} names {name} for the second time, after {seen[name]} Remove one of them.")
+        seen[name] = where
+
+
 def enumerate_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (place for errors, stripped line) of the lines of a text file, without empty ones."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a folder, a pipe or a device.")
     try:
         # with the mark that spreadsheet programs put in front of UTF-8, or without
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -99,11 +111,17 @@ def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
 
 
 def as_boxes(boxes: Sequence[Sequence[float]], where: str) -> np.ndarray:
-    """Return boxes as `(num_boxes, 4)`, float64, xyxy, or raise if one ends before it begins."""
-    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)  # also of no boxes: (0, 4)
+    """Return boxes as `(num_boxes, 4)`, float64, xyxy, or raise if one is no box or ends before it begins."""
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} must hold boxes of four numbers, got {boxes!r}.") from error
+    if array.size and array.shape[-1] != 4:
+        raise ValueError(f"{where} must hold boxes of four numbers, got {array.tolist()}.")
+    array = array.reshape(-1, 4)  # also of one box, and of no boxes: (0, 4)
     for box in array:
-        # so written that NaN is refused too; an empty box is allowed
-        if not (box[2] >= box[0] and box[3] >= box[1]):
+        # an empty box is allowed
+        if not (np.isfinite(box).all() and box[2] >= box[0] and box[3] >= box[1]):
             raise ValueError(f"{where} holds a box that ends before it begins: {box.tolist()} as xyxy.")
     return array
 
@@ -111,7 +129,7 @@ def as_boxes(boxes: Sequence[Sequence[float]], where: str) -> np.ndarray:
 def order_classes(values: Iterable[str]) -> list[str]:
     """Return class names without repetition: numbers in their own order (10 after 9), other names alphabetically."""
     names = set(values)
-    numeric = all(name.isdecimal() for name in names)
+    numeric = all(name.isdecimal() and len(name) < 20 for name in names)
     return sorted(names, key=lambda name: (int(name), name) if numeric else (0, name))
 
 

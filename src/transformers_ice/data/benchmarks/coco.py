@@ -15,6 +15,7 @@ from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
+    check_unique,
     read_lines,
     read_rgb,
     require_directory,
@@ -82,23 +83,31 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
         with path.open(encoding="utf-8") as file:
             # the hook drops the outlines object by object: the whole file as Python objects would need gigabytes
             content = json.load(file, object_hook=_drop_outlines)
-        keys = {
-            image["id"]: name
-            for image in content["images"]
-            if (name := image["file_name"].rpartition("/")[2]) in names
-        }
-        boxes: dict[str, list[Sequence[float]]] = {name: [] for name in keys.values()}
-        for item in content["annotations"]:
-            if item["image_id"] in keys and not item["iscrowd"]:
-                boxes[keys[item["image_id"]]].append(_round_box(item["bbox"]))
+        images = {image["id"]: image["file_name"].rpartition("/")[2] for image in content["images"]}
+        num_images, annotations = len(content["images"]), content["annotations"]
+        crowds = {item["iscrowd"] for item in annotations}
+        unknown = [item["image_id"] for item in annotations if item["image_id"] not in images]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no annotation file of COCO with `images` and `annotations`: {error!r}. Download it again."
         ) from error
+    if len(images) < num_images or unknown:
+        wrong = f"an object of image {unknown[0]!r}, which is none of them" if unknown else f"{len(images)} ids"
+        raise ValueError(f"{path} must give each of its {num_images} images an id of its own, got {wrong}.")
+    check_unique((f"{path}, image {key!r},", name) for key, name in images.items())
+    if not all(crowd is None or (isinstance(crowd, int) and crowd in (0, 1)) for crowd in crowds):
+        raise ValueError(f"{path}: `iscrowd` must be 0 or 1, got {', '.join(sorted(map(repr, crowds)))}.")
+    boxes: dict[str, list[Sequence[float]]] = {name: [] for name in images.values() if name in names}
+    for item in annotations:
+        if images[item["image_id"]] in names and not item["iscrowd"]:
+            where = f"{path}, an object of image {item['image_id']!r},"
+            boxes[images[item["image_id"]]].append(_round_box(item["bbox"], where))
     return {name: as_boxes(value, f"{path}, image {name},") for name, value in boxes.items()}
 
 
-def _round_box(box: Sequence[float]) -> list[float]:
+def _round_box(box: Any, where: str) -> list[float]:
     """Return x, y, width, height as rounded xyxy; the sum is rounded, not its parts."""
+    if not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
+        raise ValueError(f"{where} must have a `bbox` of x, y, width and height, got {box!r}.")
     x, y, width, height = box
     return np.round([x, y, x + width, y + height]).tolist()

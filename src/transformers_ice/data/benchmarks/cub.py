@@ -14,6 +14,7 @@ from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
+    check_unique,
     enumerate_lines,
     parse_numbers,
     read_mask_image,
@@ -52,7 +53,7 @@ class Cub(EvaluationSet):
         self.root = given / _FOLDER if (given / _FOLDER).is_dir() else given
         self._masks = _find_segmentations(given, self.root, segmentations)
         provides = {"label", "boxes"} | ({"mask"} if self._masks else set())
-        classes = list(_read_table(self.root / "classes.txt", "the class names").values())
+        classes = _read_classes(self.root / "classes.txt")
         super().__init__("cub", provides, classes, _PUBLISHED_SIZES[split])
         self._read_lists(split)
         images = require_directory(self.root / "images", "the photographs, one folder per class")
@@ -63,7 +64,7 @@ class Cub(EvaluationSet):
 
     def _read_lists(self, split: str) -> None:
         """Read names, labels and boxes of a split."""
-        paths = _read_table(self.root / "images.txt", "the image names")
+        paths = _read_table(self.root / "images.txt", "the image names", is_unique=True)
         splits = _read_table(self.root / "train_test_split.txt", "the splits", paths)
         labels = _read_table(self.root / "image_class_labels.txt", "the classes", paths)
         boxes = _read_table(self.root / "bounding_boxes.txt", "the boxes", paths)
@@ -76,7 +77,7 @@ class Cub(EvaluationSet):
         self._boxes = np.concatenate([_parse_box(boxes[key], key, self.root) for key in chosen])
 
     def _parse_label(self, text: str, key: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= len(self.class_names or ()):
+        if not (text.isdecimal() and len(text) < 10) or not 1 <= int(text) <= len(self.class_names or ()):
             raise ValueError(
                 f"{self.root / 'image_class_labels.txt'}: the class of image {key} must be one of classes.txt, "
                 f"1 to {len(self.class_names or ())}, got {text!r}."
@@ -108,11 +109,26 @@ def _find_segmentations(given: Path, root: Path, folder: str | os.PathLike | Non
     return next((path for path in (root / "segmentations", given / "segmentations") if path.is_dir()), None)
 
 
-def _read_table(path: Path, content: str, keys: dict[str, str] | None = None) -> dict[str, str]:
+def _read_classes(path: Path) -> list[str]:
+    """Return the names of the classes 1, 2, ..., in whatever order the lines are."""
+    names = _read_table(path, "the class names", is_unique=True)
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    if set(names) != set(numbers):
+        wrong = next(key for key in names if key not in numbers)
+        raise ValueError(f"{path} must number its {len(names)} classes from 1 to {len(names)}, got {wrong!r}.")
+    return [names[number] for number in numbers]
+
+
+def _read_table(
+    path: Path, content: str, keys: dict[str, str] | None = None, is_unique: bool = False
+) -> dict[str, str]:
     """Return the lines `<id> <text>` of a file of the set, by id; `keys` are the ids there must be."""
     require_file(path, f"{content} of {_FOLDER}")
     table: dict[str, str] = {}
-    for where, line in enumerate_lines(path):
+    lines = list(enumerate_lines(path))
+    if is_unique:
+        check_unique((where, line.partition(" ")[2].strip()) for where, line in lines)
+    for where, line in lines:
         key, _, text = line.partition(" ")
         if not text or key in table:
             raise ValueError(f"{where} must be a new id and what belongs to it, got {line!r}.")

@@ -19,6 +19,9 @@ __all__ = ["ANNOTATIONS", "EvaluationSet", "Example"]
 ANNOTATIONS: tuple[str, ...] = ("label", "mask", "segmentation", "boxes")
 
 
+_BOX_SLACK = 0.05  # of a side
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One image with its annotations; those that a set does not provide are None.
@@ -104,6 +107,7 @@ class EvaluationSet(Dataset[Example], ABC):
         example = self._read(position % len(self))
         for annotation in ("mask", "segmentation"):
             _check_size(example, annotation)
+        _check_boxes(example)
         return example
 
     def __iter__(self) -> Iterator[Example]:
@@ -163,3 +167,15 @@ def _check_size(example: Example, annotation: str) -> None:
             f"The {annotation} of {example.image_id!r} must have the size of its upright image, {(height, width)} as "
             f"(height, width), got {values.shape}. Was one of them resized, or turned by an EXIF orientation?"
         )
+
+
+def _check_boxes(example: Example) -> None:
+    """Raise if a box is far outside its image; published boxes end a few pixels after it."""
+    size = np.array(example.image.size * 2, dtype=np.float64)  # width, height, width, height
+    slack = 2 + _BOX_SLACK * size
+    for box in np.zeros((0, 4)) if example.boxes is None else example.boxes:
+        if not ((box >= -slack) & (box <= size + slack)).all():
+            raise ValueError(
+                f"A box of {example.image_id!r} must lie inside its image of {example.image.width} x "
+                f"{example.image.height} pixels, got {box.tolist()} as xyxy. Is the image a copy of another size?"
+            )

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
+    check_unique,
     enumerate_lines,
     parse_numbers,
     read_rgb,
@@ -54,7 +56,7 @@ class ImageNetBoxes(EvaluationSet):
     ) -> None:
         self.image_dir = require_directory(image_dir, "the images that the list of boxes names")
         path = require_file(localization_file, "the boxes, `localization.txt` of the metadata of wsolevaluation")
-        self._boxes, listed = _read_boxes(path)
+        self._list, (self._boxes, listed) = path, _read_boxes(path)
         self._ids = list(self._boxes)
         labels = listed if class_labels_file is None else _read_labels(class_labels_file)
         sizes = None if image_sizes_file is None else _read_sizes(image_sizes_file)
@@ -77,6 +79,7 @@ class ImageNetBoxes(EvaluationSet):
         located = {key: key if key in exact else by_name.get(key.rpartition("/")[2]) for key in self._ids}
         found = {key: file for key, file in located.items() if file is not None}
         check_present(self._ids, found, self.image_dir, "images")
+        check_unique((f"{self._list}, {key},", file) for key, file in found.items())
         return found
 
     def __len__(self) -> int:
@@ -122,20 +125,29 @@ def _read_boxes(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 
 def _parse_label(text: str, where: str) -> int:
-    if not text.isdecimal():
+    if not (text.isdecimal() and len(text) < 10):
         raise ValueError(f"{where} must hold a class index after the path, got {text!r}.")
     return int(text)
 
 
 def _read_labels(path: str | os.PathLike) -> dict[str, int]:
     file = require_file(path, "the class of each image, `class_labels.txt` of the metadata of wsolevaluation")
-    lines = ((where, *line.partition(",")) for where, line in enumerate_lines(file))
-    return {key: _parse_label(text, where) for where, key, _, text in lines}
+    return _read_values(file, _parse_label)
 
 
 def _read_sizes(path: str | os.PathLike) -> dict[str, tuple[int, int]]:
     """Return (width, height) by path."""
     file = require_file(path, "the original sizes, `image_sizes.txt` of the metadata of wsolevaluation")
-    lines = ((where, *line.partition(",")) for where, line in enumerate_lines(file))
-    sizes = {key: parse_numbers(text.split(","), 2, where) for where, key, _, text in lines}
+    sizes = _read_values(file, lambda text, where: parse_numbers(text.split(","), 2, where))
     return {key: (int(width), int(height)) for key, (width, height) in sizes.items()}
+
+
+def _read_values(file: Path, parse: Callable[[str, str], Any]) -> dict[str, Any]:
+    """Return what follows the path in each line of a list, by path; a path has one value."""
+    values: dict[str, Any] = {}
+    for where, line in enumerate_lines(file):
+        key, _, text = line.partition(",")
+        value = parse(text, where)
+        if values.setdefault(key, value) != value:
+            raise ValueError(f"{where} must agree with an earlier line about {key}, got {text} after {values[key]}.")
+    return values

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["ImageNetSegmentation"]
 
 _FILE_NAME = "gtsegs_ijcv.mat"
 _NUM_IMAGES = 4276
+_MAX_NUMBERS = 3 * 178_956_970  # three channels of the largest image that Pillow opens
 
 
 class ImageNetSegmentation(EvaluationSet):
@@ -64,21 +66,24 @@ class ImageNetSegmentation(EvaluationSet):
     def _read(self, index: int) -> Example:
         file = self._open_here()
         try:
-            pixels = file[file["value/img"][index, 0]][()]
-            mask = file[file[file["value/gt"][index, 0]][0, 0]][()]
+            pixels = _read_array(file[file["value/img"][index, 0]])
+            mask = _read_array(file[file[file["value/gt"][index, 0]][0, 0]])
             image_id = _read_id(file, index)
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, MemoryError) as error:
             raise ValueError(
                 f"{self.path}: image {index} cannot be read: {error}. Download the file again."
             ) from error
         # (channels, width, height) -> (height, width, channels), and (width, height) -> (height, width)
         pixels, mask = pixels.T, mask.T
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or mask.ndim != 2 or not np.isin(mask, (0, 1)).all():
+        is_image = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[-1] in (1, 3) and pixels.size
+        if not is_image or mask.ndim != 2 or not np.isin(mask, (0, 1)).all():
             raise ValueError(
-                f"{self.path}: image {index} must be uint8 with three axes and its mask hold 0 and 1 on two, got "
-                f"{pixels.dtype} {pixels.shape} and {mask.dtype} {mask.shape} up to {mask.max(initial=0)}."
+                f"{self.path}: image {index} must be uint8 with three axes, the last of 1 or 3 channels, and its mask "
+                f"hold 0 and 1 on two, got {pixels.dtype} {pixels.shape} and {mask.dtype} {mask.shape} up to "
+                f"{mask.max(initial=0)}."
             )
-        image = convert_to_rgb(Image.fromarray(np.ascontiguousarray(pixels.squeeze())))
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        image = convert_to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
         return Example(image_id, image, mask=np.ascontiguousarray(mask, dtype=np.int8))
 
 
@@ -103,12 +108,22 @@ def _count_images(file: Any, path: Path) -> int:
     missing = [name for name in names if name not in file]
     if missing:
         raise ValueError(f"{path} holds no `/{missing[0]}`, only {sorted(file)}: it is not {_FILE_NAME}.")
-    shapes = [tuple(file[name].shape) for name in names]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 1:
+    try:
+        shapes = [tuple(file[name].shape) for name in names]
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:  # a link, or a group
+        raise ValueError(f"{path}: `/value/img` or `/value/gt` is no table: {error}. Download it again.") from error
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 1 or not shapes[0][0]:
         raise ValueError(
             f"{path} must hold as many images as masks, in columns of references, got {shapes[0]} and {shapes[1]}."
         )
     return shapes[0][0]
+
+
+def _read_array(stored: Any) -> np.ndarray:
+    """Return an array of the file, unless it would take the memory of an image that Pillow refuses."""
+    if math.prod(stored.shape) > _MAX_NUMBERS:
+        raise ValueError(f"an array of shape {stored.shape} is too large")
+    return np.asarray(stored[()])
 
 
 def _read_id(file: Any, index: int) -> str:

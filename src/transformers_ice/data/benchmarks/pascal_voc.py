@@ -17,8 +17,9 @@ from ..files import list_files
 from .annotation_files import (
     as_boxes,
     check_present,
+    check_unique,
+    enumerate_lines,
     parse_numbers,
-    read_lines,
     read_mask_image,
     read_rgb,
     require_directory,
@@ -130,7 +131,9 @@ def _read_split(root: Path, task: str, split: str) -> list[str]:
         # lists of single classes, e.g. cat_val.txt, have a second column and are no splits
         splits = sorted(file.stem for file in folder.glob("*.txt") if "_" not in file.stem)
         raise ValueError(f"`split` must be one of {', '.join(splits) or 'no list at all'} in {folder}, got {split!r}.")
-    names = read_lines(path)
+    lines = list(enumerate_lines(path))
+    check_unique(lines)
+    names = [line for _, line in lines]
     unusual = [name for name in names if not re.fullmatch(r"\w+", name)]
     if unusual:
         raise ValueError(f"{path} must hold one image name a line, got {unusual[0]!r}.")
@@ -171,6 +174,8 @@ def read_voc_objects(path: Path) -> list[VocObject]:
     The file's boxes count from 1 and include their last pixel: xmin and ymin lose 1. Marks may be missing.
     """
     root = _parse_xml(require_file(path, "an annotation of PASCAL VOC"))
+    if root.tag != "annotation":
+        raise ValueError(f"{path} must hold an `annotation`, got `{root.tag}`: it is no annotation of PASCAL VOC.")
     return [_read_object(element, path) for element in root.findall("object")]
 
 
@@ -192,7 +197,10 @@ def _parse_xml(path: Path) -> Element:
     parser.EntityDeclHandler = refuse
     try:
         parser.Parse(path.read_bytes(), True)
-    except (expat.ExpatError, LookupError) as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        if str(path) in str(error):
+            raise  # a document type
+        # ValueError: an encoding of several bytes a letter, which expat does not read
         raise ValueError(f"{path} is no well-formed XML: {error}. Download it again.") from error
     return builder.close()
 

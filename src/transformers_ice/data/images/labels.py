@@ -222,8 +222,11 @@ class Labels:
         Raises:
             ValueError: If the file cannot be read, is empty, or has a name twice.
         """
+        path = Path(file).expanduser()
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8-sig").rstrip()
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file, but a folder, a pipe or a device")
+            text = path.read_text(encoding="utf-8-sig").rstrip()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"`--class_names_file {file}` cannot be read: {error}") from error
         names = [line.strip() for line in text.splitlines()]
@@ -286,5 +289,5 @@ def _cell_of_name(name: str, cell_type: type) -> Hashable:
         return {"False": False, "True": True}.get(name)
     if cell_type is int:
         # "01" and "1" are different names, but the same number: only one of them is the text of a cell
-        return int(name) if name.isdecimal() and str(int(name)) == name else None
+        return int(name) if name.isdecimal() and len(name) < 20 and str(int(name)) == name else None
     return name

@@ -23,6 +23,7 @@ from .token_pruning import (
     gather_tokens,
     head_output_to_patch_logits,
     indices_to_mask,
+    is_exporting,
     split_by_rank,
 )
 
@@ -329,7 +330,7 @@ def choose_layout(
         return MaskedTokens
     if STRATEGIES[config.pruning_strategy or ""].has_fixed_counts:
         return GatheredTokens
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not _captures_dynamic_shapes():
+    if torch.compiler.is_compiling() and not is_exporting() and not _captures_dynamic_shapes():
         return MaskedTokens
     return PackedTokens
 

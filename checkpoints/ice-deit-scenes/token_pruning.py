@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 
+# torch 2.6 has no such function
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
 EXECUTIONS = ("auto", "packed", "masked")
 PRUNING_HEADS = ("gate", "patch")
 
@@ -76,7 +79,7 @@ def split_by_rank(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Both are in ascending order of place, so that tokens keep their order in the image.
     """
-    if torch.compiler.is_exporting():  # ONNX knows no stable sort
+    if is_exporting():  # ONNX knows no stable sort
         order = scores.argsort(dim=1, descending=True)
     else:  # equal scores fall the same way in every layout of the tokens
         order = scores.argsort(dim=1, descending=True, stable=True)
@@ -317,6 +320,7 @@ __all__ = [
     "gather_tokens",
     "head_output_to_patch_logits",
     "indices_to_mask",
+    "is_exporting",
     "keep_foreground",
     "num_kept",
     "split_by_rank",

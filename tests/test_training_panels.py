@@ -131,6 +131,24 @@ def test_missing_matplotlib_warns_once(tiny_config, tmp_path, monkeypatch):
     assert pictures_of(tmp_path) == []
 
 
+def test_panel_that_cannot_be_drawn_is_a_warning_and_class_names_are_text(tiny_config, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(panels.logger, "warning", warnings.append)
+    model = IceDeiTForImageClassification(tiny_config)
+    model.config.id2label = {index: "$$" for index in model.config.id2label}
+    trainer = make_trainer(tmp_path, model, make_images())
+    trainer.evaluate()
+    assert not warnings
+    assert len(pictures_of(tmp_path)) == 1
+
+    def fail(*_):
+        raise RuntimeError("no glyph")
+
+    monkeypatch.setattr(panels, "explanation_panel", fail)
+    assert "eval_loss" in trainer.evaluate()
+    assert [message.endswith("could not be drawn: RuntimeError: no glyph") for message in warnings] == [True]
+
+
 class TensorBoard(TrainerCallback):
     """A tracker as transformers' own, which holds its writer."""
 

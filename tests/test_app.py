@@ -7,12 +7,20 @@ import ast
 import asyncio
 import base64
 import json
+import os
 import re
+import resource
+import secrets
+import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +36,10 @@ gr = pytest.importorskip("gradio", reason="the app needs the extra `app`")
 
 from transformers_ice import app as app_package  # noqa: E402
 from transformers_ice.app import AppArguments, launch_app, parse_app_arguments  # noqa: E402
+from transformers_ice.app import limits as limits_module  # noqa: E402
 from transformers_ice.app import page as page_module  # noqa: E402
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
-from transformers_ice.app.examples import draw_examples  # noqa: E402
+from transformers_ice.app.examples import draw_examples, read_examples  # noqa: E402
 from transformers_ice.app.fragments import answer_html, caption_html, explanation_to_json, figures_html  # noqa: E402
 from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
 from transformers_ice.app.methods import available_methods, compare_methods, method_title  # noqa: E402
@@ -46,6 +55,7 @@ from transformers_ice.app.pictures import (  # noqa: E402
     draw_method,
 )
 from transformers_ice.app.pruning import PruningSetting, measure_pruning, missing_heads  # noqa: E402
+from transformers_ice.app.server import UploadFolder  # noqa: E402
 from transformers_ice.explainers import EXPLAINERS, Explainer  # noqa: E402
 
 
@@ -167,20 +177,68 @@ def test_uploads_that_cannot_be_taken_are_refused_in_plain_words(photo, tmp_path
     assert read_upload(photo, Limits(max_pixels=48 * 64)).size == (64, 48)
 
 
+def work_until_it_is_over(deadline: Deadline) -> None:
+    while True:
+        time.sleep(0.02)
+        deadline.check()
+
+
 def test_visitor_waits_no_longer_than_the_limit_and_the_next_one_is_served():
-    worker = Worker(timeout_s=0.2)
-
-    def work(deadline: Deadline) -> None:
-        while True:
-            time.sleep(0.02)
-            deadline.check()
-
+    worker, deadline = Worker(), Deadline(0.2)
     start = time.monotonic()
     with pytest.raises(RequestError, match=r"longer than the 0\.2 seconds"):
-        worker.run(work)
+        asyncio.run(worker.run(lambda: work_until_it_is_over(deadline), deadline))
     assert time.monotonic() - start < 2
     time.sleep(0.1)
-    assert worker.run(lambda _: "served") == "served"
+    assert asyncio.run(worker.run(lambda: "served", Deadline(10))) == "served"
+
+
+def test_the_time_of_a_request_runs_while_it_waits():
+    async def wait_for_two(worker: Worker) -> list[Any]:
+        first, second = Deadline(5), Deadline(0.3)
+        runs = worker.run(lambda: time.sleep(1), first), worker.run(lambda: "late", second)
+        start = time.monotonic()
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        assert time.monotonic() - start < 3
+        return results
+
+    none, late = asyncio.run(wait_for_two(Worker()))
+    assert none is None
+    assert "longer than the 0.3 seconds" in str(late)
+
+
+def test_work_for_visitors_who_left_is_not_done(monkeypatch):
+    monkeypatch.setattr(limits_module, "_LISTEN_SECONDS", 0.5)
+    done = []
+
+    async def leave_and_come(worker: Worker) -> list[Any]:
+        left = [worker.run(lambda: done.append("left"), Deadline(20, lambda: False)) for _ in range(12)]
+        return await asyncio.gather(
+            *left, worker.run(lambda: done.append("came"), Deadline(20)), return_exceptions=True
+        )
+
+    start = time.monotonic()
+    *left, came = asyncio.run(leave_and_come(Worker()))
+    assert done == ["came"]
+    assert came is None
+    assert all("Nobody waits" in str(error) for error in left)
+    assert time.monotonic() - start < 5
+    leaving = iter([True, True, False])  # while the work is done
+    deadline = Deadline(20, lambda: next(leaving, False))
+    with pytest.raises(RequestError, match="Nobody waits"):
+        asyncio.run(Worker().run(lambda: work_until_it_is_over(deadline), deadline))
+
+
+def test_more_requests_than_may_wait_are_told_so(monkeypatch):
+    monkeypatch.setattr(limits_module, "MAX_WAITING", 2)
+
+    async def crowd(worker: Worker) -> list[Any]:
+        runs = [worker.run(lambda: time.sleep(0.05), Deadline(10)) for _ in range(6)]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    results = asyncio.run(crowd(Worker()))
+    assert 2 <= results.count(None) < 6
+    assert all("The app is busy: 2 requests" in str(result) for result in results if result is not None)
 
 
 def test_every_explainer_has_a_title_of_its_own():
@@ -261,8 +319,8 @@ def test_alt_texts_describe_the_images(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image, target=1)
     heat = draw_heatmap(loaded, image, explanation)
-    share = 100 * (explanation.shown.heatmap >= 0.5).mean()
-    assert heat.caption.startswith(f"Heat map: {share:.0f} % of the picture is predicted as “dog”")
+    share = 100 * explanation.shown.heatmap.mean()
+    assert heat.caption.startswith(f"Heat map: probability of “dog”, {share:.0f} % on average over the picture")
     classes = draw_class_map(loaded, image, explanation)
     assert f"background {100 * (explanation.shown.class_map == 3).mean():.0f} %" in classes.caption
     assert len(classes.legend) == len(np.unique(explanation.shown.class_map)) + (3 not in explanation.shown.class_map)
@@ -295,9 +353,41 @@ def test_record_holds_what_was_found(loaded):
     image = prepare_image(loaded, Image.fromarray(noise()))
     explanation = explain_image(loaded, image)
     record = json.loads(json.dumps(explanation_to_json(loaded, explanation)))
-    assert set(record) == {"model", "label", "score", "scores", "box", "foreground_ratio"}
+    assert set(record) == {"model", "label", "score", "scores", "found", "box", "target", "foreground_ratio"}
+    assert (record["model"], record["found"], record["target"]) == (Path(loaded.name).name, True, None)
     assert record["label"] == explanation.shown.label
     assert set(record["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+def test_picture_in_which_nothing_is_found_has_a_sentence_and_no_bars_and_no_box(folder, photo):
+    empty = load_model(str(folder))
+    empty.model.config.logits_source = "patch"
+    head = empty.model.deit.patch_head = torch.nn.Linear(32, 4)
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data = torch.tensor([0.0, 0.0, 0.0, 9.0])  # background everywhere
+    answer = Handlers(empty, Limits()).explain(str(photo), FOREGROUND)
+    assert "Nothing the model knows" in answer["answer"]
+    assert "ice-scores" not in answer["answer"]
+    assert "no foreground" in answer["mask-caption"]
+    assert "nothing is kept" in answer["cutout-caption"]
+    content = json.loads(base64.b64decode(re.search(r'base64,([^"]+)"', answer["download"])[1]))
+    assert (content["found"], content["box"]) == (False, None)
+
+
+def test_page_shows_no_path_of_the_machine_and_no_scenes_of_a_model_of_other_classes(loaded, photo):
+    def values(page) -> str:
+        return " ".join(str(getattr(block, "value", "")) for block in page.blocks.values())
+
+    assert "scenes" not in values(build_page(loaded, Limits()))
+    folder = str(Path(loaded.name).parent)
+    assert folder not in values(build_page(loaded, Limits()))
+    assert folder not in json.dumps(build_page(loaded, Limits()).get_config_file(), default=str)
+    ((image, name),) = read_examples(str(photo.parent), Limits())
+    assert (image.size, name) == ((64, 48), "photo")
+    names = {function.api_name for function in build_page(loaded, Limits(), examples=[(image, name)]).fns.values()}
+    assert "load" in names
+    with pytest.raises(ValueError, match="must be a folder of images"):
+        read_examples(str(photo), Limits())
 
 
 def test_examples_are_held_out_scenes_of_different_classes():
@@ -320,7 +410,11 @@ def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     assert explained.keys() == refused.keys() == handlers.explain(None, FOREGROUND).keys()
     compared = handlers.compare(str(photo), 1, ["rollout"])
     assert compared["comparison"].count("<figure>") == 2
-    assert "next to 1 others" in compared["comparison-status"]
+    assert "next to 1 other," in compared["comparison-status"]
+    assert handlers.compare(str(photo), 1, ["rollout"] * 100)["comparison"].count("<figure>") == 2, "each once"
+    late = Deadline(0)
+    for answer in (handlers.explain(str(photo), 1, late), handlers.compare(str(photo), 1, [], late)):
+        assert "longer than the 0 seconds" in next(iter(answer.values()))
     refused = handlers.prune(str(photo), "top_k", 0.0, 0.7)
     assert 'role="alert"' in refused["pruning-status"]
     assert refused["kept"] == refused["pruning-numbers"] == ""
@@ -373,11 +467,8 @@ def test_answers_reach_the_components_of_their_names(loaded):
     assert answer["kept"] == answer["pruning-numbers"] == ""
 
 
-def test_page_clears_away_files_and_opens_no_doors(loaded):
+def test_page_opens_no_doors(loaded):
     page = build_page(loaded, Limits())
-    frequency, age = page.delete_cache
-    assert frequency <= 600
-    assert age <= 3600
     assert not page.analytics_enabled
     assert {function.api_visibility for function in page.fns.values()} == {"private"}
     labels = [
@@ -403,6 +494,9 @@ def test_arguments_are_checked(capsys):
     assert (arguments.model, arguments.host, arguments.port) == ("checkpoints/ice-deit-scenes", None, 8000)
     for words, message in (
         (["--timeout_s", "0"], "timeout_s"),
+        (["--port", "99999"], "must lie in [1, 65535], got 99999"),
+        (["--port", "-1"], "must lie in [1, 65535], got -1"),
+        (["--port", "0"], "must lie in [1, 65535], got 0"),
         (["--max_upload", "5"], "did you mean --max_upload_mb"),
     ):
         with pytest.raises(SystemExit):
@@ -449,15 +543,41 @@ def test_server_fetches_nothing_for_visitors_from_elsewhere(server):
         assert status_of(f"{server}/gradio_api/file={address}") >= 400
 
 
+def events_of(server) -> dict[str, int]:
+    """Return the numbers of the events by name, as the page gets them."""
+    with urllib.request.urlopen(f"{server}/config", timeout=20) as response:
+        return {event["api_name"]: event["id"] for event in json.load(response)["dependencies"]}
+
+
+def join(server, number, data, session="s") -> Any:
+    """Send an event as the page does; return the reply, and the status where it is refused."""
+    body = json.dumps({"fn_index": number, "data": data, "session_hash": session}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/gradio_api/queue/join", body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["detail"]
+
+
 def answer_of(server, name, *data) -> str:
-    """Return what an event answers to one who calls it without the page."""
-    body = json.dumps({"data": data}).encode()
-    address = f"{server}/gradio_api/call/{name}"
-    request = urllib.request.Request(address, body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as response:
-        event = json.load(response)["event_id"]
-    with urllib.request.urlopen(f"{address}/{event}", timeout=60) as response:
+    """Return what an event answers."""
+    session = secrets.token_hex(6)
+    assert "event_id" in join(server, events_of(server)[name], data, session)
+    with urllib.request.urlopen(f"{server}/gradio_api/queue/data?session_hash={session}", timeout=60) as response:
         return response.read().decode()
+
+
+def upload(server, content: bytes) -> str:
+    """Upload a file as the page does; return its path on the server."""
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{server}/gradio_api/upload", form, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)[0]
 
 
 def test_server_advertises_no_interface_beside_the_page(server):
@@ -473,8 +593,139 @@ def test_server_advertises_no_interface_beside_the_page(server):
 def test_paths_and_addresses_instead_of_images_are_refused(server, path):
     payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
     answer = answer_of(server, "explain", payload, FOREGROUND)
-    assert answer.startswith("event: error")
+    assert '"success":false' in answer
     assert "root:" not in answer
+
+
+def test_a_folder_of_uploads_is_no_upload(server, photo):
+    path = upload(server, photo.read_bytes())
+    assert os.environ["GRADIO_TEMP_DIR"] in path
+    assert os.stat(os.environ["GRADIO_TEMP_DIR"]).st_mode & 0o777 == 0o700
+    payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert "Explained 64 x 48 pixels" in answer_of(server, "explain", payload, FOREGROUND)
+    for folder in (os.path.dirname(path), os.environ["GRADIO_TEMP_DIR"]):
+        answer = answer_of(server, "explain", {**payload, "path": folder}, FOREGROUND)
+        assert "This upload is not there any more" in answer
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "problem"),
+    [
+        ("explain", ["x", -1], "must be an upload, or null"),
+        ("explain", [{"path": 1}, -1], "must be an upload, or null"),
+        ("explain", [None, True], "must be one of its choices"),
+        ("explain", [None, [0]], "must be one of its choices"),
+        ("explain", [None, 3], "must be one of its choices"),
+        ("explain", [None, 1.0], "must be one of its choices"),
+        ("explain", [None], "must be a list of 2 values"),
+        ("explain", {}, "must be a list of 2 values"),
+        ("compare", [None, -1, None], "must be a list of its choices"),
+        ("compare", [None, -1, ["rollout", {}]], "must be a list of its choices"),
+        ("prune", [None, "top_k", "0", 0.5], "must be a number from -4 to 12"),
+        ("prune", [None, "top_k", 0, 7], "must be a number from 0.1 to 1"),
+        ("prune", [None, "top_k", float("nan"), 0.5], "is no JSON"),
+        ("prune", [None, 3, 0, 0.5], "must be one of its choices"),
+        (99, [], "must be the number of an event"),
+        (-1, [], "must be the number of an event"),
+        (True, [], "must be the number of an event"),
+        ("2", [], "must be the number of an event"),
+    ],
+)
+def test_requests_of_wrong_types_are_refused_with_a_sentence(server, event, data, problem):
+    number = events_of(server)[event] if event in ("explain", "compare", "prune") else event
+    status, sentence = join(server, number, data)
+    assert status == 422
+    assert problem in sentence
+
+
+def test_app_is_used_by_its_own_names_only(server):
+    for name, value in (("Host", "evil.example"), ("X-Forwarded-Host", "evil.example"), ("Host", "[")):
+        assert status_of(urllib.request.Request(f"{server}/", headers={name: value})) == 421
+    assert status_of(urllib.request.Request(f"{server}/", headers={"Host": "localhost:1"})) == 200
+
+
+def test_server_has_no_interface_for_programs(server):
+    for path in ("openapi.json", "gradio_api/openapi.json", "gradio_api/dev/reload", "gradio_api/call/explain"):
+        assert status_of(f"{server}/{path}") == 404
+
+
+def test_broken_off_uploads_and_old_files_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    folder = UploadFolder()
+    assert os.environ["GRADIO_TEMP_DIR"] == str(folder.path)
+    for name, age in (("old/a.png", 4000), ("tmpx", 4000), ("new/a.png", 10)):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_bytes(b"x")
+        os.utime(folder.path / name, (time.time() - age,) * 2)
+    os.utime(folder.path / "old", (0, 0))
+    folder.sweep()
+    folder.sweep()  # the folder whose file was removed is old an hour later
+    assert sorted(path.name for path in folder.path.rglob("*")) == ["a.png", "new", "old"]
+    folder.sweep(max_age=-1)
+    folder.sweep(max_age=-1)
+    assert list(folder.path.iterdir()) == []
+    folder.close()
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
+
+
+START_AND_WAIT = """
+import sys, time
+from transformers_ice.app.server import UploadFolder
+folder = UploadFolder()
+(folder.path / "a.png").write_bytes(b"x")
+print(folder.path, flush=True)
+time.sleep(60)
+"""
+
+
+def test_uploads_do_not_outlive_the_app(tmp_path, monkeypatch):
+    """Neither a stop by a signal, nor a kill and the next start, leave any; a running app keeps its own."""
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}
+
+    def start() -> tuple[subprocess.Popen, Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", START_AND_WAIT], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        return process, Path(process.stdout.readline().strip())
+
+    (stopped, gone), (killed, left), (running, kept) = start(), start(), start()
+    stopped.terminate()
+    assert stopped.wait(30) == -signal.SIGTERM
+    killed.kill()
+    killed.wait(30)
+    assert (gone.exists(), left.exists(), kept.exists()) == (False, True, True)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    folder = UploadFolder()
+    assert sorted(tmp_path.iterdir()) == sorted([kept, folder.path])
+    folder.close()
+    running.kill()
+    running.wait(30)
+
+
+def test_answers_to_many_visitors_keep_memory_and_files_bounded(loaded, photo, tmp_path, monkeypatch):
+    """What several threads are answered is that of one alone, and files of the answers are those of the uploads."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr("transformers_ice.app.analysis._SHOWN_SIDES", (64, 128))  # fast
+    handlers = Handlers(loaded, Limits())
+    expected = handlers.explain(str(photo), FOREGROUND)["download"]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: handlers.explain(str(photo), FOREGROUND), range(8)))  # warm
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answers = list(pool.map(lambda _: handlers.explain(str(photo), FOREGROUND)["download"], range(32)))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert set(answers) == {expected}
+    assert grown < 200 * 2**10, "a plateau"
+    files = list((tmp_path / "gradio").rglob("*.*"))
+    assert len(files) <= len(VIEWS), "equal answers share their files"
+
+
+def test_port_that_is_taken_is_refused_with_its_option(server, folder, capsys):
+    from transformers_ice.cli import app as run_app
+
+    port = server.rpartition(":")[2]
+    assert run_app.main(["--model", str(folder), "--port", port]) == 1
+    assert f"port {port}: the port is taken" in capsys.readouterr().err
 
 
 def test_no_address_is_fetched_for_a_visitor(loaded, monkeypatch):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +111,7 @@ def test_line_holds_the_result_of_the_pipeline(capsys, ice_folder, photos, tmp_p
     )
     for record in records:
         expected = explainer(record["path"])
-        assert set(record) == {"path", "label", "score", "box", "foreground_ratio", "output"}
+        assert set(record) == {"path", "label", "score", "found", "box", "foreground_ratio", "output"}
         assert record["label"] == expected["label"]
         assert record["score"] == pytest.approx(expected["score"], abs=1e-5)  # six digits, and another batch size
         assert record["box"] == expected["box"]
@@ -311,8 +313,10 @@ def test_every_kind_of_picture_is_explained_in_its_upright_size(capsys, ice_fold
         with Image.open(record["output"]) as overlay:
             assert overlay.size == (width, height)
         box = record["box"]
-        assert 0 <= box["xmin"] < box["xmax"] <= width
-        assert 0 <= box["ymin"] < box["ymax"] <= height
+        assert record["found"] == (box is not None)
+        if box is not None:
+            assert 0 <= box["xmin"] < box["xmax"] <= width
+            assert 0 <= box["ymin"] < box["ymax"] <= height
 
 
 def test_target_changes_the_heat_and_nothing_else(capsys, ice_folder, photos, tmp_path):
@@ -320,13 +324,100 @@ def test_target_changes_the_heat_and_nothing_else(capsys, ice_folder, photos, tm
     for name, extra in (("all", ()), ("hen", ("--target", "hen")), ("2", ("--target", "2"))):
         words = (photos / "a.png", "--model", ice_folder, "--output_dir", tmp_path / name)
         _, (record,), _ = explain(capsys, *words, *extra)
+        assert record.pop("target", None) == ("hen" if extra else None)
         runs.append((np.asarray(Image.open(record.pop("output"))), record))
     assert runs[0][1] == runs[1][1] == runs[2][1]
     assert np.array_equal(runs[1][0], runs[2][0])
     assert not np.array_equal(runs[0][0], runs[1][0])
-    code, _, messages = explain(capsys, *words, "--target", "cow")
+    for target in ("cow", "3", "-1", "1.0", "²"):
+        code, _, messages = explain(capsys, *words, "--target", target)
+        assert code == 1
+        assert "`target` must be a class" in messages
+
+
+def test_a_number_that_is_the_name_of_a_class_is_that_class(capsys, ice_folder, photos, tmp_path):
+    model = IceDeiTForImageClassification.from_pretrained(ice_folder)
+    names = ["0", "10", "2"]
+    model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+    model.save_pretrained(tmp_path / "model")
+    IceDeiTImageProcessor.from_pretrained(ice_folder).save_pretrained(tmp_path / "model")
+    words = (photos / "a.png", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--target")
+    for target, name in (("2", "2"), ("10", "10"), ("1", "10")):  # the last is no name: an index
+        code, (record,), _ = explain(capsys, *words, target)
+        assert (code, record["target"]) == (0, name)
+
+
+def test_images_in_which_nothing_is_found_say_so(capsys, ice_folder, photos, tmp_path, monkeypatch):
+    explainer = explain_images.load_explainer(str(ice_folder))
+    explainer.model.config.logits_source = "patch"
+    head = torch.nn.Linear(32, 4)
+    torch.nn.init.zeros_(head.weight)
+    head.bias.data = torch.tensor([0.0, 0.0, 0.0, 9.0])  # background everywhere
+    explainer.model.deit.patch_head = head
+    monkeypatch.setattr(explain_images, "load_explainer", lambda model: explainer)
+    code, records, messages = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert code == 0
+    for record in records:
+        assert (record["label"], record["found"], record["box"]) == ("background", False, None)
+    assert "4 of 4: nothing the model knows (it knows: cat, dog, hen)" in messages
+
+
+def test_a_name_that_is_no_utf8_is_the_fault_of_its_file_alone(capsys, ice_folder, photos, tmp_path):
+    os.rename(photos / "b.JPG", os.path.join(os.fsencode(photos), b"b\xff.png"))
+    code, records, messages = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert (code, len(records)) == (1, 3)
+    assert "The name of the image must be UTF-8" in messages
+    assert r"b\xff.png" in messages
+    words = ("--model", ice_folder, "--output_dir", os.fsdecode(os.fsencode(tmp_path) + b"/o\xff"))
+    code, records, messages = explain(capsys, photos, *words)
+    assert (code, records) == (1, [])
+    assert "output folder must be UTF-8" in messages
+
+
+def test_an_address_is_not_made_a_path(capsys, ice_folder, tmp_path, monkeypatch):
+    seen = []
+
+    def read(self, source, timeout=None):
+        seen.append(source)
+        return picture()
+
+    monkeypatch.setattr(IceDeiTImageProcessor, "read_image", read)
+    address = "https://example.org/x/a.jpg?token=secret0123"
+    code, (record,), _ = explain(capsys, address, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert code == 0
+    assert seen[0] == address
+    assert record["path"] == "https://example.org/x/a.jpg?token=***"
+    assert Path(record["output"]).name == "a.png"
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "dangling link"])
+def test_an_output_folder_that_is_none_is_refused_with_a_sentence(capsys, ice_folder, photos, tmp_path, make):
+    make(tmp_path / "out")
+    code, _, messages = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
     assert code == 1
-    assert "got 'cow'" in messages
+    assert "The output folder must be a folder or a new name" in messages
+
+
+EXPLAIN = "from transformers_ice.cli.explain import main; import sys; sys.exit(main())"
+
+
+def test_output_that_cannot_be_shown_or_read_ends_no_work(ice_folder, photos, tmp_path):
+    """In an ASCII terminal, and where the reader of the lines goes after the first."""
+    (photos / "a.png").rename(photos / "ä.png")
+    words = [sys.executable, "-c", EXPLAIN, photos, "--model", ice_folder, "--batch_size", "1", "--output_dir"]
+    words = [str(word) for word in words]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*words, str(tmp_path / "ö")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {Path(json.loads(line)["path"]).name for line in done.stdout.splitlines()} >= {"ä.png", "b.JPG"}
+    run = subprocess.Popen([*words, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    messages = run.stderr.read()
+    run.stderr.close()
+    assert run.wait(60) == 0, messages
+    assert "Traceback" not in messages
+    assert "BrokenPipe" not in messages
+    assert len((tmp_path / "out" / "explanations.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_other_models_and_missing_folders_are_refused(capsys, start_folder, photos, tmp_path):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from ..data.scenes import SCENE_CLASSES
 from ..ice_deit.explanation_ice_deit import PatchExplanation
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..model_names import resolve_ice_model_name
@@ -42,6 +45,16 @@ class LoadedModel:
         return {index: str(names[index]) for index in range(config.num_labels)}
 
     @property
+    def title(self) -> str:
+        """Name for visitors: a Hub id, or the last part of a folder, whose path is nobody's business."""
+        return Path(self.name).resolve().name if os.path.isdir(self.name) else self.name
+
+    @property
+    def knows_scenes(self) -> bool:
+        """Whether the classes are those of the scenes that this package draws."""
+        return set(self.class_names.values()) == set(SCENE_CLASSES)
+
+    @property
     def background_index(self) -> int:
         """Index of the background class in class maps."""
         return self.model.config.num_labels
@@ -66,7 +79,7 @@ class Explanation:
     """Explanation of an image, with further values that the page shows."""
 
     shown: PatchExplanation  # its maps and its box have the size in which the image is shown
-    box: tuple[int, int, int, int]  # (x_min, y_min, x_max, y_max), half-open, in pixels of the image itself
+    box: tuple[int, int, int, int] | None  # (x_min, y_min, x_max, y_max), half-open, in pixels of the image itself
     scores: dict[str, float]  # probability by class name, the largest first
     target: int | None  # class index that the heat map shows; None for everything but the background
     milliseconds: float  # one run of the model
@@ -107,11 +120,11 @@ def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None 
     (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)
     # only the box at the image's own size: maps of 40 million pixels would not be used
     (found,) = processor.post_process_object_localization(outputs, [image.size])
-    left, top, right, bottom = found["boxes"][0].tolist()
+    left, top, right, bottom = found["boxes"][0].tolist()  # the whole image where nothing was found
     scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names)))
     return Explanation(
         shown=shown,
-        box=(left, top, right, bottom),
+        box=(left, top, right, bottom) if shown.found else None,
         scores={names[index]: score for index, score in zip(classes.tolist(), scores.tolist(), strict=True)},
         target=target,
         milliseconds=milliseconds,

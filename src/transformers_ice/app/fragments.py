@@ -34,15 +34,15 @@ _SCALE = '<div class="ice-scale" aria-hidden="true"><span>0</span><i></i><span>1
 _EMPTY = '<div class="ice-answer"><p class="how-sure">Drop a picture, or take an example.</p></div>'
 
 
-def header_html(loaded: LoadedModel, is_sample: bool) -> str:
+def header_html(loaded: LoadedModel) -> str:
     """Return the heading: purpose of the page, and its model."""
     config, count = loaded.model.config, len(loaded.class_names)
-    known = "It knows drawn scenes and nothing else." if is_sample else "It knows its own classes and nothing else."
+    known = f"It knows {'drawn scenes' if loaded.knows_scenes else 'its own classes'} and nothing else."
     return (
         '<header class="ice-header"><h1>I can visualize everything</h1>'
         "<p>An image classifier that shows its reasons: for every patch of your picture it predicts a class, or "
         "background.</p>"
-        f'<p class="ice-model">Model <strong>{escape(loaded.name)}</strong> · {count} classes · '
+        f'<p class="ice-model">Model <strong>{escape(loaded.title)}</strong> · {count} classes · '
         f"{config.num_hidden_layers} layers · {known}</p></header>"
     )
 
@@ -62,6 +62,12 @@ def answer_html(explanation: Explanation | None) -> str:
     """Return the predicted label and the best scores."""
     if explanation is None:
         return _EMPTY
+    if not explanation.shown.found and explanation.shown.class_index is None:
+        known = ", ".join(explanation.scores)  # all equal: they would look like an answer
+        return (
+            '<div class="ice-answer"><p class="label">Nothing the model knows</p><p class="how-sure">Every patch is '
+            f"background. The model knows {escape(known)} and other classes like these.</p></div>"
+        )
     rows = "".join(
         f'<li><span class="name">{escape(name)}</span><span class="bar" aria-hidden="true">'
         f'<i style="width:{100 * score:.1f}%"></i></span><span class="value">{100 * score:.1f} %</span></li>'
@@ -117,13 +123,15 @@ def _file_name(title: str) -> str:
 
 def explanation_to_json(loaded: LoadedModel, explanation: Explanation) -> dict[str, Any]:
     """Convert an explanation to values that JSON can represent."""
-    corners = zip(("xmin", "ymin", "xmax", "ymax"), explanation.box, strict=True)
+    box, target = explanation.box, explanation.target
     return {
-        "model": loaded.name,
+        "model": loaded.title,
         "label": explanation.shown.label,
         "score": round(explanation.shown.score, 6),
         "scores": {name: round(score, 6) for name, score in explanation.scores.items()},
-        "box": dict(corners),
+        "found": explanation.shown.found,
+        "box": None if box is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+        "target": None if target is None else loaded.class_names[target],
         "foreground_ratio": round(explanation.shown.foreground_ratio, 6),
     }
 

@@ -6,18 +6,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from PIL import Image
 
 from ..console.command_line import parse_dataclasses
 from .analysis import explain_image, load_model, prepare_image
+from .examples import read_examples
 from .limits import Limits
+from .server import LOCAL_HOSTS, Gate, Listeners, UploadFolder, check_event
 
 
 __all__ = ["AppArguments", "launch_app", "parse_app_arguments"]
-
-_MAX_WAITING = 32  # requests in the queue; further visitors get a message that the app is busy
 
 
 @dataclass
@@ -26,6 +27,10 @@ class AppArguments:
 
     model: str = field(
         default="checkpoints/ice-deit-scenes", metadata={"help": "Folder or Hub id of an ICE checkpoint."}
+    )
+    examples: str | None = field(
+        default=None,
+        metadata={"help": "Folder of example images. Default: drawn scenes, if the model knows them."},
     )
     host: str | None = field(
         default=None,
@@ -38,8 +43,18 @@ class AppArguments:
     max_pixels: int = field(default=40_000_000, metadata={"help": "Largest picture of a visitor, in pixels."})
     timeout_s: float = field(default=30.0, metadata={"help": "Seconds that one request may take."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
+    allowed_hosts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Names by which the app may be called, e.g. by a proxy. Default: those of this machine where only "
+            "this machine reaches it, else all."
+        },
+    )
 
     def __post_init__(self) -> None:
+        port = os.environ.get("GRADIO_SERVER_PORT") if self.port is None else self.port
+        if port is not None and not (str(port).isdecimal() and 1 <= int(port) <= 65535):
+            raise ValueError(f"`port` (or GRADIO_SERVER_PORT) must lie in [1, 65535], got {port}.")
         Limits(self.max_upload_mb, self.max_pixels, self.timeout_s)  # raises where one is not positive
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"`num_threads` must be at least 1, got {self.num_threads}.")
@@ -78,6 +93,8 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     arguments = AppArguments() if arguments is None else arguments
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: no usage data is sent
     try:
+        from starlette.middleware import Middleware
+
         from .page import build_page
         from .theme import STYLE_SHEET, build_theme
     except ImportError as error:
@@ -89,23 +106,37 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     loaded = load_model(arguments.model)
     # a first run: a broken model fails at the start, and the first visitor does not wait for it
     explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
-    page = build_page(loaded, arguments.limits)
-    page.queue(max_size=_MAX_WAITING, api_open=False)
-    page.launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        share=False,
-        prevent_thread_lock=not block,
-        max_file_size=int(arguments.max_upload_mb * 2**20),
-        allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
-        footer_links=[],
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,  # no interface for other programs
-        enable_monitoring=False,
-        show_error=False,  # tracebacks go to the console, not to visitors
-        quiet=True,
-        theme=build_theme(),
-        css_paths=[STYLE_SHEET],
-    )
+    examples = read_examples(arguments.examples, arguments.limits) if arguments.examples else None
+    folder, listeners = UploadFolder(), Listeners()
+    page = build_page(loaded, arguments.limits, listeners, examples)
+    page.queue(api_open=False)
+    host = (arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1").strip("[]")
+    hosts = [*arguments.allowed_hosts, *LOCAL_HOSTS] if arguments.allowed_hosts or host in LOCAL_HOSTS else None
+    gate = Middleware(Gate, listeners=listeners, hosts=hosts, check_event=partial(check_event, page))
+    try:
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=False,
+            prevent_thread_lock=not block,
+            max_file_size=int(arguments.max_upload_mb * 2**20),
+            allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
+            footer_links=[],
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,  # no interface for other programs
+            enable_monitoring=False,
+            show_error=False,  # tracebacks go to the console, not to visitors
+            quiet=True,
+            app_kwargs={"middleware": [gate], "lifespan": folder.lifespan},
+            theme=build_theme(),
+            css_paths=[STYLE_SHEET],
+        )
+    except OSError as error:
+        folder.close()
+        ports = "7860 to 7959" if arguments.port is None else arguments.port
+        raise OSError(
+            f"The app cannot listen on {host}, port {ports}: the port is taken, or the address is not one of this "
+            "machine. Choose another --port or --host."
+        ) from error
     return page

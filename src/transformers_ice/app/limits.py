@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of a request: size of an upload, number of pixels, seconds; with error messages for visitors."""
+"""Limits of a request: size of an upload, number of pixels, seconds, others that wait; with errors for visitors."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -19,6 +21,10 @@ from ..ice_deit.image_conversion import load_image
 
 
 __all__ = ["Deadline", "Limits", "RequestError", "Worker", "read_upload"]
+
+MAX_WAITING = 32  # requests; further visitors get a message that the app is busy
+_LISTEN_SECONDS = 5.0  # by then a visitor must have opened the stream of answers
+_POLL_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -77,53 +83,104 @@ def _too_many_pixels(found: str, limits: Limits) -> RequestError:
 
 
 class Deadline:
-    """Time by which a request has to be answered; long work checks it between its steps."""
+    """Time by which a request has to be answered; long work checks it between its steps.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds  # not the wall clock, which may be set back
+    Args:
+        seconds: From now on.
+        is_wanted: Whether anyone still waits for the answer.
+    """
+
+    def __init__(self, seconds: float, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        self.seconds, self.is_wanted = seconds, is_wanted
+        self.start = time.monotonic()  # not the wall clock, which may be set back
+        self.problem = ""  # why the request was refused before its time was over
 
     @property
     def remaining(self) -> float:
         """Remaining seconds, at least 0."""
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self.seconds - self.elapsed)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the request came."""
+        return time.monotonic() - self.start
+
+    def end(self) -> None:
+        """Let the time be over."""
+        self.problem = self.problem or (
+            f"This took longer than the {self.seconds:g} seconds that one request may take. Others may be using the "
+            "app too: try again, or ask for fewer methods."
+        )
 
     def check(self) -> None:
-        """Raise a `RequestError` if the time is over."""
+        """Raise a `RequestError` if the time is over or nobody waits for the answer, and from then on."""
         if not self.remaining:
-            raise _timed_out(self.seconds)
+            self.end()
+        if not self.is_wanted():
+            self.problem = self.problem or "Nobody waits for this answer any more."
+        if self.problem:
+            raise RequestError(self.problem)
 
 
-def _timed_out(seconds: float) -> RequestError:
-    return RequestError(
-        f"This took longer than the {seconds:g} seconds that one request may take. Others may be using the app too: "
-        "try again, or ask for fewer methods."
-    )
+@dataclass(eq=False)
+class _Job:
+    work: Callable[[], Any]
+    deadline: Deadline
+    result: Future[Any] = field(default_factory=Future)
 
 
 class Worker:
-    """Worker that runs requests one after the other in a thread, and stops waiting when their time is over.
+    """Thread that answers requests one after the other, those first that somebody listens for.
 
     One thread, because explainers change a model temporarily (hooks, gradients), and measured times are valid only
-    where nothing else runs. A thread cannot be stopped from outside: running work ends at its next
-    `deadline.check()`, waiting work is cancelled.
+    where nothing else runs. It cannot be stopped from outside: running work ends at its next `deadline.check()`. It
+    does not keep the process alive.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explainer")
+    def __init__(self) -> None:
+        self._waiting: list[_Job] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._serve, name="explainer", daemon=True).start()
 
-    def run(self, work: Callable[[Deadline], T]) -> T:
-        """Run the work and return its result."""
-        deadline = Deadline(self.timeout_s)
+    async def run(self, work: Callable[[], T], deadline: Deadline) -> T:
+        """Return the result of the work; a `RequestError` if it was refused, and then `deadline.check` raises it too.
 
-        def begin() -> T:
-            deadline.check()  # the time may have passed while the request was waiting
-            return work(deadline)
-
-        future = self._executor.submit(begin)
+        The clock of the deadline runs while the request waits.
+        """
+        job = _Job(work, deadline)
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING:
+                deadline.problem = f"The app is busy: {MAX_WAITING} requests are waiting. Try again in a minute."
+                deadline.check()
+            self._waiting.append(job)
+            self._changed.notify()
         try:
-            return future.result(timeout=deadline.remaining)
-        except FutureTimeoutError as error:
-            future.cancel()  # has an effect only if it has not begun
-            raise _timed_out(self.timeout_s) from error
+            return await asyncio.wait_for(asyncio.wrap_future(job.result), deadline.remaining)
+        except asyncio.TimeoutError as error:
+            deadline.end()
+            raise RequestError(deadline.problem) from error
+        finally:
+            with self._changed:
+                if job in self._waiting:
+                    self._waiting.remove(job)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (job := self._next()) is None:
+                    self._changed.wait(_POLL_SECONDS if self._waiting else None)
+                self._waiting.remove(job)
+            with suppress(InvalidStateError):  # nobody waits for the result any more
+                try:
+                    job.deadline.check()
+                    job.result.set_result(job.work())
+                except Exception as error:
+                    job.result.set_exception(error)
+            del job  # with the arrays of the result, or of the frames of the error
+
+    def _next(self) -> _Job | None:
+        """Return the first request that somebody listens for, or for which nobody came in time: it is refused next."""
+        for job in self._waiting:
+            if job.deadline.is_wanted() or job.deadline.elapsed > _LISTEN_SECONDS:
+                return job
+        return None

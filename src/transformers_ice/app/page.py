@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+import os
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from ..ice_deit.token_pruning import STRATEGIES
-from .analysis import Explanation, LoadedModel, PreparedImage, explain_image, prepare_image
+from .analysis import LoadedModel, PreparedImage, explain_image, prepare_image
 from .examples import draw_examples
 from .fragments import (
     answer_html,
@@ -34,7 +35,6 @@ from .pruning import STRATEGY_NAMES, PruningSetting, measure_pruning, missing_he
 __all__ = ["Handlers", "build_page"]
 
 FOREGROUND = -1  # choice of a target: everything that is not background
-_CACHE_SECONDS = (600, 3600)  # how often files of visitors are checked, and their largest age
 _PICTURE_BUTTONS: list[Any] = ["download", "fullscreen"]
 # gradio labels its thumbnails "Thumbnail 1 of 8"; their descriptions are better labels
 _NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("#examples button").forEach(
@@ -43,78 +43,85 @@ _EMPTY = "Drop a picture, or take an example."
 
 
 class Handlers:
-    """Handlers of events: they return values by the name (`elem_id`) of the component that shows them."""
+    """Handlers of events: they return values by the name (`elem_id`) of the component that shows them.
+
+    Each asks its deadline first and between its steps, and answers with the message where the deadline refuses.
+    """
 
     def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
         self.loaded, self.limits = loaded, limits
-        self.worker = Worker(limits.timeout_s)
 
-    def explain(self, path: str | None, target: int) -> dict[str, Any]:
+    def explain(self, path: str | None, target: int, deadline: Deadline | None = None) -> dict[str, Any]:
         """Return status, prediction, every view with its caption, and the download."""
         if path is None:
             return _no_explanation(status_html(_EMPTY))
-
-        def work(_: Deadline) -> tuple[PreparedImage, Explanation]:
-            image = self._read(path)
-            return image, explain_image(self.loaded, image, _as_target(target))
-
+        deadline = deadline or Deadline(self.limits.timeout_s)
         try:
-            image, explanation = self.worker.run(work)
+            image = self._read(path, deadline)
+            explanation = explain_image(self.loaded, image, _as_target(target))
+            components = {"answer": answer_html(explanation)}
+            for view in VIEWS:
+                deadline.check()
+                components |= _show(view, view.draw(self.loaded, image, explanation))
         except ValueError as error:
             return _no_explanation(status_html(str(error), is_problem=True))
         height, width = image.size
-        text = f"Explained {width} x {height} pixels in one run of the model, {explanation.milliseconds:.0f} ms."
-        components = {"status": status_html(text), "answer": answer_html(explanation)}
-        for view in VIEWS:
-            components |= _show(view, view.draw(self.loaded, image, explanation))
-        return components | {"download": download_html(explanation_to_json(self.loaded, explanation))}
+        text = (
+            f"Explained {width} x {height} pixels in {deadline.elapsed:.1f} s, of which the one run of the model took "
+            f"{explanation.milliseconds:.0f} ms."
+        )
+        record = explanation_to_json(self.loaded, explanation)
+        return {"status": status_html(text), **components, "download": download_html(record)}
 
-    def compare(self, path: str | None, target: int, methods: Sequence[str]) -> dict[str, Any]:
+    def compare(
+        self, path: str | None, target: int, methods: Sequence[str], deadline: Deadline | None = None
+    ) -> dict[str, Any]:
         """Return status and figures of the other explainers."""
-
-        def work(deadline: Deadline) -> list[Picture]:
-            image = self._read(path)
-            explanation = explain_image(self.loaded, image, _as_target(target))
-            maps = compare_methods(self.loaded, image, methods, _as_target(target), deadline)
-            own = draw_heatmap(self.loaded, image, explanation)
-            first = Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")
-            return [first, *(draw_method(image, result, explanation.shown.mask) for result in maps)]
-
-        status, figures = self._figures(
-            work, lambda pictures: f"ICE next to {len(pictures) - 1} others, on the same picture."
-        )
-        return {"comparison-status": status, "comparison": figures}
-
-    def prune(self, path: str | None, strategy: str, margin: float, keep_rate: float) -> dict[str, Any]:
-        """Return status, figures of the kept patches, and the numbers."""
-        setting = PruningSetting(strategy, margin, keep_rate)
-        results = []
-
-        def work(deadline: Deadline) -> list[Picture]:
-            image = self._read(path)
-            results.append(measure_pruning(self.loaded, image, setting, deadline))
-            return draw_kept_patches(image, results[0])
-
-        status, figures = self._figures(
-            work, lambda pictures: f"{len(pictures)} pruning steps. Blue patches are pruned there, dim ones before."
-        )
-        numbers = pruning_html(results[0] if results else None)
-        return {"pruning-status": status, "kept": figures, "pruning-numbers": numbers}
-
-    def _figures(
-        self, work: Callable[[Deadline], list[Picture]], summarize: Callable[[list[Picture]], str]
-    ) -> tuple[str, str]:
-        """Return status and figures, or the reason why there are none."""
+        deadline = deadline or Deadline(self.limits.timeout_s)
+        chosen = list(dict.fromkeys(methods))
         try:
-            pictures = self.worker.run(work)
+            image = self._read(path, deadline)
+            explanation = explain_image(self.loaded, image, _as_target(target))
+            maps = compare_methods(self.loaded, image, chosen, _as_target(target), deadline)
+            own = draw_heatmap(self.loaded, image, explanation)
+            pictures = [Picture(own.pixels, f"ICE · {explanation.milliseconds:.0f} ms")]
+            for result in maps:
+                deadline.check()
+                pictures.append(draw_method(image, result, explanation.shown.mask))
+            figures = figures_html(pictures)
         except ValueError as error:
-            return status_html(str(error), is_problem=True), ""
-        return status_html(summarize(pictures)), figures_html(pictures)
+            return {"comparison-status": status_html(str(error), is_problem=True), "comparison": ""}
+        text = f"ICE next to {_count(len(maps), 'other')}, on the same picture."
+        return {"comparison-status": status_html(text), "comparison": figures}
 
-    def _read(self, path: str | None) -> PreparedImage:
+    def prune(
+        self, path: str | None, strategy: str, margin: float, keep_rate: float, deadline: Deadline | None = None
+    ) -> dict[str, Any]:
+        """Return status, figures of the kept patches, and the numbers."""
+        deadline = deadline or Deadline(self.limits.timeout_s)
+        try:
+            image = self._read(path, deadline)
+            result = measure_pruning(self.loaded, image, PruningSetting(strategy, margin, keep_rate), deadline)
+            pictures = draw_kept_patches(image, result)
+        except ValueError as error:
+            return {"pruning-status": status_html(str(error), is_problem=True), "kept": "", "pruning-numbers": ""}
+        steps = _count(len(result.pruning_steps), "pruning step")
+        text = f"{steps}. Violet patches are pruned there, dim ones before."
+        return {
+            "pruning-status": status_html(text),
+            "kept": figures_html(pictures),
+            "pruning-numbers": pruning_html(result),
+        }
+
+    def _read(self, path: str | None, deadline: Deadline) -> PreparedImage:
+        deadline.check()
         if path is None:
             raise RequestError(_EMPTY)
         return prepare_image(self.loaded, read_upload(path, self.limits))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _as_target(choice: int | None) -> int | None:
@@ -133,29 +140,50 @@ def _show(view: View, picture: Picture) -> dict[str, Any]:
     return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
 
 
-def _on(
-    triggers: Sequence[Any],
-    handler: Callable[..., dict[str, Any]],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    api_name: str,
-) -> None:
-    """Register a handler of events; it returns the outputs by their `elem_id`."""
-    components = {output.elem_id: output for output in outputs}
+class _Events:
+    """Events that are answered one after the other, within their time, for visitors who listen."""
 
-    @wraps(handler)  # gradio compares the parameters with the inputs
-    def update(*values: Any) -> dict[Any, Any]:
-        return {components[name]: value for name, value in handler(*values).items()}
+    def __init__(self, loaded: LoadedModel, limits: Limits, listeners: Container[str] | None) -> None:
+        self.handlers, self.listeners = Handlers(loaded, limits), listeners
+        self._worker = Worker()
 
-    gr.on(list(triggers), update, list(inputs), list(outputs), **_event(api_name))
+    def register(
+        self, triggers: Sequence[Any], handler: Callable[..., dict[str, Any]], inputs: list[Any], outputs: list[Any]
+    ) -> None:
+        """Let a handler, which returns the outputs by their `elem_id`, answer some triggers."""
+        components = {output.elem_id: output for output in outputs}
+
+        async def update(request: gr.Request, *values: Any) -> dict[Any, Any]:
+            deadline = Deadline(self.handlers.limits.timeout_s, partial(self._is_wanted, request))
+            work = partial(handler, *values, deadline=deadline)
+            try:
+                answer = await self._worker.run(work, deadline)
+            except RequestError:
+                answer = work()  # the deadline refuses it with the same message, where the answer would be
+            return {components[name]: value for name, value in answer.items()}
+
+        gr.on(list(triggers), update, inputs, outputs, **_event(handler.__name__))
+
+    def _is_wanted(self, request: gr.Request | None) -> bool:
+        return self.listeners is None or request is None or request.session_hash in self.listeners
 
 
-def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
-    """Build the page; nothing is started."""
-    handlers, examples = Handlers(loaded, limits), draw_examples()
-    title = f"ICE: {Path(loaded.name).name}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_CACHE_SECONDS) as page:
-        gr.HTML(header_html(loaded, is_sample="scenes" in loaded.name))
+def build_page(
+    loaded: LoadedModel,
+    limits: Limits,
+    listeners: Container[str] | None = None,
+    examples: list[tuple[Image.Image, str]] | None = None,
+) -> gr.Blocks:
+    """Build the page; nothing is started. Without `listeners` every visitor is taken to wait for the answer.
+
+    Examples are images with a description; by default drawn scenes for a model that knows them, else none.
+    """
+    events = _Events(loaded, limits, listeners)
+    if examples is None:
+        examples = draw_examples() if loaded.knows_scenes else []
+    title = f"ICE: {Path(loaded.title).name}"
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.HTML(header_html(loaded))
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):
                 picture, status, gallery, target = _add_inputs(loaded, limits, examples)
@@ -166,12 +194,13 @@ def build_page(loaded: LoadedModel, limits: Limits) -> gr.Blocks:
                 with gr.Column(min_width=260):
                     results += _add_view(view)
         results.append(gr.HTML(elem_id="download"))
-        _on([picture.change, target.change], handlers.explain, [picture, target], results, "explain")
-        _add_comparison(handlers, picture, target)
-        _add_pruning(handlers, picture)
+        events.register([picture.change, target.change], events.handlers.explain, [picture, target], results)
+        _add_comparison(events, picture, target)
+        _add_pruning(events, picture)
         # Examples are sent to every visitor again, since old files are removed. The first explanation needs no call:
         # setting the example triggers the same event as any change.
-        page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
+        if examples:
+            page.load(lambda: (examples, examples[0][0]), None, [gallery, picture], **_event("load"))
     return page
 
 
@@ -181,7 +210,7 @@ def _event(name: str) -> dict[str, Any]:
         "api_visibility": "private",
         "api_name": name,
         "trigger_mode": "always_last",  # of several changes during a run, only the last one is computed
-        "concurrency_limit": 4,  # several may wait for the worker, which runs one at a time
+        "concurrency_limit": None,  # they wait for the worker, in which the clock of a request runs
         "show_progress": "minimal",
     }
 
@@ -202,9 +231,10 @@ def _add_inputs(
         elem_classes="ice-picture",
     )
     _restrict_to_uploads(picture)
-    status = gr.HTML(status_html("Loading the first example ..."), elem_id="status")
+    status = gr.HTML(status_html("Loading the first example ..." if examples else "Drop a picture."), elem_id="status")
     gallery = gr.Gallery(
-        label="Or an example: drawn scenes, by their content",
+        label="Or an example",
+        visible=bool(examples),
         columns=4,
         height="auto",
         object_fit="cover",
@@ -225,6 +255,8 @@ def _add_inputs(
     )
 
     def choose_example(event: gr.SelectData) -> Image.Image:
+        if type(event.index) is not int or not 0 <= event.index < len(examples):
+            raise gr.Error(f"There is no example {event.index!r}.", print_exception=False)
         return examples[event.index][0]
 
     gallery.select(choose_example, None, picture, **_event("example"))
@@ -244,6 +276,8 @@ def _restrict_to_uploads(picture: gr.Image) -> None:
     async def keep_file(path: Any) -> str | None:
         if "://" in str(path):
             raise gr.Error("Pictures are accepted as files, not as addresses.", print_exception=False)
+        if path is not None and not os.path.isfile(path):
+            raise gr.Error("This upload is not there any more. Send it again.", print_exception=False)
         return await keep(path)
 
     instance: Any = picture
@@ -265,7 +299,7 @@ def _add_view(view: View) -> list[Any]:
     return [picture, gr.HTML(elem_id=view.caption_name)]
 
 
-def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) -> None:
+def _add_comparison(events: _Events, picture: gr.Image, target: gr.Dropdown) -> None:
     """Add the other explainers."""
     methods = available_methods()
     gr.HTML(
@@ -283,7 +317,7 @@ def _add_comparison(handlers: Handlers, picture: gr.Image, target: gr.Dropdown) 
     )
     button = gr.Button("Compare", variant="primary", elem_id="compare")
     status, figures = gr.HTML(elem_id="comparison-status"), gr.HTML(elem_id="comparison")
-    _on([button.click], handlers.compare, [picture, target, chosen], [status, figures], "compare")
+    events.register([button.click], events.handlers.compare, [picture, target, chosen], [status, figures])
 
 
 def _show_control(strategy: str) -> tuple[Any, Any]:
@@ -292,7 +326,7 @@ def _show_control(strategy: str) -> tuple[Any, Any]:
     return gr.update(visible=not uses_rate), gr.update(visible=uses_rate)
 
 
-def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
+def _add_pruning(events: _Events, picture: gr.Image) -> None:
     """Add the pruning control."""
     gr.HTML(
         section_html(
@@ -301,7 +335,8 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
             "layers, and see what the model still predicts, what it computes and how long it takes.",
         )
     )
-    usable = [name for name in STRATEGY_NAMES if not missing_heads(handlers.loaded, name)]
+    loaded = events.handlers.loaded
+    usable = [name for name in STRATEGY_NAMES if not missing_heads(loaded, name)]
     strategy = gr.Radio(
         [(title, name) for name, title in STRATEGY_NAMES.items()],
         value=usable[0],
@@ -312,7 +347,7 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
         margin = gr.Slider(
             -4,
             12,
-            value=float(handlers.loaded.model.config.background_margin),
+            value=float(loaded.model.config.background_margin),
             step=0.5,
             label="Margin",
             info="By how much background has to win, in logits. Larger keeps more patches.",
@@ -335,4 +370,5 @@ def _add_pruning(handlers: Handlers, picture: gr.Image) -> None:
     button = gr.Button("Prune patches", variant="primary", elem_id="prune")
     status, figures = gr.HTML(elem_id="pruning-status"), gr.HTML(elem_id="kept")
     numbers = gr.HTML(elem_id="pruning-numbers", apply_default_css=False)
-    _on([button.click], handlers.prune, [picture, strategy, margin, rate], [status, figures, numbers], "prune")
+    inputs, outputs = [picture, strategy, margin, rate], [status, figures, numbers]
+    events.register([button.click], events.handlers.prune, inputs, outputs)

@@ -48,13 +48,15 @@ class Picture:
 
 
 def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
-    """Draw the probability of the target over the image."""
+    """Draw the probability of the target over the image.
+
+    The mask compares background with the best class, the heat map with all of them together, so that they differ.
+    """
     heatmap, target = explanation.shown.heatmap, explanation.target
     name = "the foreground" if target is None else f"“{loaded.class_names[target]}”"
     caption = (
-        f"Heat map: {_percent((heatmap >= 0.5).mean())} of the picture is predicted as "
-        f"{name} (probability of at least one half; the highest is "
-        f"{heatmap.max():.2f})."
+        f"Heat map: probability of {name}, {_percent(heatmap.mean())} on average over the picture; the highest is "
+        f"{heatmap.max():.2f}."
     )
     if heatmap.max() >= 0.5:
         caption += f" It is strongest {_describe_position(heatmap)}."
@@ -75,10 +77,11 @@ def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Expla
 
 def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the outline of the foreground, and the box around its largest part."""
-    (left, top, right, bottom), mask = explanation.box, explanation.shown.mask
+    mask = explanation.shown.mask
     pixels = outline_mask(image.shown, mask)
-    if explanation.shown.box is None:
+    if explanation.shown.box is None or explanation.box is None:
         return Picture(pixels, "Mask: no foreground, every patch is background.")
+    left, top, right, bottom = explanation.box
     caption = (
         f"Mask and box: the mask covers {_percent(mask.mean())} of the picture. The box is from column "
         f"{left} to {right} and from row {top} to {bottom} of {image.size[1]} x {image.size[0]} pixels."
@@ -88,8 +91,11 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
 
 def draw_cut_out(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the foreground alone; the rest is dim."""
-    share, label = _percent(explanation.shown.mask.mean()), explanation.shown.label
-    caption = f"Cut-out: {share} of the picture is kept in colour, as “{label}”; the rest is dimmed."
+    mask, classes = explanation.shown.mask, np.unique(explanation.shown.class_map[explanation.shown.mask])
+    names = f"“{loaded.class_names[int(classes[0])]}”" if len(classes) == 1 else f"{len(classes)} classes"
+    caption = f"Cut-out: {_percent(mask.mean())} of the picture is kept in colour, as {names}; the rest is dimmed."
+    if not mask.any():
+        caption = "Cut-out: nothing is kept in colour, every patch is background."
     return Picture(cut_out(image.shown, explanation.shown.mask), caption)
 
 
@@ -125,6 +131,7 @@ def draw_method(image: PreparedImage, result: MethodMap, foreground: Array) -> P
         return Picture(grey, f"{result.name}: no map. {result.problem}.")
     inside = float(result.heatmap[foreground].sum() / max(float(result.heatmap.sum()), 1e-12))
     caption = f"{result.name} · {result.milliseconds:.0f} ms · {_percent(inside)} of its weight on the mask of ICE"
+    caption += f" (which is {_percent(foreground.mean())} of the picture)"
     if not result.knows_target:
         caption += " · independent of the class"
     return Picture(overlay_heatmap(image.shown, result.heatmap), caption)

@@ -13,9 +13,13 @@ __all__ = ["STYLE_SHEET", "build_theme"]
 STYLE_SHEET = Path(__file__).with_name("style.css")
 
 
+_NAMES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")
+
+
 def _color(name: str, shades: str) -> gr.themes.Color:
     """Return a colour of eleven shades, from light to dark."""
-    return gr.themes.Color(*shades.split(), name)
+    values = dict(zip(_NAMES, shades.split(), strict=True))
+    return gr.themes.Color(name=name, **values)
 
 
 _INK = _color("ink", "#F6F5F1 #ECEAE3 #DAD7CD #BDB9AC #8E8B80 #68665E #4C4B46 #33342F #20231F #151816 #0D0F0E")

@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # imported on use only: `--help` and other commands must not need its extra
         module = importlib.import_module(f".{name}", __name__)
+    except KeyboardInterrupt:  # libraries take seconds to import
+        print("Stopped.", file=sys.stderr)
+        return 130
     except ImportError as error:
         needed = f"pip install 'transformers-ice[{_EXTRAS.get(name, 'train,eval,viz')}]'"
         print(f"Error: {error}. `transformers-ice {name}` needs: {needed}", file=sys.stderr)

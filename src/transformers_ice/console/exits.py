@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 import types
@@ -13,7 +14,7 @@ from pathlib import Path
 from .redaction import argument_secrets, redact_text
 
 
-__all__ = ["command", "how_called", "redact"]
+__all__ = ["command", "how_called", "print_line", "redact"]
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -33,8 +34,9 @@ def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | 
     """Make a function of the arguments a command: it returns an exit code, and ends with a sentence, not a traceback.
 
     0 after success, the function's own code, 1 where this package refused something, a file could not be read or
-    written, a library is missing or memory did not suffice, 2 for mistakes in the arguments, 130 after Ctrl-C. Errors
-    of any other kind keep their traceback. All messages are printed without tokens and passwords.
+    written, a library is missing or memory did not suffice, 2 for mistakes in the arguments, 130 after Ctrl-C, 141
+    where the reader of the output has gone. Errors of any other kind keep their traceback. All messages are printed
+    without tokens and passwords.
 
     Args:
         stopped: What to print after Ctrl-C.
@@ -44,8 +46,16 @@ def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | 
         @functools.wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
             sys.excepthook = _print_redacted_traceback
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):  # what an ASCII terminal cannot show must not end finished work
+                    stream.reconfigure(errors="backslashreplace")
             try:
-                return main(list(sys.argv[1:] if argv is None else argv)) or 0
+                code = main(list(sys.argv[1:] if argv is None else argv)) or 0
+                sys.stdout.flush()
+                return code
+            except BrokenPipeError:
+                _discard_output()
+                return 141  # as a program that SIGPIPE ends
             except KeyboardInterrupt:
                 print(stopped, file=sys.stderr)
                 return 130
@@ -59,6 +69,18 @@ def command(stopped: str = "Stopped.") -> Callable[[Callable[[list[str]], int | 
         return run
 
     return decorate
+
+
+def print_line(text: str) -> None:
+    """Print a line; where its reader has gone (`| head`), it and further lines are dropped and the work continues."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def how_called(name: str) -> str:

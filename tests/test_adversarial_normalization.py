@@ -192,3 +192,18 @@ def test_candidate_label_loss_sends_what_looks_like_another_class_to_background(
 def test_background_weight_grows_where_too_much_is_foreground(ratio, extra):
     weight = background_weight(torch.tensor(ratio), 0.2, 0.0, max_foreground_ratio=0.7)
     assert weight.item() == pytest.approx(0.2 + extra, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_pools_of_many_patches_are_finite_in_half_precision(dtype):
+    patch_logits = torch.zeros(1, 4096, 11)
+    patch_logits[..., 3] = 20.0  # their sum, 81920, is beyond float16
+    expected = pool_patches(patch_logits, 0.5)
+    pooled = pool_patches(patch_logits.to(dtype), 0.5)
+    assert expected.foreground_logits[0, 3].item() == pytest.approx(20 * 4096 / 4097)
+    # of half precision: 2^-9 of the value at most
+    torch.testing.assert_close(pooled.foreground_logits.float(), expected.foreground_logits, rtol=2e-3, atol=0)
+    torch.testing.assert_close(pooled.background_logits.float(), expected.background_logits, rtol=2e-3, atol=0)
+    with torch.autocast("cpu", dtype=dtype):
+        autocast = pool_patches(patch_logits, 0.5)
+    torch.testing.assert_close(autocast.foreground_logits, expected.foreground_logits, rtol=0, atol=0)

@@ -39,7 +39,7 @@ def test_defaults_are_the_published_numbers():
         ({"background_logit_scale": float("nan")}, "`background_logit_scale` must be in"),
         ({"drop_path_rate": 1.0}, r"`drop_path_rate` must be in \[0, 1\), got 1.0"),
         ({"logits_source": "patches"}, r"`logits_source` must be one of \['patch', 'cls'\], got 'patches'"),
-        ({"patch_head_hidden_size": 0}, "`patch_head_hidden_size` must be at least 1, got 0"),
+        ({"patch_head_hidden_size": 0}, "`patch_head_hidden_size` must be in \\[1, 262144\\], got 0"),
         ({"use_distillation_head": True}, "needs `use_distillation_token=True`"),
         ({"num_labels": 0}, "at least one image class"),
         ({"hidden_size": 100, "num_attention_heads": 3}, "multiple of `num_attention_heads`, got 100 and 3"),
@@ -167,7 +167,7 @@ REFUSED = {
     "drop_path_rate": (*NO_RATIOS, 1.0),
     "num_local_windows": (-1, 0.5, True, None),
     "local_smoothing_steps": NO_SIZES,
-    "patch_head_hidden_size": (0, -1, 0.5, True),
+    "patch_head_hidden_size": (0, -1, 0.5, True, 10**9),
     "background_margin": (NAN, True, None, "0"),
     "use_distillation_token": (1, None, "yes"),
     "use_distillation_head": (1, "yes"),
@@ -188,9 +188,20 @@ REFUSED = {
     "initializer_range": (0.0, -0.02, NAN, INF),
     "hidden_act": ("bogus", "", None, 1),
     "qkv_bias": (1, None),
-    "image_size": (0, -16, 8, 225, [224], [224, 0], [], None, True),
+    "image_size": (0, -16, 8, 225, [224], [224, 0], [], None, True, 16 * 10**5),
     "patch_size": (0, -16, 448, [8, 8, 8], [16, 0], [], None),
-    "id2label": ({1: "a", 2: "b"}, {0: "a", 5: "b"}, {-1: "a", 0: "b"}, {}),
+    "id2label": (
+        {1: "a", 2: "b"},
+        {0: "a", 5: "b"},
+        {-1: "a", 0: "b"},
+        {},
+        ["a"],
+        {0: ["a"]},
+        {"a": "b"},
+        {0: "a", 1: "a"},
+    ),
+    "dtype": ("floatx", "int8", 5, "float8_e4m3fn"),
+    "num_labels": (0, -1, 10**9, True, 1.5),
 }
 # fields of DeiT that no part of an ICE model reads
 UNUSED = {"encoder_stride", "pooler_output_size", "pooler_act"}
@@ -223,7 +234,10 @@ def test_pruning_fields_are_checked_alone_without_a_strategy_and_together_with_o
 
 
 def test_two_classes_may_have_one_name_as_the_cranes_of_imagenet():
-    assert IceDeiTConfig(id2label={0: "crane", 1: "crane"}).num_labels == 2
+    names = {index: f"class {index}" for index in range(100)}
+    assert IceDeiTConfig(id2label={**names, 3: "crane", 60: "crane"}).num_labels == 100
+    with pytest.raises(ValueError, match=r"`id2label` must give each class a name of its own, got \[.crane.\]"):
+        IceDeiTConfig(id2label={0: "crane", 1: "crane"})
 
 
 @pytest.mark.parametrize(

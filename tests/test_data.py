@@ -239,21 +239,6 @@ def test_copies_in_two_classes_or_splits_are_named(tmp_path):
     assert report.exit_code == 0
 
 
-def test_other_data_have_another_fingerprint(tmp_path):
-    arguments = DataArguments(
-        train_dir=str(write_folder(tmp_path / "photos")), validation_dir=str(tmp_path / "photos")
-    )
-    before = load_image_tables(arguments, (16, 16)).fingerprint
-    assert before["training"]["images"] == before["evaluation"]["images"] == 6
-    assert load_image_tables(arguments, (16, 16)).fingerprint == before
-    write_image(tmp_path / "photos" / "cat" / "0.png", size=(30, 9))
-    changed = load_image_tables(arguments, (16, 16)).fingerprint["training"]
-    (tmp_path / "photos" / "cat" / "0.png").unlink()
-    fewer = load_image_tables(arguments, (16, 16)).fingerprint["training"]
-    assert len({before["training"]["digest"], changed["digest"], fewer["digest"]}) == 3
-    assert (changed["images"], fewer["images"]) == (6, 5)
-
-
 # --- unreadable images ---------------------------------------------------------------------------------------------
 
 
@@ -370,6 +355,14 @@ def test_labels_that_are_no_classes_are_refused():
 def test_unreachable_data_set_says_what_to_do():
     with pytest.raises(ValueError, match=r"'nobody/nothing' could not be loaded.*needs a network"):
         load_hub_images("nobody/nothing")
+
+
+def test_a_folder_of_images_is_no_data_set_id(tmp_path):
+    """`datasets` would take the innermost folders for the classes, and leave links out."""
+    for part in ("train", "val"):
+        write_folder(tmp_path / part, ("cat/day", "dog/day"))
+    with pytest.raises(ValueError, match=r"holds images in folders, .* `--train_dir .*/train`"):
+        load_hub_images(str(tmp_path))
 
 
 def test_parquet_folder_is_loaded_with_its_columns(tmp_path):

@@ -106,6 +106,16 @@ def test_script_ends_with_the_code_of_the_check(run_train, tmp_path, capsys, is_
     assert not (tmp_path / "out").exists()
 
 
+def test_script_says_that_the_model_cannot_be_had(run_train, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    words = ["--model_name_or_path", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")]
+    words += ["--train_files", write_tars(tmp_path, [4]), "--validation_files", write_tars(tmp_path, [4])]
+    assert run_train.main([*words, "--check_only", "true", "--use_cpu"]) == 1
+    output = capsys.readouterr()
+    assert "can be trained on" in output.out
+    assert "The model cannot be had" in output.err
+
+
 def test_script_says_what_cannot_even_be_counted(run_train, tmp_path, capsys):
     words = ["--model_type", "vit", "--output_dir", str(tmp_path / "out"), "--train_files", str(tmp_path / "*.tar")]
     assert run_train.main([*words, "--check_only", "true", "--use_cpu"]) == 1

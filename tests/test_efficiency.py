@@ -379,13 +379,18 @@ def test_mistakes_end_cleanly_and_say_what_is_possible(tmp_path, capsys, words, 
     assert message in error
 
 
-def test_pruning_without_a_patch_head_needs_prescribed_counts(tmp_path, capsys):
+def test_strategies_whose_heads_a_model_lacks_are_left_out_and_named(tmp_path, capsys):
     build_model(pruning_strategy=None).save_pretrained(tmp_path / "model")
     IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     words = ("--model_name_or_path", tmp_path / "model", "--output_dir", tmp_path, "--batch_sizes", 1)
-    assert benchmark(*words, "--dataset_name", "scenes") == 1
-    assert "no trained pruning heads" in capsys.readouterr().err
+    assert benchmark(*words, "--dataset_name", "scenes") == 0
+    assert "Left out: background, top_k: the model has no trained pruning heads" in capsys.readouterr().out
+    names = [row["variant"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
+    assert names == ["ViT (transformers)", REFERENCE, "attentiveness 0.7", "attentiveness 0.5"]
     assert benchmark(*words, "--keep_beta", 0.5, 0.1) == 0
+    printed = capsys.readouterr().out
+    assert "Left out" not in printed
+    assert "top_k 0.5" in printed
 
 
 @pytest.mark.parametrize(

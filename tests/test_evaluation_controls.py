@@ -135,6 +135,12 @@ def test_random_maps_do_not_depend_on_the_batch():
     alone = ExplainedBatch(InputBatch(vit_checkpoint(), examples[3:], Protocol()), "random").relevance()
     assert torch.equal(whole[3:], alone)
     assert len({tuple(grid.flatten().tolist()) for grid in whole}) == 4
+    odd_name = dataclasses.replace(examples[0], image_id="b\udcff.png")  # bytes of a file name that are no text
+    assert ExplainedBatch(InputBatch(vit_checkpoint(), [odd_name], Protocol()), "random").relevance().shape == (
+        1,
+        4,
+        4,
+    )
     other = ExplainedBatch(InputBatch(vit_checkpoint(), examples, Protocol(seed=1)), "random").relevance()
     assert not torch.equal(whole, other)
 

@@ -267,6 +267,12 @@ def test_a_missing_package_is_named_with_its_extra(exported, tmp_path: Path, mon
         quantize_int8(file, tmp_path / "int8.onnx")
 
 
+def test_without_a_size_a_file_takes_what_the_image_processor_makes(tmp_path: Path):
+    file = export_onnx(build(), tmp_path / "small.onnx", processor_of(24, 16), source="a/model")
+    assert OnnxModel(file).image_size == (24, 16)
+    assert OnnxModel(file).metadata["grid_size"] == [3, 2]
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path: Path):
     file, model = tmp_path / "model.onnx", build()
     with pytest.raises(ValueError, match=r"multiple of the patch size 8 x 8, got \(30, 32\)"):

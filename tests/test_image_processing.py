@@ -7,8 +7,11 @@ import base64
 import http.server
 import io
 import json
+import math
+import re
 import sys
 import threading
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -294,7 +297,7 @@ def test_photographs_of_phones_take_pillow_heif(tmp_path, monkeypatch):
     opener, original = [], Image.open
     module = SimpleNamespace(register_heif_opener=lambda: opener.append(1))
     monkeypatch.setitem(sys.modules, "pillow_heif", module)
-    monkeypatch.setattr(Image, "open", lambda file: Image.new("RGB", (3, 2)) if opener else original(file))
+    monkeypatch.setattr(Image, "open", lambda file, **k: Image.new("RGB", (3, 2)) if opener else original(file, **k))
     assert load_image(tmp_path / "a.heic").size == (3, 2)
     assert ".heic" in image_conversion.IMAGE_ENDINGS
 
@@ -754,3 +757,123 @@ def test_a_size_without_a_way_back_is_refused():
     processor = IceDeiTImageProcessor(size={"longest_edge": 30})
     with pytest.raises(ValueError, match="`size` must hold `height` and `width`, `max_height` and `max_width`, or"):
         processor(Image.new("RGB", (40, 40)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_std": [0, 0, 0]},
+        {"image_std": [float("nan")] * 3},
+        {"image_std": [1, 2]},
+        {"image_std": -1},
+        {"image_mean": [1]},
+        {"image_mean": "x"},
+        {"rescale_factor": 0},
+        {"rescale_factor": None},
+        {"rescale_factor": "x"},
+        {"resample": 99},
+        {"resample": "x"},
+        {"size": -1},
+        {"size": {"height": 10**6, "width": 10**6}},
+        {"size": {"height": "8", "width": 8}},
+        {"size": {"shortest_edge": 10**6}},
+        {"crop_size": {"height": 0, "width": 8}},
+    ],
+    ids=str,
+)
+def test_settings_that_no_image_can_be_prepared_with_are_refused(settings, tmp_path):
+    (name,) = settings
+    with pytest.raises(ValueError, match=name):
+        IceDeiTImageProcessor(**settings)
+    IceDeiTImageProcessor().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{name}"):
+        AutoImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"do_rescale": False, "rescale_factor": None},
+        {"size": 64},
+        {"crop_size": 8},
+    ],
+    ids=str,
+)
+def test_settings_of_other_forms_are_taken(settings):
+    assert IceDeiTImageProcessor(**settings)(Image.new("RGB", (9, 7)))["pixel_values"][0].shape[0] == 3
+
+
+def _encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 8), (200, 30, 90)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO"])
+def test_the_named_formats_are_read(kind):
+    assert load_image(_encoded(kind)).size == (16, 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "ICNS", "PPM", "TGA", "PCX", "DDS", "SGI", "JPEG2000"])
+def test_other_decoders_of_pillow_are_not_even_tried(kind, monkeypatch):
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, kind, (lambda *arguments: pytest.fail("opened"), None))
+    with pytest.raises(ValueError, match="Expected a complete file of one of the formats JPEG, PNG"):
+        load_image(_encoded(kind))
+
+
+@pytest.mark.parametrize("size", [(12_000, 12_000), (70_000, 10)])
+def test_the_number_of_pixels_is_limited_before_anything_is_decoded(size, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("1", size).save(buffer, "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with pytest.raises(ValueError, match=rf"of \d+ bytes has {size[0]} x {size[1]} pixels; at most 89,478,485"):
+        load_image(buffer.getvalue())
+
+
+def test_base64_may_have_line_breaks():
+    text = base64.encodebytes(_encoded("PNG")).decode()
+    assert text.count("\n") > 0
+    assert load_image(text).size == load_image(f"data:image/png;base64,{text}").size == (16, 8)
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:1/a.png", "missing.png", None, 3])
+def test_a_row_of_a_data_set_names_files_only(path, monkeypatch):
+    monkeypatch.setattr("transformers_ice.ice_deit.image_conversion.urlopen", lambda *a, **k: pytest.fail("asked"))
+    with pytest.raises(ValueError, match="row of a data set must hold the bytes of its image, or the path of"):
+        load_image({"bytes": None, "path": path})
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("http://host/a b.png", "http://host/a%20b.png"),
+        ("http://host/a%20b.png?x=1&y=2 ", "http://host/a%20b.png?x=1&y=2"),
+        ("http://müller.example/ä.png", "http://xn--mller-kva.example/%C3%A4.png"),
+    ],
+)
+def test_addresses_may_have_spaces_and_letters_of_any_language(address, asked, monkeypatch):
+    def answer(request, timeout):
+        assert request.full_url == asked
+        return io.BytesIO(_encoded("PNG"))
+
+    monkeypatch.setattr("transformers_ice.ice_deit.image_conversion.urlopen", answer)
+    assert load_image(address).size == (16, 8)
+
+
+POST_PROCESSES = [name for name in dir(IceDeiTImageProcessor) if name.startswith("post_process_")]
+
+
+@pytest.mark.parametrize("name", POST_PROCESSES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_patch_logits_that_are_not_finite_are_refused(processor, name, value):
+    for make in (classification, segmentation):
+        logits = PATCH_LOGITS.expand(2, -1, -1).clone()
+        logits[1, 5, 0] = value
+        exits = {"patch_exit_layer": torch.zeros(2, 16, dtype=torch.long)} if make is classification else {}
+        with pytest.raises(ValueError, match=r"patch_logits` must be finite, got NaN or infinity for image 1 of 2"):
+            getattr(processor, name)(make(logits, **exits))

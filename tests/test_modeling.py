@@ -3,12 +3,13 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import HUB_FAMILIES, HUB_LAYOUTS, randomize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -259,7 +260,7 @@ def test_a_model_saved_by_the_segmentation_class_loads_as_a_classifier(config, p
 
 def test_another_number_of_labels_needs_the_flag(tiny_config, tmp_path):
     make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         IceDeiTForImageClassification.from_pretrained(tmp_path, num_labels=7)
     model = IceDeiTForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
     assert model.deit.patch_head.weight.shape == (8, 32)
@@ -442,3 +443,130 @@ def test_the_sample_checkpoints_carry_the_code_of_this_package(name):
     folder = SOURCES.parents[2] / "checkpoints" / name
     stale = [name for name in remote_code_files() if (folder / name).read_text() != (SOURCES / name).read_text()]
     assert not stale, "run `make checkpoint-code`"
+
+
+def _drop(*keys):
+    def change(weights):
+        for key in keys:
+            del weights[key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "expected"),
+    [
+        ({"num_hidden_layers": 1}, None, r"no place for, deit\.layers\.1\..* and 6 more"),
+        ({"num_hidden_layers": 3}, None, r"lacks deit\.layers\.2\."),
+        ({"patch_head_hidden_size": 8}, None, r"lacks deit\.patch_head\.fc1.*no place for, deit\.patch_head\.weight"),
+        ({"hidden_size": 16}, None, r"in another shape classifier\.weight \(3, 32\) for \(3, 16\)"),
+        ({}, _drop("deit.patch_head.weight"), r"lacks deit\.patch_head\.weight"),
+        ({}, _drop("classifier.weight"), r"lacks classifier\.weight"),
+        ({}, lambda weights: weights.update(stray=torch.zeros(1)), "no place for, stray"),
+        ({}, lambda weights: weights["classifier.bias"].fill_(torch.nan), r"NaN or infinity: classifier\.bias"),
+        ({}, lambda weights: weights["classifier.bias"].fill_(torch.inf), r"NaN or infinity: classifier\.bias"),
+        ({"num_attention_heads": 0}, None, r"config.*num_attention_heads"),
+        ({"dtype": "floatx"}, None, "config.*`dtype` must be a type"),
+        ({"hidden_size": "32"}, None, "config.*'hidden_size' expected int"),
+    ],
+)
+def test_half_a_model_is_refused_by_name(tiny_config, tmp_path, config, weights, expected):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    if weights is not None:
+        state = load_file(tmp_path / "model.safetensors")
+        weights(state)
+        save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=expected.replace("config", re.escape(str(tmp_path)))):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "model.safetensors.*Git LFS pointer"),
+        ("model.safetensors", b"", "model.safetensors.*is empty"),
+        ("model.safetensors", b"\x10" * 100, "cannot be read: .*Is the download complete"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "index.json.* is empty"),
+        ("model.safetensors.index.json", b"[]", "index.json.*must hold a `weight_map`"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(100), "cannot be read"),
+    ],
+)
+def test_broken_weight_files_are_refused_by_name(tiny_config, tmp_path, name, content, expected):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=expected):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+def test_other_parts_than_heads_are_never_drawn_again(tiny_config, tmp_path):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"another shape deit\.embeddings\.position_embeddings.*interpolated"):
+        IceDeiTForImageClassification.from_pretrained(tmp_path, image_size=64, ignore_mismatched_sizes=True)
+
+
+def test_weights_have_the_mode_of_the_files_next_to_them(tiny_config, tmp_path):
+    make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_integers_of_any_type(tiny_config, dtype):
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config), torch.randn(2, 3, 32, 32)
+    expected = model(pixel_values, labels=torch.tensor([1, 2])).loss
+    assert model(pixel_values, labels=torch.tensor([1, 2], dtype=dtype)).loss == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[0, 1, 1], [1, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[2, -1, 0], [1, 0, 0]], [[torch.nan, 0, 1], [1, 0, 0]]],
+    ids=["two classes", "none", "negative", "nan"],
+)
+def test_soft_labels_are_distributions(tiny_config, rows):
+    model = make(IceDeiTForImageClassification, tiny_config)
+    with pytest.raises(ValueError, match="row of each image must sum to 1"):
+        model(torch.randn(2, 3, 32, 32), labels=torch.tensor(rows, dtype=torch.float32))
+
+
+def test_several_classes_an_image_are_refused_in_training_only(tiny_config):
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config), torch.randn(1, 3, 32, 32)
+    model.config.problem_type = "multi_label_classification"
+    assert model(pixel_values).loss is None
+    with pytest.raises(ValueError, match=r"`problem_type` must be None or .*multi_label"):
+        model(pixel_values, labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("model_class", [IceDeiTModel, IceDeiTForImageClassification])
+def test_no_attention_mask_is_taken_and_none_is_fine(tiny_config, model_class):
+    model, pixel_values = make(model_class, tiny_config), torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(pixel_values, attention_mask=None)[0], model(pixel_values)[0])
+    with pytest.raises(ValueError, match="`attention_mask` must be None"):
+        model(pixel_values, attention_mask=torch.ones(1, 17))
+
+
+@pytest.mark.parametrize("model_class", [IceDeiTModel, IceDeiTForImageClassification])
+@pytest.mark.parametrize("strategy", [None, "background", "top_k", "attentiveness"])
+def test_a_batch_without_images_is_refused(tiny_config, model_class, strategy):
+    model = make(
+        model_class,
+        IceDeiTConfig(
+            **{**tiny_config.to_dict(), "pruning_strategy": strategy, "pruning_layers": [1], "keep_rates": [0.5]}
+        ),
+    )
+    with pytest.raises(ValueError, match="at least one image, got an empty batch"):
+        model(torch.zeros(0, 3, 32, 32))
+
+
+def test_a_loss_that_does_not_train_the_returned_logits_says_so(tiny_config, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers_ice.ice_deit.modeling_ice_deit.logger.warning_once", said.append)
+    model, pixel_values = make(IceDeiTForImageClassification, tiny_config).train(), torch.randn(1, 3, 32, 32)
+    for changes in ({"logits_source": "patch"}, {"logits_source": "cls", "cls_loss_weight": 1.0}):
+        vars(model.config).update(changes)
+        model(pixel_values, labels=torch.tensor([1]))
+        assert not said
+    model.config.cls_loss_weight = 0.0
+    model(pixel_values, labels=torch.tensor([1]))
+    assert 'model.config.logits_source = "patch"' in said[0]

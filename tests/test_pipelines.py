@@ -376,3 +376,13 @@ def test_image_segmentation_gives_a_mask_for_each_class_and_background(
         for entry in result:
             mask = np.asarray(entry["mask"]) == 255
             assert np.array_equal(mask, explanation["class_map"] == names.index(entry["label"]))
+
+
+def test_an_untrained_patch_head_is_mentioned(model, processor, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers_ice.ice_deit.pipeline_patch_explanation.logger.warning_once", said.append)
+    PatchExplanationPipeline(model=model, image_processor=processor)
+    assert not said
+    monkeypatch.setattr(model.config, "logits_source", "cls")
+    PatchExplanationPipeline(model=model, image_processor=processor)
+    assert "patch head counts as untrained" in said[0]

@@ -181,6 +181,9 @@ def test_argument_file_is_read_and_overridden(tmp_path):
         (["--random_resized_crop_scale", "0.5"], "must be two numbers"),
         (["--random_resized_crop_scale", "0.9", "0.5"], "0 < first <= second <= 1"),
         (["--train_val_split", "15"], "between 0 and 1, got 15"),
+        (["--max_train_samples", "0"], "`max_train_samples` must be at least 1, got 0"),
+        (["--max_eval_samples", "-1"], "`max_eval_samples` must be at least 1, got -1"),
+        (["--image_size", "0"], "`image_size` must be at least 1, got 0"),
         (["--num_train_epochs", "-1"], "`num_train_epochs` must be above 0 and finite, got -1"),
         (["--num_train_epochs", "0"], "`num_train_epochs` must be above 0 and finite, got 0"),
         (["--num_train_epochs", "nan"], "`num_train_epochs` must be above 0 and finite, got nan"),
@@ -415,6 +418,9 @@ def test_windows_that_do_not_divide_the_training_grid_are_refused():
     with pytest.raises(ValueError, match=r"`num_local_windows` must divide .* got 2 for a grid of 7 x 7"):
         check_windows(config, (56, 56))
     check_windows(config, (64, 48))
+    config.image_size = 60
+    with pytest.raises(ValueError, match="`image_size` must be a positive multiple of `patch_size`, got 60 and 8"):
+        check_windows(config, (60, 60))
     check_windows(IceDeiTConfig(image_size=56, patch_size=8), (56, 56))
     check_windows(ViTConfig(), (56, 56))
 

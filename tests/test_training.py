@@ -173,7 +173,8 @@ def test_log_holds_the_mean_parts_of_the_loss(tmp_path, fields):
             return outputs
 
     model = Spy(make_model(**fields).config)
-    trainer = make_trainer(tmp_path, model, max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    options = {"logging_first_step": False, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(tmp_path, model, max_steps=4, logging_steps=2, **options)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 2

@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 import transformers_ice.training.panels as panels
 from transformers_ice import IceDeiTForImageClassification
@@ -129,3 +129,58 @@ def test_missing_matplotlib_warns_once(tiny_config, tmp_path, monkeypatch):
     assert len(warnings) == 1
     assert "pip install transformers-ice[viz]" in warnings[0]
     assert pictures_of(tmp_path) == []
+
+
+def test_panel_that_cannot_be_drawn_is_a_warning_and_class_names_are_text(tiny_config, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(panels.logger, "warning", warnings.append)
+    model = IceDeiTForImageClassification(tiny_config)
+    model.config.id2label = {index: "$$" for index in model.config.id2label}
+    trainer = make_trainer(tmp_path, model, make_images())
+    trainer.evaluate()
+    assert not warnings
+    assert len(pictures_of(tmp_path)) == 1
+
+    def fail(*_):
+        raise RuntimeError("no glyph")
+
+    monkeypatch.setattr(panels, "explanation_panel", fail)
+    assert "eval_loss" in trainer.evaluate()
+    assert [message.endswith("could not be drawn: RuntimeError: no glyph") for message in warnings] == [True]
+
+
+class TensorBoard(TrainerCallback):
+    """A tracker as transformers' own, which holds its writer."""
+
+    def __init__(self) -> None:
+        self.tb_writer, self.sent = self, []
+
+    def add_image(self, name, pixels, step, dataformats):
+        self.sent.append((name, pixels.ndim, step, dataformats))
+
+
+class WandB(TrainerCallback):
+    def __init__(self) -> None:
+        self._wandb, self.run, self.sent = self, "run", []
+
+    def log(self, values):
+        self.sent.append(values)
+
+    def Image(self, path):  # noqa: N802, as in wandb
+        return Path(path).name
+
+
+def test_trackers_get_the_panels_and_the_last_one_is_that_of_the_final_model(tiny_config, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "max_steps": 2}
+    trainer = make_trainer(tmp_path, IceDeiTForImageClassification(tiny_config), make_images(), **options)
+    board, wandb = TensorBoard(), WandB()
+    trainer.add_callback(board)
+    trainer.add_callback(wandb)
+    trainer.train()
+    before = (tmp_path / "panels" / "step-000002.png").stat().st_mtime_ns
+    trainer.evaluate()  # as a run does at its end, with weights that may be those of another step
+    assert pictures_of(tmp_path) == ["final.png", "step-000002.png"]
+    assert (tmp_path / "panels" / "step-000002.png").stat().st_mtime_ns == before
+    assert board.sent == [("panels", 3, 2, "HWC")] * 2
+    assert wandb.sent == [{"panels": name, "train/global_step": 2} for name in ("step-000002.png", "final.png")]

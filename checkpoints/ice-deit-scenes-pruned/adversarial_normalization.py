@@ -41,9 +41,12 @@ def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> 
     Source: `models_ICE.py`; the selection itself has no gradient.
     """
     mask = foreground_mask(patch_logits) if mask is None else mask
-    # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
-    sums = (mask.unsqueeze(1).to(patch_logits.dtype) @ patch_logits).squeeze(1)
-    return sums / (mask.sum(dim=1, keepdim=True) + 1)
+    # in float32, as autocast would not: the sum of some thousand patches is beyond float16
+    with torch.autocast(patch_logits.device.type, enabled=False):
+        logits = patch_logits.to(torch.promote_types(patch_logits.dtype, torch.float32))
+        # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
+        sums = (mask.unsqueeze(1).to(logits.dtype) @ logits).squeeze(1)
+    return (sums / (mask.sum(dim=1, keepdim=True) + 1)).to(patch_logits.dtype)
 
 
 def pool_softly(patch_logits: Tensor) -> Tensor:
@@ -75,7 +78,8 @@ def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
 
 def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
     """Average the logits of all patches and scale them (published: 0.5), `(batch_size, num_labels + 1)`."""
-    return patch_logits.mean(dim=1) * scale
+    dtype = torch.promote_types(patch_logits.dtype, torch.float32)  # a sum in float16 is infinite early
+    return (patch_logits.mean(dim=1, dtype=dtype) * scale).to(patch_logits.dtype)
 
 
 def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledPatches:
@@ -90,7 +94,7 @@ def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledP
 
 def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
     """Return class indices `(batch_size,)` as soft targets `(batch_size, num_labels)`, float32; soft targets pass."""
-    return F.one_hot(labels, num_labels).float() if labels.dim() == 1 else labels.float()
+    return F.one_hot(labels.long(), num_labels).float() if labels.dim() == 1 else labels.float()
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

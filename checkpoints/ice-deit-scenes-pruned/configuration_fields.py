@@ -3,8 +3,11 @@
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
+
+import torch
 
 
 T = TypeVar("T")
@@ -52,6 +55,44 @@ def check_interval(name: str, value: Any, interval: str | None) -> None:
         raise ValueError(f"`{name}` must be {expected or f'in {interval}'}, got {value}.")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Raise unless `dtype` is, or names, a floating-point type of torch that a model can compute in; or is `None`."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    is_float = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
+    if dtype is not None and not is_float:
+        raise ValueError(f"`dtype` must be a type such as float32, bfloat16 or float16, got {dtype!r}.")
+
+
+def check_label_maps(id2label: Any, label2id: Any) -> None:
+    """Raise unless the names of the classes are mappings, as `config.json` has them, or `None`."""
+    for name, labels, kinds in (
+        ("id2label", id2label, "indices to names"),
+        ("label2id", label2id, "names to indices"),
+    ):
+        entries = labels.items() if isinstance(labels, Mapping) else () if labels is None else [(None, None)]
+        for key, value in entries:
+            is_index = str(key if name == "id2label" else value).isdecimal()
+            if not is_index or not isinstance(value, str | int):
+                raise ValueError(f"`{name}` must map {kinds}, got {str(labels)[:100]}.")
+
+
+def check_class_names(id2label: Mapping[int, Any]) -> None:
+    """Raise unless the classes are numbered from 0 without a gap, and names tell them apart."""
+    if not id2label:
+        raise ValueError("ICE needs at least one image class: set `num_labels` or `id2label`, got none.")
+    indices = sorted(id2label)
+    if indices != list(range(len(indices))):
+        raise ValueError(
+            f"`id2label` must name the classes 0 to {len(indices) - 1}, without a gap, got the keys "
+            f"{indices[:10]}{'...' if len(indices) > 10 else ''}. Number the classes from 0, as the labels are."
+        )
+    counts = Counter(map(str, id2label.values()))
+    # ImageNet has two cranes; where more than one name in a hundred is doubled, they are no names
+    if len(id2label) - len(counts) > len(id2label) // 100:
+        doubled = [name for name, count in counts.items() if count > 1]
+        raise ValueError(f"`id2label` must give each class a name of its own, got {doubled[:10]} more than once.")
+
+
 def refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
     """Raise a `ValueError` if a keyword looks like a misspelling of a known field."""
     for name in names:
@@ -72,4 +113,14 @@ def as_pair(size: int | list[int] | tuple[int, int], name: str = "size") -> tupl
     return size[0], size[1]
 
 
-__all__ = ["as_pair", "check_choice", "check_fields", "check_interval", "ice_field", "refuse_near_misses"]
+__all__ = [
+    "as_pair",
+    "check_choice",
+    "check_class_names",
+    "check_dtype",
+    "check_fields",
+    "check_interval",
+    "check_label_maps",
+    "ice_field",
+    "refuse_near_misses",
+]

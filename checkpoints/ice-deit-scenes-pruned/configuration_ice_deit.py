@@ -5,11 +5,22 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import DeiTConfig
 from transformers.activations import ACT2FN
 
 from .adversarial_normalization import CLASSIFICATION_LOSSES
-from .configuration_fields import as_pair, check_choice, check_fields, check_interval, ice_field, refuse_near_misses
+from .configuration_fields import (
+    as_pair,
+    check_choice,
+    check_class_names,
+    check_dtype,
+    check_fields,
+    check_interval,
+    check_label_maps,
+    ice_field,
+    refuse_near_misses,
+)
 from .objective_ice_deit import LOSS_PARTS
 from .source_families import SOURCE_FAMILIES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
@@ -19,12 +30,16 @@ from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 _WEIGHT = "[0, 1e6]"
 
 # What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
+# The upper ends are far beyond any model, and below what a damaged file would make a machine allocate.
 _DEIT_INTERVALS = {
-    **dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"), "[1, inf)"),
+    **dict.fromkeys(("hidden_size", "num_attention_heads"), "[1, 65536]"),
+    **dict.fromkeys(("intermediate_size", "num_channels"), "[1, 262144]"),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
-    "num_hidden_layers": "[0, inf)",
+    "num_hidden_layers": "[0, 1000]",
     "initializer_range": "(0, inf)",
 }
+_MOST_LABELS = 1_000_000
+_MOST_PATCHES = 65_536  # attention takes the square of it
 
 
 @strict
@@ -140,7 +155,7 @@ class IceDeiTConfig(DeiTConfig):
     pixels of both, over all channels."""
 
     local_smoothing_steps: int = ice_field(
-        1, "How often predictions in windows are averaged with the neighbours.", within="[1, inf)"
+        1, "How often predictions in windows are averaged with the neighbours.", within="[1, 1000]"
     )
 
     classification_loss_type: str = ice_field(
@@ -157,7 +172,7 @@ class IceDeiTConfig(DeiTConfig):
     """What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier)."""
 
     patch_head_hidden_size: int | None = ice_field(
-        None, "Makes the patch head an MLP with this many hidden units.", within="[1, inf)"
+        None, "Makes the patch head an MLP with this many hidden units.", within="[1, 262144]"
     )
     """`None` is the published single linear map."""
 
@@ -209,6 +224,8 @@ class IceDeiTConfig(DeiTConfig):
             # Where the package is installed the task is registered; this entry of a saved folder would make `pipeline`
             # insist on running the folder's code instead.
             kwargs.pop("custom_pipelines", None)
+        check_dtype(self.dtype if self.dtype is not None else kwargs.get("torch_dtype"))
+        check_label_maps(self.id2label, self.label2id)
         super().__post_init__(**kwargs)
         if self.pruning_layers is None:
             self.pruning_layers = [3, 6, 9]
@@ -230,7 +247,17 @@ class IceDeiTConfig(DeiTConfig):
         family = SOURCE_FAMILIES.get(config_dict.get("model_type", ""))
         if family is not None:
             config_dict = {**family.adopt_config(config_dict), "model_type": cls.model_type}
-        return config_dict, unused
+        return {**config_dict, "name_or_path": str(pretrained_model_name_or_path)}, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the configuration of a `config.json`, which an error names: hence `name_or_path` above."""
+        name = kwargs.get("name_or_path") or config_dict.get("name_or_path")
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, ValueError) as error:
+            where = f"The configuration of {str(name)!r} cannot be used: " if name else ""
+            raise ValueError(where + " ".join(str(error).split())) from error
 
     @property
     def num_labels(self) -> int:
@@ -241,6 +268,10 @@ class IceDeiTConfig(DeiTConfig):
 
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
+        if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 1 <= num_labels <= _MOST_LABELS:
+            raise ValueError(
+                f"ICE needs at least one image class, and at most {_MOST_LABELS:,}: `num_labels` is {num_labels!r}."
+            )
         if self.num_labels != num_labels:
             self.__dict__.pop("_background_label", None)
             self.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
@@ -311,7 +342,7 @@ class IceDeiTConfig(DeiTConfig):
             raise ValueError(
                 "`use_distillation_head=True` needs `use_distillation_token=True`: the head reads that token."
             )
-        self._check_labels()
+        check_class_names({int(index): name for index, name in (self.id2label or {}).items()})
         self._check_sizes()
         if self.pruning_strategy is not None:
             self._check_pruning()
@@ -342,17 +373,6 @@ class IceDeiTConfig(DeiTConfig):
                 f"{self.pruning_strategy!r}."
             )
 
-    def _check_labels(self) -> None:
-        if self.num_labels < 1:
-            raise ValueError("ICE needs at least one image class: set `num_labels` or `id2label`, got none.")
-        # names may come twice, as "crane" does in ImageNet
-        indices = sorted(int(index) for index in self.id2label or ())
-        if indices != list(range(len(indices))):
-            raise ValueError(
-                f"`id2label` must name the classes 0 to {len(indices) - 1}, without a gap, got the keys "
-                f"{indices[:10]}{'...' if len(indices) > 10 else ''}. Number the classes from 0, as the labels are."
-            )
-
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -366,6 +386,12 @@ class IceDeiTConfig(DeiTConfig):
                     f"`image_size` must be a positive multiple of `patch_size`, got {self.image_size} and "
                     f"{self.patch_size}."
                 )
+        num_patches = (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1])
+        if num_patches > _MOST_PATCHES:
+            raise ValueError(
+                f"`image_size` {self.image_size} and `patch_size` {self.patch_size} make {num_patches:,} patches; at "
+                f"most {_MOST_PATCHES:,} can attend to each other."
+            )
 
 
 ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}

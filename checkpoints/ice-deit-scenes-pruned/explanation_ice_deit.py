@@ -134,7 +134,9 @@ def read_patch_logits(outputs: Any) -> tuple[Tensor, list[tuple[int, int]]]:
     if isinstance(logits, Tensor) and logits.ndim == 4:
         grid_size = (logits.shape[2], logits.shape[3])
         # (batch, classes, rows, columns) -> (batch, patches, classes)
-        return logits.flatten(2).transpose(1, 2).float(), [grid_size] * len(logits)
+        patch_logits = logits.flatten(2).transpose(1, 2).float()
+        _refuse_nan(patch_logits, "patch_logits")
+        return patch_logits, [grid_size] * len(logits)
     grid_sizes = read_output(outputs, "grid_size")
     if not isinstance(patch_logits, Tensor) or patch_logits.ndim != 3 or grid_sizes is None:
         raise ValueError(
@@ -142,6 +144,7 @@ def read_patch_logits(outputs: Any) -> tuple[Tensor, list[tuple[int, int]]]:
             f"`logits` (batch_size, num_labels + 1, rows, columns), got {describe_outputs(outputs)}. Pass what an "
             "ICE-DeiT model returned."
         )
+    _refuse_nan(patch_logits, "patch_logits")
     pairs = torch.as_tensor(grid_sizes).expand(len(patch_logits), 2).tolist()
     return patch_logits.float(), [(rows, columns) for rows, columns in pairs]
 
@@ -153,8 +156,19 @@ def read_class_logits(outputs: Any) -> Tensor:
     """
     logits = read_output(outputs, "logits")
     if isinstance(logits, Tensor) and logits.ndim == 2:
+        _refuse_nan(logits, "logits")
         return logits.float()
     return pool_foreground_logits(read_patch_logits(outputs)[0])[:, :-1]
+
+
+def _refuse_nan(logits: Tensor, name: str) -> None:
+    """Refuse logits whose softmax is NaN: a class and a box would be read off them all the same."""
+    broken = ~logits.float().logsumexp(dim=-1).isfinite().reshape(len(logits), -1).all(dim=1)
+    if broken.any():
+        raise ValueError(
+            f"`outputs.{name}` must be finite, got NaN or infinity for image {broken.nonzero()[0].item()} of "
+            f"{len(logits)}. The model diverged, its half precision overflowed, or the pixels are not finite."
+        )
 
 
 def describe_outputs(outputs: Any) -> str:

@@ -23,7 +23,7 @@ from transformers.models.deit.modeling_deit import (
     DeiTPreTrainedModel,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -36,6 +36,9 @@ from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .source_families import unused_key_patterns
 from .token_layouts import choose_layout
 from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, foreground_policy, num_kept
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -119,6 +122,8 @@ def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Te
             f"`pixel_values` must have shape (batch_size, {config.num_channels}, height, width), got "
             f"{tuple(pixel_values.shape)}. The image processor converts and stacks images so."
         )
+    if pixel_values.shape[0] == 0:
+        raise ValueError("`pixel_values` must hold at least one image, got an empty batch.")
     if not pixel_values.is_floating_point():
         raise ValueError(
             f"`pixel_values` must be floating point, got {pixel_values.dtype}: raw pixels have to be rescaled and "
@@ -148,8 +153,18 @@ def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
             f"{tuple(labels.shape)}."
         )
     # data-dependent, so it would break a compiled or exported graph
-    if hard and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-        low, high = (value.item() for value in labels.aminmax())
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if soft:
+        sums = labels.float().sum(dim=1)
+        if not ((sums - 1).abs() < 0.01).all() or labels.min() < 0:  # so written that NaN is refused too
+            raise ValueError(
+                "Soft `labels` must be non-negative, and the row of each image must sum to 1, as ICE learns one class "
+                f"an image, got sums from {sums.min().item():g} to {sums.max().item():g} and a smallest value of "
+                f"{labels.min().item():g}. Divide rows by their sums, or leave images of no class out."
+            )
+    else:
+        low, high = (value.item() for value in labels.long().aminmax())
         if low < 0 or high >= num_labels:
             raise ValueError(
                 f"`labels` must be class indices in [0, {num_labels - 1}], got values from {low} to {high}. Set "
@@ -417,6 +432,8 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
             >>> outputs.patch_logits.argmax(-1)  # (1, num_patches): a class of each patch, `num_labels` is background
         """
         pixel_values = check_pixel_values(pixel_values, self.config)
+        if kwargs.pop("attention_mask", None) is not None:  # PEFT and others pass `None`
+            raise ValueError("`attention_mask` must be None: images have no padding, every patch is attended to.")
         outputs = self.encode(self.embeddings(pixel_values), **kwargs)
         grid_size = torch.tensor(self.embeddings.grid_size_of(pixel_values), device=pixel_values.device)
         outputs.grid_size = grid_size.expand(pixel_values.shape[0], 2)
@@ -552,6 +569,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         pixel_values = check_pixel_values(pixel_values, self.config)
         if labels is not None:
             check_labels(labels, pixel_values.shape[0], self.config.num_labels)
+            self._check_objective()
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
         pooled = pool_patches(encoded.patch_logits, self.config.background_logit_scale)
@@ -572,6 +590,21 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             attentions=encoded.attentions,
             **losses,
         )
+
+    def _check_objective(self) -> None:
+        """Refuse an objective that is not ICE's, and say where the loss does not train the logits."""
+        config = self.config
+        if config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                '`problem_type` must be None or "single_label_classification" in training, as ICE learns one class an '
+                f"image, got {config.problem_type!r}."
+            )
+        if self.training and config.logits_source == "cls" and not config.cls_loss_weight:
+            logger.warning_once(
+                'The loss trains the patches, and `outputs.logits` are those of [CLS] (`logits_source="cls"`), which '
+                'it does not train (`cls_loss_weight=0`). Set `model.config.logits_source = "patch"` to train and '
+                "return the logits of the patches, or give `cls_loss_weight`."
+            )
 
     def _objective_inputs(
         self, pixel_values: Tensor, encoded: Any, pooled: PooledPatches, cls_logits: Tensor, labels: Tensor

@@ -15,11 +15,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 
 __all__ = ["PatchExplanationPipeline", "register_patch_explanation_pipeline"]
 
 TASK = "patch-explanation"
+logger = logging.get_logger(__name__)
 
 
 class PatchExplanationPipeline(Pipeline):
@@ -71,6 +73,12 @@ class PatchExplanationPipeline(Pipeline):
                 f"`image_processor` must be an IceDeiTImageProcessor, got {type(self.image_processor).__name__}. Load "
                 "it with `IceDeiTImageProcessor.from_pretrained(folder)`; it reads the settings of other processors."
             )
+        if self.model.config.logits_source == "cls":
+            logger.warning_once(
+                f"{self.model.config.name_or_path or 'The model'} classifies by [CLS] (`logits_source`), so its patch "
+                "head counts as untrained: maps, mask and box then show nothing of the picture. Train it first "
+                '(`transformers-ice train`). If the patch head is trained, set `model.config.logits_source = "patch"`.'
+            )
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Explain one image (a dict), a list of images (a list), or a dataset or generator (an iterator).
@@ -99,7 +107,9 @@ class PatchExplanationPipeline(Pipeline):
     def _class_index(self, target: str | int | None) -> int | None:
         """Return the index of a class given by name or index."""
         num_labels = self.model.config.num_labels
-        names = {self.model.config.id2label[i]: i for i in range(num_labels)}
+        names: dict[str, int] = {}
+        for i in range(num_labels):  # of two classes with one name, the first
+            names.setdefault(self.model.config.id2label[i], i)
         if target is None or (isinstance(target, str) and target in names):
             return None if target is None else names[target]
         if isinstance(target, str):

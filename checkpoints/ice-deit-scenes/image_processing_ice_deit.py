@@ -38,7 +38,7 @@ from .explanation_ice_deit import (
     read_output,
     read_patch_logits,
 )
-from .image_conversion import convert_to_rgb, grey_to_pil, is_unit_float, load_image, read_rgb
+from .image_conversion import MAX_PIXELS, convert_to_rgb, grey_to_pil, is_unit_float, load_image, read_rgb
 from .patch_maps import (
     ImageGeometry,
     bilinear_to_image,
@@ -48,9 +48,12 @@ from .patch_maps import (
     nearest_to_image,
     to_grid,
 )
+from .preprocessing_checks import check_preprocessing
 
 
 __all__ = ["IceDeiTImageProcessor"]
+
+_CHECKED = ("image_mean", "image_std", "do_rescale", "rescale_factor", "resample", "size", "crop_size")
 
 
 class IceDeiTImageProcessor(PilBackend):
@@ -87,6 +90,17 @@ class IceDeiTImageProcessor(PilBackend):
         if kwargs.get("do_convert_rgb") is None:  # as files on the Hub say it; it would switch conversion off
             kwargs["do_convert_rgb"] = True
         super().__init__(**kwargs)
+        check_preprocessing({name: getattr(self, name, None) for name in _CHECKED})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Read the settings of a folder or Hub id, which an error names where no image can be prepared with them."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The preprocessor_config.json of {str(pretrained_model_name_or_path)!r} cannot be used: {error}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Serialize the settings.
@@ -158,12 +172,18 @@ class IceDeiTImageProcessor(PilBackend):
     ) -> np.ndarray:
         """Resize `(channels, height, width)`; the one rule for sizes is also that of the way back."""
         height, width = _resized_size((image.shape[1], image.shape[2]), size)
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"An image of {image.shape[1]} x {image.shape[2]} pixels becomes {height} x {width} by `size`. Crop "
+                "it, or give `size` a height and a width."
+            )
         return super().resize(image, SizeDict(height=height, width=width), resample, reducing_gap, **kwargs)
 
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what has no way back to the image."""
         if kwargs.get("do_pad"):
             raise ValueError("`do_pad` must be False, got True: explanations could not be put back. Use `do_resize`.")
+        check_preprocessing(kwargs)
         super()._validate_preprocess_kwargs(*args, **kwargs)
 
     def image_geometry(self, image_size: tuple[int, int]) -> ImageGeometry:

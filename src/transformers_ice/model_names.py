@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sysconfig
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ def resolve_model_name(name: str) -> str:
             return str(sample_folder("checkpoints", name.partition("/")[2]))
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
     if path.is_dir():
+        for file, kind in (("config.json", "model_type"), ("preprocessor_config.json", "image_processor_type")):
+            _check_json(path / file, kind)
         return str(path) if name.startswith("~") else name
     # "owner/name" may be on the Hub, unless a folder `owner` exists here: then it is more likely a typo
     if not is_path and not ("/" in name and path.parent.is_dir()):
@@ -55,6 +58,18 @@ def resolve_model_name(name: str) -> str:
     close = difflib.get_close_matches(str(path), siblings, n=3, cutoff=0.8)
     hint = f"Did you mean {' or '.join(close)}?" if close else "Check the spelling and the working directory."
     raise ValueError(f"A model must be a folder or a Hub id (owner/name), got {name!r}: no such folder. {hint}")
+
+
+def _check_json(file: Path, kind: str) -> None:
+    """Refuse a file that holds no JSON object with a type: transformers would end in an error of Python."""
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is no JSON: {error}. Download it again.") from error
+    if not isinstance(content, dict) or not isinstance(content.get(kind, ""), str):
+        raise ValueError(f"{str(file)!r} must hold an object with a `{kind}`, got {str(content)[:80]}.")
 
 
 def resolve_ice_model_name(name: str) -> str:

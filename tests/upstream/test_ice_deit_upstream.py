@@ -133,7 +133,7 @@ class ClassificationTests(CommonTests, unittest.TestCase):
             heads |= {"distillation_classifier.weight": 42, "distillation_classifier.bias": 42}
         with tempfile.TemporaryDirectory() as folder:
             old.save_pretrained(folder)
-            with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
                 IceDeiTForImageClassification.from_pretrained(folder, num_labels=42)
             new, info = IceDeiTForImageClassification.from_pretrained(
                 folder, num_labels=42, ignore_mismatched_sizes=True, output_loading_info=True

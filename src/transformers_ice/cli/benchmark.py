@@ -43,6 +43,7 @@ from ..speed import (
     parse_benchmark_arguments,
     read_accuracies,
     speed_table,
+    unusable_strategies,
     write_results,
 )
 from ..visualization import save_figure, speed_plot
@@ -81,6 +82,9 @@ def benchmark(arguments: BenchmarkArguments) -> None:
     is_kept = arguments.keep_freed_memory and keep_freed_memory()
     machine = {**describe_machine(device), "freed memory": "kept" if is_kept else "left to the allocator"}
     print(*(f"{name}: {value}" for name, value in {**machine, "dtype": arguments.dtype}.items()), sep="\n")
+    left_out = unusable_strategies(model)
+    if left_out:
+        print(f"\nLeft out: {', '.join(left_out)}: the model has no trained pruning heads. See `--keep_beta`.")
     plan = TimingPlan(arguments.num_repeats, arguments.num_warmups, arguments.images_per_repeat, arguments.seed)
     rows: list[SpeedRow] = []
     for batch_size in arguments.batch_sizes:
@@ -90,6 +94,7 @@ def benchmark(arguments: BenchmarkArguments) -> None:
         settings = {**asdict(arguments), "num_images": len(workload.pixel_values)}
         config = model.config.to_dict()
         write_results(output_dir / "results.json", rows, settings=settings, machine=machine, config=config)
+    print("\nideal: speed-up that the MACs would allow; reached: speed-up over the unpruned model, of the ideal one")
     if accuracies is not None:
         points = {  # x and y of the figure, by batch size and variant
             f"batch size {size}": {

@@ -62,6 +62,7 @@ from ..evaluation import (
     missing_annotations,
     parse_evaluation_arguments,
     randomization_similarity,
+    result_notes,
     results_as_json,
     run_benchmarks,
     score_maps,
@@ -224,7 +225,7 @@ def write_report(
     header = describe_run(arguments, evaluation.dataset, evaluation.protocol)
     report = {
         "description": header,
-        "notes": list(notes),
+        "notes": [*result_notes(results), *notes],
         "dataset": {"name": evaluation.dataset.name, "num_examples": len(evaluation.dataset)},
         "checkpoints": {checkpoint.name: checkpoint.digest for checkpoint in evaluation.checkpoints},
         "settings": asdict(arguments),

@@ -8,6 +8,10 @@ Folders are searched recursively. A figure is named after its image, photo.png f
 file that this command did not write are never replaced: the figure is then named photo-explained.png. A line per
 image goes to OUTPUT_DIR/explanations.jsonl.part, which becomes explanations.jsonl at the end of the run.
 
+`--annotations` also writes masks and boxes for labelling tools: coco.json, or a file per image in the folder labelme
+or voc; images in which nothing was found get none. `--html` writes index.html, one page of thumbnails that can be
+sorted by score, by foreground, and wrong ones first where a folder has the name of a class.
+
 `--picture` chooses the figure (heat map and box, class map with its legend, outline of the mask, cut-out, or a
 panel of all) and `--format` the kind of file. Standard output and OUTPUT_DIR/explanations.jsonl get a line per image:
 `path`, `label`, `score`, `found`, `box` (half-open pixels of the upright image; null where nothing was found),
@@ -33,13 +37,14 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import pipeline
+from transformers import AutoModelForImageClassification, pipeline
 
 from .. import PatchExplanationPipeline
 from ..console.command_line import parse_dataclasses
 from ..console.exits import command, print_line
 from ..console.output_files import check_outputs, is_own_picture, make_folder, name_errors
 from ..console.redaction import redact_text
+from ..export import AnnotationFiles, ExplanationPage
 from ..ice_deit.image_conversion import IMAGE_ENDINGS
 from ..model_names import resolve_ice_model_name
 from ..visualization import save_result
@@ -77,9 +82,12 @@ class Explanations:
 
 def load_explainer(model: str) -> PatchExplanationPipeline:
     """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own."""
-    model = resolve_ice_model_name(model)
+    name = resolve_ice_model_name(model)
+    # not by `pipeline`, which answers every error with the tracebacks of its attempts
+    loaded: Any = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
     task: Any = "patch-explanation"  # transformers types its own tasks only
-    return pipeline(task, model=model, pipeline_class=PatchExplanationPipeline, trust_remote_code=False)
+    options = {"pipeline_class": PatchExplanationPipeline, "trust_remote_code": False}
+    return pipeline(task, model=loaded, image_processor=name, **options)
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path | str]:
@@ -154,6 +162,8 @@ def explain_files(
     batch_size: int = 8,
     stop_at_bad_image: bool = False,
     options: PictureOptions = PictureOptions(),
+    annotations: AnnotationFiles | None = None,
+    page: ExplanationPage | None = None,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Explanations:
     """Explain image files and write their figures and `explanations.jsonl`; `target` is the class of the heat maps.
@@ -179,7 +189,11 @@ def explain_files(
             batch = jobs[start : start + batch_size]
             # reading one batch at a time bounds the memory
             readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
-            for record in _explain_batch(explainer, readable, target, options):
+            for record, image, result in _explain_batch(explainer, readable, target, options, explanations.problems):
+                if annotations is not None:
+                    annotations.add(Path(record["path"]), Path(record["output"]).stem, result)
+                if page is not None:
+                    page.add(Path(record["path"]), image, result)
                 log.write(json.dumps(record, ensure_ascii=False) + "\n")
                 explanations.records.append(record)
                 on_record(record)
@@ -188,6 +202,9 @@ def explain_files(
                 return explanations
     # without any record the log of an earlier run remains
     if explanations.records:
+        for writer in (annotations, page):
+            if writer is not None:
+                writer.write()
         os.replace(unfinished_name(log_file), log_file)
     return explanations
 
@@ -244,15 +261,21 @@ def _explain_batch(
     pictures: Sequence[tuple[Path | str, Path, Image.Image]],
     target: str | int | None,
     options: PictureOptions,
-) -> Iterator[dict[str, Any]]:
-    """Explain one batch, write its figures and yield a record for each."""
-    images = [image for *_, image in pictures]
-    results = explainer(images, target=target, batch_size=len(images)) if images else []
+    problems: list[str],
+) -> Iterator[tuple[dict[str, Any], Image.Image, dict[str, Any]]]:
+    """Explain one batch, write its figures and yield record, image and result of each."""
+    images = (image for *_, image in pictures)
+    # a generator: the maps of an image, which have its size, are made when it is its turn
+    results = explainer(images, target=target, batch_size=len(pictures)) if pictures else ()
     names = explainer.model.config.id2label
     shown = {} if target is None else {"target": names[target] if isinstance(target, int) else target}
     for (path, output, image), result in zip(pictures, results, strict=True):
-        save_result(np.asarray(image), result, names, output, options.picture, options.scale)
-        yield {
+        try:
+            save_result(np.asarray(image), result, names, output, options.picture, options.scale)
+        except (ValueError, RuntimeError, MemoryError) as error:  # one figure that cannot be drawn
+            problems.append(f"{path}: the figure could not be drawn: {type(error).__name__}: {error}")
+            continue
+        record = {
             "path": redact_text(path) if isinstance(path, str) else str(path),
             "label": result["label"],
             **shown,
@@ -262,6 +285,7 @@ def _explain_batch(
             "foreground_ratio": result["foreground_ratio"],
             "output": str(output),
         }
+        yield record, image, result
 
 
 @dataclass
@@ -280,6 +304,10 @@ class ExplainArguments:
     )
     format: Literal["png", "svg", "pdf"] = field(default="png", metadata={"help": "Kind of the figures' files."})
     scale: float = field(default=1.0, metadata={"help": "Resolution of the figures over the image's."})
+    annotations: Literal["coco", "labelme", "voc"] | None = field(
+        default=None, metadata={"help": "Also write masks and boxes for labelling tools."}
+    )
+    html: bool = field(default=False, metadata={"help": "Also write index.html, one page of thumbnails to sort."})
     on_bad_image: Literal["skip", "stop"] = field(
         default="skip", metadata={"help": "Whether to continue after a file that cannot be read."}
     )
@@ -315,6 +343,7 @@ def main(argv: list[str]) -> int:
     if arguments.target is not None and arguments.target not in names and arguments.target.isdecimal():
         target = int(arguments.target)  # a class may have a number as its name
     is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")
+    id2label = explainer.model.config.id2label
     explanations = explain_files(
         explainer,
         paths,
@@ -323,6 +352,8 @@ def main(argv: list[str]) -> int:
         arguments.batch_size,
         stop,
         PictureOptions(arguments.picture, arguments.format, arguments.scale),
+        AnnotationFiles(arguments.annotations, output_dir, id2label) if arguments.annotations else None,
+        ExplanationPage(output_dir, id2label) if arguments.html else None,
         on_record=lambda record: print_line(json.dumps(record, ensure_ascii=is_ascii)),
     )
     for problem in explanations.problems:

@@ -41,7 +41,7 @@ from ..console.exits import command
 from ..console.output_files import check_outputs, staged, write_text
 from ..data.benchmarks import load_evaluation_set
 from ..evaluation.checkpoints import labels_by_name
-from ..export import compare_with_onnx, export_onnx, quantize_int8, score_exports
+from ..export import compare_with_onnx, export_onnx, processed_size, quantize_int8, score_exports
 from ..model_names import resolve_model_name
 
 
@@ -55,7 +55,8 @@ class ExportArguments:
     model: str = field(metadata={"help": "Folder or Hub id of an ICE classifier."})
     output: str = field(metadata={"help": "ONNX file to write."})
     image_size: list[int] | None = field(
-        default=None, metadata={"help": "Side, or height and width, in pixels. Default: that of the model."}
+        default=None,
+        metadata={"help": "Side, or height and width, in pixels. Default: what the image processor makes."},
     )
     int8: bool = field(default=False, metadata={"help": "Also write OUTPUT with 8-bit weights, as NAME.int8.onnx."})
     tolerance: float = field(
@@ -97,9 +98,8 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
     if examples is not None:
         images = [examples[index].image for index in range(min(count, len(examples)))]
         return image_processor(images, return_tensors="pt")["pixel_values"]
-    size = arguments.image_size or model.config.image_size
-    sides = size if isinstance(size, int) else size[0], size if isinstance(size, int) else size[-1]
-    return torch.randn(count, model.config.num_channels, *sides, generator=torch.Generator().manual_seed(0))
+    shape = (count, model.config.num_channels, *processed_size(image_processor))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def run(arguments: ExportArguments) -> dict[str, Any]:

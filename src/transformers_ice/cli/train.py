@@ -36,6 +36,7 @@ from ..training import (
     IceTrainingArguments,
     ModelArguments,
     TrainingStoppedError,
+    build_config,
     check_data,
     parse_arguments,
     resume_command,
@@ -49,7 +50,7 @@ __all__ = ["main", "train"]
 
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
-    """Check the data, print the result and return the exit code."""
+    """Check the data, and that there is a configuration of the model; print the result and return the exit code."""
     secrets = known_secrets(model_args, training_args)
     try:
         report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
@@ -57,6 +58,11 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
         print(redact_text(str(error), secrets), file=sys.stderr)
         return 1
     print(redact_text(str(report), secrets))
+    try:
+        build_config(model_args, data_args.image_size)
+    except (OSError, ValueError) as error:
+        print(redact_text(f"The model cannot be had: {error}", secrets), file=sys.stderr)
+        return 1
     return report.exit_code
 
 

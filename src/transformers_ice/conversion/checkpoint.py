@@ -19,6 +19,7 @@ from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.source_families import SOURCE_FAMILIES
+from ..ice_deit.weight_checks import some_names
 from .files import read_checkpoint, read_json
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes
@@ -208,12 +209,21 @@ def _read_folder_config(source: Path) -> IceDeiTConfig | None:
 
 def _check_values(state_dict: Mapping[str, Tensor], layout: str) -> None:
     """Refuse tensors that are no finite floating-point numbers, by their published names."""
-    whole = [key for key, tensor in state_dict.items() if not tensor.is_floating_point()]
-    broken = [key for key, tensor in state_dict.items() if key not in whole and not tensor.isfinite().all()]
-    for keys, reason in ((whole, "are not floating point (quantised?)"), (broken, "hold NaN or infinity")):
-        if keys:
-            names = dict.fromkeys(source_key(key, layout) for key in keys)
-            raise ValueError(f"The weights must be finite floating-point numbers; these {reason}: {', '.join(names)}.")
+    problems: dict[str, dict[str, None]] = {}
+    for key, tensor in state_dict.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+            problem = "are sparse, nested or without values"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            problem = "stand for more numbers than the file holds (strides of 0)"  # a few bytes would become terabytes
+        elif not tensor.is_floating_point() or tensor.element_size() < 2:
+            problem = "are not floating point (quantised?)"
+        elif not tensor.isfinite().all():
+            problem = "hold NaN or infinity"
+        else:
+            continue
+        problems.setdefault(problem, {})[source_key(key, layout)] = None
+    for problem, names in problems.items():
+        raise ValueError(f"The weights must be finite floating-point numbers; these {problem}: {some_names(names)}.")
 
 
 def _build_model(
@@ -244,12 +254,13 @@ def _build_image_processor(source: Path, config: IceDeiTConfig) -> tuple[IceDeiT
         # its own class knows the defaults that older files leave out
         try:
             own = AutoImageProcessor.from_pretrained(source, backend="pil")
-        except (ImportError, OSError, ValueError) as error:
+            image_processor = IceDeiTImageProcessor(**_preprocessing_of(own))
+        except Exception as error:  # a class of transformers may fail in any way at a value that it does not expect
             raise ValueError(
                 f"`preprocessor_config.json` of {str(source)!r} must describe an image processor of transformers, but "
                 f"it cannot be read: {error}. Remove it to write ImageNet's mean and deviation instead."
             ) from error
-        return IceDeiTImageProcessor(**_preprocessing_of(own)), "preprocessor_config.json of the checkpoint"
+        return image_processor, "preprocessor_config.json of the checkpoint"
     height, width = as_pair(config.image_size)
     fields: dict[str, Any] = {"size": {"height": height, "width": width}}  # ImageNet's mean and deviation by default
     if (source / "config.json").is_file():

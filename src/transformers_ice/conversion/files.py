@@ -20,27 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..ice_deit.weight_checks import WEIGHT_FILES, refuse_impostors, shards_of, some_names
 
-__all__ = ["ALLOWED_GLOBALS", "WEIGHT_FILES", "read_checkpoint", "read_json"]
+
+__all__ = ["ALLOWED_GLOBALS", "read_checkpoint", "read_json"]
 
 ALLOWED_GLOBALS = (argparse.Namespace,)
 """Classes beyond tensors and plain containers that a PyTorch checkpoint may hold."""
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""What is looked for in a folder, best first; an index names the shards of a large model."""
-
 _DEFAULT_WEIGHTS_KEYS = ("model", "state_dict")
-_FIRST_BYTES_OF_IMPOSTORS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights. Run `git lfs pull` where you cloned it"),
-    (b"<!doctype html", "a web page, not the weights. Download the file itself (on the Hub: /resolve/, not /blob/)"),
-    (b"<html", "a web page, not the weights. Download the file itself (on the Hub: /resolve/, not /blob/)"),
-    (b"<?xml", "an XML answer of a server, not the weights. Download the file again"),
-)
 
 
 def read_checkpoint(path: str | Path, weights_key: str | None = None) -> dict[str, Tensor]:
@@ -74,7 +62,7 @@ def read_json(path: str | Path) -> Any:
     """Return the content of an existing JSON file; raise a `ValueError` if it is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{str(path)!r} must be a JSON file, but it cannot be parsed: {error}") from error
 
 
@@ -88,33 +76,14 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     if found.suffix != ".json":
         return [found]
-    index = read_json(found)
-    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-        raise ValueError(f"{str(found)!r} must hold a `weight_map`, name -> shard. Download the folder again.")
-    # Only the file name counts: an index must not lead out of its folder.
-    shards = [folder / Path(str(name)).name for name in sorted(set(index["weight_map"].values()))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{str(found)!r} names shards that are not there: {', '.join(missing)}.")
-    return shards
+    return shards_of(found)
 
 
 def _read(file: Path, weights_key: str | None) -> dict[str, Tensor]:
     """Return the tensors of one file."""
-    _refuse_impostors(file)
+    refuse_impostors(file)
     loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_torch(file)
     return _select_weights(loaded, weights_key, file)
-
-
-def _refuse_impostors(file: Path) -> None:
-    """Refuse the things that a failed download leaves under the name of the weights."""
-    with file.open("rb") as stream:
-        head = stream.read(512).lstrip().lower()
-    if not head:
-        raise ValueError(f"{str(file)!r} is empty. Download it again.")
-    for first_bytes, meaning in _FIRST_BYTES_OF_IMPOSTORS:
-        if head.startswith(first_bytes):
-            raise ValueError(f"{str(file)!r} is {meaning}.")
 
 
 def _load_safetensors(file: Path) -> dict[str, Tensor]:
@@ -170,5 +139,7 @@ def _check_tensors(weights: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
     """Refuse a state dict in which something is not a tensor; it could not be accounted for."""
     strangers = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
     if strangers or not weights:
-        raise ValueError(f"The weights in {str(file)!r} must all be tensors, got {strangers or 'none at all'}.")
+        raise ValueError(
+            f"The weights in {str(file)!r} must all be tensors, got {some_names(strangers) or 'none at all'}."
+        )
     return {str(key): value.detach() for key, value in weights.items()}

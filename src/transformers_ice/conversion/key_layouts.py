@@ -89,7 +89,6 @@ _TRANSFORMERS = (
 # These change what the model computes, so dropping them would be wrong.
 UNSUPPORTED_KEYS = {
     r"pre_logits\.":                  "the classifier sits on an extra layer, which DeiT does not have",
-    r"blocks\.\d+\.ls[12]\.":         "LayerScale, which DeiT does not have",
     r"blocks\.\d+\.attn\.[qk]_norm":  "normalised queries and keys, which DeiT does not have",
     r"norm_pre\.":                    "a norm before the layers, which DeiT does not have",
     r"fc_norm\.":                     "the classifier reads the mean of the patches instead of [CLS]",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ice_deit.source_families import SOURCE_FAMILIES, key_pattern
+from ..ice_deit.weight_checks import some_names
 from .key_layouts import DROPPED_KEYS, KEY_TABLES, UNSUPPORTED_KEYS
 
 
@@ -31,6 +32,8 @@ _OPTIONAL_GROUPS = (
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _FAMILY_PREFIX = re.compile("|".join(rf"^{re.escape(family.key_prefix)}" for family in SOURCE_FAMILIES.values()))
+# of timm and DINOv2 (ls1.gamma) and of the authors of DeiT III (gamma_1); 1 is attention, 2 the MLP
+_LAYER_SCALE = re.compile(r"(blocks\.\d+)\.(ls[12]\.gamma|gamma_[12])")
 _FUSED = re.compile(r"(.*\.attention\.)qkv_proj(\..*)")
 _SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
 
@@ -42,6 +45,8 @@ def convert_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], s
     or double is a `ValueError` that names all of them.
     """
     names = _unwrap(state_dict)
+    weights, scales = _fold_layer_scale({name: state_dict[key] for name, key in names.items()})
+    accounts = {names.pop(name): account for name, account in scales.items()}
     layout = _detect_layout(names)
     sources: dict[str, list[str]] = {}
     leftovers: dict[str, str | None] = {}
@@ -58,7 +63,8 @@ def convert_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], s
         double=[" and ".join(keys) for keys in sources.values() if len(keys) > 1],
     )
     dropped = {key: reason for key, reason in leftovers.items() if reason is not None}
-    return _split_qkv({new: state_dict[key] for new, (key,) in sources.items()}), layout, dropped
+    by_key = {key: weights[name] for name, key in names.items()}
+    return _split_qkv({new: by_key[key] for new, (key,) in sources.items()}), layout, {**dropped, **accounts}
 
 
 def revert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,11 +174,11 @@ def _refuse_unaccounted(layout: str, unknown: list[str], missing: list[str], dou
     """Raise if a key is unknown, missing or double, with all of their names."""
     problems = []
     if unknown:
-        problems.append("unknown: " + ", ".join(_explain(key) for key in unknown))
+        problems.append("unknown: " + some_names(map(_explain, unknown)))
     if missing:
-        problems.append("missing: " + ", ".join(missing))
+        problems.append("missing: " + some_names(missing, 12))
     if double:
-        problems.append("two names of one tensor: " + ", ".join(double))
+        problems.append("two names of one tensor: " + some_names(double))
     if problems:
         raise ValueError(
             f"The checkpoint (naming: {layout}) must hold the weights of a ViT or DeiT classifier and nothing else, "
@@ -185,6 +191,29 @@ def _explain(key: str) -> str:
     """Return an unknown key, with what it stands for if that is known."""
     meaning = next((text for pattern, text in UNSUPPORTED_KEYS.items() if re.search(pattern, key)), None)
     return f"{key} ({meaning})" if meaning else key
+
+
+def _fold_layer_scale(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Multiply the LayerScale of DINOv2 and DeiT III into the layer before it, which is exact.
+
+    gamma * (W x + b) = (gamma W) x + gamma b. Returns the weights without the scales, and what became of each scale.
+    """
+    folded, accounts = dict(weights), {}
+    for name, gamma in weights.items():
+        match = _LAYER_SCALE.fullmatch(name)
+        if match is None:
+            continue
+        target = f"{match[1]}.{'attn.proj' if '1' in match[2] else 'mlp.fc2'}"
+        weight, bias = folded.get(f"{target}.weight"), folded.get(f"{target}.bias")
+        if weight is None or weight.ndim != 2 or gamma.shape != weight.shape[:1]:
+            raise ValueError(f"`{name}` of shape {tuple(gamma.shape)} does not scale the rows of `{target}.weight`.")
+        # (rows,) -> (rows, 1): one factor for each output
+        folded[f"{target}.weight"] = (gamma.double()[:, None] * weight.double()).to(weight.dtype)
+        if bias is not None:
+            folded[f"{target}.bias"] = (gamma.double() * bias.double()).to(bias.dtype)
+        del folded[name]
+        accounts[name] = f"LayerScale, multiplied into {target}"
+    return folded, accounts
 
 
 def _split_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -246,7 +246,8 @@ class ExplainedBatch:
         """Return the map of a control for an image of height and width `size`."""
         patch_height, patch_width = self.patch_size
         grid = (-(-size[0] // patch_height), -(-size[1] // patch_width))  # rounded up, as images are padded
-        seed = (self.inputs.protocol.seed, zlib.crc32(example.image_id.encode()))  # the same in every batch
+        # the same in every batch; names of files may hold bytes that are no text
+        seed = (self.inputs.protocol.seed, zlib.crc32(example.image_id.encode("utf-8", "surrogatepass")))
         return control_map(self.method, size, grid, seed)
 
     def _true_grid(self, example: Example, pixel_values: Tensor, padded: bool) -> Tensor:

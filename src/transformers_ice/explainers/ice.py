@@ -32,7 +32,7 @@ def ice_hard(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     classes = class_map(patch_logits)  # (batch_size, rows, columns), int64
     background = patch_logits.shape[-1] - 1  # the last class
     foreground = classes != background if target is None else classes == target.view(-1, 1, 1)
-    return foreground.float()
+    return foreground.float().masked_fill(patch_logits.isnan().any(dim=-1), torch.nan)  # no class is the best of NaN
 
 
 def _patch_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:

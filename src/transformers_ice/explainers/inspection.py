@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 from ..ice_deit import patch_maps
@@ -21,6 +24,7 @@ __all__ = [
     "eager_attention",
     "encoder_of",
     "evaluation_mode",
+    "exclusive_use",
     "forward_options",
     "frozen_parameters",
     "full_grid",
@@ -28,6 +32,22 @@ __all__ = [
     "num_prefix_tokens",
     "record_calls",
 ]
+
+
+_LOCKS = WeakIdKeyDictionary()  # by configuration and by first parameter: models may share either
+_NEW_LOCK = threading.Lock()
+
+
+@contextmanager
+def exclusive_use(model: PreTrainedModel) -> Iterator[None]:
+    """Let one thread at a time into such blocks of a model, or of models with the same parameters or configuration."""
+    with _NEW_LOCK:
+        keys = [*_configs(model), *itertools.islice(model.parameters(), 1)]
+        locks = {id(lock): lock for lock in (_LOCKS.setdefault(key, threading.RLock()) for key in keys)}
+    with ExitStack() as held:
+        for number in sorted(locks):  # the same order everywhere: two threads cannot wait for each other
+            held.enter_context(locks[number])
+        yield
 
 
 @contextmanager
@@ -38,8 +58,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model: Any module; parts of it may be frozen in evaluation mode while the rest trains.
     """
     training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module in training:
@@ -73,12 +93,10 @@ def record_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple
         # a layer inside which patches are pruned returns more after its tokens
         calls[module] = (arguments[0], result[0] if isinstance(result, tuple) else result)
 
-    handles = [module.register_forward_hook(note) for module in modules]
-    try:
+    with ExitStack() as hooks:  # removed one by one, also if an interruption comes between two of them
+        for module in modules:
+            hooks.callback(module.register_forward_hook(note).remove)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ the mean colour for the usual normalisation.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -39,6 +40,9 @@ __all__ = [
     "smooth_grad",
     "token_grad_cam",
 ]
+
+
+_GENERATORS = threading.Lock()
 
 
 def saliency(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None = None) -> Tensor:
@@ -244,8 +248,9 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    numpy_state = np.random.get_state()  # noqa: NPY002 - it is the global one that captum uses
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    # one thread at a time, and NumPy's state within that: captum draws from the global generators
+    with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        numpy_state = np.random.get_state()  # noqa: NPY002
         # not `torch.manual_seed`, which seeds devices that are not forked
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -294,7 +299,8 @@ def _class_activation_map(
             classes = target_or_predicted(logits, target).tolist()
             # one layer, so one map: (batch_size, rows, columns)
             (relevance,) = extractor(classes, logits, normalized=False)
-    return relevance.detach().float()
+    undefined = logits.isnan().any(dim=1)[:, None, None]  # torchcam takes NaN for 0
+    return relevance.detach().float().masked_fill(undefined, torch.nan)
 
 
 class _TokenGridClassifier(nn.Module):

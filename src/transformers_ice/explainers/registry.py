@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from . import attention_based, gradient_based, library_based, relevance_based
 from .ice import ice, ice_hard
-from .inspection import full_grid
+from .inspection import exclusive_use, full_grid
 
 
 __all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "Explainer", "explain"]
@@ -93,7 +93,8 @@ def explain(
     """Return how relevant each patch is.
 
     The model comes back as it was, even after an error: attention implementation, training mode, hooks, gradients and
-    their flags. The caller may be in any gradient mode. No image has a part in another's map.
+    their flags. Calls of several threads for one model wait for each other; nothing else may use the model meanwhile.
+    The caller may be in any gradient mode. No image has a part in another's map.
 
     Args:
         model: A ViT, DeiT or ICE model of transformers; `ice` and `ice_hard` need an ICE model, methods that take a
@@ -108,7 +109,7 @@ def explain(
 
     Returns:
         `(batch_size, rows, columns)`, or `(batch_size, height, width)` for `full_lrp`; float32, larger is more
-        relevant; the range is that of the method.
+        relevant; the range is that of the method. NaN for an image whose pixels are not all finite.
 
     Raises:
         ImportError: If the library that the method comes from is not installed.
@@ -132,8 +133,13 @@ def explain(
         raise ValueError(f"The options of method {method!r} are: {known}; got {', '.join(unknown)}.")
     if target is not None:
         options["target"] = _class_per_image(target, pixel_values, cast(int, model.config.num_labels))
-    with full_grid(model):  # a map has a value for every patch, also where the model prunes
-        return explainer(model, pixel_values, **options)
+    # an image that holds NaN says nothing: some methods would map it to 0 or 1, others fail for the whole batch
+    is_finite = pixel_values.isfinite().flatten(1).all(dim=1)[:, None, None]  # (batch_size, 1, 1)
+    if not is_finite.all():
+        pixel_values = torch.where(is_finite[..., None], pixel_values, 0.0)
+    # a map has a value for every patch, also where the model prunes
+    with exclusive_use(model), full_grid(model):
+        return explainer(model, pixel_values, **options).masked_fill(~is_finite, torch.nan)
 
 
 def _class_per_image(target: int | Sequence[int] | Tensor, pixel_values: Tensor, num_labels: int) -> Tensor:

@@ -7,6 +7,7 @@ is treated as if it were alone.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from transformers import DeiTPreTrainedModel, PreTrainedModel, ViTPreTrainedModel
+from transformers.utils import logging
 
 from .class_scores import (
-    at_least_float32,
     classification_heads,
     gradient_pass,
     run_classifier,
@@ -38,6 +39,8 @@ from .relevance_rules import addition_rule, copy_rule, linear_rule, pixel_rule, 
 
 
 __all__ = ["full_lrp", "partial_lrp", "transformer_attribution"]
+
+logger = logging.get_logger(__name__)
 
 
 def transformer_attribution(
@@ -81,9 +84,16 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
 
     Source: the baseline of that name in `hila-chefer/Transformer-Explainability`.
     """
-    trace = _trace(model, pixel_values, target)
+    if model.dtype.itemsize < 4:
+        logger.warning_once(
+            f"The weights are in {str(model.dtype).removeprefix('torch.')}. `full_lrp` divides by sums close to 0, so "
+            "their rounding changes its maps beyond recognition. Load the model with `dtype=torch.float32`."
+        )
+    # float32 decides about some maps by rounding, too. Apple's GPUs have no float64.
+    dtype = torch.float32 if model.device.type == "mps" else torch.float64
+    trace = _trace(model, pixel_values, target, dtype=dtype)
     *_, first = _walk_back(trace, joint=False)  # the walk ends at the first layer
-    embeddings = encoder_of(model).embeddings
+    embeddings = encoder_of(trace.model).embeddings
     patches, embedded = trace.result_of(embeddings.patch_embeddings), trace.result_of(embeddings)
     prefix = num_prefix_tokens(model)
     # the positions were added to the patches, and keep their share
@@ -91,7 +101,7 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     # (batch_size, num_patches, hidden_size) -> (batch_size, hidden_size, rows, columns)
     relevance = relevance.transpose(1, 2).unflatten(2, grid_size(model, pixel_values))
     # (hidden_size, num_channels, patch_height, patch_width)
-    weight = embeddings.patch_embeddings.projection.weight.detach().to(relevance.dtype)
+    weight = embeddings.patch_embeddings.projection.weight.detach()
     return pixel_rule(pixel_values.detach().to(relevance.dtype), weight, relevance).float()
 
 
@@ -106,12 +116,12 @@ class _Trace:
     target: Tensor
 
     def input_of(self, module: nn.Module) -> Tensor:
-        """Return what a module got, in float32 at least: the rules divide by differences."""
-        return _for_rules(self.calls[module][0])
+        """Return what a module got."""
+        return self.calls[module][0].detach()
 
     def result_of(self, module: nn.Module) -> Tensor:
-        """Return what a module gave, in float32 at least."""
-        return _for_rules(self.calls[module][1])
+        """Return what a module gave."""
+        return self.calls[module][1].detach()
 
 
 @dataclass(frozen=True)
@@ -124,13 +134,19 @@ class _Step:
 
 
 def _trace(
-    model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None, with_gradients: bool = False
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    target: Tensor | None,
+    with_gradients: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> _Trace:
+    """Run a model in a precision of at least `dtype`, whatever its own: the rules divide by small differences."""
     if not isinstance(model, ViTPreTrainedModel | DeiTPreTrainedModel):
         raise ValueError(
             f"Relevance has rules for the layers of ViT, DeiT and ICE models, got {type(model).__name__}. "
             "Use method='rollout' or 'grad_cam'."
         )
+    model = _in_precision(model, torch.promote_types(dtype, model.dtype))
     with (
         gradient_pass(model, pixel_values) as pixels,
         torch.set_grad_enabled(with_gradients),
@@ -141,12 +157,20 @@ def _trace(
         target = target_or_predicted(logits, target)
         scores = target_scores(logits, target).sum()  # sum over images, none of which affects another's score
         gradients = torch.autograd.grad(scores, outputs.attentions) if with_gradients else ()
-    attentions = [_for_rules(weights) for weights in outputs.attentions]
-    return _Trace(model, calls, attentions, [_for_rules(gradient) for gradient in gradients], target)
+    return _Trace(model, calls, [weights.detach() for weights in outputs.attentions], list(gradients), target)
 
 
-def _for_rules(values: Tensor) -> Tensor:
-    return values.detach().to(at_least_float32(values.dtype))
+def _in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model, or a copy of it in another precision, outside of any inference mode of the caller."""
+    if all(weight.dtype == dtype for weight in model.parameters()):
+        return model
+    with torch.inference_mode(False), torch.no_grad():
+        tensors: dict[int, Tensor] = {
+            id(weight): nn.Parameter(weight.to(dtype), requires_grad=False) for weight in model.parameters()
+        }
+        tensors |= {id(buffer): buffer.to(dtype) for buffer in model.buffers() if buffer.is_floating_point()}
+        # the memo of `deepcopy`: of the weights, only those in the new precision are made
+        return copy.deepcopy(model, tensors)
 
 
 def _modules_on_the_way(model: PreTrainedModel) -> Iterator[nn.Module]:
@@ -173,15 +197,14 @@ def _walk_back(trace: _Trace, joint: bool) -> Iterator[_Step]:
 
 def _at_the_final_tokens(trace: _Trace, joint: bool) -> Tensor:
     """Return the relevance of the last layer's tokens: 1 on the target's logit, through the heads to their tokens."""
-    final = trace.calls[encoder_of(trace.model).layernorm][1]
-    tokens = _for_rules(final)
+    tokens = trace.result_of(encoder_of(trace.model).layernorm)
     heads = classification_heads(trace.model)
-    weights = [_for_rules(head.weight) for head in heads]
+    weights = [head.weight.detach() for head in heads]
     start = one_hot(trace.target, weights[0].shape[0]).to(tokens.dtype)  # (batch_size, num_labels)
     parts: tuple[Tensor, ...] = (start,)
     if len(heads) == 2:
         # the logits are the mean of two heads, that is, the sum of their halves
-        halves = [_for_rules(head(token)) for head, token in zip(heads, final[:, :2].unbind(1), strict=True)]
+        halves = [head(token) for head, token in zip(heads, tokens[:, :2].unbind(1), strict=True)]
         parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rescale=joint)
     relevance = torch.zeros_like(tokens)
     for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
@@ -223,7 +246,7 @@ def _through_attention(trace: _Trace, index: int, layer: Any, relevance: Tensor,
 
 
 def _through_linear(trace: _Trace, module: Any, relevance: Tensor, joint: bool) -> Tensor:
-    return linear_rule(trace.input_of(module), _for_rules(module.weight), relevance, joint)
+    return linear_rule(trace.input_of(module), module.weight.detach(), relevance, joint)
 
 
 def _split_heads(values: Tensor, num_heads: int) -> Tensor:

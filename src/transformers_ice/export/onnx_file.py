@@ -25,7 +25,7 @@ from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.patch_maps import grid_size
 
 
-__all__ = ["OUTPUT_NAMES", "export_onnx", "quantize_int8", "require"]
+__all__ = ["OUTPUT_NAMES", "export_onnx", "processed_size", "quantize_int8", "require"]
 
 OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
 
@@ -59,7 +59,8 @@ def export_onnx(
         file: Where to write; missing folders are made. From 1.8 GB on, the weights are in a second file next to it.
         image_processor: The one that belongs to the model; its settings go into the metadata. Must make images of the
             exported size.
-        image_size: Side, or (height, width), in pixels, that the file takes; `None` is that of the configuration.
+        image_size: Side, or (height, width), in pixels, that the file takes; `None` is what the image processor makes,
+            which may be another size than that of the configuration after fine-tuning.
         source: Where the model comes from, for the metadata; `None` is the name it was loaded by, without the folders
             above it where that is a path of this machine.
 
@@ -74,7 +75,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript"):
         require(package)
     _check_model(model)
-    height, width = _checked_size(model.config, image_size)
+    height, width = _checked_size(model.config, processed_size(image_processor) if image_size is None else image_size)
     _check_processor(image_processor, (height, width))
     parameter = next(model.parameters())
     # two images: torch would export a batch of one as a constant
@@ -143,9 +144,15 @@ def _check_model(model: PreTrainedModel) -> None:
         )
 
 
-def _checked_size(config: Any, image_size: int | Sequence[int] | None) -> tuple[int, int]:
-    given = config.image_size if image_size is None else image_size
-    size, patch_size = as_pair(given if isinstance(given, int) else list(given)), as_pair(config.patch_size)
+def processed_size(image_processor: Any) -> tuple[int, int]:
+    """Return height and width of what an image processor makes of an image."""
+    height, width = image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[2:]
+    return height, width
+
+
+def _checked_size(config: Any, image_size: int | Sequence[int]) -> tuple[int, int]:
+    patch_size = as_pair(config.patch_size)
+    size = as_pair(image_size if isinstance(image_size, int) else list(image_size))
     if any(side < patch or side % patch for side, patch in zip(size, patch_size, strict=True)):
         raise ValueError(
             f"`image_size` must be a multiple of the patch size {patch_size[0]} x {patch_size[1]}, got {size}."
@@ -162,7 +169,8 @@ def _check_processor(image_processor: Any, image_size: tuple[int, int]) -> None:
         raise ValueError(
             f"`image_processor` must make images of the exported size {image_size}, got {made} from an image of "
             f"{blank.height} x {blank.width}. Load it with "
-            f'`size={{"height": {image_size[0]}, "width": {image_size[1]}}}, do_center_crop=False`.'
+            f'`size={{"height": {image_size[0]}, "width": {image_size[1]}}}, do_center_crop=False`; on the command '
+            f"line pass `--image_size {image_size[0]} {image_size[1]}`."
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -25,11 +25,21 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
 
-__all__ = ["IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
+__all__ = ["FORMATS", "IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
 
-_FORMATS = "apng avif bmp gif heic heif ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-IMAGE_ENDINGS = frozenset(f".{name}" for name in _FORMATS.split())
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+"""Pillow's names of the formats that are decoded; it knows many more, and some of them run other programs.
+
+AVIF where Pillow was built with it, HEIF (the photographs of phones, HEIC) where `pillow-heif` is installed.
+"""
+
+# also those of formats that are not decoded: such a file is named as unreadable, not passed over
+_ENDINGS = "apng avif bmp gif heic heif ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+IMAGE_ENDINGS = frozenset(f".{name}" for name in _ENDINGS.split())
 """Lower-case endings, with their dot, of the files that count as images in a folder."""
+
+MAX_PIXELS = 89_478_485  # as far as Pillow reads without a warning; the maps of one image then take some 2 GB
+MAX_SIDE = 65_535  # that of JPEG
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
@@ -53,12 +63,19 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     stream = _open_source(source, name, timeout)
     try:
         image = stream if isinstance(stream, Image.Image) else _open_image(stream)
-        image.load()
+        is_too_large = image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE
+        if not is_too_large:
+            image.load()
     except Exception as error:  # a damaged file can fail anywhere inside a decoder
         raise ValueError(
-            f"Cannot read the image {name}: {error}. Expected a complete image file of a format that Pillow reads; "
-            "replace the file or leave it out."
+            f"Cannot read the image {name}: {error}. Expected a complete file of one of the formats "
+            f"{', '.join(FORMATS)} (AVIF as Pillow was built, HEIF with pillow-heif). Replace it or leave it out."
         ) from error
+    if is_too_large:
+        raise ValueError(
+            f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read, and "
+            f"{MAX_SIDE:,} on a side. Make it smaller."
+        )
     try:
         is_upright = image.getexif().get(_ORIENTATION, 1) == 1
         return image if is_upright else ImageOps.exif_transpose(image)
@@ -114,7 +131,7 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         return source
     encoded = source.partition(",")[2] if source.startswith("data:") else source
     try:
-        return BytesIO(base64.b64decode("".join(encoded.splitlines()), validate=True))  # it may be broken into lines
+        return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))  # it may be broken into lines
     except (binascii.Error, ValueError) as error:
         raise ValueError(
             f"Cannot find the image {name}. Expected an existing file, a URL that starts with http:// or https://, or "
@@ -123,9 +140,10 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
 
 
 def _open_image(stream: str | BytesIO) -> Image.Image:
-    """Open an encoded image; those of phones (HEIC) by pillow-heif, where it is installed."""
+    """Read the header of an image in one of `FORMATS`; other decoders are not even tried, and nothing is decoded."""
+    Image.init()
     try:
-        return Image.open(stream)
+        return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         with open(stream, "rb") if isinstance(stream, str) else BytesIO(stream.getvalue()) as file:
             head = file.read(12)
@@ -135,14 +153,16 @@ def _open_image(stream: str | BytesIO) -> Image.Image:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
             raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from error
-        return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()))
+        return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()), formats=["HEIF"])
 
 
 def _download(url: str, timeout: float | None) -> bytes:
     """Return the content at a URL."""
-    # Not through huggingface_hub, whose offline mode is about the Hub. Some servers refuse Python's own agent name.
     try:
-        address = quote(url, safe=string.punctuation)  # of blanks and umlauts
+        parts = urlsplit(url.strip())
+        host = parts.netloc.encode("idna").decode("ascii")
+        address = quote(parts._replace(netloc=host).geturl(), safe=string.punctuation)  # blanks and umlauts
+        # not through huggingface_hub, whose offline mode is about the Hub; some servers refuse Python's own agent name
         request = Request(address, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
         with urlopen(request, timeout=timeout) as response:
             return response.read()

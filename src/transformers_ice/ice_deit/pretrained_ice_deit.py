@@ -15,12 +15,22 @@ from transformers.models.deit.modeling_deit import DeiTEmbeddings, DeiTPreTraine
 from .configuration_ice_deit import IceDeiTConfig
 from .remote_code import copy_remote_code, remote_code_entries
 from .source_families import encoder_renamings, prefix_renamings
+from .weight_checks import describe_damage, refuse_broken_folder, refuse_incomplete, refuse_not_finite
 
 
-def _pruning_keys(loading_info: dict[str, Any]) -> list[str]:
-    """Return the keys of pruning heads that a checkpoint lacked, or held in another shape."""
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in loading_info["mismatched_keys"]]
-    return [key for key in (*loading_info["missing_keys"], *mismatched) if "pruning_heads." in key]
+def _refuse_untrained_pruning(model: Any, info: dict[str, Any], name: Any, initialize: bool) -> None:
+    """Refuse a strategy whose pruning heads the checkpoint lacks, or holds in another shape."""
+    keys = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    missing = sorted(
+        {key.split("pruning_heads.")[1].split(".")[0] for key in keys if "pruning_heads." in key}, key=int
+    )
+    if missing and not initialize:
+        raise ValueError(
+            f"{name} has no trained pruning heads at the layers {', '.join(missing)}, by which "
+            f'`pruning_strategy="{model.config.pruning_strategy}"` decides. Train them '
+            "(scripts/run_train.py --pruning_strategy, or `initialize_pruning_heads=True` and your own loop), "
+            'or use `pruning_strategy="attentiveness"`, which needs none.'
+        )
 
 
 class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
@@ -42,28 +52,37 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *args: Any, initialize_pruning_heads: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a model; as `PreTrainedModel.from_pretrained`, except for the pruning heads.
+        """Load a model as `PreTrainedModel.from_pretrained` does, if the checkpoint holds its weights, all finite.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             *args: Passed on.
             initialize_pruning_heads: Whether pruning heads that the checkpoint lacks are initialized, to be trained.
-            **kwargs: Passed on.
+            **kwargs: Passed on. With `ignore_mismatched_sizes=True` heads may be new or of other classes, and no other
+                part.
 
         Raises:
-            ValueError: If the strategy needs pruning heads that the checkpoint lacks: untrained ones decide nothing.
+            ValueError: If weights are missing, surplus, of another shape, not finite, or cannot be read; or if the
+                strategy needs pruning heads that the checkpoint lacks: untrained ones decide nothing.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        new_heads = kwargs.pop("ignore_mismatched_sizes", False)
         load: Any = super().from_pretrained  # what it returns depends on its arguments
-        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted({key.split("pruning_heads.")[1].split(".")[0] for key in _pruning_keys(info)}, key=int)
-        if missing and not initialize_pruning_heads:
+        name = pretrained_model_name_or_path
+        refuse_broken_folder(name)
+        try:
+            # shapes are compared below, in one sentence
+            model, info = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        except Exception as error:  # a damaged file can fail anywhere inside a reader
+            damage = describe_damage(error)
+            if damage is None:
+                raise
             raise ValueError(
-                f"{pretrained_model_name_or_path} has no trained pruning heads at the layers {', '.join(missing)}, by "
-                f'which `pruning_strategy="{model.config.pruning_strategy}"` decides. Train them '
-                "(scripts/run_train.py --pruning_strategy, or `initialize_pruning_heads=True` and your own loop), "
-                'or use `pruning_strategy="attentiveness"`, which needs none.'
-            )
+                f"The weights in {str(name)!r} cannot be read: {damage}. Is the download complete?"
+            ) from error
+        _refuse_untrained_pruning(model, info, name, initialize_pruning_heads)
+        refuse_incomplete(model, info, name, new_heads, new_heads or initialize_pruning_heads)
+        refuse_not_finite(model, name)
         return (model, info) if wants_info else model
 
     @torch.no_grad()
@@ -105,6 +124,15 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
             super().save_pretrained(
                 save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
             )
+        if is_main_process:
+            _open_to_others(Path(save_directory))
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give the weights the mode of the files next to them: safetensors writes files that only their owner can read."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _register_for_loading() -> None:

@@ -9,7 +9,15 @@ from .macs import TokenCounts, count_macs, count_tokens, ideal_macs
 from .report import read_accuracies, speed_table, write_results
 from .speed import SpeedRow, TimingPlan, Workload, count_variant_tokens, measure_speed
 from .timing import Spread, interleave, summarize_spread, time_call
-from .variants import BACKGROUND, REFERENCE, Variant, build_variants, share_as_vit, share_weights
+from .variants import (
+    BACKGROUND,
+    REFERENCE,
+    Variant,
+    build_variants,
+    share_as_vit,
+    share_weights,
+    unusable_strategies,
+)
 
 
 __all__ = [
@@ -44,5 +52,6 @@ __all__ = [
     "speed_table",
     "summarize_spread",
     "time_call",
+    "unusable_strategies",
     "write_results",
 ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..ice_deit.token_pruning import AttentivenessStrategy
 from ..model_names import resolve_model_name
 from .arguments import BenchmarkArguments
 from .keep_counts import counts_from_shares, draw_keep_shares, read_keep_shares
@@ -29,11 +31,13 @@ _DEIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 15
 
 
 def load_model(arguments: BenchmarkArguments, device: torch.device | None = None) -> IceDeiTForImageClassification:
-    """Return the classifier to time, on a device, in evaluation mode and with pruning heads.
+    """Return the classifier to time, on a device, in evaluation mode.
+
+    Its strategy is "background"; "attentiveness" for a checkpoint without trained pruning heads, unless the numbers of
+    patches to keep are prescribed: then heads of random weights do.
 
     Raises:
-        ValueError: If there is no such folder, or the images are to decide how many patches are kept and the model has
-            not been trained to.
+        ValueError: If there is no such folder, or no model is named and no numbers are prescribed.
         OSError: If the Hub has no such model, or cannot be reached.
     """
     fields = {**parse_config_overrides(arguments.config_overrides), "pruning_strategy": "background"}
@@ -42,11 +46,14 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
         raise ValueError(f"An ICE model has no configuration field {', '.join(sorted(unknown))}.")
     torch.manual_seed(arguments.seed)
     if arguments.model_name_or_path is not None:
-        model = IceDeiTForImageClassification.from_pretrained(
-            resolve_model_name(arguments.model_name_or_path),
-            initialize_pruning_heads=arguments.is_prescribed,
-            **{"fuse_pruned_tokens": False, **fields},
-        )
+        load = partial(IceDeiTForImageClassification.from_pretrained, resolve_model_name(arguments.model_name_or_path))
+        fields = {"fuse_pruned_tokens": False, **fields}
+        try:
+            model = load(initialize_pruning_heads=arguments.is_prescribed, **fields)
+        except ValueError as error:
+            if "no trained pruning heads" not in str(error):
+                raise
+            model = load(**{**fields, "pruning_strategy": AttentivenessStrategy.name})
     elif arguments.is_prescribed:
         model = IceDeiTForImageClassification(IceDeiTConfig(**{**_DEIT_S, **fields}))
     else:

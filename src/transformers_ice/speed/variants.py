@@ -16,7 +16,15 @@ from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.token_pruning import STRATEGIES, BackgroundStrategy
 
 
-__all__ = ["BACKGROUND", "REFERENCE", "Variant", "build_variants", "share_as_vit", "share_weights"]
+__all__ = [
+    "BACKGROUND",
+    "REFERENCE",
+    "Variant",
+    "build_variants",
+    "share_as_vit",
+    "share_weights",
+    "unusable_strategies",
+]
 
 REFERENCE = "ICE unpruned"
 BACKGROUND = BackgroundStrategy.name
@@ -72,16 +80,21 @@ def share_as_vit(model: IceDeiTForImageClassification) -> ViTForImageClassificat
     return vit.train(model.training)
 
 
+def unusable_strategies(model: IceDeiTForImageClassification) -> list[str]:
+    """Return the names of the strategies whose trained pruning heads a model lacks."""
+    return [] if model.config.has_pruning_heads else [name for name in STRATEGIES if STRATEGIES[name].needs_heads]
+
+
 def build_variants(
     model: IceDeiTForImageClassification,
     keep_rates: Sequence[float],
     compiles: bool = False,
     decided_names: Sequence[str] = (BACKGROUND,),
 ) -> list[Variant]:
-    """Return the variants of a model: unpruned, and pruned by every strategy.
+    """Return the variants of a model: unpruned, and pruned by every strategy that it has the pruning heads for.
 
     Args:
-        model: In evaluation mode, with pruning heads.
+        model: In evaluation mode.
         keep_rates: Each is taken at every pruning layer by every strategy that keeps fixed numbers, with fused tokens
             where it can.
         compiles: Whether to add the compiled unpruned and "top_k" models.
@@ -92,7 +105,9 @@ def build_variants(
     """
     layers = model.config.pruning_layers or []
     plain: dict[str, Any] = {"pruning_strategy": None, "fuse_pruned_tokens": False}
+    left_out = unusable_strategies(model)
     fixed = [strategy for strategy in STRATEGIES.values() if strategy.has_fixed_counts]
+    fixed = [strategy for strategy in fixed if strategy.name not in left_out]
     variants = []
     if not model.config.use_distillation_token:
         variants.append(Variant(_VIT, share_as_vit(model)))
@@ -101,7 +116,7 @@ def build_variants(
         fields = {"pruning_strategy": strategy.name, "fuse_pruned_tokens": strategy.can_fuse}
         pruned = share_weights(model, **fields, keep_rates=[rate] * len(layers))
         variants.append(Variant(f"{strategy.name} {rate:g}", pruned))
-    for name in decided_names:
+    for name in decided_names if BACKGROUND not in left_out else ():
         background = share_weights(model, **{**plain, "pruning_strategy": BACKGROUND})
         variants.append(Variant(name, background, is_decided=True))
     if compiles:

@@ -40,8 +40,9 @@ def summarize_outputs(outputs: Tensor | tuple[Tensor, ...], labels: Tensor | Non
     cls_logits, patch_logits = explanation
     # background is the last class
     foreground = class_map(patch_logits) != patch_logits.shape[-1] - 1  # (batch_size, num_patches)
+    best = cls_logits.argmax(dim=-1, keepdim=True).masked_fill(~has_answer(cls_logits)[:, None], -1)
     # not bool: some backends cannot gather it
-    return top_classes, cls_logits.argmax(dim=-1, keepdim=True), foreground.to(torch.uint8)
+    return top_classes, best, foreground.to(torch.uint8)
 
 
 class EvaluationMetrics:

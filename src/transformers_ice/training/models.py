@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -51,6 +52,8 @@ def build_config(model_args: ModelArguments, image_size: int | None = None) -> P
         fields["image_size"] = size
     if model_args.model_name_or_path is not None:
         path, hub = model_args.model_name_or_path, model_args.hub_options
+        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
+            raise ValueError(f"The folder {path} holds no config.json, so it is no checkpoint of transformers.")
         # before the fields are set: `from_pretrained` would store unknown ones
         _refuse_unknown(IceDeiTConfig.from_pretrained(path, **hub), fields)
         is_ice = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type") == IceDeiTConfig.model_type
@@ -107,7 +110,9 @@ def _refuse_unknown(config: PreTrainedConfig, names: Iterable[str]) -> None:
 
 
 def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None:
-    """Raise, before the first step, if local windows do not divide the patch grid of images of `(height, width)`."""
+    """Raise, before the first step, if patches do not divide the image, or local windows the grid of patches."""
+    if isinstance(config, IceDeiTConfig):
+        config.check_values()
     if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
         patch_height, patch_width = as_pair(config.patch_size)
         grid_size = image_size[0] // patch_height, image_size[1] // patch_width

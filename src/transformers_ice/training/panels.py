@@ -75,7 +75,11 @@ class PanelCallback(TrainerCallback):
             logger.warning(f"No panels are drawn: {error}")
             return
         rows = panel_rows(model, images, spread_indices(len(images), self.num_images))
-        save_figure(explanation_panel(rows, model.config.id2label), file)
+        try:
+            save_figure(explanation_panel(rows, model.config.id2label), file)
+        except Exception as error:  # whatever a figure fails of, the run is worth more
+            logger.warning(f"The panel {file} could not be drawn: {type(error).__name__}: {error}")
+            return
         for callback in self.trackers:
             _send_panel(callback, file, state.global_step)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -77,9 +77,15 @@ def load_weights(
             output_loading_info=True,
             **hub_options,
         )
+    except ValueError as error:
+        if "are not those of" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} Only class heads can be replaced: remove what changes other sizes from `--config_overrides`, or train "
+            "from random weights with `--model_type ice_deit`."
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
-    _check_fit(source, info)
     if len(names) != len(wanted):
         if not ignore_mismatched_sizes:
             raise ValueError(
@@ -95,23 +101,6 @@ def load_weights(
             f"New, since {source} has none: {', '.join(new_heads)}. Training begins from random weights there."
         )
     return model if loaded.image_size == config.image_size else _resized(model, config)
-
-
-def _check_fit(source: str, info: dict[str, Any]) -> None:
-    """Raise if anything but heads is missing, left over, or of another shape."""
-    shapes: Iterable[tuple[str, Any, Any]] = info["mismatched_keys"]
-    faults = [
-        f"{key} (file {tuple(file)}, model {tuple(model)})" for key, file, model in sorted(shapes) if not _is_head(key)
-    ]
-    faults += [f"{key} (not in the file)" for key in sorted(info["missing_keys"]) if not _is_head(key)]
-    faults += [f"{key} (not in the model)" for key in sorted(info["unexpected_keys"]) if not _is_head(key)]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"The weights of {source} do not fit the configuration: {', '.join(faults[:3])}{more}. Only class heads "
-            "can be replaced: remove what changes other sizes from `--config_overrides`, or train from random weights "
-            "with `--model_type ice_deit`."
-        )
 
 
 def _is_head(key: str) -> bool:

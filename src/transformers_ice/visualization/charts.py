@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .colors import PALETTE, matplotlib_module
+from .text import add_legend, plain_text
 
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ def speed_plot(points: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figur
 
     figure = Figure(figsize=(5.2 * len(points), 4.2), dpi=130, layout="constrained")
     for axis, (heading, models) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        entries = []
         for (name, (speed, accuracy)), color in zip(models.items(), cycle(PALETTE)):
-            axis.scatter(speed, 100 * accuracy, color=color, label=name)
-        axis.set(title=heading, xlabel="images per second", ylabel="top-1 accuracy (%)")
-        axis.legend(fontsize=7)
+            entries.append((name, axis.scatter(speed, 100 * accuracy, color=color)))
+        axis.set(title=plain_text(heading), xlabel="images per second", ylabel="top-1 accuracy (%)")
+        add_legend(axis, entries, fontsize=7)
     return figure
 
 
@@ -87,8 +89,8 @@ def _draw_bars(axis: Axes, bars: Mapping[str, tuple[float, float, float]], headi
     # the own method in another colour than the baselines
     colors = [PALETTE[5] if "ice" in name.split(": ")[-1] else PALETTE[4] for name in names]
     axis.barh(range(len(names)), values[:, 0], xerr=errors, color=colors, height=0.72, error_kw={"lw": 0.8})
-    axis.set_yticks(range(len(names)), names, fontsize=6.5)
+    axis.set_yticks(range(len(names)), [plain_text(name) for name in names], fontsize=6.5)
     axis.invert_yaxis()
     axis.tick_params(axis="x", labelsize=6.5)
-    axis.set_title(heading, fontsize=8.5)
+    axis.set_title(plain_text(heading), fontsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
 
 from .colors import (
     HEAT_COLORS,
@@ -32,6 +31,7 @@ __all__ = [
 ]
 
 _DIMMED = 0.22  # brightness of what is dimmed, over the original
+_BLOCK = 2**18  # pixels that are painted at once
 
 Array = np.ndarray
 Segment = tuple[tuple[int, int], tuple[int, int]]
@@ -64,9 +64,15 @@ def overlay_heatmap(image: Array, heatmap: Array, opacity: float = 0.65) -> Arra
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must lie in [0, 1], got {opacity}.")
-    colors = matplotlib_module().colormaps[HEAT_COLORS](values)[..., :3] * 255  # RGBA in [0, 1] -> RGB in [0, 255]
-    # Grey below the colours: the image's own colours would read as heat.
-    return to_uint8((1 - opacity) * to_grey(rgb) + opacity * colors)
+    # RGBA in [0, 1] -> RGB in [0, 255], (256, 3)
+    colors = (255 * matplotlib_module().colormaps[HEAT_COLORS](np.arange(256))[:, :3]).astype(np.float32)
+
+    def paint(pixels: Array, heat: Array) -> Array:
+        places = np.minimum(heat * 256, 255).astype(np.uint8)
+        # Grey below the colours: the image's own colours would read as heat.
+        return to_uint8((1 - opacity) * to_grey(pixels) + opacity * colors[places])
+
+    return _paint(paint, rgb, values)
 
 
 def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str], opacity: float = 0.7) -> Array:
@@ -87,14 +93,19 @@ def overlay_class_map(image: Array, class_map: Array, colors: Mapping[int, str],
     """
     rgb, classes = as_rgb(image), np.asarray(class_map)
     check_size("class_map", classes, rgb)
-    grey = to_grey(rgb)
-    result = np.repeat(grey * 0.45, 3, axis=2)  # (height, width, 1) -> (height, width, 3)
-    # one class at a time: there are few, and `class_map` may hold negative or missing indices
-    for index, color in colors.items():
-        tint = 255 * np.array(matplotlib_module().colors.to_rgb(color))
-        painted = (1 - opacity) * grey + opacity * tint
-        result = np.where((classes == index)[..., None], painted, result)
-    return to_uint8(result)
+    to_rgb = matplotlib_module().colors.to_rgb
+    tints = {index: np.array(to_rgb(color), dtype=np.float32) * 255 for index, color in colors.items()}
+
+    def paint(pixels: Array, indices: Array) -> Array:
+        grey = to_grey(pixels)
+        result = np.repeat(grey * 0.45, 3, axis=1)  # (num_pixels, 1) -> (num_pixels, 3)
+        # one class at a time: there are few, and `class_map` may hold negative or missing indices
+        for index, tint in tints.items():
+            places = indices == index
+            result[places] = (1 - opacity) * grey[places] + opacity * tint
+        return to_uint8(result)
+
+    return _paint(paint, rgb, classes)
 
 
 def cut_out(image: Array, mask: Array) -> Array:
@@ -112,7 +123,26 @@ def cut_out(image: Array, mask: Array) -> Array:
     """
     rgb, kept = as_rgb(image), np.asarray(mask, dtype=bool)
     check_size("mask", kept, rgb)
-    return np.where(kept[..., None], rgb, to_uint8(_DIMMED * to_grey(rgb)))
+    return _paint(_dim, rgb, kept)
+
+
+def _dim(pixels: Array, kept: Array) -> Array:
+    """Return pixels `(num_pixels, 3)`, the others than those that are kept `(num_pixels,)` dark and grey."""
+    return np.where(kept[:, None], pixels, to_uint8(_DIMMED * to_grey(pixels)))
+
+
+def _paint(paint: Callable[..., Array], image: Array, *maps: Array) -> Array:
+    """Return an image of the colours that `paint` gives pixels `(num_pixels, 3)` and their values of the maps.
+
+    Block by block: what it takes to paint does not grow with the image, which may be 12 megapixels large.
+    """
+    values = [array.reshape(-1) for array in maps]
+    pixels = image.reshape(-1, 3)
+    result = np.empty_like(pixels)
+    for start in range(0, len(pixels), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        result[block] = paint(pixels[block], *(array[block] for array in values))
+    return result.reshape(image.shape)
 
 
 def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thickness: int | None = None) -> Array:
@@ -136,17 +166,26 @@ def outline_mask(image: Array, mask: Array, color: str = OUTLINE_COLOR, thicknes
     if thickness < 1:
         raise ValueError(f"`thickness` must be at least 1 pixel, got {thickness}.")
     dark = max(1, thickness // 2)  # pixels of the black line outside
-    # the edge of the image ends a mask too: a border of False around it
-    padded = Image.fromarray(np.pad(inside, thickness).astype(np.uint8))
-    # erosion and dilation: the line is what they take away from the mask, or add to it
-    core = _crop(padded.filter(ImageFilter.MinFilter(2 * thickness + 1)), thickness)
-    grown = _crop(padded.filter(ImageFilter.MaxFilter(2 * dark + 1)), thickness)
-    result = np.where((grown & ~inside)[..., None], np.uint8(0), rgb)
-    return np.where((inside & ~core)[..., None], to_uint8(hex_to_rgb(color)), result)
+    tint, result = to_uint8(hex_to_rgb(color)), rgb.copy()
+    # dilation of the mask and of the rest: the lines are what they add. The edge of the image ends a mask too.
+    result[_grow(inside, dark, beyond=False) & ~inside] = 0
+    result[_grow(~inside, thickness, beyond=True) & inside] = tint
+    return result
 
 
-def _crop(padded: Image.Image, border: int) -> Array:
-    return np.asarray(padded)[border:-border, border:-border] > 0
+def _grow(mask: Array, radius: int, beyond: bool) -> Array:
+    """Return where any pixel of the square of side `2 * radius + 1` is in a mask; `beyond` the image, or not."""
+    for axis in (0, 1):
+        # running maximum along an axis: windows of 1, 2, 4, ... up to 2 * radius + 1 pixels, each of two smaller ones
+        border = [(radius, radius) if side == axis else (0, 0) for side in (0, 1)]
+        lines = np.moveaxis(np.pad(mask, border, constant_values=beyond), axis, 0)
+        size = 1
+        while size < 2 * radius + 1:
+            step = min(size, 2 * radius + 1 - size)
+            lines = lines[step:] | lines[:-step]
+            size += step
+        mask = np.moveaxis(lines, 0, axis)
+    return mask
 
 
 def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
@@ -166,10 +205,14 @@ def kept_patches(image: Array, exit_layers: Array, layer: int) -> Array:
     """
     rgb, exits = as_rgb(image), np.asarray(exit_layers)
     check_size("exit_layers", exits, rgb)
-    result = cut_out(rgb, exits > layer)
-    # violet over grey, as dark as the legend shows it
-    pruned = 0.35 * hex_to_rgb(PRUNED_COLOR) + 0.4 * to_grey(rgb)
-    return np.where((exits == layer)[..., None], to_uint8(pruned), result)
+    tint = 0.35 * hex_to_rgb(PRUNED_COLOR)
+
+    def paint(pixels: Array, exits: Array) -> Array:
+        # violet over grey, as dark as the legend shows it
+        pruned = to_uint8(tint + 0.4 * to_grey(pixels))
+        return np.where((exits == layer)[:, None], pruned, _dim(pixels, exits > layer))
+
+    return _paint(paint, rgb, exits)
 
 
 def draw_box(image: Array, box: Sequence[int]) -> Array:
@@ -182,15 +225,18 @@ def draw_box(image: Array, box: Sequence[int]) -> Array:
     Returns:
         `(height, width, 3)`, uint8, a copy.
     """
-    canvas = Image.fromarray(as_rgb(image).copy())
-    draw = ImageDraw.Draw(canvas)
-    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1  # PIL draws to the last pixel: inclusive
-    thickness = _line_width(np.asarray(canvas))
-    for inset, color in ((0, "black"), (thickness, "white"), (2 * thickness, "black")):
-        if right - left >= 2 * inset and bottom - top >= 2 * inset:
-            corners = (left + inset, top + inset, right - inset, bottom - inset)
-            draw.rectangle(corners, outline=color, width=thickness)
-    return np.asarray(canvas)
+    result = as_rgb(image).copy()
+    height, width = result.shape[:2]
+    left, right = (min(max(int(edge), 0), width) for edge in (box[0], box[2]))
+    top, bottom = (min(max(int(edge), 0), height) for edge in (box[1], box[3]))
+    thickness = _line_width(result)
+    for number, color in enumerate((0, 255, 0)):
+        # the lines of a box within the box, each `thickness` further inside than the one before
+        inset = number * thickness
+        part = result[top + inset : max(bottom - inset, 0), left + inset : max(right - inset, 0)]
+        for line in (part[:thickness], part[-thickness:], part[:, :thickness], part[:, -thickness:]):
+            line[:] = color
+    return result
 
 
 def _line_width(image: Array) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from ..console.output_files import PICTURE_MARK, replaced
 from .colors import HEAT_COLORS, OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module, name_by_index
 from .overlays import cut_out, kept_patches, outline_segments, overlay_class_map, overlay_heatmap
+from .text import add_legend, plain_text
 
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _CELL_INCHES = 1.45
+_LONGEST_SIDE = 2048  # pixels of an image in a figure of several
 _FIGURE_FORMATS = ("png", "svg", "pdf")
 
 Array = np.ndarray
@@ -104,6 +106,14 @@ class PanelRow:
             return row
         return replace(row, box=box_of(result), exit_layers=result.get("exit_layers"))
 
+    def shrunk(self) -> PanelRow:
+        """Return the row with at most 2048 rows and columns of pixels."""
+        names = ("image", "class_map", "heatmap", "mask", "truth", "exit_layers")
+        arrays = shrink(*(getattr(self, name) for name in names))
+        step = shrinking_step(self.image)
+        box = self.box and [self.box[0] // step, self.box[1] // step, -(-self.box[2] // step), -(-self.box[3] // step)]
+        return replace(self, **dict(zip(names, arrays, strict=True)), box=box)
+
     @property
     def cut_layers(self) -> list[int]:
         """The layers before which patches of this image were pruned; empty if all were kept."""
@@ -111,6 +121,24 @@ class PanelRow:
             return []
         # the largest number is that of the kept patches, of which there is at least one; 0 is outside a crop
         return [int(layer) for layer in np.unique(self.exit_layers)[:-1] if layer > 0]
+
+
+def shrinking_step(image: Array) -> int:
+    return -(-max(image.shape[:2]) // _LONGEST_SIDE)
+
+
+def shrink(image: Array, *maps: Array | None) -> list[Any]:
+    """Return every n-th row and column of an image and its maps, at most 2048 of each: more than a cell can show."""
+    step = shrinking_step(image)
+    return [None if array is None else array[::step, ::step] for array in (image, *maps)]
+
+
+def class_legend(colors: Mapping[int, str], names: Mapping[int, str]) -> list[tuple[str, Any]]:
+    """Return names and artists of the classes of a class map, and of the background."""
+    from matplotlib.patches import Patch
+
+    entries = [(names[index], Patch(color=color)) for index, color in colors.items()]
+    return [*entries, ("background", Patch(color="#5a5a5a"))]
 
 
 def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] | Sequence[str]) -> Figure:
@@ -135,6 +163,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
         raise ValueError("`rows` must hold at least one image, got none.")
     matplotlib_module()
     names = name_by_index(class_names)
+    rows = [row.shrunk() for row in rows]
     colors = class_colors([row.class_map for row in rows], names)
     columns = _columns(rows, colors)
     figure, axes = _grid_of_axes(len(rows), len(columns), [row.image for row in rows])
@@ -143,9 +172,9 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
         for row, axis in zip(rows, line, strict=True):
             draw(axis, row)
     for row, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(row.title, fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
+        axis.set_ylabel(plain_text(row.title), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
     has_pruned = any(row.cut_layers for row in rows)
-    _add_legends(figure, axes, {names[index]: color for index, color in colors.items()}, has_pruned)
+    _add_legends(figure, axes, colors, names, has_pruned)
     return figure
 
 
@@ -264,6 +293,10 @@ def method_panel(
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
     matplotlib_module()
+    # the maps of an image are shrunk like it
+    shrunk = [shrink(*group) for group in zip(images, truths, *maps.values(), strict=True)]
+    images, truths = [group[0] for group in shrunk], [group[1] for group in shrunk]
+    maps = {name: [group[2 + index] for group in shrunk] for index, name in enumerate(maps)}
     rows = {"image": [as_rgb(image) for image in images]}
     if all(truth is not None for truth in truths):
         rows["truth"] = [cut_out(*pair) for pair in zip(images, truths, strict=True)]  # type: ignore[arg-type]
@@ -274,7 +307,9 @@ def method_panel(
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             _show(axis, picture)
-        line[0].set_ylabel(name.replace("_", " "), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
+        line[0].set_ylabel(
+            plain_text(name.replace("_", " ")), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8
+        )
         for axis, relevance in zip(line, maps.get(name, ()), strict=False):
             if not _stretch(relevance).any():
                 axis.set_xlabel("empty", fontsize=7, labelpad=1)
@@ -334,7 +369,9 @@ def _grid_of_axes(num_rows: int, num_columns: int, images: Sequence[Array]) -> t
     return figure, axes
 
 
-def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], has_pruned: bool) -> None:
+def _add_legends(
+    figure: Figure, axes: Array, colors: Mapping[int, str], names: Mapping[int, str], has_pruned: bool
+) -> None:
     """Add the scale of the heat maps and the names of the colours below the panel."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Patch
@@ -344,14 +381,14 @@ def _add_legends(figure: Figure, axes: Array, colors: Mapping[str, str], has_pru
     bar.ax.tick_params(labelsize=7, length=2, pad=1)
     bar.set_label("p(not background)", fontsize=7, labelpad=1)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    handles.append(Patch(color="#5a5a5a", label="background"))
+    entries = class_legend(colors, names)
     if has_pruned:
-        handles.append(Patch(facecolor=PRUNED_COLOR, alpha=0.6, label="pruned here"))
-    figure.legend(
-        handles=handles,
+        entries.append(("pruned here", Patch(facecolor=PRUNED_COLOR, alpha=0.6)))
+    add_legend(
+        figure,
+        entries,
         loc="outside lower center",
-        ncols=min(len(handles), 5),
+        ncols=min(len(entries), 5),
         fontsize=8,
         frameon=False,
         handlelength=1,

@@ -14,7 +14,18 @@ from PIL.PngImagePlugin import PngInfo
 from ..console.output_files import PICTURE_MARK, replaced
 from .colors import as_rgb, class_colors, matplotlib_module, name_by_index
 from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overlay_heatmap
-from .panels import PanelRow, SupportsToDict, as_mapping, box_of, explanation_panel, picture_figure, save_figure
+from .panels import (
+    PanelRow,
+    SupportsToDict,
+    as_mapping,
+    box_of,
+    class_legend,
+    explanation_panel,
+    picture_figure,
+    save_figure,
+    shrink,
+)
+from .text import add_legend
 
 
 if TYPE_CHECKING:
@@ -99,17 +110,15 @@ def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, s
     """
     matplotlib_module()
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     names = name_by_index(class_names)
     colors = class_colors([class_map], names)
-    rgb = as_rgb(image)
+    rgb, classes = shrink(as_rgb(image), np.asarray(class_map))
     width = 5.0
     figure = Figure(figsize=(width, width * rgb.shape[0] / rgb.shape[1] + 0.5), dpi=150, layout="constrained")
     axis = figure.add_subplot()
     axis.set_axis_off()
-    axis.imshow(overlay_class_map(rgb, class_map, colors), interpolation="nearest")
-    handles = [Patch(color=color, label=names[index]) for index, color in colors.items()]
-    handles += [Patch(color="#5a5a5a", label="background")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+    axis.imshow(overlay_class_map(rgb, classes, colors), interpolation="nearest")
+    entries = class_legend(colors, names)
+    add_legend(figure, entries, loc="outside lower center", ncols=min(len(entries), 4), frameon=False)
     return figure

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...console.command_line import check_range
+from ...console.command_line import check_number, check_range
 from ..augmentation.arguments import AugmentationArguments, option
 
 
@@ -106,6 +106,10 @@ class DataArguments(ShardArguments, AugmentationArguments):
             )
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` too.")
+        for name in ("max_train_samples", "max_eval_samples", "image_size", "num_proc"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, "at least 1", value >= 1)
         self.check_shards(self.dataset_name, self.max_train_samples, self.on_bad_image)
         self.fill_in_augmentation()
         check_range("random_resized_crop_scale", self.random_resized_crop_scale, highest=1.0)

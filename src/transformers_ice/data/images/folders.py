@@ -155,5 +155,10 @@ def load_hub_images(
         ) from error
     if "train" not in splits:
         raise ValueError(f"The data set {name!r} has no split `train`, only {sorted(splits)}.")
+    if os.path.isdir(name) and splits["train"].builder_name == "imagefolder":
+        raise ValueError(
+            f"{name!r} holds images in folders, and is no data set of Parquet files. Give the folders whose "
+            f"subfolders are the classes: `--train_dir {os.path.join(name, 'train')}`, and `--validation_dir`."
+        )
     evaluation = next((splits[split] for split in ("validation", "valid", "val", "test") if split in splits), None)
     return splits["train"], evaluation

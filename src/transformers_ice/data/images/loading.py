@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -53,14 +52,11 @@ class ImageTables:
         train: Training images.
         evaluation: Evaluation images.
         labels: The classes, and the class of each cell in the label column of `train`.
-        fingerprint: Of the images as they are stored, by split: their number, and a digest of their names and sizes.
-            A run that is resumed on data with another one is not the same run.
     """
 
     train: Dataset | ShardedRows
     evaluation: Dataset
     labels: Labels
-    fingerprint: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -121,24 +117,6 @@ class StoredImages:
                     raise ValueError(f"The {self.split} images, {self.place_of(row + index)}: {error}") from error
             row += len(chunk)
 
-    def fingerprint(self, column: str) -> dict[str, Any]:
-        """Return the number of images and a digest of their names and sizes, so that other data are noticed later."""
-        digest = hashlib.sha256()
-        if isinstance(self.rows, ShardedRows):
-            for file, count in zip(self.rows.files, self.rows.counts, strict=True):
-                size = os.path.getsize(file) if os.path.isfile(file) else 0
-                digest.update(f"{os.path.basename(file)} {size} {count}\n".encode())
-            return {"images": len(self.rows), "digest": digest.hexdigest()[:16]}
-        for chunk in self.rows.data.column(column).chunks:
-            # the lengths of the bytes alone are read
-            sizes = pyarrow.compute.binary_length(chunk.field("bytes")).to_pylist()
-            for path, size in zip(chunk.field("path").to_pylist(), sizes, strict=True):
-                if size is None and path:
-                    size = os.path.getsize(path) if os.path.isfile(path) else -1
-                # folder and name: the same data may move
-                digest.update(f"{'/'.join((path or '').rsplit('/', 2)[-2:])} {size}\n".encode())
-        return {"images": len(self.rows), "digest": digest.hexdigest()[:16]}
-
     def declare_labels(self, column: str) -> StoredImages:
         """Return a table whose label column holds the class numbers; a stream is encoded row by row, as it is read."""
         if isinstance(self.rows, ShardedRows):
@@ -180,7 +158,6 @@ def load_images(
         _without_bad_images(train.rows, data_args),
         cast(Dataset, _without_bad_images(evaluation.rows, data_args)),
         train.labels,
-        {images.split: images.fingerprint(data_args.image_column_name) for images in stored},
     )
 
 

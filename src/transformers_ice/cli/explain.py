@@ -86,8 +86,9 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
     # not by `pipeline`, which answers every error with the tracebacks of its attempts
     loaded: Any = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
     task: Any = "patch-explanation"  # transformers types its own tasks only
-    options = {"pipeline_class": PatchExplanationPipeline, "trust_remote_code": False}
-    return pipeline(task, model=loaded, image_processor=name, **options)
+    return pipeline(
+        task, model=loaded, image_processor=name, pipeline_class=PatchExplanationPipeline, trust_remote_code=False
+    )
 
 
 def find_images(paths: Sequence[str], output_dir: Path) -> list[Path | str]:

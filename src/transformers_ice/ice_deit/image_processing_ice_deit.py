@@ -93,7 +93,7 @@ class IceDeiTImageProcessor(PilBackend):
         check_preprocessing({name: getattr(self, name, None) for name in _CHECKED})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Read the settings of a folder or Hub id, which an error names where no image can be prepared with them."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -81,8 +81,8 @@ def load_weights(
         if "are not those of" not in str(error):
             raise
         raise ValueError(
-            f"{error} Only class heads can be replaced: remove what changes other sizes from `--config_overrides`, or train "
-            "from random weights with `--model_type ice_deit`."
+            f"{error} Only class heads can be replaced: remove what changes other sizes from `--config_overrides`, or "
+            "train from random weights with `--model_type ice_deit`."
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -207,7 +207,7 @@ def test_the_time_of_a_request_runs_while_it_waits():
     assert "longer than the 0.3 seconds" in str(late)
 
 
-def test_work_for_visitors_who_left_is_not_done(monkeypatch):
+def test_work_for_absent_visitors_is_not_done(monkeypatch):
     monkeypatch.setattr(limits_module, "_LISTEN_SECONDS", 0.5)
     done = []
 
@@ -374,7 +374,7 @@ def test_picture_in_which_nothing_is_found_has_a_sentence_and_no_bars_and_no_box
     assert (content["found"], content["box"]) == (False, None)
 
 
-def test_page_shows_no_path_of_the_machine_and_no_scenes_of_a_model_of_other_classes(loaded, photo):
+def test_page_shows_no_path_and_no_scenes_of_a_model_of_other_classes(loaded, photo):
     def values(page) -> str:
         return " ".join(str(getattr(block, "value", "")) for block in page.blocks.values())
 

@@ -109,18 +109,23 @@ def test_a_folder_of_ones_own_and_a_file_of_arguments(models, photos, tmp_path, 
 
 
 def test_a_model_of_nan_weights_ends_with_an_error_and_keeps_the_others(models, tmp_path, capsys):
-    model = IceDeiTForImageClassification.from_pretrained(models / "ice")
+    # a ViT: those of ICE are refused when they are loaded
+    model = ViTForImageClassification.from_pretrained(models / "vit")
     with torch.no_grad():
-        model.deit.layers[0].attention.o_proj.weight.fill_(float("nan"))
+        model.classifier.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path / "nan")
-    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "nan")
-    words = ("--models", tmp_path / "nan", models / "ice", "--limit", 4, "--explainers", "ice", "rollout")
-    assert evaluate(*words, "--num_resamples", 5, "--num_pictures", 2, "--output_dir", tmp_path / "out") == 1
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "nan")
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, image_std=[0.0] * 3)  # division by zero
+    ViTForImageClassification.from_pretrained(models / "vit").save_pretrained(tmp_path / "zero")
+    processor.save_pretrained(tmp_path / "zero")
+    words = ("--models", tmp_path / "nan", tmp_path / "zero", models / "ice", "--limit", 4, "--check_sanity", "true")
+    options = ("--num_resamples", 5, "--num_pictures", 2, "--output_dir", tmp_path / "out")
+    assert evaluate(*words, "--explainers", "ice", "rollout", *options) == 1
     output = capsys.readouterr()
     assert "Error: some rows have no scores" in output.err
-    assert "Error: nan, `ice` has no scores under segmentation" in output.out
+    assert "Error: nan, `rollout` has no scores under segmentation" in output.out
     lines = {(line["checkpoint"], line["method"]): line for line in results_in(tmp_path / "out")}
-    assert lines["nan", "ice"]["scores"] == {}
+    assert lines["nan", "rollout"]["scores"] == lines["zero", "rollout"]["scores"] == {}
     assert lines["ice", "ice"]["scores"]["mean_iou"]["value"] > 0
 
 

@@ -54,6 +54,7 @@ def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "checkpoint-3"
     IceDeiTConfig(**SHAPE).save_pretrained(folder)
     (folder / SETTINGS_FILE).write_text(json.dumps(describe(tmp_path)))
+    (folder / "trainer_state.json").write_text('{"global_step": 3}')
     return folder
 
 
@@ -115,6 +116,14 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_by_its_configuration(tmp
     check_settings(checkpoint, describe(tmp_path, learning_rate=1e-3))
     with pytest.raises(ValueError, match="`background_loss_weight`"):
         check_settings(checkpoint, describe(tmp_path, config={"background_loss_weight": 9.0}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "trainer_state.json", SETTINGS_FILE])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, checkpoint, name, content):
+    (checkpoint / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"checkpoint-3/{name} .*Pass another checkpoint, or auto"):
+        check_settings(checkpoint, describe(tmp_path))
 
 
 def test_other_images_are_said(tmp_path, checkpoint, monkeypatch):

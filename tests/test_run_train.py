@@ -312,6 +312,16 @@ def test_a_mistake_ends_the_run_with_a_message_and_no_traceback(tmp_path, warm_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("recipe", "reason"), [("finetune-folder.yaml", "no-folder"), ("none.yaml", "none.yaml")])
+def test_recipes_of_the_project_are_found_from_any_folder(tmp_path, warm_python, recipe, reason):
+    words = [f"recipes/{recipe}", "--train_dir", "no-folder", "--check_only", "true"]
+    command = [warm_python.python, "-m", "transformers_ice.cli", "train", *words]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode in (1, 2)
+    assert reason in finished.stderr
+    assert ("argument file" in finished.stderr) == (recipe == "none.yaml")
+
+
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (99, True), (100, False)])
 def test_a_run_of_few_steps_says_so_and_what_makes_them_more(monkeypatch, tmp_path, steps, warns):
     said = []

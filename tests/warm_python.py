@@ -95,6 +95,9 @@ def serve_one(connection: socket.socket) -> None:
     if child == 0:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
+        # new objects: those of the server know whether its own streams could seek
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)

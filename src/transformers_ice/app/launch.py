@@ -93,8 +93,6 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     arguments = AppArguments() if arguments is None else arguments
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: no usage data is sent
     try:
-        from starlette.middleware import Middleware
-
         from .page import build_page
         from .theme import STYLE_SHEET, build_theme
     except ImportError as error:
@@ -112,7 +110,8 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     page.queue(api_open=False)
     host = (arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1").strip("[]")
     hosts = [*arguments.allowed_hosts, *LOCAL_HOSTS] if arguments.allowed_hosts or host in LOCAL_HOSTS else None
-    gate = Middleware(Gate, listeners=listeners, hosts=hosts, check_event=partial(check_event, page))
+    # class, arguments and options, as starlette unpacks them
+    gate = (Gate, (), {"listeners": listeners, "hosts": hosts, "check_event": partial(check_event, page)})
     try:
         page.launch(
             server_name=arguments.host,

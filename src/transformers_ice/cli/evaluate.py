@@ -143,17 +143,19 @@ class Evaluation:
 
     def measure(self, count: int) -> dict[tuple[str, str], Cost]:
         """Time every method on every checkpoint that it fits."""
-        costs = {}
+        costs: dict[tuple[str, str], Cost] = {}
         for checkpoint, batch, methods in self.batches(count, "measuring costs"):
-            for method, cost in measure_costs(checkpoint.model, batch.finite_pixel_values, methods).items():
-                costs[(checkpoint.name, method)] = cost
+            pixels = batch.finite_pixel_values
+            found = measure_costs(checkpoint.model, pixels, methods) if len(pixels) else {}
+            costs |= {(checkpoint.name, method): cost for method, cost in found.items()}
         return costs
 
     def check_sanity(self, count: int) -> dict[str, dict[str, dict[str, float | None]]]:
         """Measure how similar the maps remain under random weights, by checkpoint, method and stage."""
         similarity = {}
         for checkpoint, batch, methods in self.batches(count, "checking sanity"):
-            found = randomization_similarity(checkpoint.model, batch.finite_pixel_values, methods)
+            pixels = batch.finite_pixel_values
+            found = randomization_similarity(checkpoint.model, pixels, methods) if len(pixels) else {}
             similarity[checkpoint.name] = {
                 method: {stage: value if math.isfinite(value) else None for stage, value in stages.items()}
                 for method, stages in found.items()

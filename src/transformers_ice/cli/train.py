@@ -28,9 +28,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from ..console.exits import command, how_called
 from ..console.redaction import known_secrets, redact_text
+from ..model_names import sample_folder
 from ..training import (
     DataArguments,
     IceTrainingArguments,
@@ -80,9 +83,18 @@ def train(
     return numbers
 
 
+def _find_recipe(argv: list[str]) -> list[str]:
+    """Return the arguments with `recipes/NAME.yaml` as the path of a recipe of this project, from any folder."""
+    if argv and argv[0].startswith("recipes/") and not Path(argv[0]).exists():
+        with suppress(ValueError):
+            return [str(sample_folder("recipes", argv[0].removeprefix("recipes/"))), *argv[1:]]
+    return argv
+
+
 @command()
 def main(argv: list[str]) -> int:
     """Train, or only check the data; return the exit code."""
+    argv = _find_recipe(argv)
     model_args, data_args, training_args = parse_arguments(argv, __doc__)
     if data_args.check_only:
         return print_check(model_args, data_args, training_args)

@@ -120,7 +120,8 @@ def check_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: With the name and both values of each setting.
     """
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = _read_json(checkpoint / "config.json")
+    _read_json(checkpoint / "trainer_state.json")
     labels = config.get("id2label") or {}
     classes = [str(labels[index]) for index in sorted(labels, key=int)]
     if classes and classes != settings["classes"]:
@@ -130,7 +131,7 @@ def check_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
             f"from them: `--model_name_or_path {checkpoint}` and another `--output_dir`."
         )
     file = checkpoint / SETTINGS_FILE
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    saved = _read_json(file) if file.is_file() else {}
     faults = _other_values(_model_fields(config), settings["model"])
     faults += _other_values(saved.get("settings", {}), settings["settings"])
     faults += _other_batch(saved.get("batch"), settings["batch"], settings["batch_parts_matter"])
@@ -147,6 +148,17 @@ def check_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
             f"The training images are not those that {checkpoint} was saved with ({how}): the resumed run is not the "
             "uninterrupted one, and in this epoch some images may come twice or not at all."
         )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return the mapping in a file of a checkpoint; one without digests may be damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}. Pass another checkpoint, or auto.") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} must hold a mapping, got {str(content)[:20]}. Pass another checkpoint, or auto.")
+    return content
 
 
 def _other_values(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

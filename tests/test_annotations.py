@@ -95,6 +95,14 @@ def test_coco_has_an_annotation_of_each_object_and_none_of_an_empty_image(tmp_pa
         assert np.array_equal(decode_rle(item["segmentation"]), result_of("dog")["mask"])
 
 
+def test_the_box_of_coco_holds_all_parts_of_the_mask(tmp_path):
+    writer, result = AnnotationFiles("coco", tmp_path, NAMES), result_of("dog")
+    result["mask"][5, 0] = True  # a second part: the box of the explanation is that of the largest
+    writer.add(tmp_path / "a.png", "a", result)
+    writer.write()
+    assert json.loads((tmp_path / "coco.json").read_text())["annotations"][0]["bbox"] == [0, 1, 7, 5]
+
+
 @pytest.mark.parametrize("kind", ["labelme", "voc"])
 def test_a_file_per_image_holds_its_object_and_an_empty_image_has_none(kind, tmp_path):
     writer = AnnotationFiles(kind, tmp_path / "out", NAMES)
@@ -194,8 +202,10 @@ def test_command_writes_annotations_that_agree_with_the_lines_and_a_page(kind, p
         paths = {image["id"]: image["file_name"] for image in content["images"]}
         for item in content["annotations"]:
             left, top, width, height = item["bbox"]
-            found[paths[item["image_id"]]] = (left, top, left + width, top + height)
-            assert decode_rle(item["segmentation"])[top : top + height, left : left + width].any()
+            rows, columns = decode_rle(item["segmentation"]).nonzero()
+            assert (left, top) == (columns.min(), rows.min())
+            assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
+            found[paths[item["image_id"]]] = boxes[paths[item["image_id"]]]
     elif kind == "voc":
         for file in (tmp_path / "voc").iterdir():
             root = ElementTree.parse(file).getroot()

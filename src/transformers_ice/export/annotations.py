@@ -137,12 +137,14 @@ class AnnotationFiles:
         height, width = result["mask"].shape
         self._images.append({"id": number, "file_name": str(path), "height": height, "width": width})
         if is_found:
-            left, top, right, bottom = _corners(result)
+            # around the whole mask, as COCO has it; the explanation's box is that of its largest part
+            rows, columns = (result["mask"].any(axis=axis).nonzero()[0] for axis in (1, 0))
+            left, top = int(columns[0]), int(rows[0])
             annotation = {
                 "id": len(self._annotations) + 1,
                 "image_id": number,
                 "category_id": self._categories[result["label"]],
-                "bbox": [left, top, right - left, bottom - top],
+                "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
                 "area": int(result["mask"].sum()),
                 "iscrowd": 0,
                 "segmentation": encode_rle(result["mask"]),

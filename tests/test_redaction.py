@@ -187,6 +187,21 @@ def test_messages_about_wrong_files_do_not_quote_them(tmp_path, capsys, ending):
     assert SECRET not in message
 
 
+@pytest.mark.parametrize(
+    "content", [b"run_name: \xff", b"seed: " + b"1" * 5000, b"a: 2024-13-45", b"a: " + b"[" * 5000]
+)
+def test_argument_files_that_cannot_be_read_are_named(tmp_path, capsys, content):
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        parse_dataclasses((ModelArguments,), [str(tmp_path / "run.yaml")])
+    assert f"{tmp_path / 'run.yaml'} cannot be read" in capsys.readouterr().err
+
+
+def test_argument_files_may_start_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "run.yaml").write_text("\ufeffmodel_type: vit\n", encoding="utf-8")
+    assert parse_dataclasses((ModelArguments,), [str(tmp_path / "run.yaml")])[0].model_type == "vit"
+
+
 def test_a_traceback_holds_no_secret(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "--hub-token", SECRET])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -245,8 +245,8 @@ def _read_argument_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, a 13th month
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"the argument file {path} cannot be read as UTF-8 text: {reason}") from error
     except yaml.YAMLError as error:

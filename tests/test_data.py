@@ -132,11 +132,18 @@ def test_links_are_followed_once_and_what_is_passed_over_is_named(tmp_path):
 
 
 def test_images_of_all_endings_are_read(tmp_path):
-    for index, ending in enumerate(("avif", "jfif", "jpe", "JPG", "tif", "jp2", "webp", "bmp")):
+    for index, ending in enumerate(("avif", "jfif", "jpe", "JPG", "tif", "gif", "webp", "bmp")):
         write_image(tmp_path / "cat" / f"{index}.{ending}")
     table = load_image_folder(tmp_path)
     assert len(table) == 8
     assert find_bad_images(table, "image") == []
+
+
+@pytest.mark.parametrize("ending", ["jp2", "tga", "ppm"])
+def test_an_image_of_a_format_that_is_not_decoded_is_named(tmp_path, ending):
+    write_image(tmp_path / "cat" / f"0.{ending}")
+    (bad,) = find_bad_images(load_image_folder(tmp_path), "image")
+    assert bad.path.endswith(f"cat/0.{ending}")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from .adversarial_normalization import (
     pool_patches,
     pool_softly,
 )
+from .encoder_interface import IceEncoder
 from .local_windows import every_nth, local_distillation_loss, patch_appearance, smoothing_weights
 from .token_pruning import gate_loss
 
@@ -48,7 +48,7 @@ class ObjectiveInputs:
     is_training: bool = False
     cls_logits: Tensor | None = None
     pixel_values: Tensor | None = None
-    encoder: Any = None
+    encoder: IceEncoder | None = None
     pruning_logits: tuple[Tensor, ...] | None = None
     last_patch_logits: Tensor | None = None
     patch_exit_layer: Tensor | None = None

@@ -8,7 +8,7 @@ never pruned. A mask is True where a patch is present.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -130,6 +130,49 @@ class EncodedTokens:
     last_patch_logits: Tensor | None = None
 
 
+class TokenLayout(Protocol):
+    """Tokens of a batch between two layers; immutable, each method returns the next one."""
+
+    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "TokenLayout":
+        """Return the tokens after a layer."""
+        ...
+
+    def apply_head(self, head: nn.Module) -> Tensor:
+        """Return the output of a head for the patches, `(batch_size, n, 1 or num_labels + 1)`."""
+        ...
+
+    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
+        """Scatter kept and pruned patches back to the full patch grid."""
+        ...
+
+
+class VariableCountLayout(TokenLayout, Protocol):
+    """Layout in which images may keep different numbers of patches."""
+
+    @property
+    def present(self) -> Tensor:
+        """`(batch_size, num_patches)`, bool: the patches that are attended to."""
+        ...
+
+    def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> TokenLayout:
+        """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
+        ...
+
+
+class FixedCountLayout(TokenLayout, Protocol):
+    """Layout in which all images keep the same number of patches."""
+
+    def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> TokenLayout:
+        """Keep the `count` patches of each image with the highest `scores`, `(batch_size, n)`."""
+        ...
+
+    def prune_inside(
+        self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
+    ) -> TokenLayout:
+        """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most."""
+        ...
+
+
 @dataclass(frozen=True)
 class PruningStep:
     """Layer of an encoder that prunes, as the strategies see it.
@@ -172,11 +215,14 @@ def count_present_tokens(config: PreTrainedConfig, exit_layer: np.ndarray) -> To
     return TokenCounts(tokens, tokens, judged, (exit_layer == len(layers)).sum(axis=1), none)
 
 
-class PruningStrategy:
+Layout = TypeVar("Layout", bound=TokenLayout)
+
+
+class PruningStrategy(Generic[Layout]):
     """Rule by which patches are pruned; a new one is a subclass with an entry in `STRATEGIES`.
 
     Its `tokens` are in a layout of `token_layouts`: `GatheredTokens` where `has_fixed_counts`, else `PackedTokens`, or
-    `MaskedTokens`, which has the methods of both. Layouts are immutable; each method returns the next one.
+    `MaskedTokens`, which has the methods of both.
 
     Attributes:
         name: Its value of `config.pruning_strategy`.
@@ -196,13 +242,13 @@ class PruningStrategy:
         """Return the keep rate by pruning layer."""
         return dict(zip(layers, keep_rates, strict=True))
 
-    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
+    def decide(self, tokens: Layout, head_output: Tensor, step: PruningStep) -> TokenLayout:
         """Return the tokens that enter a pruning layer, by the output of its pruning head."""
         return tokens
 
     def apply_layer(
-        self, tokens: Any, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
-    ) -> Any:
+        self, tokens: Layout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> TokenLayout:
         """Return the tokens after any layer of the encoder."""
         return tokens.apply_layer(layer, **kwargs)
 
@@ -215,7 +261,7 @@ class PruningStrategy:
         return count_present_tokens(config, exit_layer)
 
 
-class BackgroundStrategy(PruningStrategy):
+class BackgroundStrategy(PruningStrategy[VariableCountLayout]):
     """Prune as many patches as the pruning heads call background."""
 
     name = "background"
@@ -226,19 +272,19 @@ class BackgroundStrategy(PruningStrategy):
         """Return 1 for each layer: the images decide."""
         return dict.fromkeys(layers, 1.0)
 
-    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
+    def decide(self, tokens: VariableCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
         """Return the tokens that the keep policy keeps."""
         keep = step.keep_policy(step.layer_index, background_margin(head_output), tokens.present)
         return tokens.keep(keep, head_output, step.layer_index)
 
 
-class TopKStrategy(PruningStrategy):
+class TopKStrategy(PruningStrategy[FixedCountLayout]):
     """Keep a fixed number of patches, those that the pruning heads find least like background."""
 
     name = "top_k"
     title = "Top k: a fixed ratio is kept, the least like background"
 
-    def decide(self, tokens: Any, head_output: Tensor, step: PruningStep) -> Any:
+    def decide(self, tokens: FixedCountLayout, head_output: Tensor, step: PruningStep) -> TokenLayout:
         """Return the tokens with the `step.count` smallest margins."""
         margin = background_margin(head_output)
         prunes = step.count < margin.shape[1]
@@ -256,7 +302,7 @@ class TopKStrategy(PruningStrategy):
         return _same_for_all(num_images, tokens, tokens, judged, present, 0)
 
 
-class AttentivenessStrategy(PruningStrategy):
+class AttentivenessStrategy(PruningStrategy[FixedCountLayout]):
     """Keep a fixed number of patches, those that [CLS] attends to most, between attention and MLP of a layer.
 
     Source: Liang et al., "Not All Patches are What You Need" (EViT), ICLR 2022.
@@ -268,8 +314,8 @@ class AttentivenessStrategy(PruningStrategy):
     can_fuse = True
 
     def apply_layer(
-        self, tokens: Any, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
-    ) -> Any:
+        self, tokens: FixedCountLayout, layer: nn.Module, patch_head: nn.Module, step: PruningStep, **kwargs: Any
+    ) -> TokenLayout:
         """Return the tokens after a layer that prunes inside."""
         if step.count < step.num_entered:
             return tokens.prune_inside(layer, step.count, patch_head, step.layer_index, **kwargs)
@@ -298,7 +344,7 @@ def _same_for_all(num_images: int, *counts: Any) -> TokenCounts:
     return TokenCounts(*(np.repeat(np.asarray(part)[None], num_images, axis=0) for part in counts))
 
 
-_ALL: tuple[PruningStrategy, ...] = (BackgroundStrategy(), TopKStrategy(), AttentivenessStrategy())
+_ALL: tuple[PruningStrategy[Any], ...] = (BackgroundStrategy(), TopKStrategy(), AttentivenessStrategy())
 STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 """Strategies by the value of `config.pruning_strategy`."""
 
@@ -308,10 +354,13 @@ __all__ = [
     "STRATEGIES",
     "BackgroundStrategy",
     "EncodedTokens",
+    "FixedCountLayout",
     "KeepPolicy",
     "PruningStep",
     "PruningStrategy",
     "TokenCounts",
+    "TokenLayout",
+    "VariableCountLayout",
     "add_prefix",
     "background_margin",
     "count_present_tokens",

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..ice_deit import patch_maps
 from ..ice_deit.configuration_ice_deit import as_pair
+from ..ice_deit.encoder_interface import Encoder
 
 
 __all__ = [
@@ -163,7 +164,7 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor
     return outputs.attentions
 
 
-def encoder_of(model: PreTrainedModel) -> Any:
+def encoder_of(model: PreTrainedModel) -> Encoder:
     """Return the encoder of a ViT, DeiT or ICE model, with or without a head."""
     encoder: Any = model.base_model
     return encoder

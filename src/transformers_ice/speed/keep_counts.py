@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ice_deit.encoder_interface import IceEncoder
 from ..ice_deit.token_pruning import KeepPolicy
 
 
@@ -100,7 +101,7 @@ def prescribed_counts(model: Any, counts: Tensor, layers: Sequence[int]) -> Iter
         counts: `(batch_size, num_pruning_layers)`, int, on the model's device: patches to keep of the next images.
         layers: The pruning layers, in the order of `counts`.
     """
-    encoder: Any = model.base_model
+    encoder: IceEncoder = model.base_model
     before = encoder.keep_policy
     encoder.keep_policy = smallest_margins(counts, layers)
     try:

@@ -146,6 +146,18 @@ def test_pictures_of_an_earlier_run_are_not_explained(ice_folder, photos, capsys
     assert len(first) == 4
 
 
+def test_links_in_a_folder_are_followed_once(tmp_path):
+    pool, folder = tmp_path / "pool", tmp_path / "photos"
+    for path in (pool / "a.png", folder / "b.png"):
+        path.parent.mkdir()
+        Image.new("RGB", (8, 8)).save(path)
+    (folder / "linked").symlink_to(pool)
+    (folder / "up").symlink_to("..")  # would list everything again, without an end
+    (folder / "dangling.png").symlink_to("nothing")
+    found = explain_images.find_images([str(folder)], tmp_path / "out")
+    assert [path.name for path in found] == ["b.png", "a.png"]
+
+
 def test_globs_and_repeated_paths_name_each_file_once(photos, tmp_path):
     paths = [f"{photos}/*", f"{photos}/**/*.jpg", str(photos / "a.png"), str(photos / "deep")]
     found = names(explain_images.find_images(paths, tmp_path / "out"), photos)

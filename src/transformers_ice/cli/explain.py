@@ -117,10 +117,22 @@ def _expand(path: str, output_dir: Path) -> Iterator[Path]:
         return
     matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
     for match in map(Path, matches):
-        for file in sorted(match.rglob("*")) if match.is_dir() else [match]:
+        for file in sorted(_files_below(match)) if match.is_dir() else [match]:
             is_image = file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
             if is_image and output_dir not in file.resolve().parents:
                 yield file
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder; links to folders are followed, and each folder is read once."""
+    seen: set[tuple[int, int]] = set()
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(directory, name) for name in files)
 
 
 def name_outputs(paths: Sequence[Path | str], output_dir: Path, suffix: str = "png") -> list[Path]:

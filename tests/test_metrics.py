@@ -312,3 +312,9 @@ def test_unfit_scores_are_refused(predictions, references, message):
 def test_top_k_must_be_positive():
     with pytest.raises(ValueError, match=r"must hold positive numbers, got \(0,\)"):
         TopKAccuracy(top_k=(0,))
+
+
+def test_no_answer_is_never_right():
+    metric = TopKAccuracy(top_k=(1,))
+    metric.add_batch(predictions=np.array([[-1], [2]]), references=np.array([-1, 2]))
+    assert metric.compute() == {"top_1": 0.5}

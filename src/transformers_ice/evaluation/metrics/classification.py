@@ -67,7 +67,8 @@ class TopKAccuracy(RowMetric):
                 f"Integer `predictions` must hold at least {max(self.top_k)} class indices per example, got "
                 f"{indices.shape[1]}. Pass more of them, floating scores, or a smaller `top_k`."
             )
-        hits = indices == labels[:, None]  # (batch_size, k), at most one per row
+        # (batch_size, k), at most one per row; -1 stands for no answer, which is never right
+        hits = (indices == labels[:, None]) & (indices >= 0)
         # a class that is not listed ranks after the last one, outside every top k
         return np.where(hits.any(axis=1), hits.argmax(axis=1), indices.shape[1])
 

@@ -165,12 +165,19 @@ def test_uploads_that_cannot_be_taken_are_refused_in_plain_words(photo, tmp_path
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "torn.png").write_bytes(content[: len(content) // 2])
     Image.new("1", (20000, 20000)).save(tmp_path / "vast.png")
+    Image.new("1", (1, 65536)).save(tmp_path / "long.png")
+    for name in ("icon.ico", "other.tga"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
     for name, limits, words in (
         ("text.png", Limits(), "not a picture"),
         ("torn.png", Limits(), "damaged or incomplete"),
         ("photo.png", Limits(max_pixels=48 * 64 - 1), "64 x 48 pixels"),
         ("photo.png", Limits(max_upload_mb=0.001), "at most 0.001 MB"),
         ("vast.png", Limits(), "178 million"),
+        ("long.png", Limits(), "65,535 on a side"),
+        # formats that the page does not name: an icon holds pictures of other sizes than it says, and decodes them
+        ("icon.ico", Limits(), "not a picture"),
+        ("other.tga", Limits(), "not a picture"),
     ):
         with pytest.raises(RequestError, match=words):
             read_upload(tmp_path / name, limits)
@@ -401,7 +408,7 @@ def test_handlers_answer_pictures_errors_and_nothing(loaded, photo, tmp_path):
     explained = handlers.explain(str(photo), FOREGROUND)
     assert "Explained 64 x 48 pixels" in explained["status"]
     assert "ice-scores" in explained["answer"]
-    assert explained["heat"].alt_text.split("“")[0] in explained["heat-caption"]
+    assert explained["heat"]["alt_text"].split("“")[0] in explained["heat-caption"]
     assert "explanation.json" in explained["download"]
     (tmp_path / "text.png").write_text("no picture")
     refused = handlers.explain(str(tmp_path / "text.png"), FOREGROUND)
@@ -429,9 +436,9 @@ def test_a_new_view_is_one_entry_of_the_table(loaded, photo, monkeypatch):
     view = View("grey", "Grey", "Grey: nothing", draw_grey)
     monkeypatch.setattr(page_module, "VIEWS", (VIEWS[0], view, *VIEWS[1:]))
     explained = Handlers(loaded, Limits()).explain(str(photo), FOREGROUND)
-    assert explained["grey"].alt_text.startswith("Grey: ")
+    assert explained["grey"]["alt_text"].startswith("Grey: ")
     assert "Grey: " in explained["grey-caption"]
-    assert explained["classes"].alt_text.startswith("Class map: ")
+    assert explained["classes"]["alt_text"].startswith("Class map: ")
     assert Handlers(loaded, Limits()).explain(None, FOREGROUND)["grey"] is None
     page = build_page(loaded, Limits())
     (block,) = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "grey"]
@@ -445,7 +452,7 @@ def test_every_view_says_what_it_shows_and_has_its_own_name(loaded, photo):
     assert len({view.name for view in VIEWS}) == len(VIEWS)
     for view in VIEWS:
         assert view.alt_text.startswith(f"{view.title}: ")
-        assert explained[view.name].alt_text.startswith(f"{view.title}: ")
+        assert explained[view.name]["alt_text"].startswith(f"{view.title}: ")
         assert ("ice-scale" in explained[view.caption_name]) == view.shows_scale
 
 

@@ -25,7 +25,17 @@ from torch import Tensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, ChannelDimension
 
 
-__all__ = ["FORMATS", "IMAGE_ENDINGS", "convert_to_rgb", "grey_to_pil", "is_unit_float", "load_image", "read_rgb"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_ENDINGS",
+    "MAX_SIDE",
+    "convert_to_rgb",
+    "grey_to_pil",
+    "is_unit_float",
+    "load_image",
+    "open_image",
+    "read_rgb",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Pillow's names of the formats that are decoded; it knows many more, and some of them run other programs.
@@ -62,7 +72,7 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     name = _name_of(source)
     stream = _open_source(source, name, timeout)
     try:
-        image = stream if isinstance(stream, Image.Image) else _open_image(stream)
+        image = stream if isinstance(stream, Image.Image) else open_image(stream)
         is_too_large = image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE
         if not is_too_large:
             image.load()
@@ -139,7 +149,7 @@ def _open_source(source: Any, name: str, timeout: float | None) -> Any:
         ) from error
 
 
-def _open_image(stream: str | BytesIO) -> Image.Image:
+def open_image(stream: str | BytesIO) -> Image.Image:
     """Read the header of an image in one of `FORMATS`; other decoders are not even tried, and nothing is decoded."""
     Image.init()
     try:

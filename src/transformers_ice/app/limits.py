@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from ..ice_deit.image_conversion import load_image
+from ..ice_deit.image_conversion import MAX_SIDE, load_image, open_image
 
 
 __all__ = ["Deadline", "Limits", "RequestError", "Worker", "read_upload"]
@@ -58,16 +58,20 @@ def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of this app comes next
-            with Image.open(path) as header:  # reads the header only
+            with open_image(os.fspath(path)) as header:
                 width, height = header.size
     except Image.DecompressionBombError as error:
         raise _too_many_pixels("more than 178 million", limits) from error
     except Exception as error:  # a damaged header can fail anywhere inside a decoder
         raise RequestError(
-            "This file is not a picture that can be read here. JPEG, PNG, WebP, GIF, BMP and TIFF work."
+            "This file is not a picture that can be read here. JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF work."
         ) from error
     if width * height > limits.max_pixels:
         raise _too_many_pixels(f"{width} x {height}", limits)
+    if max(width, height) > MAX_SIDE:
+        raise RequestError(
+            f"This picture has {width} x {height} pixels; at most {MAX_SIDE:,} on a side are accepted. Crop it."
+        )
     try:
         return load_image(os.fspath(path))
     except ValueError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from ..ice_deit.token_pruning import STRATEGIES
@@ -136,7 +138,9 @@ def _no_explanation(status: str) -> dict[str, Any]:
 
 def _show(view: View, picture: Picture) -> dict[str, Any]:
     """Return a figure and its caption, which screen readers get twice: as text and as alt text."""
-    image = gr.Image(value=Image.fromarray(picture.pixels), alt_text=picture.caption)
+    # encoded here, by the worker and within the time of the request; gradio would do it in its event loop
+    file = save_pil_to_cache(Image.fromarray(picture.pixels), get_upload_folder(), view.name, format="png")
+    image = gr.update(value=file, alt_text=picture.caption)
     return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
 
 

@@ -74,7 +74,7 @@ def describe_damage(error: Exception) -> str | None:
     text = str(error)
     if "weights_only" in text:  # its own text is advice to load unsafely
         return "the file asks for more than tensors and plain values; nothing of it was run"
-    is_damage = not isinstance(error, (ImportError, NotImplementedError, OSError, TypeError, ValueError, RuntimeError))
+    is_damage = not isinstance(error, (ImportError, OSError, RuntimeError, TypeError, ValueError))
     # what the readers of PyTorch's own format raise for files that end too early
     is_damage |= isinstance(error, RuntimeError) and "PytorchStreamReader" in text
     is_damage |= isinstance(error, OSError) and error.errno is not None and error.filename is None

@@ -300,9 +300,10 @@ def method_panel(
     rows = {"image": [as_rgb(image) for image in images]}
     if all(truth is not None for truth in truths):
         rows["truth"] = [cut_out(*pair) for pair in zip(images, truths, strict=True)]  # type: ignore[arg-type]
-    for method, values in maps.items():
+    stretched = {method: [_stretch(relevance) for relevance in values] for method, values in maps.items()}
+    for method, values in stretched.items():
         pairs = zip(images, values, strict=True)
-        rows[method] = [overlay_heatmap(image, _stretch(relevance), opacity=0.8) for image, relevance in pairs]
+        rows[method] = [overlay_heatmap(image, relevance, opacity=0.8) for image, relevance in pairs]
     figure, axes = _grid_of_axes(len(rows), len(images), images)
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
@@ -310,9 +311,10 @@ def method_panel(
         line[0].set_ylabel(
             plain_text(name.replace("_", " ")), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8
         )
-        for axis, relevance in zip(line, maps.get(name, ()), strict=False):
-            if not _stretch(relevance).any():
-                axis.set_xlabel("empty", fontsize=7, labelpad=1)
+        if name in stretched:  # the rows of images and of true masks have no map
+            for axis, relevance in zip(line, stretched[name], strict=True):
+                if not relevance.any():
+                    axis.set_xlabel("empty", fontsize=7, labelpad=1)
     figure.supxlabel("each map from its own least value (dark) to its largest (bright)", fontsize=7)
     return figure
 

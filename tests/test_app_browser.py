@@ -346,7 +346,7 @@ def test_everything_that_can_be_touched_has_a_name(page):
     nameless = [node for node in touched if not node.get("name", {}).get("value")]
     assert not [node["role"]["value"] for node in nameless]
     named = {node["name"]["value"] for node in touched}
-    assert {"Compare", "What the heat map looks for", "Example: red dotted", "Attention rollout"} <= named
+    assert {"Compare", "Target of the heat map", "Example: red dotted", "Attention rollout"} <= named
     assert all(picture.get_attribute("alt") for picture in page.find_all("img"))
 
 

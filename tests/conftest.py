@@ -35,8 +35,10 @@ import transformers  # noqa: E402
 from warm_python import WarmPython  # noqa: E402
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell; the runs under test take signals
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# a background job of a shell and `nohup` ignore these; the runs under test take them
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 HUB_FAMILIES = ("vit", "deit", "deit-with-teacher")
 HUB_LAYOUTS = ("old", "new")

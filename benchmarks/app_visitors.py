@@ -100,8 +100,9 @@ class RunningApp:
         return [path for path in self.home.rglob("*") if path.is_file()]
 
     def leftovers(self) -> list[str]:
-        """Return files and folders in its temporary folder, relative to it."""
-        return sorted(str(path.relative_to(self.home)) for path in self.home.rglob("*"))
+        """Return files and folders in its temporary folder, relative to it; not the empty cache folder of torch."""
+        names = (str(path.relative_to(self.home)) for path in self.home.rglob("*"))
+        return sorted(name for name in names if not name.startswith("torchinductor_"))
 
 
 def resident_mb(pid: int | str = "self", name: str = "VmRSS") -> float:

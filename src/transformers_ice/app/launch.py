@@ -14,7 +14,7 @@ from PIL import Image
 from ..console.command_line import parse_dataclasses
 from .analysis import explain_image, load_model, prepare_image
 from .examples import read_examples
-from .limits import Limits
+from .limits import MAX_WAITING, Limits
 from .server import LOCAL_HOSTS, Gate, Listeners, UploadFolder, check_event
 
 
@@ -134,6 +134,7 @@ def _serve(page: Any, arguments: AppArguments, folder: UploadFolder, listeners: 
             share=False,
             prevent_thread_lock=not block,
             max_file_size=int(arguments.max_upload_mb * 2**20),
+            state_session_capacity=MAX_WAITING,  # gradio keeps the last answers of this many visitors, some MB each
             allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
             footer_links=[],
             ssr_mode=False,

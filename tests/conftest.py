@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -33,6 +34,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from warm_python import WarmPython  # noqa: E402
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell; the runs under test take signals
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HUB_FAMILIES = ("vit", "deit", "deit-with-teacher")
 HUB_LAYOUTS = ("old", "new")

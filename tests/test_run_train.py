@@ -205,6 +205,9 @@ def test_argument_file_is_read_and_overridden(tmp_path):
         (["--num_panel_images", "-1"], "`num_panel_images` must be at least 0 and finite, got -1"),
         (["--output_dir", __file__], "`output_dir` must be a folder or a new name, got the file"),
         (["--report_to", "no_such_tracker"], "`report_to` must be none, all, or some of .*tensorboard"),
+        (["--report_to", "none", "neptune"], "`report_to`|neptune"),
+        (["--report_to", "neptune", "comet_ml"], "`--report_to neptune` needs"),
+        (["--report_to", "Tensorboard"], "`report_to` must be none, all, or some of .*tensorboard"),
         (["--report_to", "neptune"], "`--report_to neptune` needs a package that is not installed"),
     ],
 )

@@ -145,6 +145,17 @@ def test_pictures_of_an_earlier_run_are_not_explained(ice_folder, photos, capsys
     assert len(first) == 4
 
 
+def test_files_of_other_types_are_counted(ice_folder, tmp_path, capsys):
+    for name in ("a.CR2", "b.cr2", "notes.txt", "README", ".hidden.cr2"):
+        (tmp_path / name).write_text("x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    _, records, messages = explain(capsys, tmp_path, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert len(records) == 1
+    assert "4 files of other types were left out: .cr2 2, .txt 1, without an ending 1" in messages
+    _, _, messages = explain(capsys, tmp_path / "*.*", "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert "other types" not in messages  # of a glob they were chosen to match
+
+
 def test_links_in_a_folder_are_followed_once(tmp_path):
     pool, folder = tmp_path / "pool", tmp_path / "photos"
     for path in (pool / "a.png", folder / "b.png"):

@@ -34,13 +34,18 @@ _EMPTY = '<div class="ice-answer"><p class="how-sure">Drop a picture, or take an
 def header_html(loaded: LoadedModel) -> str:
     """Return the heading: purpose of the page, and its model."""
     config, count = loaded.model.config, len(loaded.class_names)
+    untrained = (
+        "<p>Its patch head counts as untrained, since it classifies by [CLS]: the maps show nothing of the picture.</p>"
+        if config.logits_source == "cls"
+        else ""
+    )
     known = f"It knows {'drawn scenes' if loaded.knows_scenes else 'its own classes'} and nothing else."
     return (
         '<header class="ice-header"><h1>I can visualize everything</h1>'
         "<p>An image classifier that shows its reasons: for every patch of your picture it predicts a class, or "
         "background.</p>"
         f'<p class="ice-model">Model <strong>{escape(loaded.title)}</strong> · {count} classes · '
-        f"{config.num_hidden_layers} layers · {known}</p></header>"
+        f"{config.num_hidden_layers} layers · {known}</p>{untrained}</header>"
     )
 
 

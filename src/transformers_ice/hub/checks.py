@@ -21,6 +21,7 @@ from ..console.redaction import known_secrets
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
 from .published_files import find_secret_files, sort_files
+from .records import RECORD_FILE
 
 
 __all__ = ["check_card", "check_card_for_publication", "check_folder"]
@@ -31,10 +32,14 @@ _PIPELINE_TAGS = ("image-classification", "image-segmentation")
 _NEEDED = {
     "config.json": "Save the model with `model.save_pretrained(folder)`",
     "preprocessor_config.json": "Save the image processor with `image_processor.save_pretrained(folder)`",
-    "README.md": "Write the card with scripts/write_model_card.py",
+    "README.md": "Write the card with scripts/write_model_card.py",  # from its record
     "model.safetensors": "Save the model with `model.save_pretrained(folder)`, or convert it with "
     "scripts/convert_checkpoint.py",
 }
+_NO_RECORD = (
+    f"There is no {RECORD_FILE} to write one from either: a run writes both at its end, so publish its folder and not "
+    "a checkpoint in it, `transformers-ice convert` too; or write a README.md of your own"
+)
 
 
 def check_card(text: str) -> list[str]:
@@ -117,6 +122,8 @@ def _check_presence(folder: Path, published: Sequence[str]) -> Iterator[str]:
     has_weights = any(name.endswith(".safetensors") for name in published)
     for name, way in _NEEDED.items():
         if name not in published and not (name == "model.safetensors" and has_weights):
+            if name == "README.md" and not (folder / RECORD_FILE).is_file():
+                way = _NO_RECORD
             yield f"{name}: expected in {folder}, but it is not there. {way}"
 
 

@@ -326,6 +326,46 @@ def test_a_url_is_downloaded_with_its_depth(tmp_path):
         server.shutdown()
 
 
+def png_bytes() -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (2, 2)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("announced", "num_sent", "limit", "message"),
+    [
+        (10**12, 0, 10**6, "more than 1,000,000 bytes"),
+        (None, 3000, 2000, "more than 2,000 bytes"),
+        (2000, 1000, 10**6, "1000 bytes read, 1000 more expected"),
+        (None, 2000, 2000, None),
+        (2000, 2000, 2000, None),
+    ],
+)
+def test_a_download_is_bounded_and_complete(monkeypatch, announced, num_sent, limit, message):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            if announced is not None:
+                self.send_header("Content-Length", str(announced))
+            self.end_headers()
+            self.wfile.write(png_bytes().ljust(num_sent, b"\0")[:num_sent])
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setattr(image_conversion, "MAX_DOWNLOAD", limit)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        if message is None:
+            assert load_image(address).size == (2, 2)
+        else:
+            with pytest.raises(ValueError, match=rf"Cannot download the image '{address}': .*{message}.*Check the"):
+                load_image(address)
+        server.shutdown()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
 def test_images_are_loaded_upright(tmp_path, raw, mode):
     image = Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 257).convert("I;16")

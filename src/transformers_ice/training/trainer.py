@@ -19,6 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
+from ..console.output_files import make_folder, staged
 from ..console.redaction import tokens_hidden
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
@@ -274,18 +275,17 @@ class IceTrainer(Trainer):
         """Write a model folder: weights by their names in `state_dict()`, image processor, arguments of the run."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir or ".")
+        folder = make_folder(output_dir or self.args.output_dir or ".")  # here: other processes write into it too
         state_dict = self._averaging.averaged_weights() or state_dict
-        with no_bars():
-            bare_model(self.model).save_pretrained(folder, state_dict=state_dict, save_original_format=False)
-        self._averaging.save_raw_weights(cast(nn.Module, self.model), folder)
-        processor: Any = self.processing_class
-        if processor is not None:
-            processor.save_pretrained(folder)
-        args = copy(self.args)  # as they were given, but without tokens
-        args.save_total_limit = self.save_total_limit
-        with tokens_hidden(args):
-            torch.save(args, folder / TRAINING_ARGS_NAME)
+        with staged(folder) as staging, no_bars():
+            bare_model(self.model).save_pretrained(staging, state_dict=state_dict, save_original_format=False)
+            self._averaging.save_raw_weights(cast(nn.Module, self.model), staging)
+            if self.processing_class is not None:
+                cast(Any, self.processing_class).save_pretrained(staging)
+            args = copy(self.args)  # as they were given, but without tokens
+            args.save_total_limit = self.save_total_limit
+            with tokens_hidden(args):
+                torch.save(args, staging / TRAINING_ARGS_NAME)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `Trainer.save_model`, if all its weights are finite."""

@@ -292,7 +292,10 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
     if text is None or not text.strip():
         return {}
     if text.lstrip().startswith("{"):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f"`config_overrides` must be name=value or JSON, got {text[:80]!r}: {error}.") from error
     overrides = {}
     # commas inside a list are not followed by a name and an equals sign
     for item in re.split(r",(?=\s*\w+\s*=)", text):
@@ -308,7 +311,7 @@ def _parse_value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):  # JSON first: `true` and `null` are no Python literals
         try:
             return parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
 

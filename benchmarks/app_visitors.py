@@ -36,7 +36,7 @@ class RunningApp:
     Args:
         model: Checkpoint.
         home: Folder for its temporary files; it becomes `TMPDIR` of the process.
-        options: Further words of the command line.
+        options: Further arguments.
     """
 
     def __init__(self, model: str | os.PathLike[str], home: Path, options: Sequence[str] = ()) -> None:

@@ -219,7 +219,6 @@ def test_a_busy_app_stops_within_ten_seconds_and_leaves_nothing(tmp_path, large,
         time.sleep(0.5)
     assert app.stop(signals[-1]) < 10
     assert app.leftovers() == []
-    assert "Traceback" not in app.log.read_text()
 
 
 def test_the_next_app_removes_what_a_killed_one_left(tmp_path, large):

@@ -5,6 +5,7 @@ IMAGES ?=
 MODEL ?= checkpoints/ice-deit-scenes
 PORT ?=
 WORKERS ?= auto
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ UPSTREAM := .cache/upstream
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app docs style quality test test-slow test-upstream test-lowest test-newest \
+.PHONY: help install demo app docs style quality test test-slow fuzz test-upstream test-lowest test-newest \
 	checkpoint-code cards clean
 
 help: ## list the targets
@@ -56,6 +57,9 @@ test: $(STAMP) ## the fast tests, with line coverage of src (at least 90 %)
 
 test-slow: $(STAMP) ## the tests marked slow, and those marked gpu where there is one
 	@$(BIN)/python -m pytest -q -m "slow or gpu"
+
+fuzz: $(STAMP) ## tests/fuzz for MINUTES=10, with new examples in every run; prints how many
+	@FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -p no:cacheprovider --maxfail=99 tests/fuzz
 
 test-upstream: $(STAMP) ## the model tests of transformers itself on our classes (fetches its sdist from PyPI once)
 	@$(BIN)/python tests/upstream/fetch.py $(UPSTREAM)

@@ -165,7 +165,7 @@ REFUSED = {
     "max_foreground_ratio": NO_RATIOS,
     "local_image_share": (*NO_RATIOS, 0.0),
     "drop_path_rate": (*NO_RATIOS, 1.0),
-    "num_local_windows": (-1, 0.5, True, None),
+    "num_local_windows": (-1, 0.5, True, None, 3, 15),
     "local_smoothing_steps": NO_SIZES,
     "patch_head_hidden_size": (0, -1, 0.5, True, 10**9),
     "background_margin": (NAN, True, None, "0"),
@@ -177,7 +177,7 @@ REFUSED = {
     "keep_rates": (0.5, ["0.5"], [None]),
     **{name: ("bogus", "", 1) for name, field in ICE_FIELDS.items() if field.metadata["choices"]},
     # of DeiT, as far as the model uses them
-    "layer_norm_eps": (-1.0, -0.5, 1.5, NAN, INF, True),
+    "layer_norm_eps": (0.0, 1e-45, -1.0, -0.5, 1.5, NAN, INF, True),
     "hidden_size": (*NO_SIZES, 100),
     "num_attention_heads": (*NO_SIZES, 5),
     "num_hidden_layers": (-1, 0.5, True, None),

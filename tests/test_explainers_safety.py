@@ -113,7 +113,11 @@ def rank_correlations(maps, expected):
 
 # Least rank correlation of a map with that of the same weights in float64. A bfloat16 number has 3 digits: in the
 # model's own precision, neighbouring ranks change places, most where the map is a difference of two logits.
-LEAST = {torch.float32: {}, torch.bfloat16: {"feature_ablation": 0.6, "occlusion": 0.6}}
+LEAST = {
+    torch.float32: {},
+    torch.bfloat16: {"feature_ablation": 0.6, "occlusion": 0.6},
+    torch.float16: {},
+}
 BY_RELEVANCE = ("transformer_attribution", "partial_lrp", "full_lrp")  # never in less than float32
 
 
@@ -126,6 +130,24 @@ def test_ranks_of_the_patches_are_those_of_double_precision(dtype, method):
     expected = explain(copy.deepcopy(model).double(), images.double(), method, target)
     least = 0.999 if dtype == torch.float32 or method in BY_RELEVANCE else LEAST[dtype].get(method, 0.95)
     assert min(rank_correlations(maps, expected)) >= least
+
+
+@pytest.mark.parametrize("dtype", LEAST)
+@pytest.mark.parametrize("method", BY_RELEVANCE)
+@pytest.mark.parametrize("family", ["vit", "deit", "deit_teacher", "ice_distilled", "ice_segmentation"])
+def test_relevance_has_the_ranks_of_double_precision_in_every_family(family, method, dtype):
+    model, images = tiny(family, **SIZES).to(dtype), pixels(2).to(dtype)
+    maps = explain(model, images, method, target=1)
+    expected = explain(copy.deepcopy(model).double(), images.double(), method, target=1)
+    assert maps.dtype == torch.float32
+    assert min(rank_correlations(maps, expected)) >= 0.999
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [None, 0])
+def test_empty_batch_is_refused(method, target):
+    with pytest.raises(ValueError, match="at least one image, got an empty batch"):
+        explain(tiny("ice", **SIZES), pixels(1)[:0], method, target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -436,7 +436,7 @@ def test_loss_type_is_the_short_name_of_classification_loss_type():
 
 
 def test_windows_that_do_not_divide_the_training_grid_are_refused():
-    config = IceDeiTConfig(image_size=56, patch_size=8, num_local_windows=2)
+    config = IceDeiTConfig(image_size=64, patch_size=8, num_local_windows=2)
     with pytest.raises(ValueError, match=r"`num_local_windows` must divide .* got 2 for a grid of 7 x 7"):
         check_windows(config, (56, 56))
     check_windows(config, (64, 48))

@@ -14,7 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PilImage
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification, set_seed
+from transformers import EvalPrediction, TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification, set_seed
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.data.augmentation.image_augmentation import random_crop_box
@@ -458,3 +458,10 @@ def test_top_5_is_reported_from_five_classes_on():
         label_ids = np.array([0, 1])
 
     assert EvaluationMetrics((8, 8))(Prediction) == {"top_1": 0.5, "top_5": 1.0}
+
+
+def test_model_that_finds_no_foreground_is_right_in_no_image():
+    """Whatever class the ranking of equal logits would name first."""
+    parts = summarize_outputs((torch.zeros(7, 7), torch.zeros(7, 7), torch.tensor([0.0] * 7 + [1.0]).expand(7, 4, 8)))
+    metrics = EvaluationMetrics((8, 8))(EvalPrediction(tuple(part.numpy() for part in parts), np.arange(7)))
+    assert metrics == {"top_1": 0.0, "top_5": 0.0, "cls_top_1": 0.0, "foreground_ratio": 0.0}

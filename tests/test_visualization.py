@@ -391,3 +391,19 @@ def test_method_panel_has_a_row_per_method_and_a_truth_where_all_are_known():
         assert figure.axes[-3].get_ylabel() == "constant"
     with pytest.raises(ValueError, match="at least one image"):
         method_panel([], maps, [])
+
+
+@pytest.mark.parametrize("picture", ["heatmap", "mask", "cut_out"])
+def test_a_smaller_scale_gives_the_same_overlay_in_fewer_pixels(tmp_path, picture):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    mask = np.zeros((80, 120), bool)
+    mask[20:40, 40:100] = True
+    box = {"xmin": 40, "ymin": 20, "xmax": 100, "ymax": 40}
+    result = {"heatmap": mask.astype(np.float32), "mask": mask, "box": box}
+    save_result(image, result, ["a"], tmp_path / "half.png", picture, scale=0.5)
+    small = {name: value[::2, ::2] for name, value in result.items() if name != "box"}
+    small["box"] = {name: edge // 2 for name, edge in box.items()}
+    save_result(image[::2, ::2], small, ["a"], tmp_path / "own.png", picture)
+    halved, own = (np.asarray(Image.open(tmp_path / name)) for name in ("half.png", "own.png"))
+    np.testing.assert_array_equal(halved, own)

@@ -354,13 +354,17 @@ def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int
 
 def _read_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]]:
     """Check the sizes of the original images."""
-    sizes = target_sizes.tolist() if isinstance(target_sizes, Tensor | np.ndarray) else list(target_sizes)
-    if len(sizes) != batch_size or any(not isinstance(size, Sequence) or len(size) != 2 for size in sizes):
+    try:
+        sizes = target_sizes.tolist() if isinstance(target_sizes, Tensor | np.ndarray) else list(target_sizes)
+        # from other libraries the numbers come as floats, too
+        pairs = [(int(height), int(width)) for height, width in sizes if (height % 1, width % 1) == (0, 0)]
+    except (TypeError, ValueError):
+        sizes, pairs = [], []
+    if len(sizes) != batch_size or len(pairs) != batch_size:
         raise ValueError(
             f"`target_sizes` must hold one (height, width) for each of the {batch_size} images, got {target_sizes}. "
             "For a PIL image pass [(image.height, image.width)]."
         )
-    pairs = [(int(height), int(width)) for height, width in sizes]
     if any(min(pair) < 1 for pair in pairs):
         raise ValueError(f"`target_sizes` must be positive, got {target_sizes}.")
     return pairs

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor
 
 
+def check_num_windows(grid_size: tuple[int, int], num_windows: int) -> None:
+    """Raise a `ValueError` unless `num_windows` along each side divide the grid; 0 is none."""
+    rows, columns = grid_size
+    if num_windows and (rows % num_windows or columns % num_windows):
+        raise ValueError(
+            f"`num_local_windows` must divide the rows and columns of the patch grid, got {num_windows} for a grid of "
+            f"{rows} x {columns}. Choose another number or image size, or 0 to train without windows."
+        )
+
+
 def split_windows(patches: Tensor, grid_size: tuple[int, int], num_windows: int) -> Tensor:
     """Cut a grid of patches into windows, `num_windows` along each side, which must come out even.
 
     `(batch_size, rows * columns, n)` becomes `(batch_size * num_windows**2, patches of a window, n)`: all windows of
     the first image, row by row, then those of the second, ...
     """
+    check_num_windows(grid_size, num_windows)
     rows, columns = grid_size
-    if rows % num_windows or columns % num_windows:
-        raise ValueError(
-            f"`num_local_windows` must divide the rows and columns of the patch grid, got {num_windows} for a grid of "
-            f"{rows} x {columns}. Choose another number or image size, or 0 to train without windows."
-        )
     # (batch, rows * columns, n) -> (batch, windows, window rows, windows, window columns, n)
     cells = patches.unflatten(1, (num_windows, rows // num_windows, num_windows, columns // num_windows))
     return cells.transpose(2, 3).flatten(0, 2).flatten(1, 2)
@@ -111,6 +117,7 @@ def smoothing_weights(appearance: Tensor, grid_size: tuple[int, int], appearance
 
 
 __all__ = [
+    "check_num_windows",
     "every_nth",
     "join_windows",
     "local_distillation_loss",

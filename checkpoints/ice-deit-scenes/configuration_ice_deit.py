@@ -21,6 +21,7 @@ from .configuration_fields import (
     ice_field,
     refuse_near_misses,
 )
+from .local_windows import check_num_windows
 from .objective_ice_deit import LOSS_PARTS
 from .source_families import SOURCE_FAMILIES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
@@ -81,8 +82,8 @@ class IceDeiTConfig(DeiTConfig):
     use_distillation_head: bool | None = ice_field(None, "Whether the distillation token has a classifier of its own.")
     """Its logits are averaged with those of [CLS]. `None`: whenever there is a distillation token."""
 
-    layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[0, 1]")
-    """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own)."""
+    layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[1e-30, 1]")
+    """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own). 0 could give NaN."""
 
     drop_path_rate: float | int = ice_field(
         0.0, "Stochastic depth: the drop rate of the last layer, growing linearly to it.", within="[0, 1)"
@@ -136,7 +137,7 @@ class IceDeiTConfig(DeiTConfig):
         0, "Also train on windows: their number along each side of the patch grid; 0: do not.", within="[0, inf)"
     )
     """In training, some images are also run in windows, and patches learn from the predictions there. Must divide the
-    patch grid of the training images, whose size may differ from `image_size`. Published: none, 0."""
+    patch grid of `image_size`, and that of the training images if it is another one. Published: none, 0."""
 
     local_loss_weight: float | int = ice_field(1.0, "Weight of the loss in windows.", within=_WEIGHT)
     """The ICE loss in the windows, and the distillation from them to patches that attend to the whole image."""
@@ -338,9 +339,7 @@ class IceDeiTConfig(DeiTConfig):
             check_interval(name, getattr(self, name), interval)
         check_choice("hidden_act", self.hidden_act, ACT2FN)
         if self.has_distillation_head and not self.use_distillation_token:
-            raise ValueError(
-                "`use_distillation_head=True` needs `use_distillation_token=True`: the head reads that token."
-            )
+            raise ValueError("`use_distillation_head=True` needs `use_distillation_token=True`, which the head reads.")
         check_class_names({int(index): name for index, name in (self.id2label or {}).items()})
         self._check_sizes()
         if self.pruning_strategy is not None:
@@ -385,12 +384,13 @@ class IceDeiTConfig(DeiTConfig):
                     f"`image_size` must be a positive multiple of `patch_size`, got {self.image_size} and "
                     f"{self.patch_size}."
                 )
-        num_patches = (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1])
-        if num_patches > _MOST_PATCHES:
+        rows, columns = image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+        if rows * columns > _MOST_PATCHES:
             raise ValueError(
-                f"`image_size` {self.image_size} and `patch_size` {self.patch_size} make {num_patches:,} patches; at "
-                f"most {_MOST_PATCHES:,} can attend to each other."
+                f"`image_size` {self.image_size} and `patch_size` {self.patch_size} make {rows * columns:,} patches; "
+                f"at most {_MOST_PATCHES:,} can attend to each other."
             )
+        check_num_windows((rows, columns), self.num_local_windows)
 
 
 ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}

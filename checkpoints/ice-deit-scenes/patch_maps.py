@@ -174,16 +174,19 @@ def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) 
         lower = position.floor().long()
         weight = (position - lower).to(grid).unflatten(0, (-1, 1) if dim == 0 else (1, -1))
         upper = (lower + 1).clamp(max=num_cells - 1)
-        index_below, index_above = lower.to(grid.device), upper.to(grid.device)
-        grid = torch.lerp(grid.index_select(dim, index_below), grid.index_select(dim, index_above), weight)
+        above = grid.index_select(dim, upper.to(grid.device))
+        # in place: a map of a large image is hundreds of megabytes
+        grid = grid.index_select(dim, lower.to(grid.device)).lerp_(above, weight)
     return _fill_outside(grid, geometry, fill)
 
 
 def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: int | float | bool) -> Tensor:
-    """Overwrite the pixels outside the crop with `fill`."""
-    (_, row_inside), (_, column_inside) = _nearest_cells(geometry.rows, 1), _nearest_cells(geometry.columns, 1)
-    inside = row_inside[:, None] & column_inside[None, :]
-    return values if inside.all() else values.masked_fill(~inside.to(values.device), fill)
+    """Overwrite the pixels outside the crop with `fill`, in place."""
+    for dim, axis in enumerate((geometry.rows, geometry.columns)):
+        outside = (~_nearest_cells(axis, 1)[1]).nonzero().squeeze(1)
+        if len(outside):
+            values.index_fill_(dim, outside.to(values.device), fill)
+    return values
 
 
 def visible_cells(grid_size: tuple[int, int], geometry: ImageGeometry) -> np.ndarray:

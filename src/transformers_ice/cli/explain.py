@@ -27,12 +27,11 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -43,7 +42,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from .. import PatchExplanationPipeline
 from ..console.command_line import parse_dataclasses
 from ..console.exits import command, print_line
-from ..console.output_files import check_outputs, is_own_picture, make_folder, name_errors
+from ..console.output_files import check_outputs, is_own_picture, make_folder, open_log, unfinished_name
 from ..console.redaction import redact_text
 from ..export import AnnotationFiles, ExplanationPage
 from ..ice_deit.image_conversion import IMAGE_ENDINGS
@@ -62,6 +61,9 @@ __all__ = [
     "name_outputs",
     "unfinished_name",
 ]
+
+
+_PIXELS_OF_BATCH = 2**22  # images of more are decoded and drawn so long that a larger batch saves nothing
 
 
 @dataclass(frozen=True)
@@ -204,19 +206,22 @@ def explain_files(
         open_log(log_file) as log,
         tqdm(total=len(jobs), desc="explaining", unit="image") as progress,
     ):
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            # reading one batch at a time bounds the memory
-            readable = _read_batch(explainer, batch, stop_at_bad_image, explanations.problems)
-            for record, image, result in _explain_batch(explainer, readable, target, options, explanations.problems):
-                if annotations is not None:
-                    annotations.add(Path(record["path"]), Path(record["output"]).stem, result)
-                if page is not None:
-                    page.add(record["path"] if _is_address(record["path"]) else Path(record["path"]), image, result)
-                log.write(json.dumps(record, ensure_ascii=False) + "\n")
-                explanations.records.append(record)
-                on_record(record)
-            progress.update(len(batch))
+
+        def take(record: dict[str, Any], pixels: np.ndarray, result: dict[str, Any]) -> None:
+            if annotations is not None:
+                annotations.add(Path(record["path"]), Path(record["output"]).stem, result)
+            if page is not None:
+                shown_path = record["path"] if _is_address(record["path"]) else Path(record["path"])
+                page.add(shown_path, Image.fromarray(pixels), result)
+            log.write(json.dumps(record, ensure_ascii=False) + "\n")
+            explanations.records.append(record)
+            on_record(record)
+
+        remaining = deque(jobs)
+        while remaining:
+            pictures = _read_batch(explainer, remaining, batch_size, stop_at_bad_image, explanations.problems)
+            _explain_batch(explainer, pictures, target, options, explanations.problems, take)
+            progress.update(len(jobs) - len(remaining) - progress.n)
             if stop_at_bad_image and explanations.problems:
                 return explanations
     # without any record the log of an earlier run remains
@@ -228,42 +233,33 @@ def explain_files(
     return explanations
 
 
-def unfinished_name(log_file: Path) -> Path:
-    """Return the file with the lines of an unfinished run."""
-    return log_file.with_name(f"{log_file.name}.part")
-
-
-@contextmanager
-def open_log(log_file: Path) -> Iterator[TextIO]:
-    """Open the unfinished log; its lines are kept if the block fails, and an empty one is removed."""
-    file = unfinished_name(log_file)
-    file.unlink(missing_ok=True)  # a link is not followed
-    try:
-        # line buffered, so that a killed run keeps all finished lines
-        with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
-            yield log
-            log.flush()
-            os.fsync(log.fileno())
-    finally:
-        if file.is_file() and not file.stat().st_size:
-            file.unlink()
-
-
 def _read_batch(
-    explainer: Any, jobs: Sequence[tuple[Path | str, Path]], stop_at_bad_image: bool, problems: list[str]
-) -> list[tuple[Path | str, Path, Image.Image]]:
-    """Return path, output and image of the readable files; append the errors of the others to `problems`."""
-    pictures: list[tuple[Path | str, Path, Image.Image]] = []
-    for path, output in jobs:
+    explainer: Any,
+    jobs: deque[tuple[Path | str, Path]],
+    batch_size: int,
+    stop_at_bad_image: bool,
+    problems: list[str],
+) -> deque[tuple[Path | str, Path, np.ndarray]]:
+    """Take files from `jobs`; return path, output and pixels of the readable ones, and append the errors of others.
+
+    A batch ends with `batch_size` files, or sooner where its images are large: memory must not grow with their number.
+    """
+    pictures: deque[tuple[Path | str, Path, np.ndarray]] = deque()
+    num_pixels = 0
+    for _ in range(min(batch_size, len(jobs))):
+        path, output = jobs.popleft()
         try:
             if not _is_text(path):
                 raise ValueError(f"The name of the image must be UTF-8, got {os.fsencode(path)!r}. Rename the file.")
-            pictures.append((path, output, explainer.image_processor.read_image(path)))
+            pictures.append((path, output, np.asarray(explainer.image_processor.read_image(path))))
+            num_pixels += pictures[-1][2][..., 0].size
         except ValueError as error:
             named = not _is_text(path) or str(path) in str(error)
             problems.append(str(error) if named else f"{path}: {error}")
             if stop_at_bad_image:
                 break
+        if num_pixels >= _PIXELS_OF_BATCH:
+            break
     return pictures
 
 
@@ -277,34 +273,38 @@ def _is_text(path: Path | str) -> bool:
 
 def _explain_batch(
     explainer: Any,
-    pictures: Sequence[tuple[Path | str, Path, Image.Image]],
+    pictures: deque[tuple[Path | str, Path, np.ndarray]],
     target: str | int | None,
     options: PictureOptions,
     problems: list[str],
-) -> Iterator[tuple[dict[str, Any], Image.Image, dict[str, Any]]]:
-    """Explain one batch, write its figures and yield record, image and result of each."""
-    images = (image for *_, image in pictures)
+    take: Callable[[dict[str, Any], np.ndarray, dict[str, Any]], None],
+) -> None:
+    """Explain one batch, write its figures, and give `take` record, pixels and result of each."""
+    images = (Image.fromarray(pixels) for *_, pixels in list(pictures))
     # a generator: the maps of an image, which have its size, are made when it is its turn
-    results = explainer(images, target=target, batch_size=len(pictures)) if pictures else ()
+    results = iter(explainer(images, target=target, batch_size=len(pictures)) if pictures else ())
     names = explainer.model.config.id2label
     shown = {} if target is None else {"target": names[target] if isinstance(target, int) else target}
-    for (path, output, image), result in zip(pictures, results, strict=True):
+    while pictures:
+        path, output, pixels = pictures.popleft()
+        result = next(results)
         try:
-            save_result(np.asarray(image), result, names, output, options.picture, options.scale, shown.get("target"))
+            save_result(pixels, result, names, output, options.picture, options.scale, shown.get("target"))
         except (ValueError, RuntimeError, MemoryError) as error:  # one figure that cannot be drawn
             problems.append(f"{path}: the figure could not be drawn: {type(error).__name__}: {error}")
-            continue
-        record = {
-            "path": redact_text(path) if isinstance(path, str) else str(path),
-            "label": result["label"],
-            **shown,
-            "score": round(result["score"], 6),
-            "found": result["found"],
-            "box": result["box"],
-            "foreground_ratio": result["foreground_ratio"],
-            "output": str(output),
-        }
-        yield record, image, result
+        else:
+            record = {
+                "path": redact_text(path) if isinstance(path, str) else str(path),
+                "label": result["label"],
+                **shown,
+                "score": round(result["score"], 6),
+                "found": result["found"],
+                "box": result["box"],
+                "foreground_ratio": result["foreground_ratio"],
+                "output": str(output),
+            }
+            take(record, pixels, result)
+        del pixels, result  # before the maps of the next image are made
 
 
 @dataclass

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 __all__ = [
@@ -23,9 +23,11 @@ __all__ = [
     "is_own_picture",
     "make_folder",
     "name_errors",
+    "open_log",
     "replaced",
     "staged",
     "synchronize",
+    "unfinished_name",
     "write_json",
     "write_text",
 ]
@@ -226,3 +228,24 @@ def _is_same_file(first: Path, second: Path) -> bool:
 def _is_same_place(first: Path, second: Path) -> bool:
     """Return whether two files, which may be yet to be written, have one name."""
     return first.parent.resolve() / first.name == second.parent.resolve() / second.name or _is_same_file(first, second)
+
+
+def unfinished_name(log_file: Path) -> Path:
+    """Return the file with the lines of an unfinished run."""
+    return log_file.with_name(f"{log_file.name}.part")
+
+
+@contextmanager
+def open_log(log_file: Path) -> Iterator[TextIO]:
+    """Open the unfinished log; its lines are kept if the block fails, and an empty one is removed."""
+    file = unfinished_name(log_file)
+    file.unlink(missing_ok=True)  # a link is not followed
+    try:
+        # line buffered, so that a killed run keeps all finished lines
+        with name_errors(file), open(file, "x", encoding="utf-8", buffering=1) as log:
+            yield log
+            log.flush()
+            os.fsync(log.fileno())
+    finally:
+        if file.is_file() and not file.stat().st_size:
+            file.unlink()

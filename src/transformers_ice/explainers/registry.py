@@ -126,6 +126,8 @@ def explain(
             "`pixel_values` must have shape (batch_size, num_channels, height, width), "
             f"got {tuple(pixel_values.shape)}. Pass what the image processor returns."
         )
+    if not len(pixel_values):
+        raise ValueError("`pixel_values` must hold at least one image, got an empty batch.")
     explainer = EXPLAINERS[method]
     unknown = sorted(set(options) - set(explainer.options))
     if unknown:

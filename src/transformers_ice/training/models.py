@@ -23,7 +23,8 @@ from transformers.utils import logging
 from ..console.command_line import parse_config_overrides
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
-from ..ice_deit.local_windows import split_windows
+from ..ice_deit.local_windows import check_num_windows
+from ..ice_deit.patch_maps import grid_size
 from .arguments import ICE_OPTIONS, ModelArguments
 from .initialization import initialize_mimetically
 from .objective_presets import OBJECTIVES
@@ -113,11 +114,7 @@ def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None
     """Raise, before the first step, if patches do not divide the image, or local windows the grid of patches."""
     if isinstance(config, IceDeiTConfig):
         config.check_values()
-    if isinstance(config, IceDeiTConfig) and config.num_local_windows > 0:
-        patch_height, patch_width = as_pair(config.patch_size)
-        grid_size = image_size[0] // patch_height, image_size[1] // patch_width
-        # patches of width 0 need no memory and raise the same error as real ones
-        split_windows(torch.empty(1, grid_size[0] * grid_size[1], 0), grid_size, config.num_local_windows)
+        check_num_windows(grid_size(image_size, as_pair(config.patch_size)), config.num_local_windows)
 
 
 def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str]) -> PreTrainedModel:

@@ -225,7 +225,11 @@ def draw_box(image: Array, box: Sequence[int]) -> Array:
     Returns:
         `(height, width, 3)`, uint8, a copy.
     """
-    result = as_rgb(image).copy()
+    return paint_box(as_rgb(image).copy(), box)
+
+
+def paint_box(result: Array, box: Sequence[int]) -> Array:
+    """Draw a box as `draw_box` does, into the pixels `(height, width, 3)` themselves, which are returned."""
     height, width = result.shape[:2]
     left, right = (min(max(int(edge), 0), width) for edge in (box[0], box[2]))
     top, bottom = (min(max(int(edge), 0), height) for edge in (box[1], box[3]))

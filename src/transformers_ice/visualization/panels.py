@@ -130,7 +130,8 @@ def shrinking_step(image: Array) -> int:
 def shrink(image: Array, *maps: Array | None) -> list[Any]:
     """Return every n-th row and column of an image and its maps, at most 2048 of each: more than a cell can show."""
     step = shrinking_step(image)
-    return [None if array is None else array[::step, ::step] for array in (image, *maps)]
+    # copies: a view would keep the large array
+    return [None if array is None else np.ascontiguousarray(array[::step, ::step]) for array in (image, *maps)]
 
 
 def class_legend(colors: Mapping[int, str], names: Mapping[int, str]) -> list[tuple[str, Any]]:
@@ -263,7 +264,7 @@ def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
-    _show(axis, rgb)
+    axis.imshow(rgb, interpolation="none")  # SVG and PDF hold the pixels as they are; a canvas shows the nearest
     line_width = max(0.7, min(height, width) / 250)
     if mask is not None:
         _add_outline(axis, mask, line_width)

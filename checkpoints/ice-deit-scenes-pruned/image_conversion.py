@@ -241,8 +241,14 @@ def convert_to_rgb(
 def _to_numpy(image: Any) -> np.ndarray:
     """Return an array or tensor as a numpy array."""
     if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        try:
+            image = image.detach().cpu()
+            return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        except (NotImplementedError, RuntimeError, TypeError) as error:  # without values, sparse, of a type of torch only
+            raise ValueError(
+                f"An image must be a dense tensor that holds numbers, got {image.dtype} in layout {image.layout} on "
+                f"{image.device}: {error}"
+            ) from error
     if isinstance(image, np.ndarray):
         return image
     raise ValueError(f"An image must be a PIL image, array or tensor, got {type(image).__name__}.")

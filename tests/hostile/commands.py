@@ -50,7 +50,7 @@ def lines() -> Iterator[Row]:
         yield Row(f"command {name!r}", nothing, command(name), says="expected one of")
     wrong: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
         explain: (
-            *(("--batch_size", value) for value in ("0", "-1", "x", "1.5", "9" * 50)),
+            *(("--batch_size", value) for value in ("0", "-1", "x", "1.5")),
             *(("--scale", value) for value in ("0", "-1", "nan", "inf", "17", "x")),
             *((name, "x") for name in ("--picture", "--format", "--annotations", "--on_bad_image", "--html")),
             *(("--target", value) for value in ("no class", "7", "-1", "", "²", "9" * 50)),
@@ -66,6 +66,7 @@ def lines() -> Iterator[Row]:
             *(("--dataset_options", value) for value in ("x", "x=1", "seed=x", "image_size=true", "=")),
             *(("--device", value) for value in ("x", "cuda:99", "cpu:x", "")),
             ("--data_dir", "/nowhere"),
+            ("--data_dir", ""),
             ("--data_dir", "{in}"),
             ("--models", "a=nowhere", "a={model}"),
             ("--models", "="),
@@ -353,6 +354,51 @@ def publications() -> Iterator[Row]:
             yield Row(f"publish with {name} {title}", partial(write, name, content), run)
     yield Row("publish a folder that is none", nothing, command("publish", "{in}/nowhere", "a/b", "--dry_run"))
     yield Row("publish a file", picture, command("publish", "{written}", "a/b", "--dry_run"))
+
+
+def slow_rows() -> list[Row]:
+    """Return commands that do their whole work on hostile inputs."""
+    names = ("a$b$", "$$", "|pipe|", "<script>alert(1)</script>", "a\x1b[31m", "```")
+
+    def classes(place: Place) -> Path:
+        for name in names:
+            for number in range(6):
+                scene().rotate(number).save(place.put(f"data/{name.replace('/', '|')}/{number}.png"), "PNG")
+        return place.inputs / "data"
+
+    def is_trained(finished: Finished) -> bool:
+        card = (finished.place.output / "README.md").read_text(encoding="utf-8")
+        return finished.code == 0 and "\x1b" not in card and "<script>alert" not in card
+
+    train = ("train", "--model_name_or_path", "{model}", "--train_dir", "{written}", "--output_dir", "{out}")
+    train += ("--max_steps", "1", "--ignore_mismatched_sizes", "--use_cpu", "--per_device_train_batch_size", "4")
+    evaluate = ("evaluate", "--models", "{model}", "--limit", "2", "--measure_cost", "false", "--output_dir", "{out}")
+    folder = ("--data_dir", "{in}", "--num_pictures", "2", "--explainers", "ice")
+
+    def one_broken(place: Place) -> None:
+        for name, data in {"a": whole("PNG"), "b": whole("PNG")[:70]}.items():
+            place.put(f"images/{name}.png", data)
+            scene("L").save(place.put(f"masks/{name}.png"), "PNG")
+
+    slow = {"seconds": 120.0, "megabytes": 1500}
+    export = command("export", "--model", "{model}", "--output", "{out}/x.onnx", "--int8")
+    return [
+        Row("train on classes of hostile names", classes, command(*train), is_trained, **slow),
+        Row(
+            "evaluate on a folder with a cut picture", one_broken, command(*evaluate, *folder), says=r"b\.png", **slow
+        ),
+        Row("export", nothing, export, is_fine, **slow),
+        Row("export with a tolerance of 0", nothing, _with_tolerance, is_fine, True, says="differs", **slow),
+    ]
+
+
+def _with_tolerance(place: Place, written: Any) -> Finished:
+    """Export over an earlier file, which is kept where the new one differs."""
+    (place.output / "x.onnx").write_text("precious")
+    words = ("export", "--model", "{model}", "--output", "{out}/x.onnx", "--tolerance", "0")
+    finished = command(*words)(place, written)
+    assert not finished.code or (place.output / "x.onnx").read_text() == "precious"
+    return finished
 
 
 def rows() -> list[Row]:

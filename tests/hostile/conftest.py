@@ -37,12 +37,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory):
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Print how many hostile inputs there were, and how they ended."""
-    counts: Counter[str] = Counter()  # and the seconds of processor time
+    tables: dict[str, Counter[str]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if getattr(report, "when", "") == "call":
-                counts.update(dict(getattr(report, "user_properties", ())).get("hostile", {}))
-    if counts:
+            found = dict(getattr(report, "user_properties", ())).get("hostile")
+            if found and getattr(report, "when", "") == "call":
+                tables[report.nodeid.rpartition("[")[2].rstrip("]")] = Counter(found)
+    if tables:
+        tables["all"] = sum(tables.values(), Counter())
         names = ("inputs", "refused", "answered", "tracebacks", "hangs", "changed", "other faults")
-        text = ", ".join(f"{counts[name]} {name}" for name in names)
-        terminalreporter.write_line(f"hostile: {text}; {counts['seconds']:.1f} s of one core")
+        for table, counts in tables.items():
+            text = ", ".join(f"{counts[name]} {name}" for name in names)
+            terminalreporter.write_line(f"hostile, {table}: {text}; {counts['seconds']:.1f} s of one core")

@@ -210,8 +210,6 @@ def commands() -> Iterator[Row]:
             f"convert {words}",
             copy_model,
             command(*base, "--output_dir", "{out}/new", *words),
-            is_kept,
-            words[0] == "--weights_key",
         )
 
 

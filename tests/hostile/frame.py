@@ -165,7 +165,7 @@ def _faults_of_error(row: Row, error: BaseException) -> list[str]:
     is_ours = isinstance(error, OSError | ReportedError) or frames[-1].partition(".")[0] in _OURS
     is_bare = isinstance(error, ValueError) and type(error).__module__ in ("builtins", "json.decoder", "struct")
     is_bare = is_bare and type(error) not in (ValueError,)  # UnicodeDecodeError, JSONDecodeError
-    if not isinstance(error, row.kinds) or not is_ours or is_bare or len(str(error).split()) < 4:
+    if not isinstance(error, row.kinds) or not is_ours or is_bare or (is_ours and len(str(error).split()) < 3):
         shown = "".join(traceback.format_exception(type(error), error, error.__traceback__)[-4:])
         return [f"no error of a public kind: {shown[-1500:]}"]
     return []

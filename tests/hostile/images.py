@@ -278,7 +278,7 @@ def masks() -> Iterator[Row]:
         "floats with NaN": (grey(0, np.nan, kind=np.float32), None, None),
         "floats with infinity": (grey(0, np.inf, kind=np.float32), None, None),
         "varying alpha": (encode(alpha, "PNG"), None, None),
-        "colours": (encode(scene(), "PNG"), None, has(1)),
+        "colours": (encode(scene(), "PNG"), None, has(0, 1)),
         "colours, one ignored": (encode(scene(), "PNG"), 255, None),
         "palette": (encode(scene("P"), "PNG"), 255, None),
         "cut off": (grey(0, 1)[:50], None, None),
@@ -287,6 +287,16 @@ def masks() -> Iterator[Row]:
     for title, (data, ignore, answer) in files.items():
         if title != "palette":
             yield Row(f"mask of {title}", put("m.png", data), partial(read, ignore), answer, says=r"m\.png")
+
+
+def slow_rows() -> list[Row]:
+    """Return many more files of every format with wrong bytes."""
+    found = []
+    for kind in FORMATS:
+        for number, (title, wrong) in enumerate(pictures.flips(whole(kind), 250, seed=1)):
+            put_, door = put(f"x.{ENDINGS[kind]}", wrong), DOORS[number % 4]
+            found.append(Row(f"{kind} {number}: {title}, {door.__name__}", put_, door, is_picture, True))
+    return found
 
 
 def rows() -> list[Row]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from pathlib import Path
 from hostile.frame import Place, Row, run_row
 
 
+_RUNS_ONNX = ("commands", "products")
 _HANGS = 40.0  # seconds beyond a row's own, on a busy machine
 _GIGABYTES = 3  # of addresses beyond those in use: what needs more fails at once, and does not take the machine along
 
@@ -36,8 +38,11 @@ def main(table: str, model: str, scratch: str, first: str, is_slow: str) -> None
     """Run the rows from a number on; print a line before and after each."""
     import torch
 
-    for name in ("explain", "evaluate", "train"):  # libraries keep things in the folder for temporary files
-        importlib.import_module(f"transformers_ice.cli.{name}")
+    # libraries keep things in the folder for temporary files, which is another one for each row
+    for name in ("transformers_ice.cli.explain", "transformers_ice.cli.evaluate", "transformers_ice.cli.train"):
+        importlib.import_module(name)
+    if table in _RUNS_ONNX and importlib.util.find_spec("onnxruntime"):
+        importlib.import_module("onnxruntime")
     start = time.process_time()
     torch.set_num_threads(1)
     report = os.fdopen(os.dup(1), "w", buffering=1)
@@ -45,8 +50,9 @@ def main(table: str, model: str, scratch: str, first: str, is_slow: str) -> None
     os.dup2(messages, 1)
     errors = os.fdopen(os.dup(2), "w")
     os.dup2(messages, 2)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + _GIGABYTES * 2**30, resource.RLIM_INFINITY))
+    if Path("/proc/self/statm").is_file():  # Linux
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + _GIGABYTES * 2**30, resource.RLIM_INFINITY))
     for number, row in enumerate(rows_of(table, is_slow == "slow")):
         if number < int(first):
             continue

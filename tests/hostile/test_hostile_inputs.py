@@ -14,7 +14,7 @@ import pytest
 from hostile.program import rows_of
 
 
-TABLES = ("folders", "annotations", "shards")
+TABLES = ("images", "folders", "annotations", "shards", "pipelines", "conversion", "commands")
 SLOW_TABLES = ()
 
 
@@ -63,3 +63,9 @@ def check_table(warm_python, tiny_folder, tmp_path, record_property, table, spee
 @pytest.mark.parametrize("table", TABLES)
 def test_hostile_inputs_end_in_an_answer_or_a_sentence(warm_python, tiny_folder, tmp_path, record_property, table):
     check_table(warm_python, tiny_folder, tmp_path, record_property, table, "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", SLOW_TABLES)
+def test_hostile_inputs_that_need_seconds(warm_python, tiny_folder, tmp_path, record_property, table):
+    check_table(warm_python, tiny_folder, tmp_path, record_property, table, "slow")

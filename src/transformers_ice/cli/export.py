@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from ..console.command_line import parse_dataclasses
+from ..console.command_line import check_number, parse_dataclasses
 from ..console.exits import command
 from ..console.output_files import check_outputs, staged, write_text
 from ..data.benchmarks import load_evaluation_set
@@ -77,6 +77,12 @@ class ExportArguments:
     fuse_pruned_tokens: bool | None = field(default=None, metadata={"help": "Fuse the pruned patches into one token."})
     report: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
 
+    def __post_init__(self) -> None:
+        check_number("num_images", self.num_images, "at least 1", self.num_images >= 1)
+        check_number("tolerance", self.tolerance, "at least 0", self.tolerance >= 0)
+        smallest = min(self.batch_sizes, default=0)
+        check_number("batch_sizes", smallest, "numbers of at least 1", smallest >= 1)
+
 
 def load(arguments: ExportArguments) -> tuple[Any, Any]:
     """Return model and image processor with the changes of the command line."""
@@ -84,6 +90,8 @@ def load(arguments: ExportArguments) -> tuple[Any, Any]:
     changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     folder = resolve_model_name(arguments.model)
     model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, **changes)
+    if changes and model.config.pruning_strategy is None:
+        raise ValueError(f"--{' and --'.join(changes)} need --pruning_strategy: {folder} prunes nothing.")
     preprocessing = {}
     if arguments.image_size:
         height, width = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size * 2

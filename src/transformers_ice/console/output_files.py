@@ -157,11 +157,15 @@ def make_folder(folder: str | Path, inside: str | Path | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"The output folder must be a folder or a new name, got {folder}, which is a file or a "
-            "broken link. Choose another."
-        ) from error
+        raise _no_folder(folder) from error
     return folder
+
+
+def _no_folder(folder: Path) -> ValueError:
+    return ValueError(
+        f"The output folder must be a folder or a new name, got {folder}, which is a file or a broken link. Choose "
+        "another."
+    )
 
 
 def synchronize(path: Path) -> None:
@@ -205,7 +209,10 @@ def _temporary_name(ending: str) -> str:
 
 
 def _check_target(path: Path) -> None:
-    """Refuse a folder, and a file that its owner has protected."""
+    """Refuse a folder, a name below a file, and a file that its owner has protected."""
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), path.parent)
+    if os.path.lexists(above) and not above.is_dir():
+        raise _no_folder(above)
     if path.is_dir():
         raise ValueError(f"The output must be a file, got the folder {path}. Choose another name.")
     if path.is_file() and not os.access(path, os.W_OK):

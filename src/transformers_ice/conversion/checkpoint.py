@@ -174,8 +174,10 @@ def read_id2label(path: str | Path) -> dict[int, str]:
         raise FileNotFoundError(f"`id2label` must be a JSON file, got {str(path)!r}, which does not exist.")
     content = read_json(path)
     try:
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        return {int(index): str(label) for index, label in items}
+        items = dict(content.items() if isinstance(content, dict) else enumerate(content))
+        if not all(isinstance(label, str | int) for label in items.values()):
+            raise TypeError("a name is no text")
+        return {int(index): str(label) for index, label in items.items()}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{str(path)!r} must hold a list of names or an object index -> name, got {str(content)[:80]}."

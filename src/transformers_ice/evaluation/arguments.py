@@ -56,6 +56,8 @@ class EvaluationArguments:
         for name, number in lowest.items():
             value = getattr(self, name)
             check_number(name, value, f"at least {number}", value is None or value >= number)
+        if "" in (self.dataset_name, self.data_dir):  # as of an unset variable of a shell
+            raise ValueError("`dataset_name` and `data_dir` must not be empty. Leave the option out for its default.")
 
 
 def parse_evaluation_arguments(

@@ -36,6 +36,7 @@ _TASKS = {
 _ICE_TAGS = ["image-segmentation", "explainability", "weakly-supervised", "ice", "custom_code"]
 _LOCATION = re.compile(r'^checkpoint = "((?:[^"\\\n]|\\.)+)"$', re.MULTILINE)
 _PYTHON_BLOCK = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+_CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")  # also those of direction
 _LONGEST_NAME = 60
 
 
@@ -122,7 +123,8 @@ def build_card(record: ModelRecord, facts: ModelFacts, picture: str | None = Non
         block=fenced_block,
         quoted=quoted,
     )
-    return redact_text(f"{card}\n")  # a record may be older than its redaction
+    # a record may be older than its redaction, and hold what a terminal or a browser would obey
+    return redact_text(_CONTROLS.sub(" ", f"{card}\n"))
 
 
 def table_cell(text: Any) -> str:

@@ -117,6 +117,8 @@ def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Te
     """Return the pixel values; raise a `ValueError` if they are missing, or have a wrong shape, size or type."""
     if pixel_values is None:
         raise ValueError("`pixel_values` is missing: pass the image processor's output, `model(**inputs)`.")
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(f"`pixel_values` must be a tensor, got {type(pixel_values).__name__}.")
     if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
         raise ValueError(
             f"`pixel_values` must have shape (batch_size, {config.num_channels}, height, width), got "
@@ -144,6 +146,8 @@ def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
 
     In eager mode class indices out of range are refused too.
     """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}.")
     soft = labels.dim() == 2 and labels.is_floating_point()
     hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
     if labels.shape[:1] != (batch_size,) or not (soft or hard) or (soft and labels.shape[1] != num_labels):

@@ -207,6 +207,8 @@ class RecipeArguments:
                 "`--teacher_model_name_or_path` and `--distillation_type soft` (or hard) go together, got "
                 f"{self.teacher_model_name_or_path!r} and {self.distillation_type!r}."
             )
+        if self.teacher_model_name_or_path is not None:
+            resolve_model_name(self.teacher_model_name_or_path)  # raises before any work if there is no such folder
 
 
 @dataclass

@@ -201,7 +201,7 @@ def load_evaluation_set(
         ImportError: If a library that reads the set is not installed.
         ValueError: If a name, an option or an annotation is unknown or files are missing. It lists the choices.
     """
-    name = name or ("folder" if data_dir is not None else None)
+    name = "folder" if name is None and data_dir is not None else name
     if name not in EVALUATION_SETS:
         raise ValueError(
             f"The evaluation set must be one of {', '.join(EVALUATION_SETS)}, got {name!r}. For images of your own "

@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from transformers_ice.app import limits as limits_module  # noqa: E402
 from transformers_ice.app import page as page_module  # noqa: E402
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image  # noqa: E402
 from transformers_ice.app.examples import draw_examples, read_examples  # noqa: E402
-from transformers_ice.app.fragments import answer_html, caption_html, explanation_to_json, figures_html  # noqa: E402
+from transformers_ice.app.fragments import answer_html, caption_html, explanation_to_json, figures_html, header_html  # noqa: E402
 from transformers_ice.app.limits import Deadline, Limits, RequestError, Worker, read_upload  # noqa: E402
 from transformers_ice.app.methods import available_methods, compare_methods, method_title  # noqa: E402
 from transformers_ice.app.page import FOREGROUND, Handlers, build_page  # noqa: E402
@@ -49,6 +50,7 @@ from transformers_ice.app.pictures import (  # noqa: E402
     Picture,
     View,
     draw_class_map,
+    draw_cut_out,
     draw_heatmap,
     draw_kept_patches,
     draw_mask,
@@ -381,6 +383,41 @@ def test_picture_in_which_nothing_is_found_has_a_sentence_and_no_bars_and_no_box
     assert (content["found"], content["box"]) == (False, None)
 
 
+@pytest.mark.parametrize(
+    ("class_map", "classes", "mask", "cut"),
+    [
+        ([[3, 3, 3]], "background 100 %", "no foreground", "nothing is kept"),
+        (
+            [[0, 0, 0]],
+            "“cat” 100 %, background 0 %",
+            "covers 100 %",
+            "100 % of the picture is kept in colour, as “cat”",
+        ),
+        ([[0, 1, 2]], "“cat” 34 %, “dog” 33 %, “<b>hen</b>” 33 %, background 0 %", "covers 100 %", "as 3 classes"),
+        ([[0] * 5 + [1] * 5 + [3] * 190], "“cat” 3 %, “dog” 2 %, background 95 %", "covers 5 %", "as 2 classes"),
+    ],
+)
+def test_captions_agree_with_the_maps_and_add_up(loaded, class_map, classes, mask, cut):
+    shape = np.shape(class_map)
+    image = prepare_image(loaded, Image.fromarray(noise()))
+    image = replace(image, shown=np.zeros((*shape, 3), np.uint8))
+    whole = np.array(class_map)
+    box = None if (whole == 3).all() else (0, 0, 1, 1)
+    explanation = explain_image(loaded, image)
+    shown = replace(explanation.shown, class_map=whole, mask=whole != 3, heatmap=np.zeros(shape, np.float32), box=box)
+    explanation = replace(explanation, shown=shown, box=box)
+    assert draw_class_map(loaded, image, explanation).caption == f"Class map: {classes} of the picture."
+    assert mask in draw_mask(loaded, image, explanation).caption
+    assert cut in draw_cut_out(loaded, image, explanation).caption
+
+
+def test_page_names_an_untrained_patch_head(loaded):
+    source = loaded.model.config.logits_source
+    for loaded.model.config.logits_source, says in (("cls", True), ("patch", False)):
+        assert ("counts as untrained" in header_html(loaded)) == says
+    loaded.model.config.logits_source = source
+
+
 def test_page_shows_no_path_and_no_scenes_of_a_model_of_other_classes(loaded, photo):
     def values(page) -> str:
         return " ".join(str(getattr(block, "value", "")) for block in page.blocks.values())
@@ -672,6 +709,29 @@ def test_broken_off_uploads_and_old_files_are_removed(tmp_path, monkeypatch):
     folder.sweep(max_age=-1)
     assert list(folder.path.iterdir()) == []
     folder.close()
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
+
+
+def test_nothing_is_written_after_the_stop(loaded, photo, tmp_path, monkeypatch):
+    """A request that still runs must not make the folder again, nor write a figure elsewhere."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "home"))
+    folder = UploadFolder()
+    handlers = Handlers(loaded, Limits())
+    folder.close()
+    with pytest.raises(FileNotFoundError):
+        handlers.explain(str(photo), FOREGROUND)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_an_app_that_fails_at_the_start_leaves_no_folder(folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("broken")
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(page_module, "build_page", fail)
+    with pytest.raises(KeyError, match="broken"):
+        launch_app(AppArguments(model=str(folder)))
     assert list(tmp_path.iterdir()) == []
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
 

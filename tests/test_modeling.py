@@ -270,7 +270,10 @@ def test_another_number_of_labels_needs_the_flag(tiny_config, tmp_path):
 # --- attention backends, capture, precision
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize(
+    "implementation",
+    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],  # which is compiled
+)
 def test_attention_implementations_agree(implementation, config, pixel_values):
     model = make(IceDeiTForImageClassification, config)
     with torch.no_grad():
@@ -510,6 +513,20 @@ def test_other_parts_than_heads_are_never_drawn_again(tiny_config, tmp_path):
 def test_weights_have_the_mode_of_the_files_next_to_them(tiny_config, tmp_path):
     make(IceDeiTForImageClassification, tiny_config).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("source", "weight", "training", "warns"),
+    [("cls", 0.0, True, True), ("cls", 1.0, True, False), ("cls", 0.0, False, False), ("patch", 0.0, True, False)],
+)
+def test_a_loop_that_does_not_train_its_logits_is_told(tiny_config, monkeypatch, source, weight, training, warns):
+    said = []
+    monkeypatch.setattr("transformers_ice.ice_deit.modeling_ice_deit.logger.warning_once", said.append)
+    tiny_config.logits_source, tiny_config.cls_loss_weight = source, weight
+    model = IceDeiTForImageClassification(tiny_config).train(training)
+    model(torch.zeros(2, 3, 32, 32), labels=torch.tensor([0, 1]))
+    assert bool(said) == warns
+    assert all('model.config.logits_source = "patch"' in text for text in said)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])

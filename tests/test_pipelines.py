@@ -378,6 +378,14 @@ def test_image_segmentation_gives_a_mask_for_each_class_and_background(
             assert np.array_equal(mask, explanation["class_map"] == names.index(entry["label"]))
 
 
+@pytest.mark.parametrize("top_k", [1, 3, None])
+def test_nothing_found_gives_all_classes_one_score(model, processor, explain, top_k):
+    see_patches(model, torch.tensor([0.0, 0.0, 0.0, 2.0]).repeat(16, 1))
+    classify = pipeline("image-classification", model=model, image_processor=processor)
+    scores = [entry["score"] for entry in classify(Image.new("RGB", (30, 20)), top_k=top_k)]
+    assert scores == [pytest.approx(1 / 3)] * (top_k or 3)  # the format has no place for "none"
+
+
 def test_an_untrained_patch_head_is_mentioned(model, processor, monkeypatch):
     said = []
     monkeypatch.setattr("transformers_ice.ice_deit.pipeline_patch_explanation.logger.warning_once", said.append)

@@ -166,7 +166,14 @@ BREAKS = {
         r"token_layouts\.py: expected the code of the installed package, got other code",
     ),
     "foreign code": (lambda f: (f / "setup.py").write_text("1"), r"setup\.py: code that is no part of this project"),
-    "no card": (lambda f: (f / "README.md").unlink(), r"README\.md: expected in .*write_model_card"),
+    "no card": (
+        lambda f: (f / "README.md").rename(f / "model_card.json"),
+        r"README\.md: expected in .*write_model_card",
+    ),
+    "no card and no record": (
+        lambda f: (f / "README.md").unlink(),
+        r"README\.md: expected in .*no model_card\.json .* publish its folder and not a checkpoint",
+    ),
     "card without results": (write_card_without_results, r"README\.md: it has no results"),
     "card without metadata": (lambda f: (f / "README.md").write_text("# tiny"), r"README\.md: `license` is missing"),
     "token in the card": (

@@ -205,6 +205,9 @@ def test_argument_file_is_read_and_overridden(tmp_path):
         (["--num_panel_images", "-1"], "`num_panel_images` must be at least 0 and finite, got -1"),
         (["--output_dir", __file__], "`output_dir` must be a folder or a new name, got the file"),
         (["--report_to", "no_such_tracker"], "`report_to` must be none, all, or some of .*tensorboard"),
+        (["--report_to", "none", "neptune"], "`report_to`|neptune"),
+        (["--report_to", "neptune", "comet_ml"], "`--report_to neptune` needs"),
+        (["--report_to", "Tensorboard"], "`report_to` must be none, all, or some of .*tensorboard"),
         (["--report_to", "neptune"], "`--report_to neptune` needs a package that is not installed"),
     ],
 )
@@ -250,7 +253,16 @@ def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
 # every name stands for nine of the one before, at the end for 9 ** 9 texts
 ALIASES = "".join(f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in pairwise("abcdefghi"))
 UNUSABLE = [
-    *(None, "- a\n- b\n", "a: [1", "a: \xff".encode("latin-1"), "a: " + "[" * 5000, "a: 1\nb: 2\na: 3\n"),
+    *(
+        None,
+        "- a\n- b\n",
+        "a: [1",
+        "a: \xff".encode("latin-1"),
+        "a: " + "[" * 100_000,
+        "- " * 5000,
+        "a: 1\nb: 2\na: 3\n",
+    ),
+    "".join(f"k{number}: 1\n" for number in range(10_000)) + "k7: 2",
     *("a: [[1]]", "a: {b: {c: 1}}", f"a: &a [x]\n{ALIASES}"),
 ]
 

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +143,17 @@ def test_pictures_of_an_earlier_run_are_not_explained(ice_folder, photos, capsys
     first, second = (names((record["path"] for record in explain(capsys, *words)[1]), photos) for _ in range(2))
     assert first == second
     assert len(first) == 4
+
+
+def test_files_of_other_types_are_counted(ice_folder, tmp_path, capsys):
+    for name in ("a.CR2", "b.cr2", "notes.txt", "README", ".hidden.cr2"):
+        (tmp_path / name).write_text("x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    _, records, messages = explain(capsys, tmp_path, "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert len(records) == 1
+    assert "4 files of other types were left out: .cr2 2, .txt 1, without an ending 1" in messages
+    _, _, messages = explain(capsys, tmp_path / "*.*", "--model", ice_folder, "--output_dir", tmp_path / "out")
+    assert "other types" not in messages  # of a glob they were chosen to match
 
 
 def test_links_in_a_folder_are_followed_once(tmp_path):
@@ -413,10 +423,10 @@ def test_an_output_folder_that_is_none_is_refused_with_a_sentence(capsys, ice_fo
 EXPLAIN = "from transformers_ice.cli.explain import main; import sys; sys.exit(main())"
 
 
-def test_output_that_cannot_be_shown_or_read_ends_no_work(ice_folder, photos, tmp_path):
+def test_output_that_cannot_be_shown_or_read_ends_no_work(warm_python, ice_folder, photos, tmp_path):
     """In an ASCII terminal, and where the reader of the lines goes after the first."""
     (photos / "a.png").rename(photos / "ä.png")
-    words = [sys.executable, "-c", EXPLAIN, photos, "--model", ice_folder, "--batch_size", "1", "--output_dir"]
+    words = [warm_python.python, "-c", EXPLAIN, photos, "--model", ice_folder, "--batch_size", "1", "--output_dir"]
     words = [str(word) for word in words]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*words, str(tmp_path / "ö")], env=environment, capture_output=True, text=True)

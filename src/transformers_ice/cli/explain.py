@@ -27,6 +27,7 @@ import glob
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,18 +92,20 @@ def load_explainer(model: str) -> PatchExplanationPipeline:
     )
 
 
-def find_images(paths: Sequence[str], output_dir: Path) -> list[Path | str]:
+def find_images(paths: Sequence[str], output_dir: Path, left_out: Counter[str] | None = None) -> list[Path | str]:
     """Return the files that paths, folders and globs name, each once; missing paths and addresses are returned too.
 
     A file may have any name; folders and globs yield files with the extension of an image, without those in the output
     folder: a second run must not explain the figures of the first.
+    `left_out` counts the other files of folders by their endings.
     """
     found: dict[str, Path | str] = {}
+    others = Counter[str]() if left_out is None else left_out
     for path in paths:
         if _is_address(path):
             found[path] = path
             continue
-        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve()):
+        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve(), others):
             found.setdefault(os.path.realpath(file), file)  # the first name of a file that is given twice
     return list(found.values())
 
@@ -111,16 +114,19 @@ def _is_address(path: Path | str) -> bool:
     return isinstance(path, str) and path.startswith(("http://", "https://"))
 
 
-def _expand(path: str, output_dir: Path) -> Iterator[Path]:
+def _expand(path: str, output_dir: Path, left_out: Counter[str]) -> Iterator[Path]:
     if not os.path.isdir(path) and not glob.has_magic(path):
         yield Path(path)  # reading it will fail with the reason
         return
     matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
     for match in map(Path, matches):
         for file in sorted(_files_below(match)) if match.is_dir() else [match]:
-            is_image = file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
-            if is_image and output_dir not in file.resolve().parents:
+            if file.name.startswith(".") or not file.is_file() or output_dir in file.resolve().parents:
+                continue
+            if file.suffix.lower() in IMAGE_ENDINGS:
                 yield file
+            elif match.is_dir():
+                left_out[file.suffix.lower() or "without an ending"] += 1
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -206,7 +212,7 @@ def explain_files(
                 if annotations is not None:
                     annotations.add(Path(record["path"]), Path(record["output"]).stem, result)
                 if page is not None:
-                    page.add(Path(record["path"]), image, result)
+                    page.add(record["path"] if _is_address(record["path"]) else Path(record["path"]), image, result)
                 log.write(json.dumps(record, ensure_ascii=False) + "\n")
                 explanations.records.append(record)
                 on_record(record)
@@ -284,7 +290,7 @@ def _explain_batch(
     shown = {} if target is None else {"target": names[target] if isinstance(target, int) else target}
     for (path, output, image), result in zip(pictures, results, strict=True):
         try:
-            save_result(np.asarray(image), result, names, output, options.picture, options.scale)
+            save_result(np.asarray(image), result, names, output, options.picture, options.scale, shown.get("target"))
         except (ValueError, RuntimeError, MemoryError) as error:  # one figure that cannot be drawn
             problems.append(f"{path}: the figure could not be drawn: {type(error).__name__}: {error}")
             continue
@@ -346,7 +352,11 @@ def main(argv: list[str]) -> int:
     """Explain the images of the command line; return the exit code."""
     arguments = parse_arguments(argv)
     output_dir = Path(arguments.output_dir)
-    paths = find_images(arguments.paths, output_dir)
+    left_out = Counter[str]()
+    paths = find_images(arguments.paths, output_dir, left_out)
+    if left_out:
+        counts = ", ".join(f"{ending} {count}" for ending, count in sorted(left_out.items()))
+        print(f"{left_out.total()} files of other types were left out: {counts}", file=sys.stderr)
     if not paths:
         raise ValueError(f"No images found in {', '.join(arguments.paths)}.")
     explainer = load_explainer(arguments.model)
@@ -355,6 +365,7 @@ def main(argv: list[str]) -> int:
     target: str | int | None = arguments.target
     if arguments.target is not None and arguments.target not in names and arguments.target.isdecimal():
         target = int(arguments.target)  # a class may have a number as its name
+    target_name = names[target] if isinstance(target, int) and target < len(names) else arguments.target
     is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")
     id2label = explainer.model.config.id2label
     explanations = explain_files(
@@ -366,7 +377,7 @@ def main(argv: list[str]) -> int:
         stop,
         PictureOptions(arguments.picture, arguments.format, arguments.scale),
         AnnotationFiles(arguments.annotations, output_dir, id2label) if arguments.annotations else None,
-        ExplanationPage(output_dir, id2label) if arguments.html else None,
+        ExplanationPage(output_dir, id2label, target_name) if arguments.html else None,
         on_record=lambda record: print_line(json.dumps(record, ensure_ascii=is_ascii)),
     )
     for problem in explanations.problems:

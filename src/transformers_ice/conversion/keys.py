@@ -183,7 +183,8 @@ def _refuse_unaccounted(layout: str, unknown: list[str], missing: list[str], dou
         raise ValueError(
             f"The checkpoint (naming: {layout}) must hold the weights of a ViT or DeiT classifier and nothing else, "
             f"got {'; '.join(problems)}. Remove or rename what is unknown and save the file again. An encoder without "
-            "a classifier loads with `IceDeiTForImageClassification.from_pretrained(folder, num_labels=...)`."
+            "a classifier loads with `IceDeiTForImageClassification.from_pretrained(folder, num_labels=...)` if it is "
+            "a folder of transformers; to a file of weights add zeros as its classifier, a row for each class."
         )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..console.output_files import write_text
 from ..visualization import overlay_heatmap
+from ..visualization.colors import HEAT_COLORS, matplotlib_module
 from ..visualization.text import printable
 
 
@@ -44,6 +45,7 @@ img {{ width: calc(50% - .2rem); object-fit: contain; background: #eee }}
 figcaption {{ overflow-wrap: anywhere; margin-top: .4rem }}
 small {{ color: #595959; display: block }}
 .true {{ color: #b3261e }}
+.scale {{ display: inline-block; width: 7rem; height: .8em; background: linear-gradient(to right, {colors}) }}
 </style>
 </head>
 <body>
@@ -55,7 +57,8 @@ small {{ color: #595959; display: block }}
 <option value="foreground">foreground, least first</option>
 <option value="-foreground">foreground, most first</option>
 <option value="place">order of the files</option>
-</select></label></header>
+</select></label>
+<span>Heat map, p({quantity}): 0 <i class="scale"></i> 1</span></header>
 <main>
 {cards}
 </main>
@@ -87,6 +90,11 @@ class _Card:
 class ExplanationPage:
     """Writer of `OUTPUT_DIR/index.html`; a true class is known where a folder of the image has a class's name.
 
+    Args:
+        output_dir: Folder of the page.
+        class_names: Name by class index.
+        target: Name of the class that the heat maps show; `None`: the foreground.
+
     Attributes:
         file: The page.
 
@@ -94,7 +102,7 @@ class ExplanationPage:
         ValueError: If there is a page of another program in its place.
     """
 
-    def __init__(self, output_dir: Path, class_names: Mapping[int, str]) -> None:
+    def __init__(self, output_dir: Path, class_names: Mapping[int, str], target: str | None = None) -> None:
         self.file = output_dir / "index.html"
         is_own = self.file.is_file() and b"transformers-ice explanation" in self.file.read_bytes()[:2000]
         if self.file.exists() and not is_own:
@@ -102,17 +110,20 @@ class ExplanationPage:
                 f"The page {self.file} must not replace a file that transformers-ice did not write. Choose another "
                 "--output_dir, or remove it first."
             )
+        self._quantity = "not background" if target is None else target
         self._class_names = set(class_names.values())
         self._num_known = 0
         self._cards: list[_Card] = []
 
-    def add(self, path: Path, image: Image.Image, result: Mapping[str, Any]) -> None:
-        """Take the explanation of an image: the result of the patch-explanation pipeline."""
-        truth = next((folder.name for folder in path.absolute().parents if folder.name in self._class_names), None)
+    def add(self, path: Path | str, image: Image.Image, result: Mapping[str, Any]) -> None:
+        """Take the explanation of an image, a file or an address: the result of the patch-explanation pipeline."""
+        folders = path.absolute().parents if isinstance(path, Path) else ()  # an address has none
+        truth = next((folder.name for folder in folders if folder.name in self._class_names), None)
         is_wrong = truth is not None and truth != result["label"]
         self._num_known += truth is not None
         small = image.convert("RGB")
         small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        small = Image.fromarray(np.asarray(small))  # the pixels, without comments of the file
         heat = np.asarray(Image.fromarray(result["heatmap"]).resize(small.size, Image.Resampling.BILINEAR))
         html = _CARD.format(
             style=' class="wrong"' if is_wrong else "",
@@ -137,7 +148,15 @@ class ExplanationPage:
         if self._num_known:
             num_wrong = sum(card.is_wrong for card in cards)
             summary += f", {num_wrong} of {self._num_known} with a known class are wrong"
-        write_text(self.file, _PAGE.format(summary=summary, cards="\n".join(card.html for card in cards)))
+        module = matplotlib_module()
+        colors = ", ".join(module.colors.to_hex(color) for color in module.colormaps[HEAT_COLORS](range(0, 256, 51)))
+        page = _PAGE.format(
+            summary=summary,
+            colors=colors,
+            quantity=_text(self._quantity),
+            cards="\n".join(card.html for card in cards),
+        )
+        write_text(self.file, page)
 
 
 def _text(value: object) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
+from ..console.json_files import read_json
 from ..console.redaction import known_secrets
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
 from .published_files import find_secret_files, sort_files
+from .records import RECORD_FILE
 
 
 __all__ = ["check_card", "check_card_for_publication", "check_folder"]
@@ -31,10 +32,14 @@ _PIPELINE_TAGS = ("image-classification", "image-segmentation")
 _NEEDED = {
     "config.json": "Save the model with `model.save_pretrained(folder)`",
     "preprocessor_config.json": "Save the image processor with `image_processor.save_pretrained(folder)`",
-    "README.md": "Write the card with scripts/write_model_card.py",
+    "README.md": "Write the card with scripts/write_model_card.py",  # from its record
     "model.safetensors": "Save the model with `model.save_pretrained(folder)`, or convert it with "
     "scripts/convert_checkpoint.py",
 }
+_NO_RECORD = (
+    f"There is no {RECORD_FILE} to write one from either: a run writes both at its end, so publish its folder and not "
+    "a checkpoint in it, `transformers-ice convert` too; or write a README.md of your own"
+)
 
 
 def check_card(text: str) -> list[str]:
@@ -108,15 +113,23 @@ def check_folder(folder: Path) -> list[str]:
     if not problems:  # only a complete folder is loaded
         problems += _check_loading(folder)
     if (folder / "README.md").is_file():
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        problems += [f"README.md: {problem}" for problem in check_card_for_publication(card)]
+        problems += [f"README.md: {problem}" for problem in _check_card_file(folder / "README.md")]
     return [*problems, *_check_images(folder, published)]
+
+
+def _check_card_file(file: Path) -> list[str]:
+    try:
+        return check_card_for_publication(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        return [f"expected UTF-8 text, got other bytes ({error}). Write the card again"]
 
 
 def _check_presence(folder: Path, published: Sequence[str]) -> Iterator[str]:
     has_weights = any(name.endswith(".safetensors") for name in published)
     for name, way in _NEEDED.items():
         if name not in published and not (name == "model.safetensors" and has_weights):
+            if name == "README.md" and not (folder / RECORD_FILE).is_file():
+                way = _NO_RECORD
             yield f"{name}: expected in {folder}, but it is not there. {way}"
 
 
@@ -135,7 +148,7 @@ def _read_json(file: Path, problems: list[str]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         problems.append(f"{file.name}: expected JSON, got text that cannot be read ({error}). Save the model again")
         return None

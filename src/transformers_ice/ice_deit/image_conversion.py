@@ -155,15 +155,16 @@ def open_image(stream: str | BytesIO) -> Image.Image:
     Image.init()
     try:
         return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
         with open(stream, "rb") if isinstance(stream, str) else BytesIO(stream.getvalue()) as file:
             head = file.read(12)
         if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
-            raise
+            # its own text names the file again, or the place of an object in memory
+            raise UnidentifiedImageError("cannot identify image file") from error
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
-        except ImportError as error:
-            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from error
+        except ImportError as missing:
+            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from missing
         return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()), formats=["HEIF"])
 
 

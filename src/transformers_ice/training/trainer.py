@@ -304,10 +304,10 @@ class IceTrainer(Trainer):
         """Push the model files of a checkpoint, in the background."""
         push_checkpoint(self, Path(checkpoint_folder))
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:  # `private` came after transformers 5.20
         """Make the repository; as `Trainer.init_hf_repo`, with a `ConnectionError` where the Hub does not answer."""
         with hub_errors(str(self.args.hub_model_id or self.args.output_dir), "Nothing was trained yet."):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
         self,
@@ -321,7 +321,7 @@ class IceTrainer(Trainer):
         """Save, write the card and upload; as `Trainer.push_to_hub`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -18,7 +18,7 @@ from .overlays import (
     overlay_heatmap,
 )
 from .panels import PanelRow, explanation_panel, method_panel, picture_figure, save_figure
-from .results import PICTURES, class_map_figure, save_result
+from .results import PICTURES, class_map_figure, heatmap_figure, save_result
 
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "cut_out",
     "draw_box",
     "explanation_panel",
+    "heatmap_figure",
     "kept_patches",
     "method_panel",
     "outline_mask",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..console.output_files import PICTURE_MARK, replaced
-from .colors import HEAT_COLORS, OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module, name_by_index
+from .colors import OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module, name_by_index
 from .overlays import cut_out, kept_patches, outline_segments, overlay_class_map, overlay_heatmap
-from .text import add_legend, plain_text
+from .text import add_heat_scale, add_legend, plain_text
 
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _show(axis: Axes, picture: Array) -> None:
 def _draw_image(axis: Axes, row: PanelRow) -> None:
     _show(axis, as_rgb(row.image))
     if row.box is not None:
-        _add_box(axis, row.box)
+        add_box(axis, row.box)
 
 
 def _draw_mask(axis: Axes, row: PanelRow) -> None:
@@ -220,7 +220,7 @@ def _draw_kept(axis: Axes, row: PanelRow, layer: int) -> None:
         axis.set_xlabel(f"{(row.exit_layers > layer).mean():.0%} kept", fontsize=7, labelpad=2)
 
 
-def _add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0) -> None:
+def add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0) -> None:
     """Add a box as lines, white over black, on the edges of its outermost pixels."""
     from matplotlib.patches import Rectangle
 
@@ -268,7 +268,7 @@ def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array
     if mask is not None:
         _add_outline(axis, mask, line_width)
     if box is not None:
-        _add_box(axis, box, line_width)
+        add_box(axis, box, line_width)
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
     return figure
 
@@ -375,14 +375,9 @@ def _add_legends(
     figure: Figure, axes: Array, colors: Mapping[int, str], names: Mapping[int, str], has_pruned: bool
 ) -> None:
     """Add the scale of the heat maps and the names of the colours below the panel."""
-    from matplotlib.cm import ScalarMappable
     from matplotlib.patches import Patch
 
-    scale: Axes = axes[-1, 2].inset_axes((0.05, -0.16, 0.9, 0.06))
-    bar = figure.colorbar(ScalarMappable(cmap=HEAT_COLORS), cax=scale, orientation="horizontal", ticks=[0, 1])
-    bar.ax.tick_params(labelsize=7, length=2, pad=1)
-    bar.set_label("p(not background)", fontsize=7, labelpad=1)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    add_heat_scale(figure, "p(not background)", cax=axes[-1, 2].inset_axes((0.05, -0.16, 0.9, 0.06)))
     entries = class_legend(colors, names)
     if has_pruned:
         entries.append(("pruned here", Patch(facecolor=PRUNED_COLOR, alpha=0.6)))

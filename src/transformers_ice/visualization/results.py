@@ -17,6 +17,7 @@ from .overlays import cut_out, draw_box, outline_mask, overlay_class_map, overla
 from .panels import (
     PanelRow,
     SupportsToDict,
+    add_box,
     as_mapping,
     box_of,
     class_legend,
@@ -25,13 +26,14 @@ from .panels import (
     save_figure,
     shrink,
 )
-from .text import add_legend
+from .text import add_heat_scale, add_legend, plain_text
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURES", "class_map_figure", "save_result"]
+__all__ = ["PICTURES", "class_map_figure", "heatmap_figure", "save_result"]
 
 PICTURES = ("heatmap", "class_map", "mask", "cut_out", "panel")
 
@@ -45,6 +47,7 @@ def save_result(
     file: str | Path,
     picture: str = "heatmap",
     scale: float = 1.0,
+    target: str | None = None,
 ) -> None:
     """Write an explanation of an image to an image file.
 
@@ -55,7 +58,9 @@ def save_result(
         file: Where to; png, svg or pdf. In SVG and PDF lines and text are sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
             (the rest dimmed) or "panel" (all side by side, and the pruned patches).
-        scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image.
+        scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image; a heat map at
+            another scale, in SVG or PDF has its label above it and the scale of its colours below.
+        target: Name of the class that the heat map shows; `None`: the foreground.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -73,6 +78,8 @@ def save_result(
         metadata.add_text("Software", PICTURE_MARK)
         with replaced(file) as temporary:
             Image.fromarray(_paint(image, result, picture)).save(temporary, format="PNG", pnginfo=metadata)
+    elif picture == "heatmap":
+        save_figure(heatmap_figure(image, result, target), file, scale)
     else:
         save_figure(_draw(image, result, picture), file, scale)
 
@@ -91,9 +98,7 @@ def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:
     """Return an overlay whose lines are drawn, not painted."""
     if picture == "cut_out":
         return picture_figure(cut_out(image, result["mask"]))
-    if picture == "mask":
-        return picture_figure(image, box_of(result), result["mask"])
-    return picture_figure(overlay_heatmap(image, result["heatmap"]), box_of(result))
+    return picture_figure(image, box_of(result), result["mask"])
 
 
 def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, str] | Sequence[str]) -> Figure:
@@ -108,17 +113,46 @@ def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, s
         ImportError: If matplotlib is not installed.
         ValueError: If sizes differ.
     """
-    matplotlib_module()
-    from matplotlib.figure import Figure
-
     names = name_by_index(class_names)
     colors = class_colors([class_map], names)
     rgb, classes = shrink(as_rgb(image), np.asarray(class_map))
-    width = 5.0
-    figure = Figure(figsize=(width, width * rgb.shape[0] / rgb.shape[1] + 0.5), dpi=150, layout="constrained")
-    axis = figure.add_subplot()
-    axis.set_axis_off()
-    axis.imshow(overlay_class_map(rgb, classes, colors), interpolation="nearest")
+    figure, _ = _figure_of(overlay_class_map(rgb, classes, colors))
     entries = class_legend(colors, names)
     add_legend(figure, entries, loc="outside lower center", ncols=min(len(entries), 4), frameon=False)
     return figure
+
+
+def heatmap_figure(image: Array, result: Mapping[str, Any] | SupportsToDict, target: str | None = None) -> Figure:
+    """Return the heat map over an image, with its box, label and score, and the scale of the colours.
+
+    Args:
+        image: The upright image, `(height, width, 3)`, uint8.
+        result: A `PatchExplanation` of it, or the result of the patch-explanation pipeline.
+        target: Name of the class that the heat map shows; `None`: the foreground.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If sizes differ.
+    """
+    row = PanelRow.from_result(image, result).shrunk()
+    figure, axis = _figure_of(overlay_heatmap(row.image, row.heatmap), margin=1.0)
+    if row.box is not None:
+        add_box(axis, row.box)
+    label, score = row.title.rsplit("\n", 1)
+    axis.set_title(f"{plain_text(label)}, {score}", fontsize=10, wrap=True)
+    quantity = f"p({'not background' if target is None else target})"
+    add_heat_scale(figure, quantity, fontsize=8, ax=axis, shrink=0.6, aspect=30, pad=0.02)
+    return figure
+
+
+def _figure_of(picture: Array, margin: float = 0.5) -> tuple[Figure, Axes]:
+    """Return a figure, and its axes, of one image with some inches for text above and below it."""
+    matplotlib_module()
+    from matplotlib.figure import Figure
+
+    ratio = float(np.clip(picture.shape[0] / picture.shape[1], 0.2, 3.0))  # of a strip, the figure stays small
+    figure = Figure(figsize=(5.0, 5.0 * ratio + margin), dpi=150, layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_axis_off()
+    axis.imshow(picture, interpolation="nearest")
+    return figure, axis

@@ -58,7 +58,9 @@ class WarmPython:
         command.write_text(f'#!/bin/sh\nexec {self.python} -m transformers_ice.cli "$@"\n')
         command.chmod(0o755)
         words = [*launcher, sys.executable, __file__, address]
-        self.server = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **environment})
+        source = {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}  # and no other copy of the package
+        variables = {**os.environ, **source, **environment}
+        self.server = subprocess.Popen(words, stdout=subprocess.PIPE, env=variables)
         assert self.server.stdout is not None
         self.server.stdout.readline()  # it listens
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,8 @@ def locked_folder(folder: str | Path, is_main_process: bool = True) -> Iterator[
         except OSError:  # a file system without locks
             logger.warning(f"{folder} cannot be locked: see to it that no other run works there.")
         lock.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        with suppress(OSError):  # a full disk: it is locked without this text, too
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         try:
             yield
         finally:

@@ -38,7 +38,7 @@ def header_html(loaded: LoadedModel) -> str:
     """Return the heading: purpose of the page, and its model."""
     config, count = loaded.model.config, len(loaded.class_names)
     untrained = (
-        "<p>Its patch head counts as untrained, since it classifies by [CLS]: the maps show nothing of the picture.</p>"
+        "<p>Its patch head counts as untrained, as it classifies by [CLS]: the maps show nothing of the picture.</p>"
         if config.logits_source == "cls"
         else ""
     )

@@ -52,7 +52,7 @@ quality: $(STAMP) ## ruff and mypy, without changing anything
 	@$(BIN)/python -m mypy
 
 test: $(STAMP) ## the fast tests, with line coverage of src (at least 90 %)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal --cov --cov-report=term
+	@$(BIN)/python $(PYTEST) --cov --cov-report=term
 
 test-slow: $(STAMP) ## the tests marked slow, and those marked gpu where there is one
 	@$(BIN)/python -m pytest -q -m "slow or gpu"
@@ -62,17 +62,29 @@ test-upstream: $(STAMP) ## the model tests of transformers itself on our classes
 	@ICE_UPSTREAM_TESTS=$(UPSTREAM) $(BIN)/python -m pytest -q -rf -n $(WORKERS) --maxprocesses 8 \
 		-o addopts= -W ignore::UserWarning tests/upstream
 
-# Environments of their own: the lowest versions that pyproject.toml allows (by uv, with the lowest Python), the newest ones.
+# Environments of their own. The lowest versions that pyproject.toml allows, by uv; the newest, by pip. torch and Python are
+# variables, for a machine that has others: make test-lowest LOWEST_PYTHON=3.11 LOWEST_TORCH=2.13.0 UV_FIND_LINKS=folder
 EXTRAS := train,eval,viz,app,export,dev
+LOWEST_PYTHON ?= 3.10
+LOWEST_TORCH ?= 2.6.0
+NEWEST_PYTHON ?= $(PYTHON)
+PYTEST := -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+VERSIONS := -c "import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{n} {m.version(n)}' \
+	for n in ('torch', 'transformers', 'accelerate', 'datasets', 'numpy', 'Pillow', 'gradio')), sep=', ')"
+
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml allows (needs uv)
-	@uv venv -q --allow-existing --python 3.10 .venv-lowest
-	@uv pip install -q --python .venv-lowest --resolution lowest-direct -e ".[$(EXTRAS)]"
-	@.venv-lowest/bin/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	@uv venv -q --allow-existing --python $(LOWEST_PYTHON) .venv-lowest
+	@echo "torch==$(LOWEST_TORCH)" > .venv-lowest/torch.txt
+	@UV_TORCH_BACKEND=$(if $(UV_FIND_LINKS),,cpu) uv pip install -q --python .venv-lowest --resolution lowest-direct \
+		--override .venv-lowest/torch.txt -e ".[$(EXTRAS)]"
+	@.venv-lowest/bin/python $(VERSIONS)
+	@.venv-lowest/bin/python $(PYTEST)
 
 test-newest: ## the fast tests with the newest version of everything
-	@test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	@test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
 	@.venv-newest/bin/python -m pip --disable-pip-version-check -qq install --upgrade --upgrade-strategy eager -e ".[$(EXTRAS)]"
-	@.venv-newest/bin/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	@.venv-newest/bin/python $(VERSIONS)
+	@.venv-newest/bin/python $(PYTEST)
 
 checkpoint-code: $(STAMP) ## copy the code that travels into the sample checkpoints, after a change to it
 	@$(BIN)/python -c "import sys, pathlib; from transformers_ice.ice_deit.remote_code import copy_remote_code; \

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -33,6 +34,11 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from warm_python import WarmPython  # noqa: E402
 
+
+# a background job of a shell and `nohup` ignore these; the runs under test take them
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 HUB_FAMILIES = ("vit", "deit", "deit-with-teacher")
 HUB_LAYOUTS = ("old", "new")

@@ -713,6 +713,29 @@ def test_broken_off_uploads_and_old_files_are_removed(tmp_path, monkeypatch):
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
 
 
+def test_nothing_is_written_after_the_stop(loaded, photo, tmp_path, monkeypatch):
+    """A request that still runs must not make the folder again, nor write a figure elsewhere."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "home"))
+    folder = UploadFolder()
+    handlers = Handlers(loaded, Limits())
+    folder.close()
+    with pytest.raises(FileNotFoundError):
+        handlers.explain(str(photo), FOREGROUND)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_an_app_that_fails_at_the_start_leaves_no_folder(folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("broken")
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(page_module, "build_page", fail)
+    with pytest.raises(KeyError, match="broken"):
+        launch_app(AppArguments(model=str(folder)))
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
+
+
 START_AND_WAIT = """
 import sys, time
 from transformers_ice.app.server import UploadFolder

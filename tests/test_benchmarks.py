@@ -101,9 +101,9 @@ def test_segmentation_equals_a_slow_loop(ice, store, odd_sizes):
 
 def test_processes_and_chunks_give_the_same_numbers(ice, vit, tmp_path):
     names, methods = list(BENCHMARKS), ["ice", "ice_hard", "rollout", "grad_cam", CEILING, ATTENTION_HEADS]
-    dataset = Pictures(11, odd_sizes=True)
+    dataset = Pictures(6, odd_sizes=True)
     arguments = ([ice, vit], dataset, names, methods)
-    protocol = Protocol(num_insertion_steps=3)
+    protocol = Protocol(num_insertion_steps=2)
     alone = run_benchmarks(*arguments, RowStore(tmp_path / "one"), protocol, 4, num_resamples=5)
     shared = RowStore(tmp_path / "two")
     second = run_benchmarks(*arguments, shared, protocol, 4, num_resamples=5, processes=Processes(1, 2))

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -890,3 +891,39 @@ def test_preprocessing_that_cannot_work_is_refused(tmp_path, settings, name):
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json.*{name}"):
         convert_checkpoint(tmp_path, tmp_path / "converted", num_attention_heads=2)
     assert not (tmp_path / "converted").exists()
+
+
+LARGE_MODEL = """
+import resource, sys, time
+from pathlib import Path
+from transformers import DeiTConfig, DeiTForImageClassification, DeiTImageProcessor
+from transformers_ice import IceDeiTForImageClassification
+from transformers_ice.conversion import convert_checkpoint
+
+home = Path(sys.argv[2])
+if sys.argv[1] == "make":
+    DeiTForImageClassification(DeiTConfig(num_labels=1000)).save_pretrained(home / "deit")
+    DeiTImageProcessor().save_pretrained(home / "deit")
+else:
+    start = time.monotonic()
+    convert_checkpoint(home / "deit", home / "ice")
+    model = IceDeiTForImageClassification.from_pretrained(home / "ice")
+    model.save_pretrained(home / "again")
+    again = IceDeiTForImageClassification.from_pretrained(home / "again")
+    assert all((again.state_dict()[name] == value).all() for name, value in model.state_dict().items())
+    print(sum(value.numel() for value in model.parameters()), again.config.num_labels)
+    print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_deit_b_of_1000_classes_is_converted_within_bounds(tmp_path):
+    """Conversion, loading, saving and loading again, in a process of its own."""
+    for step in ("make", "use"):
+        words = [sys.executable, "-c", LARGE_MODEL, step, str(tmp_path)]
+        finished = subprocess.run(words, capture_output=True, text=True, check=True)
+    (parameters, labels), (seconds, megabytes) = (line.split() for line in finished.stdout.splitlines())
+    assert 86e6 < int(parameters) < 88e6
+    assert labels == "1000"
+    assert float(seconds) < 60
+    assert float(megabytes) < 2500  # the weights have 350 MB

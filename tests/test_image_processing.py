@@ -15,6 +15,7 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -149,7 +150,8 @@ def test_every_kind_of_transparency_is_seen(raw):
     palette.info["transparency"] = 0
     keyed = Image.new("L", (4, 4), 7)
     keyed.info["transparency"] = 7
-    images = [palette, keyed, *(Image.new("RGBA", (4, 4), 0).convert(mode) for mode in ("RGBa", "LA", "PA"))]
+    modes = ["RGBa", "LA", *(["PA"] if int(PIL.__version__.split(".")[0]) >= 12 else [])]  # before 12 it loses alpha
+    images = [palette, keyed, *(Image.new("RGBA", (4, 4), 0).convert(mode) for mode in modes)]
     images.append(Image.new("LA", (4, 4), 0).convert("La"))
     for image in images:
         assert pixels(raw, image)[3, 3].tolist() == list(MEAN_COLOR), image.mode
@@ -321,6 +323,46 @@ def test_a_url_is_downloaded_with_its_depth(tmp_path):
         assert np.array_equal(np.asarray(load_image(f"{address}/deep grün.png")), values)
         with pytest.raises(ValueError, match=r"Cannot download the image 'http://.*missing\.png'"):
             load_image(f"{address}/missing.png")
+        server.shutdown()
+
+
+def png_bytes() -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (2, 2)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("announced", "num_sent", "limit", "message"),
+    [
+        (10**12, 0, 10**6, "more than 1,000,000 bytes"),
+        (None, 3000, 2000, "more than 2,000 bytes"),
+        (2000, 1000, 10**6, "1000 bytes read, 1000 more expected"),
+        (None, 2000, 2000, None),
+        (2000, 2000, 2000, None),
+    ],
+)
+def test_a_download_is_bounded_and_complete(monkeypatch, announced, num_sent, limit, message):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            if announced is not None:
+                self.send_header("Content-Length", str(announced))
+            self.end_headers()
+            self.wfile.write(png_bytes().ljust(num_sent, b"\0")[:num_sent])
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setattr(image_conversion, "MAX_DOWNLOAD", limit)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        if message is None:
+            assert load_image(address).size == (2, 2)
+        else:
+            with pytest.raises(ValueError, match=rf"Cannot download the image '{address}': .*{message}.*Check the"):
+                load_image(address)
         server.shutdown()
 
 

@@ -270,7 +270,10 @@ def test_another_number_of_labels_needs_the_flag(tiny_config, tmp_path):
 # --- attention backends, capture, precision
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize(
+    "implementation",
+    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],  # which is compiled
+)
 def test_attention_implementations_agree(implementation, config, pixel_values):
     model = make(IceDeiTForImageClassification, config)
     with torch.no_grad():

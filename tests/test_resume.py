@@ -255,6 +255,10 @@ LOST = {
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
         "process that loads images",
     ),
+    "rank": (
+        RuntimeError("[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+        "Another process of the run",
+    ),
     "pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), "output of the run can no longer be written"),
     "terminal": (OSError(errno.EIO, "Input/output error"), "output of the run can no longer be written"),
 }
@@ -281,6 +285,11 @@ def test_an_error_inside_a_worker_is_no_lost_worker():
     error = RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
     assert lost_process(error, pytest.fail, None) is None
     assert lost_process(OSError(errno.EIO, "bad disk", "photo.jpg"), pytest.fail, None) is None
+
+
+def test_a_worker_lost_in_the_final_evaluation_is_said(tmp_path):
+    with pytest.raises(TrainingStoppedError, match=r"loads images was killed.*no complete"), writing_to(tmp_path):
+        raise LOST["worker"][0]
 
 
 def test_a_hangup_that_is_ignored_remains_so_and_several_do_not_kill():
@@ -482,7 +491,7 @@ def test_run_killed_twenty_times_equals_the_whole_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_to_all_processes_of_a_run_stops_it_in_order(tmp_path, number):
     """As Ctrl-C in a terminal, and schedulers do: the workers that load images get the signal too."""
     folder = tmp_path / "run"

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -190,25 +191,25 @@ def test_a_marker_of_an_earlier_version_has_sizes_only(tmp_path):
 # --- one run in a folder -------------------------------------------------------------------------------------------
 
 HOLD = """
-import sys, time
+import os, sys
 from transformers_ice.training.checkpoints import locked_folder
 with locked_folder(sys.argv[1]):
-    print("held", flush=True)
+    print(os.getpid(), flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(tmp_path):
+def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(warm_python, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLD, str(folder)]
+    command = [warm_python.python, "-c", HOLD, str(folder)]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"Another run works in .*process {first.pid} on"), locked_folder(folder):
+        process = int(first.stdout.readline())
+        with pytest.raises(ValueError, match=rf"Another run works in .*process {process} on"), locked_folder(folder):
             pass
+        os.kill(process, signal.SIGKILL)  # nothing is cleaned up
     finally:
-        first.kill()  # nothing is cleaned up
         first.communicate()
     with locked_folder(folder), locked_folder(folder, is_main_process=False):
         (folder / "file").write_text("")

@@ -253,7 +253,16 @@ def test_misspelt_name_in_a_file_ends_with_a_message(tmp_path, capsys):
 # every name stands for nine of the one before, at the end for 9 ** 9 texts
 ALIASES = "".join(f"{name}: &{name} [{', '.join([f'*{last}'] * 9)}]\n" for last, name in pairwise("abcdefghi"))
 UNUSABLE = [
-    *(None, "- a\n- b\n", "a: [1", "a: \xff".encode("latin-1"), "a: " + "[" * 5000, "a: 1\nb: 2\na: 3\n"),
+    *(
+        None,
+        "- a\n- b\n",
+        "a: [1",
+        "a: \xff".encode("latin-1"),
+        "a: " + "[" * 100_000,
+        "- " * 5000,
+        "a: 1\nb: 2\na: 3\n",
+    ),
+    "".join(f"k{number}: 1\n" for number in range(10_000)) + "k7: 2",
     *("a: [[1]]", "a: {b: {c: 1}}", f"a: &a [x]\n{ALIASES}"),
 ]
 

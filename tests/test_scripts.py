@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -424,10 +423,10 @@ def test_an_output_folder_that_is_none_is_refused_with_a_sentence(capsys, ice_fo
 EXPLAIN = "from transformers_ice.cli.explain import main; import sys; sys.exit(main())"
 
 
-def test_output_that_cannot_be_shown_or_read_ends_no_work(ice_folder, photos, tmp_path):
+def test_output_that_cannot_be_shown_or_read_ends_no_work(warm_python, ice_folder, photos, tmp_path):
     """In an ASCII terminal, and where the reader of the lines goes after the first."""
     (photos / "a.png").rename(photos / "ä.png")
-    words = [sys.executable, "-c", EXPLAIN, photos, "--model", ice_folder, "--batch_size", "1", "--output_dir"]
+    words = [warm_python.python, "-c", EXPLAIN, photos, "--model", ice_folder, "--batch_size", "1", "--output_dir"]
     words = [str(word) for word in words]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*words, str(tmp_path / "ö")], env=environment, capture_output=True, text=True)

@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 
 CLIENT = """#!{python} -IS
@@ -38,9 +39,14 @@ sys.exit(int.from_bytes(answer, "big") if answer else 1)
 
 
 class WarmPython:
-    """A running server and the folder with its `python`; `close` ends it."""
+    """A running server and the folder with its `python`; `close` ends it.
 
-    def __init__(self) -> None:
+    Args:
+        launcher: What the server is started by, e.g. `unshare`; it has to become the server.
+        environment: Variables that libraries read when they are imported; programs get their own ones besides.
+    """
+
+    def __init__(self, launcher: Sequence[str] = (), environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="warm-python-"))  # short: an address has at most 107 bytes
         address = str(self.folder / "socket")
         self.bin = self.folder / "bin"
@@ -51,7 +57,8 @@ class WarmPython:
         command = self.bin / "transformers-ice"
         command.write_text(f'#!/bin/sh\nexec {self.python} -m transformers_ice.cli "$@"\n')
         command.chmod(0o755)
-        self.server = subprocess.Popen([sys.executable, __file__, address], stdout=subprocess.PIPE)
+        words = [*launcher, sys.executable, __file__, address]
+        self.server = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **environment})
         assert self.server.stdout is not None
         self.server.stdout.readline()  # it listens
 

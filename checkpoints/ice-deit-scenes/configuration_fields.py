@@ -55,7 +55,7 @@ def check_interval(name: str, value: Any, interval: str | None) -> None:
         raise ValueError(f"`{name}` must be {expected or f'in {interval}'}, got {value}.")
 
 
-def check_dtype(dtype: Any) -> None:
+def _check_dtype(dtype: Any) -> None:
     """Raise unless `dtype` is, or names, a floating-point type of torch that a model can compute in; or is `None`."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     is_float = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
@@ -63,7 +63,22 @@ def check_dtype(dtype: Any) -> None:
         raise ValueError(f"`dtype` must be a type such as float32, bfloat16 or float16, got {dtype!r}.")
 
 
-def check_label_maps(id2label: Any, label2id: Any) -> None:
+def check_inherited_fields(config: Any, torch_dtype: Any = None) -> None:
+    """Check the fields of every configuration of transformers, whose own checks let some types pass."""
+    _check_dtype(torch_dtype if config.dtype is None else config.dtype)
+    architectures, hidden_states = config.architectures, config.output_hidden_states
+    if architectures is not None and not _is_list_of(architectures, str):
+        raise ValueError(f"`architectures` must be a list of class names, got {str(architectures)[:100]}.")
+    if not isinstance(hidden_states, bool | None) and not _is_list_of(hidden_states, int):
+        raise ValueError(f"`output_hidden_states` must be true, false or layers, got {str(hidden_states)[:100]}.")
+    _check_label_maps(config.id2label, config.label2id)
+
+
+def _is_list_of(values: Any, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def _check_label_maps(id2label: Any, label2id: Any) -> None:
     """Raise unless the names of the classes are mappings, as `config.json` has them, or `None`."""
     for name, labels, kinds in (
         ("id2label", id2label, "indices to names"),
@@ -117,10 +132,9 @@ __all__ = [
     "as_pair",
     "check_choice",
     "check_class_names",
-    "check_dtype",
     "check_fields",
+    "check_inherited_fields",
     "check_interval",
-    "check_label_maps",
     "ice_field",
     "refuse_near_misses",
 ]

@@ -2,6 +2,7 @@
 """Configuration of ICE-DeiT: every number of the paper stands here once, with its source, and is checked."""
 
 from dataclasses import fields
+from textwrap import shorten
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -14,10 +15,9 @@ from .configuration_fields import (
     as_pair,
     check_choice,
     check_class_names,
-    check_dtype,
     check_fields,
+    check_inherited_fields,
     check_interval,
-    check_label_maps,
     ice_field,
     refuse_near_misses,
 )
@@ -224,8 +224,7 @@ class IceDeiTConfig(DeiTConfig):
             # Where the package is installed the task is registered; this entry of a saved folder would make `pipeline`
             # insist on running the folder's code instead.
             kwargs.pop("custom_pipelines", None)
-        check_dtype(self.dtype if self.dtype is not None else kwargs.get("torch_dtype"))
-        check_label_maps(self.id2label, self.label2id)
+        check_inherited_fields(self, kwargs.get("torch_dtype"))
         super().__post_init__(**kwargs)
         if self.pruning_layers is None:
             self.pruning_layers = [3, 6, 9]
@@ -257,7 +256,7 @@ class IceDeiTConfig(DeiTConfig):
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, ValueError) as error:
             where = f"The configuration of {str(name)!r} cannot be used: " if name else ""
-            raise ValueError(where + " ".join(str(error).split())) from error
+            raise ValueError(where + shorten(str(error), 800)) from error  # it may quote a value of any length
 
     @property
     def num_labels(self) -> int:

@@ -12,7 +12,7 @@ import importlib
 import os
 import string
 from collections.abc import Sequence
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -50,6 +50,7 @@ IMAGE_ENDINGS = frozenset(f".{name}" for name in _ENDINGS.split())
 
 MAX_PIXELS = 89_478_485  # as far as Pillow reads without a warning; the maps of one image then take some 2 GB
 MAX_SIDE = 65_535  # that of JPEG
+MAX_DOWNLOAD = 400_000_000  # bytes; as many as `MAX_PIXELS` take uncompressed, with transparency
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
@@ -154,20 +155,21 @@ def open_image(stream: str | BytesIO) -> Image.Image:
     Image.init()
     try:
         return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
         with open(stream, "rb") if isinstance(stream, str) else BytesIO(stream.getvalue()) as file:
             head = file.read(12)
         if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
-            raise
+            # its own text names the file again, or the place of an object in memory
+            raise UnidentifiedImageError("cannot identify image file") from error
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
-        except ImportError as error:
-            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from error
+        except ImportError as missing:
+            raise ValueError("HEIC images need pillow-heif: pip install pillow-heif") from missing
         return Image.open(stream if isinstance(stream, str) else BytesIO(stream.getvalue()), formats=["HEIF"])
 
 
 def _download(url: str, timeout: float | None) -> bytes:
-    """Return the content at a URL."""
+    """Return the content at a URL, of at most `MAX_DOWNLOAD` bytes."""
     try:
         parts = urlsplit(url.strip())
         host = parts.netloc.encode("idna").decode("ascii")
@@ -175,7 +177,13 @@ def _download(url: str, timeout: float | None) -> bytes:
         # not through huggingface_hub, whose offline mode is about the Hub; some servers refuse Python's own agent name
         request = Request(address, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers-ice)"})
         with urlopen(request, timeout=timeout) as response:
-            return response.read()
+            announced = int(response.headers.get("Content-Length") or 0)
+            content = response.read(MAX_DOWNLOAD + 1) if announced <= MAX_DOWNLOAD else b""
+        if max(announced, len(content)) > MAX_DOWNLOAD:
+            raise ValueError(f"it has more than {MAX_DOWNLOAD:,} bytes")
+        if len(content) < announced:  # which `read` with a limit does not notice
+            raise IncompleteRead(content, announced - len(content))
+        return content
     except (OSError, ValueError, HTTPException) as error:
         raise ValueError(f"Cannot download the image {url!r}: {error}. Check the address, or pass a file.") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import index
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from .patch_maps import (
     nearest_to_image,
     to_grid,
 )
-from .preprocessing_checks import check_preprocessing
+from .preprocessing_checks import check_preprocessing, check_size_kinds
 
 
 __all__ = ["IceDeiTImageProcessor"]
@@ -89,6 +90,7 @@ class IceDeiTImageProcessor(PilBackend):
     def __init__(self, **kwargs: Any) -> None:
         if kwargs.get("do_convert_rgb") is None:  # as files on the Hub say it; it would switch conversion off
             kwargs["do_convert_rgb"] = True
+        check_size_kinds(kwargs)
         super().__init__(**kwargs)
         check_preprocessing({name: getattr(self, name, None) for name in _CHECKED})
 
@@ -97,10 +99,10 @@ class IceDeiTImageProcessor(PilBackend):
         """Read the settings of a folder or Hub id, which an error names where no image can be prepared with them."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"The preprocessor_config.json of {str(pretrained_model_name_or_path)!r} cannot be used: {error}"
-            ) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            where = f"The preprocessor_config.json of {str(pretrained_model_name_or_path)!r} cannot be used"
+            # it may quote a value of any length
+            raise ValueError(f"{where}: {shorten(str(error), 800)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Serialize the settings.

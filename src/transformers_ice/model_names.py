@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoConfig
 
+from .console.json_files import read_json
 from .ice_deit.configuration_ice_deit import IceDeiTConfig
 
 
@@ -61,15 +61,18 @@ def resolve_model_name(name: str) -> str:
 
 
 def _check_json(file: Path, kind: str) -> None:
-    """Refuse a file that holds no JSON object with a type: transformers would end in an error of Python."""
+    """Refuse a file that is no JSON object, or whose entries for loading are of another type.
+
+    transformers would end in an error of Python.
+    """
     if not file.is_file():
         return
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} is no JSON: {error}. Download it again.") from error
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get(kind, ""), str):
         raise ValueError(f"{str(file)!r} must hold an object with a `{kind}`, got {str(content)[:80]}.")
+    code = content.get("auto_map")
+    if code is not None and not isinstance(code, dict):
+        raise ValueError(f"{str(file)!r} must map classes to code in `auto_map`, got {str(code)[:80]}.")
 
 
 def resolve_ice_model_name(name: str) -> str:

@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
-
-from PIL import Image
 
 from .analysis import Explanation, LoadedModel
 from .pictures import Picture
@@ -38,7 +35,7 @@ def header_html(loaded: LoadedModel) -> str:
     """Return the heading: purpose of the page, and its model."""
     config, count = loaded.model.config, len(loaded.class_names)
     untrained = (
-        "<p>Its patch head counts as untrained, as it classifies by [CLS]: the maps show nothing of the picture.</p>"
+        "<p>Its patch head counts as untrained, since it classifies by [CLS]: the maps say nothing of the picture.</p>"
         if config.logits_source == "cls"
         else ""
     )
@@ -104,7 +101,8 @@ def figures_html(pictures: Sequence[Picture]) -> str:
     """
     figures = []
     for picture in pictures:
-        source, (name, *rest) = _png_uri(picture), picture.caption.split(" · ")
+        source = f"data:image/png;base64,{base64.b64encode(picture.encode(_FIGURE_SIDE)).decode()}"
+        name, *rest = picture.caption.split(" · ")
         figures.append(
             f'<figure><img src="{source}" alt="{escape(picture.caption)}"><figcaption><strong>{escape(name)}</strong>'
             f"{escape(' · '.join(rest))}"
@@ -112,14 +110,6 @@ def figures_html(pictures: Sequence[Picture]) -> str:
             "</a></figcaption></figure>"
         )
     return f'<div class="ice-figures">{"".join(figures)}</div>' if figures else ""
-
-
-def _png_uri(picture: Picture) -> str:
-    image = Image.fromarray(picture.pixels)
-    image.thumbnail((_FIGURE_SIDE, _FIGURE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _file_name(title: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..console.command_line import parse_dataclasses
 from .analysis import explain_image, load_model, prepare_image
 from .examples import read_examples
-from .limits import Limits
+from .limits import MAX_WAITING, Limits
 from .server import LOCAL_HOSTS, Gate, Listeners, UploadFolder, check_event
 
 
@@ -93,8 +93,9 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     arguments = AppArguments() if arguments is None else arguments
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: no usage data is sent
     try:
+        from gradio import routes
+
         from .page import build_page
-        from .theme import STYLE_SHEET, build_theme
     except ImportError as error:
         raise ImportError(f"The app cannot start ({error}): pip install transformers-ice[app,viz]") from error
     if arguments.num_threads is not None:
@@ -106,7 +107,21 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
     explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
     examples = read_examples(arguments.examples, arguments.limits) if arguments.examples else None
     folder, listeners = UploadFolder(), Listeners()
-    page = build_page(loaded, arguments.limits, listeners, examples)
+    # gradio makes a folder of its own there at every start, by a constant that it read when it was imported
+    routes.DEFAULT_TEMP_DIR = str(folder.path)
+    try:
+        page = build_page(loaded, arguments.limits, listeners, examples)
+        _serve(page, arguments, folder, listeners, block)
+    except BaseException:
+        folder.close()
+        raise
+    return page
+
+
+def _serve(page: Any, arguments: AppArguments, folder: UploadFolder, listeners: Listeners, block: bool) -> None:
+    """Serve a page; see `launch_app`."""
+    from .theme import STYLE_SHEET, build_theme
+
     page.queue(api_open=False)
     host = (arguments.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1").strip("[]")
     hosts = [*arguments.allowed_hosts, *LOCAL_HOSTS] if arguments.allowed_hosts or host in LOCAL_HOSTS else None
@@ -119,6 +134,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
             share=False,
             prevent_thread_lock=not block,
             max_file_size=int(arguments.max_upload_mb * 2**20),
+            state_session_capacity=MAX_WAITING,  # gradio keeps the last answers of this many visitors, some MB each
             allowed_paths=[],  # no file of the machine is served, apart from uploads and examples
             footer_links=[],
             ssr_mode=False,
@@ -132,10 +148,8 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
             css_paths=[STYLE_SHEET],
         )
     except OSError as error:
-        folder.close()
         ports = "7860 to 7959" if arguments.port is None else arguments.port
         raise OSError(
             f"The app cannot listen on {host}, port {ports}: the port is taken, or the address is not one of this "
             "machine. Choose another --port or --host."
         ) from error
-    return page

@@ -49,6 +49,8 @@ class Limits:
 
 def read_upload(path: str | os.PathLike[str], limits: Limits) -> Image.Image:
     """Read an uploaded image, upright and with its bit depth and transparency; the limits are checked before."""
+    if not os.path.isfile(path):  # a pipe would never end
+        raise RequestError("This upload is not there any more. Send it again.")
     size = Path(path).stat().st_size
     if size > limits.max_upload_mb * 2**20:
         raise RequestError(

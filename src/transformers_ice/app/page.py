@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_pil_to_cache
+from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -52,6 +52,8 @@ class Handlers:
 
     def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
         self.loaded, self.limits = loaded, limits
+        self._folder = Path(get_upload_folder())
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def explain(self, path: str | None, target: int, deadline: Deadline | None = None) -> dict[str, Any]:
         """Return status, prediction, every view with its caption, and the download."""
@@ -64,7 +66,7 @@ class Handlers:
             components = {"answer": answer_html(explanation)}
             for view in VIEWS:
                 deadline.check()
-                components |= _show(view, view.draw(self.loaded, image, explanation))
+                components |= self._show(view, view.draw(self.loaded, image, explanation))
         except ValueError as error:
             return _no_explanation(status_html(str(error), is_problem=True))
         height, width = image.size
@@ -121,6 +123,17 @@ class Handlers:
             raise RequestError(_EMPTY)
         return prepare_image(self.loaded, read_upload(path, self.limits))
 
+    def _show(self, view: View, picture: Picture) -> dict[str, Any]:
+        """Return a figure and its caption, which screen readers get twice: as text and as alt text."""
+        # encoded here, by the worker and within the time of the request; gradio would do it in its event loop
+        content = picture.encode()
+        file = self._folder / hash_bytes(content) / f"{view.name}.png"
+        # no parents: the folder is gone once the app stops, and what is still running must not make it again
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        image = gr.update(value=str(file), alt_text=picture.caption)
+        return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
+
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
@@ -134,14 +147,6 @@ def _no_explanation(status: str) -> dict[str, Any]:
     """Return a status, and nothing in the other components."""
     empty = {name: value for view in VIEWS for name, value in ((view.name, None), (view.caption_name, ""))}
     return {"status": status, "answer": answer_html(None), **empty, "download": ""}
-
-
-def _show(view: View, picture: Picture) -> dict[str, Any]:
-    """Return a figure and its caption, which screen readers get twice: as text and as alt text."""
-    # encoded here, by the worker and within the time of the request; gradio would do it in its event loop
-    file = save_pil_to_cache(Image.fromarray(picture.pixels), get_upload_folder(), view.name, format="png")
-    image = gr.update(value=file, alt_text=picture.caption)
-    return {view.name: image, view.caption_name: caption_html(picture, view.shows_scale)}
 
 
 class _Events:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..visualization import (
     class_colors,
@@ -45,6 +47,15 @@ class Picture:
     pixels: Array  # (height, width, 3), uint8
     caption: str  # the result in a sentence or two; also the alt text
     legend: Mapping[str, str] | None = None  # colour by label
+
+    def encode(self, longest_side: int | None = None) -> bytes:
+        """Return a PNG file, reduced where a side is longer."""
+        image = Image.fromarray(self.pixels)
+        if longest_side is not None:
+            image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", compress_level=1)  # a fifth of the default's time, a fifth more bytes
+        return buffer.getvalue()
 
 
 def draw_heatmap(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -228,14 +229,20 @@ def _describe_unknown(arguments: Sequence[str], options: Sequence[str]) -> str:
     return f"unrecognized arguments: {' '.join(shown)}{suggestion}"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Loader that refuses a key which stands twice in a mapping, of which YAML would take the last."""
+class _StrictLoader(yaml.SafeLoader):
+    """Loader that refuses a key which stands twice in a mapping, of which YAML would take the last, and nesting."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Read `[` or `{`; the time that YAML takes for nested ones grows with the square of their number."""
+        if self.flow_level >= 20:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key, _ in node.value if names.count(key.value) > 1), None)
-        if twice is not None and twice.value != "<<":
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        twice = next((key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and names[key.value] > 1), None)
+        if twice is not None:
             raise yaml.MarkedYAMLError(problem=f"`{twice.value}` stands twice", problem_mark=twice.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -245,7 +252,7 @@ def _read_argument_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"the argument file {path} does not exist")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, a 13th month
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"the argument file {path} cannot be read as UTF-8 text: {reason}") from error
@@ -285,7 +292,10 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
     if text is None or not text.strip():
         return {}
     if text.lstrip().startswith("{"):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f"`config_overrides` must be name=value or JSON, got {text[:80]!r}: {error}.") from error
     overrides = {}
     # commas inside a list are not followed by a name and an equals sign
     for item in re.split(r",(?=\s*\w+\s*=)", text):
@@ -301,7 +311,7 @@ def _parse_value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):  # JSON first: `true` and `null` are no Python literals
         try:
             return parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..console.json_files import read_json
 from ..console.output_files import staged
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.source_families import SOURCE_FAMILIES
 from ..ice_deit.weight_checks import some_names
-from .files import read_checkpoint, read_json
+from .files import read_checkpoint
 from .keys import convert_keys, source_key
 from .sizes import config_from_state_dict, read_sizes
 

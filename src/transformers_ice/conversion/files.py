@@ -9,7 +9,6 @@ hold values but not act. Everything else is refused by name.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..ice_deit.weight_checks import WEIGHT_FILES, refuse_impostors, shards_of, some_names
 
 
-__all__ = ["ALLOWED_GLOBALS", "read_checkpoint", "read_json"]
+__all__ = ["ALLOWED_GLOBALS", "read_checkpoint"]
 
 ALLOWED_GLOBALS = (argparse.Namespace,)
 """Classes beyond tensors and plain containers that a PyTorch checkpoint may hold."""
@@ -56,14 +55,6 @@ def read_checkpoint(path: str | Path, weights_key: str | None = None) -> dict[st
     if path.is_dir():
         return {name: tensor for file in _weight_files(path) for name, tensor in _read(file, weights_key).items()}
     return _read(path, weights_key)
-
-
-def read_json(path: str | Path) -> Any:
-    """Return the content of an existing JSON file; raise a `ValueError` if it is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} must be a JSON file, but it cannot be parsed: {error}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -36,14 +36,18 @@ class OnnxModel:
         image_size: Height and width that it takes.
 
     Raises:
-        ValueError: If onnxruntime is not installed.
+        ValueError: If onnxruntime is not installed, or the file is no ONNX file.
     """
 
     def __init__(self, file: str | os.PathLike) -> None:
         onnxruntime = require("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many kinds of its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{str(file)!r} is no ONNX file that can be run: {reason}. Export it again.") from error
         properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = {name: json.loads(value) for name, value in properties.items() if not name.startswith("onnx.")}
         self.image_size: tuple[int, int] = tuple(self._session.get_inputs()[0].shape[2:])

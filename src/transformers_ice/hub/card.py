@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..console.json_files import read_json
 from ..console.redaction import redact_text
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
@@ -72,10 +73,10 @@ def read_facts(folder: Path) -> ModelFacts:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} must hold a model, got no config.json there. Pass the folder that training wrote.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     names = {int(index): name for index, name in config.get("id2label", {}).items()}
     results = folder / "all_results.json"
-    numbers = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    numbers = read_json(results) if results.is_file() else {}
     return ModelFacts(
         config=config,
         num_parameters=sum(map(_count_weights, folder.glob("model*.safetensors"))),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
+from ..console.json_files import read_json
 from ..console.redaction import known_secrets
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.remote_code import AUTO_MAP, CUSTOM_PIPELINES, remote_code_files
@@ -113,9 +113,15 @@ def check_folder(folder: Path) -> list[str]:
     if not problems:  # only a complete folder is loaded
         problems += _check_loading(folder)
     if (folder / "README.md").is_file():
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        problems += [f"README.md: {problem}" for problem in check_card_for_publication(card)]
+        problems += [f"README.md: {problem}" for problem in _check_card_file(folder / "README.md")]
     return [*problems, *_check_images(folder, published)]
+
+
+def _check_card_file(file: Path) -> list[str]:
+    try:
+        return check_card_for_publication(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        return [f"expected UTF-8 text, got other bytes ({error}). Write the card again"]
 
 
 def _check_presence(folder: Path, published: Sequence[str]) -> Iterator[str]:
@@ -142,7 +148,7 @@ def _read_json(file: Path, problems: list[str]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         problems.append(f"{file.name}: expected JSON, got text that cannot be read ({error}). Save the model again")
         return None

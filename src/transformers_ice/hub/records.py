@@ -8,12 +8,12 @@ folder.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ..console.json_files import read_json
 from ..console.output_files import write_json
 
 
@@ -162,21 +162,12 @@ def read_records(file: Path) -> dict[str, ModelRecord]:
     Raises:
         ValueError: If a field is unknown or missing.
     """
-    content = _read_json(file)
+    content = read_json(file)
     if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
         raise ValueError(f"{file} must map the names of models to their records. Restore the file.")
     return {
         name: _record_from_json({"name": name, **values}, f"{file.name}, {name}") for name, values in content.items()
     }
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are no UTF-8 as well
-        raise ValueError(
-            f"{file} must be JSON, got text that cannot be read: {error}. Restore or remove it."
-        ) from error
 
 
 def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
@@ -189,7 +180,7 @@ def write_records(file: Path, records: Mapping[str, ModelRecord]) -> None:
 
 def read_record(file: Path) -> ModelRecord:
     """Read the record that a run wrote into its folder."""
-    return _record_from_json(_read_json(file), str(file))
+    return _record_from_json(read_json(file), str(file))
 
 
 def write_record(file: Path, record: ModelRecord) -> None:

@@ -11,6 +11,16 @@ from .image_conversion import MAX_PIXELS
 
 
 _MOST_SIDE = 16_384  # of the input of a model
+_LARGEST = 1e6  # mean, deviation or factor; the smallest scale is its inverse. Beyond, pixels would overflow
+
+
+def check_size_kinds(settings: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for a size of a kind that transformers cannot read."""
+    for name in ("size", "crop_size"):
+        size = settings.get(name)
+        is_pair = isinstance(size, list | tuple) and len(size) == 2
+        if isinstance(size, str | float | list | tuple) and not is_pair:
+            raise ValueError(f"`{name}` must be a number of pixels, or height and width, got {size!r}.")
 
 
 def check_preprocessing(settings: Mapping[str, Any]) -> None:
@@ -40,12 +50,12 @@ def check_preprocessing(settings: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any, positive: bool) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return is_number and (value > 0 or not positive)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return is_number and (value >= 1 / _LARGEST or not positive)
 
 
 def _is_side(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_SIDE
 
 
-__all__ = ["check_preprocessing"]
+__all__ = ["check_preprocessing", "check_size_kinds"]

@@ -7,7 +7,6 @@ numbers a model of random weights runs as fast as a trained one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..console.json_files import read_json
 from ..ice_deit.encoder_interface import IceEncoder
 from ..ice_deit.token_pruning import KeepPolicy
 
@@ -54,7 +54,7 @@ def read_keep_shares(file: str | Path, num_pruning_layers: int) -> np.ndarray:
         ValueError: If the file cannot be read or its rates cannot be replayed.
     """
     try:
-        rates = np.asarray(json.loads(Path(file).read_text(encoding="utf-8")), dtype=np.float64)
+        rates = np.asarray(read_json(file), dtype=np.float64)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{file} must hold a JSON list of images, each a list of keep rates: {error}") from error
     if rates.ndim != 2 or not rates.size:

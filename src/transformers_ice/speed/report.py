@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..console.json_files import read_json
 from ..console.output_files import write_json
 from ..console.tables import format_table
 from .speed import SpeedRow
@@ -63,7 +63,7 @@ def read_accuracies(file: str | Path, names: Sequence[str]) -> dict[str, float]:
         ValueError: If the file cannot be read, names other variants or holds no accuracies.
     """
     try:
-        accuracies = json.loads(Path(file).read_text(encoding="utf-8"))
+        accuracies = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} must hold a JSON object, variant name to top-1: {error}") from error
     if not isinstance(accuracies, dict) or not accuracies or not set(accuracies) <= set(names):

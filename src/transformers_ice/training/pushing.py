@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
+from ..console.output_files import staged
 from ..console.redaction import known_secrets, redact_text
 from ..hub.published_files import PUBLISHED_PATTERNS, RESUME_PATTERNS, find_secret_files, sort_files
 
@@ -60,10 +61,11 @@ def _report_failure(job: Any) -> None:
 
 def _copy_published(checkpoint: Path, output_dir: Path) -> None:
     """Copy the published files of a checkpoint to the folder of the run, which is what is uploaded."""
-    for name in sort_files(checkpoint).published:
-        target = output_dir / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint / name, target)
+    with staged(output_dir) as staging:
+        for name in sort_files(checkpoint).published:
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, target)
 
 
 def upload_checkpoint(trainer: Any, folder: Path, message: str) -> Any:

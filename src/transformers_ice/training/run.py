@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from ..console.output_files import replaced, write_text
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
 from ..data.images.loading import build_data_sets, load_images
 from ..data.images.pixels import input_size
@@ -82,10 +85,9 @@ def _train_and_save(
     with writing_to(training_args.output_dir):
         trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
-        trainer.save_state()
-        trainer.save_metrics("train", result.metrics)
+        _save_numbers(trainer, train=result.metrics)
         evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
-        trainer.save_metrics("eval", evaluation)
+        _save_numbers(trainer, eval=evaluation, all={**result.metrics, **evaluation})
         if trainer.card_writer is not None:
             trainer.create_model_card()
     if training_args.push_to_hub:
@@ -95,6 +97,17 @@ def _train_and_save(
             folder, repo_id = training_args.output_dir, trainer.hub_model_id
             logger.warning(f"{error} To upload it: `python scripts/publish_checkpoint.py {folder} {repo_id}`.")
     return {**result.metrics, **evaluation}
+
+
+def _save_numbers(trainer: IceTrainer, **numbers: Mapping[str, float]) -> None:
+    """Write the log and numbers, as `save_state` and `save_metrics` of `Trainer` do, each file whole or not at all."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(str(trainer.args.output_dir))
+    with replaced(folder / TRAINER_STATE_NAME) as temporary:
+        trainer.state.save_to_json(str(temporary))
+    for name, values in numbers.items():
+        write_text(folder / f"{name}_results.json", json.dumps(values, indent=4, sort_keys=True) + "\n")
 
 
 def check_launch(training_args: IceTrainingArguments) -> None:

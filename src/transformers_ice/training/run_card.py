@@ -46,7 +46,7 @@ class RunCard:
         """Write card, record and, for drawn scenes, the figures; a `README.md` without `MARK` is not replaced."""
         folder = Path(str(trainer.args.output_dir))
         card = folder / "README.md"
-        if card.is_file() and MARK not in card.read_text(encoding="utf-8"):
+        if card.is_file() and MARK.encode() not in card.read_bytes():
             logger.warning(f"{card} was not written by this project and is not replaced.")
             return
         record = self.make_record(trainer)

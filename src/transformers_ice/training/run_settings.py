@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
+from ..console.json_files import read_json
 from ..console.output_files import write_json
 from ..data.augmentation.arguments import AugmentationArguments
 from ..data.images.arguments import DataArguments
@@ -153,7 +154,7 @@ def check_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     """Return the mapping in a file of a checkpoint; one without digests may be damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}. Pass another checkpoint, or auto.") from error
     if not isinstance(content, dict) or not content:

@@ -53,12 +53,16 @@ NOT_FINITE_EXIT_CODE = 3
 NOT_WRITTEN_EXIT_CODE = 4
 """Exit code where a file could not be written, e.g. since the disk is full."""
 LOST_PROCESS_EXIT_CODE = 5
-"""Exit code where a process that loads images was killed, or nothing reads the output any more; the run is saved."""
+"""Exit code where another process of the run was killed, or nothing reads the output any more."""
 
 # space, quota, size of a file, read-only: none of them comes from reading
 _WRITING_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # torch wraps the failure of the disk in a RuntimeError without a number
 _TORCH_WRITING_FAILED = ("PytorchStreamWriter failed", "file write failed", "unexpected pos")
+
+_CONNECTION_LOST = (
+    r"gloo/transport|ncclRemoteError"  # what the backends of torch.distributed say where a process ended
+)
 
 
 class TrainingStoppedError(Exception):
@@ -209,10 +213,13 @@ def start_worker(initialize: Callable[[int], None] | None, worker_id: int) -> No
 
 @contextmanager
 def writing_to(output_dir: str | Path | None) -> Iterator[None]:
-    """Turn failures of the disk inside the block into `TrainingStoppedError`; other errors pass."""
+    """Turn failures of the disk and lost processes in the block into `TrainingStoppedError`; other errors pass."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        stopped = lost_process(error, lambda: None, output_dir)
+        if stopped is not None:
+            raise stopped from error
         if not _is_failure_to_write(error):
             raise
         reason = f"A file of {output_dir} could not be written (is the disk full?): {error}.".replace("\n", " ")
@@ -222,7 +229,7 @@ def writing_to(output_dir: str | Path | None) -> Iterator[None]:
 def lost_process(
     error: BaseException, save: Callable[[], None], output_dir: str | Path | None
 ) -> TrainingStoppedError | None:
-    """Save and return how the run ends if a loader of images, or the reader of the output, is gone."""
+    """Save and return how the run ends if another process of it, or the reader of the output, is gone."""
     reason = _lost_process(error)
     if reason is None:
         return None
@@ -233,6 +240,11 @@ def lost_process(
 def _lost_process(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and re.search(r"DataLoader worker \(pid", str(error)):
         return f"A process that loads images was killed (is the memory full?): {error}.".replace("\n", " ")
+    if isinstance(error, RuntimeError) and re.search(_CONNECTION_LOST, str(error)):
+        return (
+            "Another process of the run has ended, or cannot be reached (its own message says why, unless it was "
+            "killed). Resume with as many processes as before."
+        )
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and error.filename is None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):

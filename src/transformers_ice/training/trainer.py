@@ -19,6 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
+from ..console.output_files import make_folder, staged
 from ..console.redaction import tokens_hidden
 from ..data.augmentation.collator import ImageCollator
 from ..data.augmentation.repeated_augmentation import RepeatedAugmentationSampler
@@ -274,18 +275,17 @@ class IceTrainer(Trainer):
         """Write a model folder: weights by their names in `state_dict()`, image processor, arguments of the run."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir or ".")
+        folder = make_folder(output_dir or self.args.output_dir or ".")  # here: other processes write into it too
         state_dict = self._averaging.averaged_weights() or state_dict
-        with no_bars():
-            bare_model(self.model).save_pretrained(folder, state_dict=state_dict, save_original_format=False)
-        self._averaging.save_raw_weights(cast(nn.Module, self.model), folder)
-        processor: Any = self.processing_class
-        if processor is not None:
-            processor.save_pretrained(folder)
-        args = copy(self.args)  # as they were given, but without tokens
-        args.save_total_limit = self.save_total_limit
-        with tokens_hidden(args):
-            torch.save(args, folder / TRAINING_ARGS_NAME)
+        with staged(folder) as staging, no_bars():
+            bare_model(self.model).save_pretrained(staging, state_dict=state_dict, save_original_format=False)
+            self._averaging.save_raw_weights(cast(nn.Module, self.model), staging)
+            if self.processing_class is not None:
+                cast(Any, self.processing_class).save_pretrained(staging)
+            args = copy(self.args)  # as they were given, but without tokens
+            args.save_total_limit = self.save_total_limit
+            with tokens_hidden(args):
+                torch.save(args, staging / TRAINING_ARGS_NAME)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `Trainer.save_model`, if all its weights are finite."""
@@ -304,10 +304,10 @@ class IceTrainer(Trainer):
         """Push the model files of a checkpoint, in the background."""
         push_checkpoint(self, Path(checkpoint_folder))
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:  # `private` came after transformers 5.20
         """Make the repository; as `Trainer.init_hf_repo`, with a `ConnectionError` where the Hub does not answer."""
         with hub_errors(str(self.args.hub_model_id or self.args.output_dir), "Nothing was trained yet."):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
         self,
@@ -321,7 +321,7 @@ class IceTrainer(Trainer):
         """Save, write the card and upload; as `Trainer.push_to_hub`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

@@ -24,6 +24,7 @@ __all__ = [
     "enumerate_lines",
     "order_classes",
     "parse_numbers",
+    "quote",
     "read_lines",
     "read_mask_image",
     "read_rgb",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _MAX_LISTED = 10
+_MAX_QUOTED = 100
 
 
 def require_file(path: str | os.PathLike, content: str) -> Path:
@@ -99,6 +101,12 @@ def read_lines(path: Path) -> list[str]:
     return [line for _, line in enumerate_lines(path)]
 
 
+def quote(text: object) -> str:
+    """Return text of a file as an error quotes it: a file that is none may be one line of any length."""
+    shown = repr(text)
+    return shown if len(shown) <= _MAX_QUOTED else f"{shown[:_MAX_QUOTED]}... ({len(shown):,} characters)"
+
+
 def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
     """Return `count` fields of a text file, at `where`, as finite numbers."""
     try:
@@ -106,7 +114,9 @@ def parse_numbers(fields: Sequence[str], count: int, where: str) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{where} must hold {count} {'number' if count == 1 else 'numbers'} here, got {fields!r}.")
+        raise ValueError(
+            f"{where} must hold {count} {'number' if count == 1 else 'numbers'} here, got {quote(fields)}."
+        )
     return numbers
 
 

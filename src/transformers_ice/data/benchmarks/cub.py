@@ -17,6 +17,7 @@ from .annotation_files import (
     check_unique,
     enumerate_lines,
     parse_numbers,
+    quote,
     read_mask_image,
     read_rgb,
     require_directory,
@@ -80,7 +81,7 @@ class Cub(EvaluationSet):
         if not (text.isdecimal() and len(text) < 10) or not 1 <= int(text) <= len(self.class_names or ()):
             raise ValueError(
                 f"{self.root / 'image_class_labels.txt'}: the class of image {key} must be one of classes.txt, "
-                f"1 to {len(self.class_names or ())}, got {text!r}."
+                f"1 to {len(self.class_names or ())}, got {quote(text)}."
             )
         # the files count classes from 1
         return int(text) - 1
@@ -131,7 +132,7 @@ def _read_table(
     for where, line in lines:
         key, _, text = line.partition(" ")
         if not text or key in table:
-            raise ValueError(f"{where} must be a new id and what belongs to it, got {line!r}.")
+            raise ValueError(f"{where} must be a new id and what belongs to it, got {quote(line)}.")
         table[key] = text.strip()
     missing = [key for key in keys or () if key not in table]
     if missing:

@@ -17,6 +17,7 @@ from .annotation_files import (
     check_unique,
     enumerate_lines,
     parse_numbers,
+    quote,
     read_rgb,
     require_directory,
     require_file,
@@ -126,7 +127,7 @@ def _read_boxes(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 def _parse_label(text: str, where: str) -> int:
     if not (text.isdecimal() and len(text) < 10):
-        raise ValueError(f"{where} must hold a class index after the path, got {text!r}.")
+        raise ValueError(f"{where} must hold a class index after the path, got {quote(text)}.")
     return int(text)
 
 

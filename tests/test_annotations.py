@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import binary_fill_holes, label
 
 from transformers_ice.cli import explain
@@ -222,3 +224,39 @@ def test_command_writes_annotations_that_agree_with_the_lines_and_a_page(kind, p
     assert len(Page((tmp_path / "index.html").read_text()).cards) == len(records) == 4
     assert explain.main(arguments) == 1
     assert "must not exist yet" in capsys.readouterr().err
+
+
+def test_page_names_what_its_heat_maps_show(tmp_path):
+    image = Image.new("RGB", (8, 6))
+    image.info["comment"] = b"taken at home"
+    for target, name in ((None, "p(not background)"), ("<b>", "p(<b>)")):
+        page = ExplanationPage(tmp_path, NAMES, target)
+        page.add("http://example.com/dog/a b.png", image, result_of("cat"))
+        page.write()
+        read = Page(page.file.read_text(encoding="utf-8"))
+        shown = "\n".join(read.texts)
+        assert f"Heat map, {name}: 0" in shown
+        assert "http://example.com/dog/a b.png" in shown  # no path, and so no folder that names a class
+        assert read.cards[0].get("class") is None
+        assert not any(b"home" in b64decode(address.partition(",")[2]) for address in read.addresses)
+
+
+@pytest.mark.parametrize("kind", ["comment", "exif", "xmp", "png text"])
+def test_nothing_that_a_photograph_carries_is_written(kind, tmp_path):
+    photo, secret = draw_scene(0, image_size=96).image, "48.2082 N 16.3738 E"
+    image, exif, text = Image.fromarray(photo), Image.Exif(), PngInfo()
+    exif[0x010E] = secret  # ImageDescription
+    text.add_text("Comment", secret)
+    options = {"comment": {"comment": secret}, "exif": {"exif": exif}, "xmp": {"xmp": secret.encode()}}
+    file = tmp_path / ("photo.png" if kind == "png text" else "photo.jpg")
+    image.save(file, **options.get(kind, {"pnginfo": text}))
+    assert secret.encode() in file.read_bytes()
+    for picture in ("heatmap", "panel"):
+        output = tmp_path / picture
+        arguments = [str(file), "--model", str(MODEL), "--output_dir", str(output), "--picture", picture]
+        assert explain.main([*arguments, "--html", "--annotations", "coco"]) == 0
+        page = Page((output / "index.html").read_text(encoding="utf-8"))
+        embedded = [b64decode(address.partition(",")[2]) for address in page.addresses]
+        written = [path.read_bytes() for path in output.rglob("*") if path.is_file()]
+        assert len(written) == 4
+        assert not any(secret.encode() in content for content in (*written, *embedded))

@@ -19,6 +19,7 @@ from publishing_folders import SIZES, make_entry, make_record, write_complete_fo
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.cli import convert
+from transformers_ice.evaluation import CEILING, CONTROLS
 from transformers_ice.hub import (
     ModelRecord,
     TrainingRecord,
@@ -33,7 +34,12 @@ from transformers_ice.hub import (
     write_records,
 )
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
-from transformers_ice.hub.records import entries_from_evaluation, entries_from_training, weights_digest
+from transformers_ice.hub.records import (
+    COMPARED_METHODS,
+    entries_from_evaluation,
+    entries_from_training,
+    weights_digest,
+)
 from transformers_ice.training.run_card import MARK, _base_model
 
 
@@ -116,8 +122,17 @@ def test_metadata_are_valid_to_huggingface_hub(name):
 def test_the_model_index_holds_the_recorded_numbers_and_nothing_else(name):
     data = ModelCard.load(ROOT / "model_cards" / f"{name}.md").data
     listed = sorted(result.metric_value for result in data.eval_results or [])
-    assert listed == sorted(entry.value for entry in RECORDS[name].results if entry.method != "ceiling")
+    assert listed == sorted(entry.value for entry in RECORDS[name].results if entry.method not in COMPARED_METHODS)
     assert bool(listed) != RECORDS[name].is_template
+
+
+def test_rows_for_comparison_are_no_results_of_a_model(folder):
+    assert set(COMPARED_METHODS) == {CEILING, *CONTROLS}
+    record = make_record(folder, results=(make_entry(method="ice"), make_entry(method="center_ellipse", value=0.25)))
+    card = build_card(record, read_facts(folder))
+    assert "control: a centred ellipse" in card
+    assert "0.250" in card.partition("## Results")[2]
+    assert "(center_ellipse)" not in card
 
 
 def test_every_number_has_its_command_hardware_and_date():

@@ -14,9 +14,11 @@ from transformers_ice import PatchExplanation
 from transformers_ice.visualization import (
     PanelRow,
     class_colors,
+    class_map_figure,
     cut_out,
     draw_box,
     explanation_panel,
+    heatmap_figure,
     kept_patches,
     method_panel,
     outline_mask,
@@ -198,6 +200,45 @@ def test_a_line_around_a_box_lies_on_its_edge_in_a_drawn_figure(tmp_path):
     rows, columns = np.nonzero(drawn[..., 2] > 200)
     edges = [rows.min() / 10, (rows.max() + 1) / 10, columns.min() / 10, (columns.max() + 1) / 10]
     np.testing.assert_allclose(edges, [10, 30, 20, 50], atol=0.7)  # half the width of the line
+
+
+def test_heat_map_as_a_figure_has_label_quantity_and_scale(tmp_path):
+    image, result = np.full((48, 40, 3), 90, np.uint8), {"label": "ring $1", "score": 0.5, "box": None}
+    result |= {"heatmap": np.zeros((48, 40)), "class_map": np.ones((48, 40), int), "mask": np.zeros((48, 40), bool)}
+    for target, quantity in ((None, "p(not background)"), ("disc", "p(disc)")):
+        figure = heatmap_figure(image, result, target)
+        main, scale = figure.axes
+        assert main.get_title() == r"ring \$1, 0.50"
+        assert scale.get_xlabel() == quantity
+        assert [text.get_text() for text in scale.get_xticklabels()] == ["0", "1"]
+        save_result(image, result, {0: "disc"}, tmp_path / "a.svg", target=target)
+        assert quantity in (tmp_path / "a.svg").read_text()
+    save_result(image, result, {0: "disc"}, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size == (40, 48)  # the pixels of the image
+
+
+def assert_all_is_inside(figure):
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) > -0.02
+    assert drawn.x1 < width + 0.02
+    assert drawn.y1 < height + 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (7, 3000)])
+def test_figures_of_strips_stay_small(size):
+    maps = {"class_map": np.zeros(size, int), "heatmap": np.zeros(size), "mask": np.zeros(size, bool)}
+    image, result = np.zeros((*size, 3), np.uint8), {"label": "a", "score": 0.5, "box": None, **maps}
+    for figure in (class_map_figure(image, result["class_map"], ["a"]), heatmap_figure(image, result)):
+        assert max(figure.get_size_inches()) <= 16.5
+        assert_all_is_inside(figure)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (375, 500), (500, 200)])
+def test_text_around_a_heat_map_is_not_cut_off(size):
+    result = {"label": "a name of forty letters, of which there are some", "score": 0.5, "box": None}
+    result |= {"class_map": np.zeros(size, int), "heatmap": np.zeros(size), "mask": np.zeros(size, bool)}
+    assert_all_is_inside(heatmap_figure(np.zeros((*size, 3), np.uint8), result, "an equally long name of a class"))
 
 
 # Patches that leave

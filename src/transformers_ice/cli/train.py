@@ -33,6 +33,7 @@ from pathlib import Path
 
 from ..console.exits import command, how_called
 from ..console.redaction import known_secrets, redact_text
+from ..data.images.pixels import input_size
 from ..model_names import sample_folder
 from ..training import (
     DataArguments,
@@ -45,15 +46,17 @@ from ..training import (
     resume_command,
     run_training,
 )
+from ..training.models import build_image_processor, check_windows
 from ..training.panels import PanelCallback
 from ..training.run_card import RunCard
+from ..training.run_length import describe_length
 
 
 __all__ = ["main", "train"]
 
 
 def print_check(model_args: ModelArguments, data_args: DataArguments, training_args: IceTrainingArguments) -> int:
-    """Check the data, and that there is a configuration of the model; print the result and return the exit code."""
+    """Check data and model; print the result and the length of the run, and return the exit code."""
     secrets = known_secrets(model_args, training_args)
     try:
         report = check_data(data_args, seed=training_args.seed, cache_dir=model_args.cache_dir, token=model_args.token)
@@ -62,10 +65,15 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
         return 1
     print(redact_text(str(report), secrets))
     try:
-        build_config(model_args, data_args.image_size)
+        config = build_config(model_args, data_args.image_size)
+        size = input_size(build_image_processor(model_args, config, data_args.image_size))
+        config.image_size, config.num_labels = list(size), len(report.class_names)
+        check_windows(config, size)
     except (OSError, ValueError) as error:
         print(redact_text(f"The model cannot be had: {error}", secrets), file=sys.stderr)
         return 1
+    if not report.exit_code:
+        print(describe_length(config, size, sum(report.counts["train"].values()), training_args))
     return report.exit_code
 
 
@@ -78,7 +86,7 @@ def train(
     if training_args.process_index == 0:
         width = max(map(len, numbers))
         for name, value in sorted(numbers.items()):
-            print(f"{name:<{width}} {value:14.4f}")
+            print(f"{name:<{width}} {value:14.{'4f' if abs(value) < 1e8 else '4g'}}")
         print(f"Model, log and numbers are in {training_args.output_dir}.")
     return numbers
 

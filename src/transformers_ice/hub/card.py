@@ -20,7 +20,7 @@ from ..console.redaction import redact_text
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.patch_maps import grid_size
-from .records import METRICS, ModelRecord, ResultEntry
+from .records import COMPARED_METHODS, METRICS, ModelRecord, ResultEntry
 
 
 __all__ = ["ModelFacts", "build_card", "facts_of_architecture", "first_snippet", "for_repository", "read_facts"]
@@ -147,8 +147,7 @@ def quoted(text: str) -> str:
 
 
 def _card_data(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
-    # the ceiling of the patch grid is measured for comparison: it is no result of the model
-    own = [entry for entry in record.results if entry.method != "ceiling"]
+    own = [entry for entry in record.results if entry.method not in COMPARED_METHODS]
     planned = ["accuracy", "mean_iou"] if facts.is_ice else ["accuracy"]
     return ModelCardData(
         license=record.license,

@@ -18,6 +18,7 @@ from ..console.output_files import write_json
 
 
 __all__ = [
+    "COMPARED_METHODS",
     "LICENSE",
     "METRICS",
     "RECORD_FILE",
@@ -61,6 +62,9 @@ METRICS: dict[str, Metric] = {
     "corloc": Metric("CorLoc", "discovery", "corloc"),
 }
 """The scores that are published, in the order of the tables."""
+
+COMPARED_METHODS = ("ceiling", "whole_image", "center_ellipse", "random")
+"""Rows that are measured for comparison: the best map of the patch grid and the controls are no results of a model."""
 
 # score of the evaluation that ends a training run -> method of its maps
 _TRAINING_METHODS = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,15 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
 
-__all__ = ["LossParts", "SingleBarCallback", "StepCountCallback", "ThroughputMeter", "describe_kept", "no_bars"]
+__all__ = [
+    "LossParts",
+    "SingleBarCallback",
+    "StepCountCallback",
+    "ThroughputMeter",
+    "describe_kept",
+    "describe_time",
+    "no_bars",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -149,7 +158,7 @@ class StepCountCallback(TrainerCallback):
         batch_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         loader = kwargs.get("train_dataloader")
         if loader is not None:
-            steps = max(1, len(loader) // args.gradient_accumulation_steps)
+            steps = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
             resumed = f", resumed after step {state.global_step}" if state.global_step else ""
             logger.warning(f"{state.max_steps} steps of {batch_size} images, {steps} steps an epoch{resumed}.")
         if state.max_steps < _FEW_STEPS:
@@ -166,9 +175,12 @@ class StepCountCallback(TrainerCallback):
         elif state.global_step == first + _TIMED_STEPS and state.is_world_process_zero:
             seconds = (self._clock() - since) / _TIMED_STEPS * (state.max_steps - state.global_step)
             if seconds >= 60:
-                logger.warning(f"About {_describe_time(seconds)} to go at this speed, without evaluations.")
+                logger.warning(f"About {describe_time(seconds)} to go at this speed, without evaluations.")
 
 
-def _describe_time(seconds: float) -> str:
+def describe_time(seconds: float) -> str:
+    """Return a time in words, to the minute."""
+    if seconds < 60:
+        return "less than a minute"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

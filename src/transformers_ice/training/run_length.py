@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Length of a run before it begins: its steps, and about how long they take."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from transformers import AutoModelForImageClassification, PreTrainedConfig, TrainingArguments
+
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig
+from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from .progress import describe_time
+
+
+__all__ = ["count_steps", "describe_length", "time_image"]
+
+_TIMED_IMAGES = 4  # on the CPU, where a whole batch may take a minute
+
+
+def count_steps(num_images: int, args: TrainingArguments) -> tuple[int, int]:
+    """Return the steps of an epoch and of the run, as `Trainer` counts them."""
+    batch_size = args.train_batch_size * args.world_size
+    batches = num_images // batch_size if args.dataloader_drop_last else math.ceil(num_images / batch_size)
+    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return steps, args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+
+
+def time_image(config: PreTrainedConfig, input_size: tuple[int, int], args: TrainingArguments) -> float:
+    """Return the seconds for loss and gradients of an image on the device of the run, by the second batch of two.
+
+    The weights and the pixels are random.
+    """
+    config.architectures = config.architectures or []
+    if isinstance(config, IceDeiTConfig):
+        model = IceDeiTForImageClassification(config)
+    else:
+        model = AutoModelForImageClassification.from_config(config)
+    model.to(args.device).train()
+    number = args.train_batch_size if args.device.type != "cpu" else min(args.train_batch_size, _TIMED_IMAGES)
+    pixel_values = torch.randn(number, config.num_channels, *input_size, device=args.device)
+    labels = torch.arange(number, device=args.device) % config.num_labels
+    seconds = 0.0
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        precision = torch.bfloat16 if args.bf16 else torch.float16
+        with torch.autocast(args.device.type, precision, enabled=args.bf16 or args.fp16):
+            loss = model(pixel_values=pixel_values, labels=labels).loss
+        loss.backward()
+        loss.item()  # waits for the device
+        seconds = time.perf_counter() - start
+    return seconds / number
+
+
+def describe_length(
+    config: PreTrainedConfig, input_size: tuple[int, int], num_images: int, args: TrainingArguments
+) -> str:
+    """Return how many steps a run has and about how long they take."""
+    per_epoch, steps = count_steps(num_images, args)
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps
+    seconds = steps * batch_size * time_image(config, input_size, args)
+    return (
+        f"{steps} steps of {batch_size * args.world_size} images, {per_epoch} steps an epoch; about "
+        f"{describe_time(seconds)} on this machine, without reading images, evaluations and a teacher."
+    )

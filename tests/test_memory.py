@@ -18,6 +18,7 @@ from transformers_ice.visualization import PICTURES
 
 MOST = 40  # bytes per pixel: 21 are the maps, 3 the image, the rest is what drawing, coding and decoding take
 LARGE, MEDIUM = (6144, 4096), (4096, 3072)
+HEATMAP = PictureOptions()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def explainer(pytestconfig):
 def explain(explainer, pytestconfig, tmp_path):
     """Return a function that explains files; what libraries keep of a first figure was loaded before."""
 
-    def run(paths: list, options: PictureOptions = PictureOptions(), batch_size: int = 8, **writers):
+    def run(paths: list, options: PictureOptions = HEATMAP, batch_size: int = 8, **writers):
         return explain_files(explainer, paths, tmp_path / "out", None, batch_size, options=options, **writers)
 
     run([pytestconfig.rootpath / "docs/images/scene.png"])

@@ -158,7 +158,9 @@ def read_class_logits(outputs: Any) -> Tensor:
     if isinstance(logits, Tensor) and logits.ndim == 2:
         _refuse_nan(logits, "logits")
         return logits.float()
-    return pool_foreground_logits(read_patch_logits(outputs)[0])[:, :-1]
+    pooled = pool_foreground_logits(read_patch_logits(outputs)[0])[:, :-1]
+    _refuse_nan(pooled, "patch_logits")  # the mean over patches of a class that one of them rules out
+    return pooled
 
 
 def _refuse_nan(logits: Tensor, name: str) -> None:

@@ -120,6 +120,7 @@ def largest_component_box(mask):
 
 
 @given(cases(BROKEN))
+@example(({**ONE_PATCH[0], "patch_logits": torch.tensor([[[-math.inf, 0.0]]])}, *ONE_PATCH[1:]))
 def test_logits_that_are_not_finite_give_no_answer(case):
     outputs, processor, sizes, *_ = case
     name = "patch_logits" if "patch_logits" in outputs else "logits"

@@ -81,7 +81,7 @@ def save_result(
         with replaced(file) as temporary:
             Image.fromarray(_paint(image, result, picture)).save(temporary, format="PNG", pnginfo=metadata)
     elif picture == "heatmap":
-        save_figure(heatmap_figure(image, result, target), file, scale)
+        _save(heatmap_figure(image, result, target), file, scale)
     else:
         _save(_draw(image, result, picture), file, scale)
 

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import threading
+import urllib.response
 import warnings
 from types import SimpleNamespace
 
@@ -901,7 +902,7 @@ def test_a_row_of_a_data_set_names_files_only(path, monkeypatch):
 def test_addresses_may_have_spaces_and_letters_of_any_language(address, asked, monkeypatch):
     def answer(request, timeout):
         assert request.full_url == asked
-        return io.BytesIO(_encoded("PNG"))
+        return urllib.response.addinfourl(io.BytesIO(_encoded("PNG")), {}, address)
 
     monkeypatch.setattr("transformers_ice.ice_deit.image_conversion.urlopen", answer)
     assert load_image(address).size == (16, 8)

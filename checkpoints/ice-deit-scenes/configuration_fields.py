@@ -71,6 +71,8 @@ def check_inherited_fields(config: Any, torch_dtype: Any = None) -> None:
         raise ValueError(f"`architectures` must be a list of class names, got {str(architectures)[:100]}.")
     if not isinstance(hidden_states, bool | None) and not _is_list_of(hidden_states, int):
         raise ValueError(f"`output_hidden_states` must be true, false or layers, got {str(hidden_states)[:100]}.")
+    if not isinstance(config.return_dict, bool):
+        raise ValueError(f"`return_dict` must be true or false, got {str(config.return_dict)[:100]}.")
     _check_label_maps(config.id2label, config.label2id)
 
 

@@ -131,7 +131,7 @@ class PatchExplanationPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **_: Any) -> Any:
         """Run the model; the sizes of the original images travel along."""
         target_sizes = input_tensors["target_sizes"]
-        outputs = self.model(pixel_values=input_tensors["pixel_values"])
+        outputs = self.model(pixel_values=input_tensors["pixel_values"], return_dict=True)
         # `logits` first: the batch is taken apart by the length of the first entry
         kept = {name: outputs.get(name) for name in ("logits", "patch_logits", "grid_size", "patch_exit_layer")}
         return {**{name: value for name, value in kept.items() if value is not None}, "target_sizes": target_sizes}

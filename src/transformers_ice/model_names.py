@@ -70,8 +70,8 @@ def _check_json(file: Path, kind: str) -> None:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get(kind, ""), str):
         raise ValueError(f"{str(file)!r} must hold an object with a `{kind}`, got {str(content)[:80]}.")
-    code = content.get("auto_map")
-    if code is not None and not isinstance(code, dict):
+    code = content.get("auto_map", {})
+    if not isinstance(code, dict):
         raise ValueError(f"{str(file)!r} must map classes to code in `auto_map`, got {str(code)[:80]}.")
 
 

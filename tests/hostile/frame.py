@@ -111,6 +111,7 @@ def run_row(row: Row, place: Place) -> Verdict:
         folder.mkdir(parents=True)
     os.chdir(place.root / "cwd")
     os.environ["TMPDIR"] = tempfile.tempdir = str(place.root / "tmp")
+    os.environ["GRADIO_TEMP_DIR"] = str(place.root.parent / "gradio")  # which gradio makes, and an app replaces
     written = row.write(place)
     before = snapshot(place.root, place.output) | snapshot(place.model, reads=False)
     memory, start = reset_peak(), time.process_time()

@@ -14,8 +14,8 @@ import pytest
 from hostile.program import rows_of
 
 
-TABLES = ("images", "folders", "annotations", "shards", "pipelines", "conversion", "commands")
-SLOW_TABLES = ()
+TABLES = ("images", "folders", "annotations", "shards", "pipelines", "conversion", "commands", "products")
+SLOW_TABLES = ("images", "folders", "commands", "products")
 
 
 def run_table(warm_python, table, model, scratch, speed):

@@ -114,7 +114,7 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
 def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None = None) -> Explanation:
     """Explain an image in one run of the model; `target` is the class index of the heat map, `None` the foreground."""
     start = time.perf_counter()
-    outputs = loaded.model(pixel_values=image.pixel_values)
+    outputs = loaded.model(pixel_values=image.pixel_values, return_dict=True)
     milliseconds = 1e3 * (time.perf_counter() - start)
     processor, names = loaded.processor, loaded.class_names
     (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)

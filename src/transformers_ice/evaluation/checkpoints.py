@@ -100,7 +100,7 @@ def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Return the classifier's `(batch_size, num_labels)` scores, float32 on the CPU; positions are interpolated."""
     resized = tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)
     with evaluation_mode(model):
-        return model(pixel_values, interpolate_pos_encoding=resized).logits.float().cpu()
+        return model(pixel_values, interpolate_pos_encoding=resized, return_dict=True).logits.float().cpu()
 
 
 def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:

@@ -110,7 +110,7 @@ def panel_rows(model: PreTrainedModel, images: LabelledImages, indices: Sequence
     processor: IceDeiTImageProcessor = images.image_processor
     inputs = processor(pictures, return_tensors="pt").to(next(model.parameters()).device)
     training, _ = model.training, model.eval()
-    outputs = model(**inputs)
+    outputs = model(**inputs, return_dict=True)
     model.train(training)
     names: Any = model.config.id2label
     explanations = processor.post_process_explanation(outputs, sizes, id2label=names)

@@ -34,19 +34,19 @@ def time_image(config: PreTrainedConfig, input_size: tuple[int, int], args: Trai
     """
     config.architectures = config.architectures or []
     if isinstance(config, IceDeiTConfig):
-        model = IceDeiTForImageClassification(config)
+        model: torch.nn.Module = IceDeiTForImageClassification(config)
     else:
         model = AutoModelForImageClassification.from_config(config)
     model.to(args.device).train()
     number = args.train_batch_size if args.device.type != "cpu" else min(args.train_batch_size, _TIMED_IMAGES)
     pixel_values = torch.randn(number, config.num_channels, *input_size, device=args.device)
-    labels = torch.arange(number, device=args.device) % config.num_labels
+    labels = torch.arange(number, device=args.device) % int(config.num_labels or 1)
     seconds = 0.0
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
         precision = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, precision, enabled=args.bf16 or args.fp16):
-            loss = model(pixel_values=pixel_values, labels=labels).loss
+            loss = model(pixel_values=pixel_values, labels=labels, return_dict=True).loss
         loss.backward()
         loss.item()  # waits for the device
         seconds = time.perf_counter() - start

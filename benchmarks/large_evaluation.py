@@ -73,23 +73,27 @@ def evaluate(folder: Path, num_images: int, benchmark: str) -> None:
     print(f"{time.monotonic() - start:.0f} s, largest memory {resident_mb(name='VmHWM'):.0f} MB", flush=True)
 
 
+def count_images(folder: Path) -> int:
+    """Return how many images are done: every method has a file of each chunk, and they are written chunk by chunk."""
+    return BATCH_SIZE * min((len(list(rows.glob("*.npz"))) for rows in (folder / "rows").glob("*")), default=0)
+
+
 def watch(folder: Path, arguments: argparse.Namespace, kill_at: int | None) -> int:
     """Run an evaluation in a process of its own and print its memory; kill it where wanted. Return its exit code."""
     process = multiprocessing.get_context("spawn").Process(
         target=evaluate, args=(folder, arguments.num_images, arguments.benchmark)
     )
+    reached = count_images(folder)
     process.start()
-    reached = 0
     while process.is_alive():
-        # every method has a file of each chunk; they are written chunk by chunk
-        counts = [len(list(rows.glob("*.npz"))) for rows in (folder / "rows").glob("*")]
-        done = min(counts, default=0) * BATCH_SIZE
+        done = count_images(folder)
         if done >= reached + arguments.step and process.is_alive():
             reached = done - done % arguments.step
-            print(f"{done} images: {resident_mb(process.pid or 0):.0f} MB", flush=True)
+            print(f"\n{done} images: {resident_mb(process.pid or 0):.0f} MB", flush=True)
         if kill_at is not None and done >= kill_at:
             process.kill()
-            print(f"killed at {done} images", flush=True)
+            process.join()
+            print(f"\nkilled at {done} images", flush=True)
         process.join(0.2)
     return process.exitcode or 0
 

@@ -206,6 +206,16 @@ def test_energy_is_an_estimate_from_time_and_assumed_power_or_not_measured(folde
     assert "## Energy\n\nNot measured." in build_card(make_record(folder), read_facts(folder))
 
 
+def test_time_of_a_resumed_run_is_said_to_be_that_of_its_last_part(folder):
+    results = {"train_runtime": 130.0, "epoch": 3.0}
+    for more, said in (
+        ({}, "Training took 2.2 min."),
+        ({"train_resumed_at_step": 26}, "2.2 min from step 26 on, where"),
+    ):
+        (folder / "all_results.json").write_text(json.dumps(results | more))
+        assert said in build_card(make_record(folder), read_facts(folder))
+
+
 def test_parameters_are_counted_from_the_file_as_from_the_model(folder):
     expected = sum(w.numel() for w in IceDeiTForImageClassification(IceDeiTConfig(**SIZES)).parameters())
     assert read_facts(folder).num_parameters == expected

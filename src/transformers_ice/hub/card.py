@@ -48,6 +48,7 @@ class ModelFacts:
     num_parameters: int
     class_names: tuple[str, ...] = ()  # in the order of their indices
     train_seconds: float | None = None  # of the last call of the training; None where it was not written down
+    resumed_at_step: int | None = None  # where that call resumed a run
     train_epochs: float | None = None
 
     @property
@@ -84,6 +85,7 @@ def read_facts(folder: Path) -> ModelFacts:
         class_names=tuple(names[index] for index in sorted(names)),
         train_seconds=numbers.get("train_runtime"),
         train_epochs=numbers.get("epoch"),
+        resumed_at_step=numbers.get("train_resumed_at_step"),
     )
 
 

@@ -78,16 +78,19 @@ def _train_and_save(
     """Train, evaluate, save, write the card and upload; return the numbers."""
     with StopRequest().listening() as request:
         trainer.add_callback(StopCallback(request))
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        resumed = (
+            {} if checkpoint is None else {"train_resumed_at_step": _read_step(checkpoint)}
+        )  # it may be rotated out
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics | resumed
     best = describe_kept(trainer)
     if best is not None:
         logger.warning(f"{best}.")
     with writing_to(training_args.output_dir):
         trainer.check_weights()  # the update after the last finite loss may have broken them
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
-        _save_numbers(trainer, train=result.metrics)
+        _save_numbers(trainer, train=metrics)
         evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
-        _save_numbers(trainer, eval=evaluation, all={**result.metrics, **evaluation})
+        _save_numbers(trainer, eval=evaluation, all={**metrics, **evaluation})
         if trainer.card_writer is not None:
             trainer.create_model_card()
     if training_args.push_to_hub:
@@ -96,7 +99,12 @@ def _train_and_save(
         except ConnectionError as error:  # the run itself is complete
             folder, repo_id = training_args.output_dir, trainer.hub_model_id
             logger.warning(f"{error} To upload it: `python scripts/publish_checkpoint.py {folder} {repo_id}`.")
-    return {**result.metrics, **evaluation}
+    return {**metrics, **evaluation}
+
+
+def _read_step(checkpoint: str) -> int:
+    """Return the step that a checkpoint was saved after."""
+    return int(json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["global_step"])
 
 
 def _save_numbers(trainer: IceTrainer, **numbers: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from transformers_ice.visualization import PICTURES
 
 
 MOST = 40  # bytes per pixel: 21 are the maps, 3 the image, the rest is what drawing, coding and decoding take
+MOST_DRAWN = 46  # of a panel and of a PDF, for which matplotlib copies the pixels
 LARGE, MEDIUM = (6144, 4096), (4096, 3072)
 
 
@@ -83,14 +84,16 @@ def test_memory_of_the_command_is_that_of_one_image(explain, photographs):
 def test_memory_of_every_figure_is_that_of_one_image(explain, photographs, picture, number):
     paths, options = photographs(LARGE, number), PictureOptions(picture)
     explain(photographs((64, 64), 1), options)
-    assert peak_of(lambda: explain(paths, options, 6)) / (LARGE[0] * LARGE[1]) <= MOST
+    most = MOST_DRAWN if picture == "panel" else MOST
+    assert peak_of(lambda: explain(paths, options, 6)) / (LARGE[0] * LARGE[1]) <= most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "scale"), [("svg", 1.0), ("pdf", 1.0), ("png", 0.5)])
 def test_memory_of_drawn_figures_is_that_of_one_image(explain, photographs, suffix, scale):
     paths, options = photographs(LARGE, 2), PictureOptions("mask", suffix, scale)
-    assert peak_of(lambda: explain(paths, options)) / (LARGE[0] * LARGE[1]) <= MOST
+    most = MOST_DRAWN if suffix == "pdf" else MOST
+    assert peak_of(lambda: explain(paths, options)) / (LARGE[0] * LARGE[1]) <= most
 
 
 @pytest.mark.slow

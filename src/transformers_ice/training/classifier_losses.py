@@ -105,7 +105,7 @@ class Teacher:
         pixels = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
         if tuple(pixels.shape[2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True)
-        logits = self.model(pixel_values=pixels, return_dict=True).logits
+        logits = self.model(pixel_values=pixels).logits
         return logits if self.class_order is None else logits[:, self.class_order.to(logits.device)]
 
 

@@ -101,13 +101,19 @@ def is_whole(file: Path) -> bool:
 # name: (script, arguments of the former run, what the run on the full disk has besides, its exit code); MODEL is the
 # folder of a trained model, OUT that of the outputs, DISK holds both
 EXPLAIN = "DISK/photos --model MODEL --output_dir OUT"
+EVALUATE = "--models MODEL --benchmark classification segmentation --limit 4 --measure_cost false --output_dir OUT"
 REPORT = "--checkpoint MODEL --output_dir DISK/elsewhere --overwrite_output_dir --report OUT/report.json"
+EXPORT = "--model MODEL --output OUT/a.onnx --batch_sizes 1 2 --report OUT/report.json"
 RESUME = "--max_steps 4 --resume_from_checkpoint auto"
 COMMANDS = {
     "train": ("run_train.py", f"{' '.join(WORDS)} --output_dir OUT", RESUME, 4),
     "explain": ("explain_images.py", f"{EXPLAIN} --html", "--picture panel --scale 2", 1),
+    "annotations": ("explain_images.py", EXPLAIN, "--picture panel --scale 2 --annotations coco", 1),
+    "evaluate": ("run_evaluation.py", EVALUATE, "--limit 8", 1),
     "convert": ("convert_checkpoint.py", "--checkpoint MODEL --output_dir OUT", "--overwrite_output_dir", 1),
     "report of the converter": ("convert_checkpoint.py", REPORT, "--id2label DISK/names.json", 1),
+    "export": ("export_onnx.py", EXPORT, "--int8", 1),
+    "card": ("write_model_card.py", "MODEL", "--license cc-by-4.0", 1),
 }
 
 
@@ -125,7 +131,7 @@ def test_a_full_disk_ends_in_a_sentence_and_changes_nothing(disk, name):
     finished = run(words)
     assert finished.returncode == 0, finished.stderr
     before = disk.digests()
-    for free in FREE:
+    for free in FREE if name != "card" else FREE[:1]:  # a card has a few kB
         disk.fill(free)
         try:
             finished = run(f"{words} {more}")

@@ -244,11 +244,8 @@ def _to_numpy(image: Any) -> np.ndarray:
         try:
             image = image.detach().cpu()
             return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
-        except (
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-        ) as error:  # without values, sparse, of a type of torch only
+        # without values, sparse, of a type of torch only
+        except (NotImplementedError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"An image must be a dense tensor that holds numbers, got {image.dtype} in layout {image.layout} on "
                 f"{image.device}: {error}"

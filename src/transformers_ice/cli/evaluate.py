@@ -104,8 +104,7 @@ def load_data(
             raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
         is_plain = value in ("true", "false") or value.removeprefix("-").isdecimal()
         options[key] = json.loads(value) if is_plain else value
-    is_default = arguments.dataset_name is None and arguments.data_dir is None
-    name = "scenes" if is_default else arguments.dataset_name
+    name = arguments.dataset_name or (None if arguments.data_dir else "scenes")  # neither is empty
     if name == "scenes":
         size = checkpoints[0].model.config.image_size
         options.setdefault("image_size", size if isinstance(size, int) else tuple(size))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -78,9 +78,8 @@ def _train_and_save(
     """Train, evaluate, save, write the card and upload; return the numbers."""
     with StopRequest().listening() as request:
         trainer.add_callback(StopCallback(request))
-        resumed = (
-            {} if checkpoint is None else {"train_resumed_at_step": _read_step(checkpoint)}
-        )  # it may be rotated out
+        # read first: the run may remove this checkpoint
+        resumed = {} if checkpoint is None else {"train_resumed_at_step": _read_step(checkpoint)}
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics | resumed
     best = describe_kept(trainer)
     if best is not None:
@@ -104,7 +103,7 @@ def _train_and_save(
 
 def _read_step(checkpoint: str) -> int:
     """Return the step that a checkpoint was saved after."""
-    return int(json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["global_step"])
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
 
 
 def _save_numbers(trainer: IceTrainer, **numbers: Mapping[str, float]) -> None:

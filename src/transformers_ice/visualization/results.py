@@ -58,8 +58,8 @@ def save_result(
         file: Where to; png, svg or pdf. In SVG and PDF lines and text are sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
             (the rest dimmed) or "panel" (all side by side, and the pruned patches).
-        scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image; a heat map at
-            another scale, in SVG or PDF has its label above it and the scale of its colours below.
+        scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image; a heat map at a
+            larger scale, in SVG or PDF has its label above it and the scale of its colours below.
         target: Name of the class that the heat map shows; `None`: the foreground.
 
     Raises:

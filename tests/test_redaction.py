@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from transformers_ice.cli.demo import DemoArguments
 from transformers_ice.console.command_line import parse_dataclasses
 from transformers_ice.console.exits import command
 from transformers_ice.console.redaction import (
@@ -235,3 +236,7 @@ def test_files_with_secrets_are_found_with_their_line(tmp_path):
     assert found == {"README.md": 3, "config.json": 1, "model.safetensors": 1}
     assert find_secret_files(tmp_path, ["README.md"], [SECRET]) == {"README.md": 3}
     assert find_secret_files(tmp_path, ["README.md"]) == {}
+
+
+def test_a_command_without_arguments_takes_its_defaults():
+    assert parse_dataclasses((DemoArguments,), []) == (DemoArguments(),)

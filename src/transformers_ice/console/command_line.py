@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -103,7 +104,7 @@ def parse_dataclasses(
 
 def _help_topic(arguments: Sequence[str]) -> str | None:
     """Return the topic of `--help`: "" for none, a group, an option, "all"; `None` without `--help`."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument in ("-h", "--help"):
             return "" if following.startswith("-") else following
         if argument.startswith("--help="):
@@ -115,7 +116,7 @@ def _name_positional(parser: HfArgumentParser, arguments: Sequence[str], positio
     """Return the arguments with the names of those that were given without one."""
     # a switch takes no value here unless it is one: `--dry_run FOLDER` is a switch and a folder
     explicit: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         explicit.append(argument)
         action = parser._option_string_actions.get(argument)
         is_switch = action is not None and action.nargs == "?" and action.const is True

@@ -13,6 +13,7 @@ from transformers_ice.data.augmentation import build_augmentation, build_train_c
 from transformers_ice.data.augmentation.batch_augmentation import BatchMixing
 from transformers_ice.data.augmentation.rand_augment import DEIT_POLICY, parse_rand_augment
 from transformers_ice.data.images.pixels import input_size
+from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS
 from transformers_ice.training import build_config, build_image_processor, parse_arguments
 from transformers_ice.training.objective_presets import OBJECTIVES
 
@@ -85,6 +86,14 @@ def test_scratch_recipe_is_that_of_deit():
     config = build_config(model_args, data_args.image_size)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 12, 6)
     assert (config.drop_path_rate, config.num_prefix_tokens) == (0.1, 1)
+    # nothing but the loss of [CLS] has a weight: no windows, no candidate labels
+    weights = {part.weight_field: getattr(config, part.weight_field) for part in LOSS_PARTS.values()}
+    assert {name for name, weight in weights.items() if weight} == {
+        "cls_loss_weight",
+        "local_loss_weight",
+        "pruning_loss_weight",
+    }
+    assert (config.num_local_windows, config.pruning_strategy) == (0, None)
     assert training_args.learning_rate == 5e-4 * 4 * training_args.per_device_train_batch_size / 512
     assert training_args.warmup_steps == 5 * (1_281_167 // 256 * 256 // 1024)
     scheduler = training_args.lr_scheduler_kwargs

@@ -16,6 +16,7 @@ from .configuration_fields import (
     check_choice,
     check_class_names,
     check_fields,
+    check_grid,
     check_inherited_fields,
     check_interval,
     ice_field,
@@ -40,7 +41,6 @@ _DEIT_INTERVALS = {
     "initializer_range": "(0, inf)",
 }
 _MOST_LABELS = 100_000
-_MOST_PATCHES = 65_536  # attention takes the square of it
 
 
 @strict
@@ -81,6 +81,12 @@ class IceDeiTConfig(DeiTConfig):
 
     use_distillation_head: bool | None = ice_field(None, "Whether the distillation token has a classifier of its own.")
     """Its logits are averaged with those of [CLS]. `None`: whenever there is a distillation token."""
+
+    num_register_tokens: int = ice_field(
+        0, "Number of register tokens between [CLS] (and the distillation token) and the patches.", within="[0, 1024]"
+    )
+    """Tokens without a position, whose outputs nothing reads (Darcet et al., "Vision Transformers Need Registers",
+    ICLR 2024; DINOv2 has 4). The order is [CLS], distillation token, registers, patches."""
 
     layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[1e-30, 1]")
     """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own). 0 could give NaN."""
@@ -284,7 +290,12 @@ class IceDeiTConfig(DeiTConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the first patch: [CLS], and the distillation token where there is one."""
+        """Number of tokens before the first patch: [CLS], then the distillation token and the registers, if any."""
+        return self.num_prefix_positions + self.num_register_tokens
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Number of tokens before the first patch that have a position embedding: all but the registers."""
         return 2 if self.use_distillation_token else 1
 
     @property
@@ -377,20 +388,8 @@ class IceDeiTConfig(DeiTConfig):
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
-        image_size, patch_size = as_pair(self.image_size, "image_size"), as_pair(self.patch_size, "patch_size")
-        for image_side, patch_side in zip(image_size, patch_size, strict=True):
-            if patch_side < 1 or image_side < patch_side or image_side % patch_side:
-                raise ValueError(
-                    f"`image_size` must be a positive multiple of `patch_size`, got {self.image_size} and "
-                    f"{self.patch_size}."
-                )
-        rows, columns = image_size[0] // patch_size[0], image_size[1] // patch_size[1]
-        if rows * columns > _MOST_PATCHES:
-            raise ValueError(
-                f"`image_size` {self.image_size} and `patch_size` {self.patch_size} make {rows * columns:,} patches; "
-                f"at most {_MOST_PATCHES:,} can attend to each other."
-            )
-        check_num_windows((rows, columns), self.num_local_windows)
+        grid_size = check_grid(self.image_size, self.patch_size)
+        check_num_windows(grid_size, self.num_local_windows)
 
 
 ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}

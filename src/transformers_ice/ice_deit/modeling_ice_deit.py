@@ -179,7 +179,8 @@ def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
 class IceDeiTEmbeddings(DeiTEmbeddings):
     """Embed patches and add the prefix tokens and positions.
 
-    Differences from `DeiTEmbeddings`: the distillation token is optional; positions are interpolated whenever the
+    Differences from `DeiTEmbeddings`: the distillation token is optional; register tokens without a position may
+    stand between it and the patches, as in `Dinov2WithRegistersEmbeddings`; positions are interpolated whenever the
     grid differs from the configured one, also to and from rectangles; there is no mask token.
     """
 
@@ -187,14 +188,18 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         # not DeiT's own constructor: it always makes a distillation token and its position
         nn.Module.__init__(self)
         self.num_prefix_tokens = config.num_prefix_tokens
+        self.num_prefix_positions = config.num_prefix_positions
         self.patch_size: tuple[int, int] = as_pair(config.patch_size)
         self.image_size = as_pair(config.image_size)
         self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
-        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        num_positions = self.num_prefix_positions + self.grid_size[0] * self.grid_size[1]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.distillation_token: nn.Parameter | None = None  # type: ignore[assignment]
         if config.use_distillation_token:
             self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.register_tokens: nn.Parameter | None = None
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
         self.patch_embeddings = DeiTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -205,14 +210,14 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
     def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the position embeddings for a patch grid of these rows and columns, `(1, num_tokens, hidden_size)`.
+        """Return the position embeddings for a patch grid of these rows and columns.
 
-        Bicubic between patch centres, prefix unchanged.
+        Bicubic between patch centres, prefix unchanged: `(1, num_prefix_positions + num_patches, hidden_size)`.
         """
         if grid_size == self.grid_size:
             return self.position_embeddings
         prefix, patches = self.position_embeddings.split(
-            [self.num_prefix_tokens, self.position_embeddings.shape[1] - self.num_prefix_tokens], dim=1
+            [self.num_prefix_positions, self.position_embeddings.shape[1] - self.num_prefix_positions], dim=1
         )
         patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
         # half-precision bicubic is missing on some devices and coarse on all
@@ -223,7 +228,7 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
         """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
 
-        Pixels of any floating type: they are cast to that of the weights.
+        The order of the tokens is [CLS], distillation token, registers, patches. Pixels of any floating type: they are cast to that of the weights.
         """
         pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
         patches = self.patch_embeddings(pixel_values)  # (batch, channels, height, width) -> (batch, patches, dim)
@@ -231,6 +236,11 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
         grid_size = self.grid_size_of(pixel_values)
         embeddings = torch.cat((*prefix, patches), dim=1) + self.interpolate_position_embeddings(grid_size)
+        if self.register_tokens is not None:
+            # after the positions, of which registers have none
+            registers = self.register_tokens.expand(patches.shape[0], -1, -1)
+            positioned, patches = embeddings.split([self.num_prefix_positions, patches.shape[1]], dim=1)
+            embeddings = torch.cat((positioned, registers, patches), dim=1)
         return self.dropout(embeddings)
 
 
@@ -390,8 +400,8 @@ def build_pruning_head(config: IceDeiTConfig) -> nn.Module:
 class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     """Encode an image and let every patch predict a class or background.
 
-    Differences from `DeiTModel`: optional distillation token, any image size, stochastic depth, the patch head (on
-    the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
+    Differences from `DeiTModel`: optional distillation token and registers, any image size, stochastic depth, the
+    patch head (on the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
     """
 
     _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"classifier\.", r"pruning_heads\."]

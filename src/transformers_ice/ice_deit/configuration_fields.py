@@ -15,6 +15,15 @@ T = TypeVar("T")
 # Keys of old Hub configurations that only look like an ICE field.
 _FOREIGN_FIELDS = ("pruned_heads",)
 
+# What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
+# The upper ends are far beyond any model, and below what a damaged file would make a machine allocate.
+DEIT_INTERVALS = {
+    **dict.fromkeys(("hidden_size", "num_attention_heads"), "[1, 65536]"),
+    **dict.fromkeys(("intermediate_size", "num_channels"), "[1, 262144]"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
+    "num_hidden_layers": "[0, 1000]",
+    "initializer_range": "(0, inf)",
+}
 _MOST_PATCHES = 65_536  # attention takes the square of it
 
 
@@ -133,7 +142,7 @@ def as_pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
 
 
 def check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
-    """Return the rows and columns of patches; raise unless patches of this size fill an image, and are not too many."""
+    """Return the rows and columns of patches; raise unless they fill an image and are not too many."""
     image, patch = as_pair(image_size, "image_size"), as_pair(patch_size, "patch_size")
     for image_side, patch_side in zip(image, patch, strict=True):
         if patch_side < 1 or image_side < patch_side or image_side % patch_side:
@@ -150,6 +159,7 @@ def check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int])
 
 
 __all__ = [
+    "DEIT_INTERVALS",
     "as_pair",
     "check_choice",
     "check_class_names",

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from .adversarial_normalization import CLASSIFICATION_LOSSES
 from .configuration_fields import (
+    DEIT_INTERVALS,
     as_pair,
     check_choice,
     check_class_names,
@@ -31,15 +32,6 @@ from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 # A larger factor on a loss is a slip, and from 1e38 on infinite in float32.
 _WEIGHT = "[0, 1e6]"
 
-# What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
-# The upper ends are far beyond any model, and below what a damaged file would make a machine allocate.
-_DEIT_INTERVALS = {
-    **dict.fromkeys(("hidden_size", "num_attention_heads"), "[1, 65536]"),
-    **dict.fromkeys(("intermediate_size", "num_channels"), "[1, 262144]"),
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
-    "num_hidden_layers": "[0, 1000]",
-    "initializer_range": "(0, inf)",
-}
 _MOST_LABELS = 100_000
 
 
@@ -87,6 +79,9 @@ class IceDeiTConfig(DeiTConfig):
     )
     """Tokens without a position, whose outputs nothing reads (Darcet et al., "Vision Transformers Need Registers",
     ICLR 2024; DINOv2 has 4). The order is [CLS], distillation token, registers, patches."""
+
+    interpolate_antialias: bool = ice_field(False, "Whether positions for another image size are low-pass filtered.")
+    """As DINOv2 with registers was trained; ViT, DeiT and DINOv2 without them interpolate unfiltered."""
 
     layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[1e-30, 1]")
     """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own). 0 could give NaN."""
@@ -346,7 +341,7 @@ class IceDeiTConfig(DeiTConfig):
         Overrides given to `from_pretrained` are set after construction, so the models call this once more.
         """
         check_fields(self)
-        for name, interval in _DEIT_INTERVALS.items():
+        for name, interval in DEIT_INTERVALS.items():
             check_interval(name, getattr(self, name), interval)
         check_choice("hidden_act", self.hidden_act, ACT2FN)
         if self.has_distillation_head and not self.use_distillation_token:

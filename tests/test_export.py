@@ -205,6 +205,7 @@ def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Pat
     [
         {**STRATEGIES["background"], **TWO_CUTS},
         {"use_distillation_token": True},
+        {"num_register_tokens": 4},
         {"logits_source": "cls", "patch_head_hidden_size": 8},
         {**STRATEGIES["background"], "pruning_head": "patch"},
         {**STRATEGIES["background"], "background_margin": -100.0},
@@ -212,7 +213,8 @@ def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Pat
         {**STRATEGIES["attentiveness"], "pruning_execution": "masked"},
         {**STRATEGIES["background"], "attn_implementation": "eager"},
         {**STRATEGIES["attentiveness"], "attn_implementation": "eager"},
-        {**STRATEGIES["top_k"], "use_distillation_token": True},
+        {**STRATEGIES["top_k"], "use_distillation_token": True, "num_register_tokens": 4},
+        {**STRATEGIES["background"], "num_register_tokens": 4},
     ],
     ids=str,
 )

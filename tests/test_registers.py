@@ -76,7 +76,7 @@ def test_all_of_the_prefix_is_counted(model, prefix):
     assert outputs.patch_logits.shape == (2, 16, 4)
 
 
-def test_the_order_is_cls_distillation_registers_patches_and_registers_have_no_position(model, prefix):
+def test_registers_stand_before_the_patches_and_have_no_position(model, prefix):
     embeddings, pixel_values = model.deit.embeddings, images(2, 32, 32)
     positions, patches = embeddings.position_embeddings[0], embeddings.patch_embeddings(pixel_values)
     expected = [(embeddings.cls_token[0] + positions[:1]).expand(2, -1, -1)]

@@ -160,7 +160,7 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         )
         patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
         # half-precision bicubic is missing on some devices and coarse on all
-        options = {"mode": "bicubic", "align_corners": False, "antialias": self.interpolate_antialias}
+        options: dict[str, Any] = {"mode": "bicubic", "align_corners": False, "antialias": self.interpolate_antialias}
         patches = nn.functional.interpolate(patches.float(), size=grid_size, **options)
         patches = patches.to(prefix.dtype).flatten(2).transpose(1, 2)  # -> (1, rows * columns, hidden_size)
         return torch.cat((prefix, patches), dim=1)

@@ -42,6 +42,11 @@ FAMILIES = {
     "deit_encoder": (DeiTModel, DeiTConfig, 2),
     "ice": (IceDeiTForImageClassification, IceDeiTConfig, 1),
     "ice_distilled": (IceDeiTForImageClassification, partial(IceDeiTConfig, use_distillation_token=True), 2),
+    "ice_registers": (
+        IceDeiTForImageClassification,
+        partial(IceDeiTConfig, use_distillation_token=True, num_register_tokens=3),
+        5,
+    ),
     "ice_segmentation": (IceDeiTForSemanticSegmentation, IceDeiTConfig, 1),
     "ice_encoder": (IceDeiTModel, IceDeiTConfig, 1),
 }

@@ -10,6 +10,13 @@ from transformers_ice.ice_deit.packed_attention import Packing
 
 
 STRATEGIES = ("background", "top_k", "attentiveness", "fused")
+PREFIXES = {
+    "[CLS]": {},
+    "distillation": {"use_distillation_token": True},
+    "registers": {"num_register_tokens": 4},
+    "distillation, registers": {"use_distillation_token": True, "num_register_tokens": 4},
+}
+"""Fields by what stands before the patches; in this order: [CLS], distillation token, registers."""
 NUM_LAYERS, NUM_LABELS = 5, 7
 
 

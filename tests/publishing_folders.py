@@ -52,9 +52,9 @@ def make_record(folder: Path, **changes: Any) -> ModelRecord:
     return ModelRecord(**{**values, **changes})
 
 
-def write_complete_folder(folder: Path) -> Path:
-    """Write a tiny ICE model with everything that a publication needs."""
-    model = IceDeiTForImageClassification(IceDeiTConfig(**SIZES, logits_source="patch")).eval()
+def write_complete_folder(folder: Path, **fields: Any) -> Path:
+    """Write a tiny ICE model, its configuration with these fields, with everything that a publication needs."""
+    model = IceDeiTForImageClassification(IceDeiTConfig(**SIZES, logits_source="patch", **fields)).eval()
     randomize(model)
     model.save_pretrained(folder)
     IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)

@@ -169,6 +169,8 @@ REFUSED = {
     "local_smoothing_steps": NO_SIZES,
     "patch_head_hidden_size": (0, -1, 0.5, True, 10**9),
     "background_margin": (NAN, True, None, "0"),
+    "interpolate_antialias": (1, None, "yes"),
+    "num_register_tokens": (-1, 0.5, True, None, 10**6),
     "use_distillation_token": (1, None, "yes"),
     "use_distillation_head": (1, "yes"),
     "fuse_pruned_tokens": (1, None),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pruning_models import hide_lengths
+from pruning_models import PREFIXES, hide_lengths
 from transformers import ViTConfig, ViTForImageClassification
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
@@ -102,15 +102,16 @@ def test_macs_of_a_model_with_one_layer_are_those_of_a_pencil_and_paper():
 
 
 @pytest.mark.parametrize("fields", [{}, {"patch_head_hidden_size": 8}, {"pruning_head": "patch"}])
-@pytest.mark.parametrize("has_token", [False, True])
-def test_counted_macs_are_the_ideal_ones_for_every_variant(fields, has_token):
-    model = build_model(use_distillation_token=has_token, **fields)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_counted_macs_are_the_ideal_ones_for_every_variant(fields, prefix):
+    model = build_model(**PREFIXES[prefix], **fields)
     workload = build_workload(model)
     variants = build_variants(model, [0.7, 0.5])
     for variant in variants:
         counted, ideal = counted_and_ideal(variant, workload)
         assert counted == pytest.approx(ideal, rel=1e-3), variant.name
-    assert len(variants) == (6 if has_token else 7)
+    # the ViT of transformers has no other prefix token than [CLS]
+    assert len(variants) == (7 if prefix == "[CLS]" else 6)
 
 
 def test_padded_attention_computes_more_than_the_ideal_counts(model, monkeypatch):
@@ -128,6 +129,17 @@ def test_attentiveness_counts_patches_up_to_their_exit_layer(model):
     assert counts.mlp_tokens.tolist() == [[65, 34, 34, 19, 19]]
     assert counts.patch_head_patches.tolist() == [32 + 16 + 18]
     assert counts.class_attention_tokens.tolist() == [65 + 34]
+
+
+def test_registers_are_tokens_of_every_layer_and_no_patches():
+    model = build_model(num_register_tokens=4)
+    variant = next(variant for variant in build_variants(model, [0.5]) if "attentiveness" in variant.name)
+    counts = count_variant_tokens(variant, build_workload(model, num_images=1))
+    # as with [CLS] alone, and 4 more
+    assert counts.tokens_per_layer.tolist() == [[69, 69, 38, 38, 23]]
+    assert counts.mlp_tokens.tolist() == [[69, 38, 38, 23, 23]]
+    assert counts.patch_head_patches.tolist() == [32 + 16 + 18]
+    assert counts.class_attention_tokens.tolist() == [69 + 38]
 
 
 def test_top_k_counts_patches_until_the_layer_before(model):

@@ -19,7 +19,9 @@ def map_size(method, image_size, patch_size=(8, 8)):
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
-@pytest.mark.parametrize(("family", "method"), pairs("ice", "ice_distilled", "vit", "deit", "deit_teacher"))
+@pytest.mark.parametrize(
+    ("family", "method"), pairs("ice", "ice_distilled", "ice_registers", "vit", "deit", "deit_teacher")
+)
 def test_map_has_the_shape_of_the_patch_grid_for_other_image_sizes(family, method):
     relevance = explain(tiny(family, num_hidden_layers=2), pixels(height=24, width=48), method=method)
     assert relevance.shape == (2, *map_size(method, (24, 48)))
@@ -36,7 +38,7 @@ def test_rectangular_patches_and_images_are_laid_out_in_rows_and_columns(method)
     assert relevance.shape == (2, *map_size(method, (32, 24), (8, 4)))
 
 
-@pytest.mark.parametrize(("family", "method"), pairs("ice", "ice_distilled"))
+@pytest.mark.parametrize(("family", "method"), pairs("ice", "ice_distilled", "ice_registers"))
 def test_one_image_alone_has_the_map_it_has_in_a_batch(family, method):
     model, images = tiny(family), pixels(3)
     images[1] *= 10  # what is taken over the batch instead of the image goes wrong

@@ -188,8 +188,9 @@ def test_a_model_comes_back_as_it_was_and_nothing_is_said(tmp_path: Path, capfd:
 
 
 @pytest.mark.slow
-def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Path):
-    model = build(**STRATEGIES["top_k"])
+@pytest.mark.parametrize("fields", [{}, {"num_register_tokens": 4, "interpolate_antialias": True}], ids=str)
+def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Path, fields: dict):
+    model = build(**STRATEGIES["top_k"], **fields)
     file = export_onnx(model, tmp_path / "wide.onnx", processor_of(16, 48), image_size=(16, 48), source="a/model")
     exported_model = OnnxModel(file)
     assert exported_model.image_size == (16, 48)
@@ -205,6 +206,7 @@ def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Pat
     [
         {**STRATEGIES["background"], **TWO_CUTS},
         {"use_distillation_token": True},
+        {"num_register_tokens": 4},
         {"logits_source": "cls", "patch_head_hidden_size": 8},
         {**STRATEGIES["background"], "pruning_head": "patch"},
         {**STRATEGIES["background"], "background_margin": -100.0},
@@ -212,7 +214,8 @@ def test_a_file_may_take_rectangles_of_another_size_than_the_model(tmp_path: Pat
         {**STRATEGIES["attentiveness"], "pruning_execution": "masked"},
         {**STRATEGIES["background"], "attn_implementation": "eager"},
         {**STRATEGIES["attentiveness"], "attn_implementation": "eager"},
-        {**STRATEGIES["top_k"], "use_distillation_token": True},
+        {**STRATEGIES["top_k"], "use_distillation_token": True, "num_register_tokens": 4},
+        {**STRATEGIES["background"], "num_register_tokens": 4},
     ],
     ids=str,
 )

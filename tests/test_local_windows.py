@@ -125,6 +125,7 @@ def expected_local_loss(model, outputs, images, labels, step):
     [
         {},
         {"use_distillation_token": True},
+        {"num_register_tokens": 4},
         {"local_image_share": 1.0},
         {"local_appearance_weight": 0.0, "local_smoothing_steps": 1, "local_distillation_weight": 1.0},
         {"local_distillation_weight": 0.0},

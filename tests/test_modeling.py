@@ -40,10 +40,11 @@ OWNERS = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["one prefix token", "two prefix tokens"])
+@pytest.fixture(params=[(False, 0), (True, 0), (True, 4)], ids=["one prefix token", "two", "two and registers"])
 def config(request, tiny_config):
-    fields = {**tiny_config.to_dict(), "use_distillation_token": request.param}
-    return IceDeiTConfig(**fields)
+    has_token, num_registers = request.param
+    prefix = {"use_distillation_token": has_token, "num_register_tokens": num_registers}
+    return IceDeiTConfig(**{**tiny_config.to_dict(), **prefix})
 
 
 @pytest.fixture
@@ -388,7 +389,8 @@ def test_a_fresh_model_starts_as_timm_does(config):
     config.hidden_size, config.num_attention_heads = 64, 4
     model = IceDeiTForImageClassification(config)
     for name, parameter in model.named_parameters():
-        if name.endswith(("token", "position_embeddings")) or (name.endswith("weight") and "norm" not in name):
+        is_matrix = name.endswith("weight") and "norm" not in name
+        if is_matrix or name.endswith(("token", "tokens", "position_embeddings")):
             expected = (3 * 64) ** -0.5 / 3**0.5 if "projection" in name else 0.02
             # the least of these tensors has 64 random values: a relative standard error of 9 %
             assert parameter.std().item() == pytest.approx(expected, rel=0.3), name

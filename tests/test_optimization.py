@@ -25,7 +25,7 @@ PRUNING = {"pruning_strategy": "background", "pruning_layers": [1, 2], "pruning_
 def make_classifier(kind: str) -> nn.Module:
     shape = {**SHAPE, "num_hidden_layers": LAYERS}
     if kind == "ice_deit":
-        return make_model(**{**shape, "use_distillation_token": True, **PRUNING})
+        return make_model(**{**shape, "use_distillation_token": True, "num_register_tokens": 2, **PRUNING})
     if kind == "deit":
         return DeiTForImageClassification(DeiTConfig(**shape))
     return ViTForImageClassification(ViTConfig(**shape))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pruning_models import STRATEGIES, build, hide_lengths, images
+from pruning_models import PREFIXES, STRATEGIES, build, hide_lengths, images
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -64,13 +64,13 @@ def test_attentiveness_is_the_published_evit(evit, variant, implementation, exec
 
 @pytest.mark.parametrize("is_padded", [False, True], ids=["image by image", "padded"])
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)], ids=["square", "rectangular"])
-@pytest.mark.parametrize("use_distillation_token", [False, True])
+@pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("pruning_head", ["gate", "patch"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_packed_is_masked(strategy, pruning_head, use_distillation_token, size, is_padded, monkeypatch):
+def test_packed_is_masked(strategy, pruning_head, prefix, size, is_padded, monkeypatch):
     if is_padded:
         hide_lengths(monkeypatch)
-    model = build(strategy, pruning_head=pruning_head, use_distillation_token=use_distillation_token)
+    model = build(strategy, pruning_head=pruning_head, **PREFIXES[prefix])
     found = {}
     for model.config.pruning_execution in ("packed", "masked"):
         with torch.no_grad():

@@ -98,6 +98,23 @@ def test_a_larger_input_interpolates_the_positions_of_model_and_processor(source
     assert torch.equal(predict(model, 48).patch_logits, predict(build(source), 48).patch_logits)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+def test_registers_are_no_part_of_the_positions_that_are_interpolated(tmp_path, antialias):
+    fields = {"num_register_tokens": 4, "interpolate_antialias": antialias}
+    start = IceDeiTForImageClassification(IceDeiTConfig(**SHAPE, **fields)).eval()
+    start.save_pretrained(tmp_path)
+    IceDeiTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    model = build(str(tmp_path), ["x", "y"], image_size=48, flag=True)
+    embeddings = model.deit.embeddings
+    assert embeddings.position_embeddings.shape == (1, 1 + 36, 32)
+    assert torch.equal(embeddings.register_tokens, start.deit.embeddings.register_tokens)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        # the encoder is that of the start; the heads are new
+        found, expected = (classifier.deit(images).last_hidden_state for classifier in (model, start))
+    assert torch.equal(found, expected)
+
+
 def test_two_sizes_that_differ_are_refused(source):
     with pytest.raises(ValueError, match=r"`--image_size 64` and `image_size=48`"):
         build_config(ModelArguments(source, config_overrides="image_size=48"), 64)
@@ -113,6 +130,7 @@ def test_two_sizes_that_differ_are_refused(source):
         ("num_hidden_layers=3", r"lacks deit\.layers\.2\.attention\.k_proj\.bias"),
         ("num_hidden_layers=1,pruning_layers=[0]", r"no place for, deit\.layers\.1\.attention\.k_proj\.bias"),
         ("use_distillation_token=true", r"lacks .*distillation_token"),
+        ("num_register_tokens=4", r"lacks .*register_tokens"),
     ],
 )
 @pytest.mark.parametrize("flag", [False, True])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ICE-DeiT: the DeiT encoder whose every patch token predicts a class or "background".
 
-From top to bottom: outputs, input checks, embeddings, attention, layer, patch and pruning heads, encoder, classifiers.
+From top to bottom: outputs, embeddings, attention, layer, patch and pruning heads, encoder, classifiers.
 The loss is in `objective_ice_deit`. This file travels with a checkpoint as remote code, so it imports its neighbours
 with a single dot.
 """
@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import PooledPatches, pool_patches, soft_targets
 from .configuration_ice_deit import IceDeiTConfig, as_pair
+from .input_checks import check_labels, check_pixel_values
 from .local_windows import join_windows, split_windows
 from .objective_ice_deit import ObjectiveInputs, compute_losses
 from .packed_attention import Packing, attend_packed
@@ -113,73 +114,11 @@ class IceDeiTImageClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Tensor:
-    """Return the pixel values; raise a `ValueError` if they are missing, or have a wrong shape, size or type."""
-    if pixel_values is None:
-        raise ValueError("`pixel_values` is missing: pass the image processor's output, `model(**inputs)`.")
-    if not isinstance(pixel_values, Tensor):
-        raise ValueError(f"`pixel_values` must be a tensor, got {type(pixel_values).__name__}.")
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"`pixel_values` must have shape (batch_size, {config.num_channels}, height, width), got "
-            f"{tuple(pixel_values.shape)}. The image processor converts and stacks images so."
-        )
-    if pixel_values.shape[0] == 0:
-        raise ValueError("`pixel_values` must hold at least one image, got an empty batch.")
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"`pixel_values` must be floating point, got {pixel_values.dtype}: raw pixels have to be rescaled and "
-            "normalised first, as the image processor does."
-        )
-    patch_height, patch_width = as_pair(config.patch_size)
-    height, width = pixel_values.shape[2:]
-    if height < patch_height or width < patch_width or height % patch_height or width % patch_width:
-        raise ValueError(
-            f"The image size must be a multiple of the patch size {patch_height} x {patch_width}, got "
-            f"{height} x {width}. Resize the images, for example with the image processor's `size`."
-        )
-    return pixel_values
-
-
-def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
-    """Raise a `ValueError` if labels are neither class indices nor soft targets of the right shape.
-
-    In eager mode class indices out of range are refused too.
-    """
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}.")
-    soft = labels.dim() == 2 and labels.is_floating_point()
-    hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
-    if labels.shape[:1] != (batch_size,) or not (soft or hard) or (soft and labels.shape[1] != num_labels):
-        raise ValueError(
-            f"`labels` must be integers of shape ({batch_size},) or floating-point soft targets of shape "
-            f"({batch_size}, {num_labels}), without a background column, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}."
-        )
-    # data-dependent, so it would break a compiled or exported graph
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
-    if soft:
-        sums = labels.float().sum(dim=1)
-        if not ((sums - 1).abs() < 0.01).all() or labels.min() < 0:  # so written that NaN is refused too
-            raise ValueError(
-                "Soft `labels` must be non-negative, and the row of each image must sum to 1, as ICE learns one class "
-                f"an image, got sums from {sums.min().item():g} to {sums.max().item():g} and a smallest value of "
-                f"{labels.min().item():g}. Divide rows by their sums, or leave images of no class out."
-            )
-    else:
-        low, high = (value.item() for value in labels.long().aminmax())
-        if low < 0 or high >= num_labels:
-            raise ValueError(
-                f"`labels` must be class indices in [0, {num_labels - 1}], got values from {low} to {high}. Set "
-                "`num_labels` (or `id2label`) to the classes of the data, with `ignore_mismatched_sizes=True`."
-            )
-
-
 class IceDeiTEmbeddings(DeiTEmbeddings):
     """Embed patches and add the prefix tokens and positions.
 
-    Differences from `DeiTEmbeddings`: the distillation token is optional; positions are interpolated whenever the
+    Differences from `DeiTEmbeddings`: the distillation token is optional; register tokens without a position may
+    stand between it and the patches, as in `Dinov2WithRegistersEmbeddings`; positions are interpolated whenever the
     grid differs from the configured one, also to and from rectangles; there is no mask token.
     """
 
@@ -187,14 +126,19 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         # not DeiT's own constructor: it always makes a distillation token and its position
         nn.Module.__init__(self)
         self.num_prefix_tokens = config.num_prefix_tokens
+        self.num_prefix_positions = config.num_prefix_positions
+        self.interpolate_antialias = config.interpolate_antialias
         self.patch_size: tuple[int, int] = as_pair(config.patch_size)
         self.image_size = as_pair(config.image_size)
         self.grid_size = (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
-        num_positions = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+        num_positions = self.num_prefix_positions + self.grid_size[0] * self.grid_size[1]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.distillation_token: nn.Parameter | None = None  # type: ignore[assignment]
         if config.use_distillation_token:
             self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.register_tokens: nn.Parameter | None = None
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
         self.patch_embeddings = DeiTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -205,25 +149,27 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
 
     def interpolate_position_embeddings(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the position embeddings for a patch grid of these rows and columns, `(1, num_tokens, hidden_size)`.
+        """Return the position embeddings for a patch grid of these rows and columns.
 
-        Bicubic between patch centres, prefix unchanged.
+        Bicubic between patch centres, prefix unchanged: `(1, num_prefix_positions + num_patches, hidden_size)`.
         """
         if grid_size == self.grid_size:
             return self.position_embeddings
         prefix, patches = self.position_embeddings.split(
-            [self.num_prefix_tokens, self.position_embeddings.shape[1] - self.num_prefix_tokens], dim=1
+            [self.num_prefix_positions, self.position_embeddings.shape[1] - self.num_prefix_positions], dim=1
         )
         patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
         # half-precision bicubic is missing on some devices and coarse on all
-        patches = nn.functional.interpolate(patches.float(), size=grid_size, mode="bicubic", align_corners=False)
+        options: dict[str, Any] = {"mode": "bicubic", "align_corners": False, "antialias": self.interpolate_antialias}
+        patches = nn.functional.interpolate(patches.float(), size=grid_size, **options)
         patches = patches.to(prefix.dtype).flatten(2).transpose(1, 2)  # -> (1, rows * columns, hidden_size)
         return torch.cat((prefix, patches), dim=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
         """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
 
-        Pixels of any floating type: they are cast to that of the weights.
+        The order is [CLS], distillation token, registers, patches. Pixels of any floating type: they are cast to that
+        of the weights.
         """
         pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
         patches = self.patch_embeddings(pixel_values)  # (batch, channels, height, width) -> (batch, patches, dim)
@@ -231,6 +177,11 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]
         grid_size = self.grid_size_of(pixel_values)
         embeddings = torch.cat((*prefix, patches), dim=1) + self.interpolate_position_embeddings(grid_size)
+        if self.register_tokens is not None:
+            # after the positions, of which registers have none
+            registers = self.register_tokens.expand(patches.shape[0], -1, -1)
+            positioned, patches = embeddings.split([self.num_prefix_positions, patches.shape[1]], dim=1)
+            embeddings = torch.cat((positioned, registers, patches), dim=1)
         return self.dropout(embeddings)
 
 
@@ -390,8 +341,8 @@ def build_pruning_head(config: IceDeiTConfig) -> nn.Module:
 class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
     """Encode an image and let every patch predict a class or background.
 
-    Differences from `DeiTModel`: optional distillation token, any image size, stochastic depth, the patch head (on
-    the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
+    Differences from `DeiTModel`: optional distillation token and registers, any image size, stochastic depth, the
+    patch head (on the patch tokens before the final layer norm, as in the authors' `models_ICE.py`), no pooler.
     """
 
     _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"classifier\.", r"pruning_heads\."]

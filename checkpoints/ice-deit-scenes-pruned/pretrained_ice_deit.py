@@ -89,7 +89,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, DeiTEmbeddings):
-            for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
+            for name in ("cls_token", "distillation_token", "register_tokens", "position_embeddings"):
+                parameter = getattr(module, name)
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
         elif isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):

@@ -12,10 +12,12 @@ from transformers.activations import ACT2FN
 
 from .adversarial_normalization import CLASSIFICATION_LOSSES
 from .configuration_fields import (
+    DEIT_INTERVALS,
     as_pair,
     check_choice,
     check_class_names,
     check_fields,
+    check_grid,
     check_inherited_fields,
     check_interval,
     ice_field,
@@ -30,17 +32,7 @@ from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 # A larger factor on a loss is a slip, and from 1e38 on infinite in float32.
 _WEIGHT = "[0, 1e6]"
 
-# What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
-# The upper ends are far beyond any model, and below what a damaged file would make a machine allocate.
-_DEIT_INTERVALS = {
-    **dict.fromkeys(("hidden_size", "num_attention_heads"), "[1, 65536]"),
-    **dict.fromkeys(("intermediate_size", "num_channels"), "[1, 262144]"),
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
-    "num_hidden_layers": "[0, 1000]",
-    "initializer_range": "(0, inf)",
-}
 _MOST_LABELS = 100_000
-_MOST_PATCHES = 65_536  # attention takes the square of it
 
 
 @strict
@@ -81,6 +73,15 @@ class IceDeiTConfig(DeiTConfig):
 
     use_distillation_head: bool | None = ice_field(None, "Whether the distillation token has a classifier of its own.")
     """Its logits are averaged with those of [CLS]. `None`: whenever there is a distillation token."""
+
+    num_register_tokens: int = ice_field(
+        0, "Number of register tokens between [CLS] (and the distillation token) and the patches.", within="[0, 1024]"
+    )
+    """Tokens without a position, whose outputs nothing reads (Darcet et al., "Vision Transformers Need Registers",
+    ICLR 2024; DINOv2 has 4). The order is [CLS], distillation token, registers, patches."""
+
+    interpolate_antialias: bool = ice_field(False, "Whether positions for another image size are low-pass filtered.")
+    """As DINOv2 with registers was trained; ViT, DeiT and DINOv2 without them interpolate unfiltered."""
 
     layer_norm_eps: float | int = ice_field(1e-6, "Number added to the variance in layer norms.", within="[1e-30, 1]")
     """1e-6 as in timm and DeiT (HF's DeiT default is 1e-12; Hub files state their own). 0 could give NaN."""
@@ -284,7 +285,12 @@ class IceDeiTConfig(DeiTConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the first patch: [CLS], and the distillation token where there is one."""
+        """Number of tokens before the first patch: [CLS], then the distillation token and the registers, if any."""
+        return self.num_prefix_positions + self.num_register_tokens
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Number of tokens before the first patch that have a position embedding: all but the registers."""
         return 2 if self.use_distillation_token else 1
 
     @property
@@ -335,7 +341,7 @@ class IceDeiTConfig(DeiTConfig):
         Overrides given to `from_pretrained` are set after construction, so the models call this once more.
         """
         check_fields(self)
-        for name, interval in _DEIT_INTERVALS.items():
+        for name, interval in DEIT_INTERVALS.items():
             check_interval(name, getattr(self, name), interval)
         check_choice("hidden_act", self.hidden_act, ACT2FN)
         if self.has_distillation_head and not self.use_distillation_token:
@@ -377,20 +383,8 @@ class IceDeiTConfig(DeiTConfig):
                 f"`hidden_size` must be a multiple of `num_attention_heads`, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
-        image_size, patch_size = as_pair(self.image_size, "image_size"), as_pair(self.patch_size, "patch_size")
-        for image_side, patch_side in zip(image_size, patch_size, strict=True):
-            if patch_side < 1 or image_side < patch_side or image_side % patch_side:
-                raise ValueError(
-                    f"`image_size` must be a positive multiple of `patch_size`, got {self.image_size} and "
-                    f"{self.patch_size}."
-                )
-        rows, columns = image_size[0] // patch_size[0], image_size[1] // patch_size[1]
-        if rows * columns > _MOST_PATCHES:
-            raise ValueError(
-                f"`image_size` {self.image_size} and `patch_size` {self.patch_size} make {rows * columns:,} patches; "
-                f"at most {_MOST_PATCHES:,} can attend to each other."
-            )
-        check_num_windows((rows, columns), self.num_local_windows)
+        grid_size = check_grid(self.image_size, self.patch_size)
+        check_num_windows(grid_size, self.num_local_windows)
 
 
 ICE_FIELDS = {field.name: field for field in fields(IceDeiTConfig) if not hasattr(DeiTConfig, field.name)}

@@ -56,6 +56,7 @@ def pairs_of(values):
 FIELDS = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "patch_head_hidden_size"), sizes(40)),
     **dict.fromkeys(("num_attention_heads", "num_hidden_layers", "num_channels", "num_local_windows"), sizes(4)),
+    "num_register_tokens": sizes(4),
     "local_smoothing_steps": sizes(4),
     "image_size": pairs_of(sizes(24)),
     "patch_size": pairs_of(sizes(24)),
@@ -67,8 +68,8 @@ FIELDS = {
     "keep_rates": st.lists(NUMBERS, max_size=3),
     "dtype": st.sampled_from(["float32", "bfloat16", "float16", "float64", "int8", "bogus", "float8_e5m2"]),
     "problem_type": st.sampled_from([None, "regression", "single_label_classification", "multi_label_classification"]),
-    **dict.fromkeys(("qkv_bias", "use_distillation_token", "use_distillation_head"), st.booleans()),
-    **dict.fromkeys(("fuse_pruned_tokens", "prune_in_training"), st.booleans()),
+    **dict.fromkeys(("qkv_bias", "use_distillation_token", "interpolate_antialias"), st.booleans()),
+    **dict.fromkeys(("use_distillation_head", "fuse_pruned_tokens", "prune_in_training"), st.booleans()),
     **{
         name: st.sampled_from([*field.metadata["choices"], "bogus"])
         for name, field in ICE_FIELDS.items()

@@ -34,6 +34,7 @@ def models(draw):
         patch_size=4,
         num_labels=draw(st.integers(1, 4)),
         use_distillation_token=draw(st.booleans()),
+        num_register_tokens=draw(st.sampled_from([0, 0, 1, 4])),
         pruning_strategy=strategy,
         pruning_layers=layers,
         keep_rates=[draw(RATES) for _ in layers],

@@ -4,7 +4,7 @@
 import dataclasses
 import difflib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,17 @@ T = TypeVar("T")
 
 # Keys of old Hub configurations that only look like an ICE field.
 _FOREIGN_FIELDS = ("pruned_heads",)
+
+# What the model needs of the fields that DeiT declares; `image_size` and `patch_size` are checked together.
+# The upper ends are far beyond any model, and below what a damaged file would make a machine allocate.
+DEIT_INTERVALS = {
+    **dict.fromkeys(("hidden_size", "num_attention_heads"), "[1, 65536]"),
+    **dict.fromkeys(("intermediate_size", "num_channels"), "[1, 262144]"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1]"),
+    "num_hidden_layers": "[0, 1000]",
+    "initializer_range": "(0, inf)",
+}
+_MOST_PATCHES = 65_536  # attention takes the square of it
 
 
 def ice_field(default: T, help: str, *, within: str | None = None, choices: Collection[str] | None = None) -> T:
@@ -121,7 +132,7 @@ def refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
             raise ValueError(f"Unknown configuration field `{name}`. Did you mean `{close[0]}`?")
 
 
-def as_pair(size: int | list[int] | tuple[int, int], name: str = "size") -> tuple[int, int]:
+def as_pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
     """Return a size, one number or the two, as (height, width); an error calls it `name`."""
     if isinstance(size, int):
         return size, size
@@ -130,11 +141,30 @@ def as_pair(size: int | list[int] | tuple[int, int], name: str = "size") -> tupl
     return size[0], size[1]
 
 
+def check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the rows and columns of patches; raise unless they fill an image and are not too many."""
+    image, patch = as_pair(image_size, "image_size"), as_pair(patch_size, "patch_size")
+    for image_side, patch_side in zip(image, patch, strict=True):
+        if patch_side < 1 or image_side < patch_side or image_side % patch_side:
+            raise ValueError(
+                f"`image_size` must be a positive multiple of `patch_size`, got {image_size} and {patch_size}."
+            )
+    rows, columns = image[0] // patch[0], image[1] // patch[1]
+    if rows * columns > _MOST_PATCHES:
+        raise ValueError(
+            f"`image_size` {image_size} and `patch_size` {patch_size} make {rows * columns:,} patches; at most "
+            f"{_MOST_PATCHES:,} can attend to each other."
+        )
+    return rows, columns
+
+
 __all__ = [
+    "DEIT_INTERVALS",
     "as_pair",
     "check_choice",
     "check_class_names",
     "check_fields",
+    "check_grid",
     "check_inherited_fields",
     "check_interval",
     "ice_field",

@@ -109,7 +109,7 @@ def build_variants(
     fixed = [strategy for strategy in STRATEGIES.values() if strategy.has_fixed_counts]
     fixed = [strategy for strategy in fixed if strategy.name not in left_out]
     variants = []
-    if not model.config.use_distillation_token:
+    if model.config.num_prefix_tokens == 1:  # the ViT has [CLS] alone
         variants.append(Variant(_VIT, share_as_vit(model)))
     variants.append(Variant(REFERENCE, share_weights(model, **plain)))
     for strategy, rate in product(fixed, keep_rates):

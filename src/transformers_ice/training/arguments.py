@@ -95,6 +95,8 @@ class StartArguments:
 NOT_OPTIONS = {
     "use_distillation_token": "it belongs to the weights of a checkpoint",
     "use_distillation_head": "it belongs to the weights of a checkpoint",
+    "interpolate_antialias": "it belongs to the weights of a checkpoint",
+    "num_register_tokens": "it belongs to the weights of a checkpoint",
     "pruning_execution": "it changes the speed of a trained model, not its training",
 }
 """Fields of the configuration that only `--config_overrides` reaches, with the reason."""

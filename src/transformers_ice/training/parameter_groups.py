@@ -21,7 +21,13 @@ from transformers import PreTrainedModel
 __all__ = ["decay_layer_rates", "decaying_parameters", "layer_scale"]
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-_TOKENS_AND_POSITIONS = {"cls_token", "distillation_token", "mask_token", "position_embeddings"}
+_TOKENS_AND_POSITIONS = {
+    "cls_token",
+    "distillation_token",
+    "mask_token",
+    "position_embeddings",
+    "register_tokens",
+}
 _CLS_CLASSIFIERS = {"classifier", "distillation_classifier"}
 
 

@@ -59,10 +59,10 @@ class PositionInterpolation:
 
 POSITION_INTERPOLATIONS = {
     "bicubic": PositionInterpolation("bicubic, as transformers, DeiT and MAE"),
-    "antialias": PositionInterpolation(
-        "bicubic with antialias, as timm and DINOv2 with registers", antialias=True
+    "antialias": PositionInterpolation("bicubic with antialias, as timm and DINOv2 with registers", antialias=True),
+    "offset": PositionInterpolation(
+        "bicubic with an offset of 0.1 patches, as facebook's DINO and DINOv2", offset=0.1
     ),
-    "offset": PositionInterpolation("bicubic with an offset of 0.1 patches, as facebook's DINO and DINOv2", offset=0.1),
 }
 """Habits by the name that `transformers-ice convert --position_interpolation` takes."""
 

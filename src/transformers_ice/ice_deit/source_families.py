@@ -2,8 +2,8 @@
 """Families of transformers whose checkpoints become ICE-DeiT: one entry each, read by loading and by conversion.
 
 A new family is one entry of `SOURCE_FAMILIES`; what its files are called outside transformers is in the package's
-`conversion/key_layouts.py`. The encoder is still DeiT's plain pre-norm encoder: an entry fits it to a checkpoint, and a
-configuration of which it could not keep the answer is refused by the name of the field.
+`conversion/key_layouts.py`. The encoder is still DeiT's plain pre-norm encoder: an entry fits it to a checkpoint. What
+it could not compute is refused by the name of the field.
 """
 
 import re

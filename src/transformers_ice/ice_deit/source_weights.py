@@ -2,6 +2,7 @@
 """What loading does to the weights of another family: LayerScale folded, positions brought to the size asked for."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def scale_rows(factors: Tensor, tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold_layer_scales(layers: nn.ModuleList) -> None:
+def fold_layer_scales(layers: Iterable[Any]) -> None:
     """Multiply the LayerScale of every layer into the layer before it, and remove it.
 
     That is exact: gamma * (W x + b) = (gamma W) x + gamma b.
@@ -81,14 +82,13 @@ def load_at_own_size(options: dict[str, Any], family: SourceFamily | None, conte
     `None` where the checkpoint has the size that is asked for.
     """
     config = options.get("config")
-    given = isinstance(config, IceDeiTConfig)
-    wanted = config.image_size if given else options.get("image_size")
+    wanted = config.image_size if isinstance(config, IceDeiTConfig) else options.get("image_size")
     defaults = {} if family is None else family.default_fields
     own = content.get("image_size", defaults.get("image_size", IceDeiTConfig.image_size))
     if wanted is None or not content or as_pair(wanted, "image_size") == as_pair(own, "image_size"):
         return None
     check_grid(wanted, content.get("patch_size", defaults.get("patch_size", IceDeiTConfig.patch_size)))
-    if given:
+    if isinstance(config, IceDeiTConfig):
         options["config"] = config = copy.deepcopy(config)
         config.image_size = own
     else:
@@ -126,7 +126,9 @@ def refuse_other_classifier(
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     if family is None or family.classifier is None or "classifier.weight" not in mismatched:
         return
-    difference = f"The classifier of {str(name)!r} reads {family.classifier}; that of {type(model).__name__} reads [CLS]"
+    difference = (
+        f"The classifier of {str(name)!r} reads {family.classifier}; that of {type(model).__name__} reads [CLS]"
+    )
     if not new_heads:
         raise ValueError(
             f"{difference}, so it cannot be kept. Pass `ignore_mismatched_sizes=True` to load the encoder with a new "

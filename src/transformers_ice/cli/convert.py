@@ -57,8 +57,8 @@ class ConversionArguments:
     position_interpolation: str | None = field(
         default=None,
         metadata={
-            "help": "How the source interpolates positions: bicubic (transformers, DeiT, MAE), antialias (timm, DINOv2 "
-            "with registers) or offset (facebook's DINO, DINOv2). Default: by the family, or the names of the weights."
+            "help": "How the source interpolates positions: bicubic (transformers, DeiT, MAE), antialias (timm, "
+            "DINOv2 with registers) or offset (facebook's DINO, DINOv2). Default: by the family or the weights' names."
         },
     )
     weights_key: str | None = field(

@@ -139,11 +139,12 @@ def convert_checkpoint(
     source, target = Path(checkpoint), Path(output_dir).resolve()
     _check_output_dir(source, target, overwrite_output_dir)
     base_config = _read_folder_config(source)
-    num_labels = len(id2label) if num_labels is None and id2label else num_labels
     weights = read_checkpoint(source, weights_key)
     own_size = None if base_config is None else base_config.image_size
-    state_dict, report = convert_state_dict(weights, num_labels=num_labels, image_size=own_size or image_size)
-    num_labels = _count_labels(state_dict, weights, report, num_labels)
+    state_dict, report = convert_state_dict(
+        weights, num_labels=num_labels or len(id2label or ()) or None, image_size=own_size or image_size
+    )
+    num_labels = _count_labels(state_dict, weights, report, num_labels, id2label)
     if base_config is not None and "classifier.weight" not in state_dict:
         base_config.num_labels = num_labels
     name, interpolation = _find_interpolation(position_interpolation, source, base_config, weights)
@@ -185,8 +186,7 @@ def convert_state_dict(
         state_dict: Name -> tensor in one of the known namings, possibly behind `module.`, `model.`, `teacher.`,
             `student.` or `backbone.`.
         num_labels: With a number, the classifier may be missing.
-        image_size: Size of the checkpoint's images where it is known; else its patches are taken for a square where
-            the layout of the positions is in doubt.
+        image_size: Size of the images that tells how many patches have positions, where these are no square.
 
     Returns:
         The renamed weights, and what became of every key. They are unchanged but for the split of a fused `qkv`,
@@ -262,15 +262,22 @@ def _read_folder_config(source: Path) -> IceDeiTConfig | None:
 
 
 def _count_labels(
-    state_dict: Mapping[str, Tensor], weights: Mapping[str, Tensor], report: ConversionReport, num_labels: int | None
+    state_dict: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    report: ConversionReport,
+    num_labels: int | None,
+    id2label: Mapping[int, str] | None,
 ) -> int:
     """Return the number of classes: of the classifier, of one that was dropped, or as asked for."""
     dropped = next((key for key in report.dropped_keys if re.search(r"(^|\.)classifier\.weight$", key)), None)
-    found = state_dict["classifier.weight"] if dropped is None and num_labels is None else weights.get(dropped or "")
-    count = num_labels if found is None else found.shape[0]
-    if count is None or count < 1 or (num_labels is not None and num_labels != count):
-        raise ValueError(f"`num_labels` must be that of the checkpoint's classifier, {count}, got {num_labels}.")
-    return count
+    found = state_dict.get("classifier.weight", weights.get(dropped or ""))
+    if found is None:
+        return num_labels or len(id2label or ())
+    if num_labels not in (None, found.shape[0]):
+        raise ValueError(
+            f"`num_labels` must be that of the checkpoint's classifier, {found.shape[0]}, got {num_labels}."
+        )
+    return int(found.shape[0])
 
 
 def _find_interpolation(

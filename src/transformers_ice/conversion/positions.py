@@ -75,7 +75,7 @@ def complete_positions(
     Args:
         weights: Weights under the names of ICE-DeiT.
         names: Names in the file: only files with registers or LayerScale may leave [CLS] without a position.
-        grid: Rows and columns of patches in the checkpoint where they are known; else a square is looked for.
+        grid: Rows and columns of patches that the checkpoint may have where they are no square.
 
     Returns:
         The weights, and what was done to the tensors that changed, by their name in ICE-DeiT.
@@ -83,27 +83,24 @@ def complete_positions(
     positions, registers = weights[_POSITIONS], weights.get(_REGISTERS)
     num_tokens = 1 + (_DISTILLATION in weights)
     num_registers = 0 if registers is None or registers.ndim != 3 else registers.shape[1]
-    if positions.ndim != 3 or positions.shape[-1] != weights[_CLASS].shape[-1]:
-        return dict(weights), {}  # refused later by its shape
-
-    def fits(num_patches: int) -> bool:
-        return num_patches > 0 and num_patches == (math.prod(grid) if grid else math.isqrt(num_patches) ** 2)
-
-    num_positions = positions.shape[1]
     may_lack = num_registers > 0 or any(part in name for name in names for part in _LAYER_SCALE)
-    if fits(num_positions - num_tokens) or not may_lack:
+    if not may_lack or positions.ndim != 3 or positions.shape[-1] != weights[_CLASS].shape[-1]:
+        return dict(weights), {}  # what has a wrong shape is refused later, by its name
+    # tokens before the patches that have positions: [CLS] alone, none, or registers too
+    options = dict.fromkeys((num_tokens, 0, num_tokens + num_registers))
+    counts = {option: positions.shape[1] - option for option in options if positions.shape[1] > option}
+    squares = [option for option, count in counts.items() if math.isqrt(count) ** 2 == count]
+    others = [option for option, count in counts.items() if grid is not None and count == math.prod(grid)]
+    num_positioned = next(iter([*squares, *others]), num_tokens)
+    if num_positioned == num_tokens:
         return dict(weights), {}
-    if fits(num_positions):
+    if num_positioned == 0:
         rows = positions.new_zeros(1, num_tokens, positions.shape[-1])
         changed = {_POSITIONS: torch.cat((rows, positions), dim=1)}
         return {**weights, **changed}, {_POSITIONS: "only patches have positions: zeros put before them"}
-    if registers is not None and fits(num_positions - num_tokens - num_registers):
-        prefix, of_registers, patches = positions.split(
-            [num_tokens, num_registers, num_positions - num_tokens - num_registers], dim=1
-        )
-        changed = {_REGISTERS: registers + of_registers, _POSITIONS: torch.cat((prefix, patches), dim=1)}
-        return {**weights, **changed}, {_REGISTERS: "their positions added to the register tokens"}
-    return dict(weights), {}
+    prefix, of_registers, patches = positions.split([num_tokens, num_registers, counts[num_positioned]], dim=1)
+    changed = {_REGISTERS: weights[_REGISTERS] + of_registers, _POSITIONS: torch.cat((prefix, patches), dim=1)}
+    return {**weights, **changed}, {_REGISTERS: "their positions added to the register tokens"}
 
 
 def resize_positions(

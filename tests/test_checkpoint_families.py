@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModelForImageClassification
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTModel
 from transformers_ice.cli import convert
@@ -168,6 +169,8 @@ def test_an_ice_checkpoint_loads_at_another_size(tmp_path, tiny_config):
     larger = IceDeiTForImageClassification.from_pretrained(tmp_path, image_size=size)
     assert torch.equal(hidden_states(larger, images(size)), hidden_states(model, images(size)))
     larger.save_pretrained(tmp_path / "again")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path, image_size=size)
+    assert torch.equal(hidden_states(again, images(size)), hidden_states(model, images(size)))
     again = IceDeiTForImageClassification.from_pretrained(tmp_path / "again")
     assert again.config.image_size == size
     assert torch.equal(hidden_states(again, images(size)), hidden_states(model, images(size)))

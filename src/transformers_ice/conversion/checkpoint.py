@@ -69,7 +69,7 @@ class ConversionReport:
         sizes: What the configuration says of the model's shape.
         preprocessing: Mean, deviation, size, ... written beside the weights; `source` says where they are from.
         positions: Grid of the position embeddings before and after, and how the source interpolates them.
-        changed_keys: Name in the result -> what was done to its numbers so that the tokens stay the same.
+        changed_keys: Name in the result -> what was done to its numbers, which changes no embedding of an image.
     """
 
     layout: str

@@ -6,6 +6,7 @@ The loss is in `objective_ice_deit`. This file travels with a checkpoint as remo
 with a single dot.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,13 +29,16 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .adversarial_normalization import PooledPatches, pool_patches, soft_targets
+from .configuration_fields import check_grid
 from .configuration_ice_deit import IceDeiTConfig, as_pair
 from .input_checks import check_labels, check_pixel_values
 from .local_windows import join_windows, split_windows
 from .objective_ice_deit import ObjectiveInputs, compute_losses
 from .packed_attention import Packing, attend_packed
+from .position_interpolation import POSITION_INTERPOLATIONS, PositionInterpolation
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .source_families import unused_key_patterns
+from .source_weights import SourceLayerScale
 from .token_layouts import choose_layout
 from .token_pruning import STRATEGIES, KeepPolicy, PruningStep, foreground_policy, num_kept
 
@@ -153,17 +157,18 @@ class IceDeiTEmbeddings(DeiTEmbeddings):
 
         Bicubic between patch centres, prefix unchanged: `(1, num_prefix_positions + num_patches, hidden_size)`.
         """
-        if grid_size == self.grid_size:
-            return self.position_embeddings
-        prefix, patches = self.position_embeddings.split(
-            [self.num_prefix_positions, self.position_embeddings.shape[1] - self.num_prefix_positions], dim=1
-        )
-        patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # -> (1, hidden_size, rows, columns)
-        # half-precision bicubic is missing on some devices and coarse on all
-        options: dict[str, Any] = {"mode": "bicubic", "align_corners": False, "antialias": self.interpolate_antialias}
-        patches = nn.functional.interpolate(patches.float(), size=grid_size, **options)
-        patches = patches.to(prefix.dtype).flatten(2).transpose(1, 2)  # -> (1, rows * columns, hidden_size)
-        return torch.cat((prefix, patches), dim=1)
+        interpolation = POSITION_INTERPOLATIONS["antialias" if self.interpolate_antialias else "bicubic"]
+        return interpolation.resize(self.position_embeddings, self.num_prefix_positions, self.grid_size, grid_size)
+
+    @torch.no_grad()
+    def resize(self, image_size: int | list[int], interpolation: PositionInterpolation) -> None:
+        """Bring the position embeddings to another image size for good."""
+        grid_size = check_grid(image_size, self.patch_size)
+        old = self.position_embeddings
+        resized = interpolation.resize(old, self.num_prefix_positions, self.grid_size, grid_size)
+        self.position_embeddings = nn.Parameter(resized, requires_grad=old.requires_grad)
+        self.image_size, self.grid_size = as_pair(image_size), grid_size
+        self.patch_embeddings.image_size, self.patch_embeddings.num_patches = self.image_size, math.prod(grid_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]
         """Embed `(batch_size, num_channels, height, width)` as `(batch_size, prefix + num_patches, hidden_size)`.
@@ -258,10 +263,13 @@ class IceDeiTLayer(DeiTLayer):
     Differences from `DeiTLayer`: stochastic depth on both branches; packed batches; tokens may be pruned in between.
     """
 
-    def __init__(self, config: IceDeiTConfig, drop_probability: float) -> None:
+    def __init__(self, config: IceDeiTConfig, drop_probability: float, load_layer_scale: bool = False) -> None:
         super().__init__(config)
         self.attention = IceDeiTAttention(config)
         self.drop_path = IceDeiTDropPath(drop_probability)
+        if load_layer_scale:
+            self.layer_scale1 = SourceLayerScale(config.hidden_size)
+            self.layer_scale2 = SourceLayerScale(config.hidden_size)
 
     def forward(  # type: ignore[override]
         self,
@@ -347,13 +355,14 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
 
     _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"classifier\.", r"pruning_heads\."]
 
-    def __init__(self, config: IceDeiTConfig) -> None:
+    def __init__(self, config: IceDeiTConfig, load_layer_scale: bool = False) -> None:
         # not DeiT's own constructor: it would build and initialise modules only to have them replaced
         DeiTPreTrainedModel.__init__(self, config)
         config.check_values()
         self.embeddings: IceDeiTEmbeddings = IceDeiTEmbeddings(config)
         drop_probabilities = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-        self.layers = nn.ModuleList(IceDeiTLayer(config, probability) for probability in drop_probabilities)
+        # `load_layer_scale` is for `from_pretrained`: room for the factors of DINOv2, which it folds and removes
+        self.layers = nn.ModuleList(IceDeiTLayer(config, value, load_layer_scale) for value in drop_probabilities)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.patch_head = build_patch_head(config)
         layers = config.pruning_schedule if config.has_pruning_heads else ()
@@ -484,10 +493,10 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [*unused_key_patterns(), r"pruning_heads\."]
 
-    def __init__(self, config: IceDeiTConfig) -> None:
+    def __init__(self, config: IceDeiTConfig, load_layer_scale: bool = False) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.deit = IceDeiTModel(config)
+        self.deit = IceDeiTModel(config, load_layer_scale)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         if config.has_distillation_head:
             self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -593,8 +602,8 @@ class IceDeiTForSemanticSegmentation(IceDeiTForImageClassification):
     background too, at `num_labels`.
     """
 
-    def __init__(self, config: IceDeiTConfig) -> None:
-        super().__init__(config.with_background_label())
+    def __init__(self, config: IceDeiTConfig, load_layer_scale: bool = False) -> None:
+        super().__init__(config.with_background_label(), load_layer_scale)
 
     @can_return_tuple
     def forward(

@@ -27,6 +27,7 @@ _FIRST_BYTES_OF_IMPOSTORS = (
 # what a checkpoint of another task may lack or hold: these parts are trained again for other classes
 _HEADS = re.compile(r"(^|\.)(classifier|cls_classifier|distillation_classifier|patch_head|pruning_heads)\.")
 _PATCH_HEAD = re.compile(r"(^|\.)patch_head\.")
+_CLASSIFIER = re.compile(r"For(Image|Semantic)")  # others have no head for classes, as `ViTMAEForPreTraining`
 _NONE = re.compile(r"(?!)")  # matches nothing
 
 
@@ -99,7 +100,8 @@ def refuse_incomplete(model: Any, info: dict[str, Any], name: Any, other_classes
             by [CLS] has no patch head before it is trained.
     """
     mismatched = {entry[0]: f" {tuple(entry[1])} for {tuple(entry[2])}" for entry in info["mismatched_keys"]}
-    new_heads = new_heads or not any("For" in architecture for architecture in model.config.architectures or ["For"])
+    classifies = any(_CLASSIFIER.search(name) for name in model.config.architectures or ["ForImageClassification"])
+    new_heads = new_heads or not classifies
     may_lack = _HEADS if new_heads else _PATCH_HEAD if model.config.logits_source == "cls" else _NONE
     problems = []
     for what, keys, is_fine in (

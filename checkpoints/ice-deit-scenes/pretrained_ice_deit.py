@@ -15,6 +15,13 @@ from transformers.models.deit.modeling_deit import DeiTEmbeddings, DeiTPreTraine
 from .configuration_ice_deit import IceDeiTConfig
 from .remote_code import copy_remote_code, remote_code_entries
 from .source_families import encoder_renamings, prefix_renamings
+from .source_weights import (
+    fold_layer_scales,
+    load_at_own_size,
+    read_source_config,
+    refuse_other_classifier,
+    resize_positions,
+)
 from .weight_checks import describe_damage, refuse_broken_folder, refuse_incomplete, refuse_not_finite
 
 
@@ -54,6 +61,15 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
     ) -> Any:
         """Load a model as `PreTrainedModel.from_pretrained` does, if the checkpoint holds its weights, all finite.
 
+        The checkpoint may also be one of transformers' `vit` (DINO and AugReg are), `deit`, `vit_mae`, `vit_msn`,
+        `dinov2` or `dinov2_with_registers`: the encoder then gives the same hidden states. LayerScale is multiplied
+        into the layer before it, which is exact. The classifier of DINOv2 reads the patches too, so it is replaced,
+        only with `ignore_mismatched_sizes=True`.
+
+        With another `image_size` than the checkpoint's, the position embeddings are interpolated once and for all, as
+        the source's own class does at that size: bicubic, and with antialias for `dinov2_with_registers`. At still
+        other sizes the model interpolates by itself from there, with antialias if `config.interpolate_antialias`.
+
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             *args: Passed on.
@@ -70,6 +86,10 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
         load: Any = super().from_pretrained  # what it returns depends on its arguments
         name = pretrained_model_name_or_path
         refuse_broken_folder(name)
+        family, content = read_source_config(name, kwargs)
+        image_size = load_at_own_size(kwargs, family, content)
+        if family is not None and family.has_layer_scale:
+            kwargs["load_layer_scale"] = True
         try:
             # shapes are compared below, in one sentence
             model, info = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
@@ -81,8 +101,13 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
                 f"The weights in {str(name)!r} cannot be read: {damage}. Is the download complete?"
             ) from error
         _refuse_untrained_pruning(model, info, name, initialize_pruning_heads)
+        refuse_other_classifier(model, info, name, family, new_heads)
         refuse_incomplete(model, info, name, new_heads, new_heads or initialize_pruning_heads)
         refuse_not_finite(model, name)
+        if family is not None and family.has_layer_scale:
+            fold_layer_scales(model.base_model.layers)
+        if image_size is not None:
+            resize_positions(model, family, image_size)
         return (model, info) if wants_info else model
 
     @torch.no_grad()

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a ViT, DeiT or ICE checkpoint into a folder that the Auto classes load.
+"""Convert a ViT, DeiT, DINO, DINOv2, MAE or ICE checkpoint into a folder that the Auto classes load.
 
     transformers-ice convert --checkpoint 0_checkpoint.pth --output_dir checkpoints/ice-deit-small
     transformers-ice convert --checkpoint deit_small_patch16_224-cd65a155.pth --output_dir deit-small
+    transformers-ice convert --checkpoint dinov2_vits14_pretrain.pth --output_dir start --num_labels 9 --image_size 224
 
-Seconds on a CPU. Reads `.pth` and `.safetensors` of facebook/timm DeiT and of the ICE authors, and transformers
-folders of ViT and DeiT models. Nothing is executed from a checkpoint, and every key is accounted for: the report
-counts those found and converted, and lists those that were dropped, with the reason, and those that were initialised.
+Seconds on a CPU. Reads `.pth` and `.safetensors` of timm, of facebook's DeiT, DINO, DINOv2 and MAE and of the ICE
+authors, and transformers folders of ViT, DeiT, MAE, MSN and DINOv2 models, also with registers. Nothing is executed
+from a checkpoint, and every key is accounted for: the report counts those found and converted, and lists those that
+were dropped, with the reason, those whose numbers were changed, and those that were initialised. At another image size
+the position embeddings are interpolated as the source does it.
 Options may also be in one YAML or JSON file, given as the only argument.
 """
 
@@ -39,13 +42,28 @@ class ConversionArguments:
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Side, or height and width, in pixels. Needed where the position grid is not square."},
+        metadata={
+            "help": "Side, or height and width, in pixels: the positions are interpolated to it, as the source does. "
+            "Needed where the position grid is not square."
+        },
     )
     id2label: str | None = field(
         default=None, metadata={"help": "JSON file with the class names: a list, or an object index -> name."}
     )
+    num_labels: int | None = field(
+        default=None,
+        metadata={"help": "Classes of a new classifier where the checkpoint has none. Default: as in --id2label."},
+    )
+    position_interpolation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the source interpolates positions: bicubic (transformers, DeiT, MAE), antialias (timm, "
+            "DINOv2 with registers) or offset (facebook's DINO, DINOv2). Default: by the family or the weights' names."
+        },
+    )
     weights_key: str | None = field(
-        default=None, metadata={"help": "Entry of a training checkpoint to take, e.g. model_ema. Default: model."}
+        default=None,
+        metadata={"help": "Entry of a training checkpoint to take, e.g. model_ema. Default: model, then teacher."},
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that holds files."})
     report: str | None = field(default=None, metadata={"help": "JSON file to write the report to."})
@@ -58,8 +76,10 @@ def print_report(report: ConversionReport) -> None:
         "tensors found": report.num_source_keys,
         "tensors converted": f"{report.num_converted_keys} (a fused qkv counts as three)",
         **{f"dropped {key}": reason for key, reason in report.dropped_keys.items()},
+        **{f"changed {key}": reason for key, reason in report.changed_keys.items()},
         **{f"initialised {key}": "not in the checkpoint: train it" for key in report.initialized_keys},
         **(report.sizes or {}),
+        "position embeddings": report.positions,
         **{f"preprocessing {name}": value for name, value in (report.preprocessing or {}).items()},
         "written to": report.output_dir,
     }
@@ -98,6 +118,8 @@ def main(argv: list[str]) -> int:
         image_size=image_size[0] if image_size and len(image_size) == 1 else image_size,
         id2label=read_id2label(arguments.id2label) if arguments.id2label else None,
         weights_key=arguments.weights_key,
+        num_labels=arguments.num_labels,
+        position_interpolation=arguments.position_interpolation,
         overwrite_output_dir=arguments.overwrite_output_dir,
     )
     write_card_record(arguments, report)

@@ -27,7 +27,7 @@ __all__ = ["ALLOWED_GLOBALS", "read_checkpoint"]
 ALLOWED_GLOBALS = (argparse.Namespace,)
 """Classes beyond tensors and plain containers that a PyTorch checkpoint may hold."""
 
-_DEFAULT_WEIGHTS_KEYS = ("model", "state_dict")
+_DEFAULT_WEIGHTS_KEYS = ("model", "state_dict", "teacher")  # the last in checkpoints of DINO and DINOv2
 
 
 def read_checkpoint(path: str | Path, weights_key: str | None = None) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path, weights_key: str | None = None) -> dict[st
     Args:
         path: A `.safetensors` file, a PyTorch file (`.pth`, `.pt`, `.bin`), or a folder with one of `WEIGHT_FILES`.
         weights_key: Which entry of a training checkpoint to take, such as `"model_ema"`. By default `"model"`, then
-            `"state_dict"`; a file that is itself a state dict needs none.
+            `"state_dict"`, then `"teacher"`; a file that is itself a state dict needs none.
 
     Returns:
         Name -> tensor, with the shapes and dtypes of the file.

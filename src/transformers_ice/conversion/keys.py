@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ice_deit.source_families import SOURCE_FAMILIES, key_pattern
+from ..ice_deit.source_weights import scale_rows
 from ..ice_deit.weight_checks import some_names
 from .key_layouts import DROPPED_KEYS, KEY_TABLES, UNSUPPORTED_KEYS
 
@@ -24,29 +25,37 @@ __all__ = ["convert_keys", "revert_state_dict", "source_key"]
 _OPTIONAL_GROUPS = (
     re.compile(r".*\.attention\.(qkv|[qkv])_proj\.bias"),
     re.compile(r"deit\.embeddings\.distillation_token"),
+    re.compile(r"deit\.embeddings\.register_tokens"),
+    re.compile(r"deit\.layers\.\d+\.layer_scale1\..*"),
+    re.compile(r"deit\.layers\.\d+\.layer_scale2\..*"),
     re.compile(r"distillation_classifier\..*"),
     re.compile(r"deit\.patch_head\.weight"),
     re.compile(r"deit\.patch_head\.fc[12]\..*"),
 )
 # fmt: on
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_CLASSIFIER = re.compile(r"classifier\..*")  # optional where another number of classes was asked for
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "teacher.", "student.", "backbone.")
+# stand beside `backbone.` in checkpoints of DINO and DINOv2, and are dropped
+_PROJECTION_HEADS = ("head.mlp.", "head.last_layer.", "dino_head.", "ibot_head.")
+# DINOv2 trains in chunks of layers that keep their number: `blocks.2.9.norm1.weight` is of layer 9
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")
 _FAMILY_PREFIX = re.compile("|".join(rf"^{re.escape(family.key_prefix)}" for family in SOURCE_FAMILIES.values()))
-# of timm and DINOv2 (ls1.gamma) and of the authors of DeiT III (gamma_1); 1 is attention, 2 the MLP
-_LAYER_SCALE = re.compile(r"(blocks\.\d+)\.(ls[12]\.gamma|gamma_[12])")
+_LAYER_SCALE = re.compile(r"(deit\.layers\.\d+)\.layer_scale([12])\.lambda1")
 _FUSED = re.compile(r"(.*\.attention\.)qkv_proj(\..*)")
 _SPLIT = re.compile(r"(.*\.attention\.)([qkv])_proj(\..*)")
 
 
-def convert_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+def convert_keys(
+    state_dict: Mapping[str, Tensor], needs_classifier: bool = True
+) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     """Rename the weights of a ViT, DeiT or ICE checkpoint to those of `IceDeiTForImageClassification`.
 
     Returns the weights, the naming found, and the reason for each key that was dropped. A key that is unknown, missing
-    or double is a `ValueError` that names all of them.
+    or double is a `ValueError` that names all of them; without `needs_classifier` the classifier may be missing. A
+    classifier that reads more than [CLS] is dropped.
     """
     names = _unwrap(state_dict)
-    weights, scales = _fold_layer_scale({name: state_dict[key] for name, key in names.items()})
-    accounts = {names.pop(name): account for name, account in scales.items()}
     layout = _detect_layout(names)
     sources: dict[str, list[str]] = {}
     leftovers: dict[str, str | None] = {}
@@ -59,12 +68,16 @@ def convert_keys(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], s
     _refuse_unaccounted(
         layout,
         unknown=[key for key, reason in leftovers.items() if reason is None],
-        missing=_missing_keys(sources, layout),
+        missing=_missing_keys(sources, layout, needs_classifier),
         double=[" and ".join(keys) for keys in sources.values() if len(keys) > 1],
     )
     dropped = {key: reason for key, reason in leftovers.items() if reason is not None}
-    by_key = {key: weights[name] for name, key in names.items()}
-    return _split_qkv({new: by_key[key] for new, (key,) in sources.items()}), layout, {**dropped, **accounts}
+    by_source = {new: key for new, (key,) in sources.items()}
+    weights = {new: state_dict[key] for new, key in by_source.items()}
+    weights, accounts = _fold_layer_scale(weights, by_source)
+    weights, dropped_heads = _drop_wide_classifier(weights)
+    accounts.update({by_source[new]: reason for new, reason in dropped_heads.items()})
+    return _split_qkv(weights), layout, {**dropped, **accounts}
 
 
 def revert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,18 +113,21 @@ def _unwrap(keys: Iterable[str]) -> dict[str, str]:
     """Return name without wrapper and family prefix -> key as in the file."""
     names = {key: key for key in keys}
     while names:
-        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in names)), None)
+        wrapped = [name for name in names if not name.startswith(_PROJECTION_HEADS)]
+        wrapper = next((w for w in _WRAPPERS if wrapped and all(name.startswith(w) for name in wrapped)), None)
         if wrapper is None:
             break
-        names = {name[len(wrapper) :]: key for name, key in names.items()}
+        names = {name.removeprefix(wrapper): key for name, key in names.items()}
     unwrapped = {_FAMILY_PREFIX.sub("", name): key for name, key in names.items()}
+    if all(_CHUNKED.match(name) for name in unwrapped if name.startswith("blocks.")):
+        unwrapped = {_CHUNKED.sub(r"blocks.\1.", name): key for name, key in unwrapped.items()}
     # two keys that differ by their prefix only would hide one another
     return unwrapped if len(unwrapped) == len(names) else names
 
 
 def _detect_layout(names: Iterable[str]) -> str:
     """Return the naming that knows most of the names."""
-    names = list(names)
+    names = [name for name in names if _drop_reason(name) is None] or list(names)
     known = {
         layout: sum(_translate(name, table) is not None for name in names) for layout, table in KEY_TABLES.items()
     }
@@ -151,12 +167,12 @@ def _drop_reason(name: str) -> str | None:
     return next((reason for template, reason in DROPPED_KEYS.items() if _PATTERNS[template].fullmatch(name)), None)
 
 
-def _missing_keys(found: Iterable[str], layout: str) -> list[str]:
+def _missing_keys(found: Iterable[str], layout: str, needs_classifier: bool) -> list[str]:
     """Return the published names of the weights that should be there and are not."""
     found = set(found)
     layers = [int(match["n"]) for key in found if (match := re.match(r"deit\.layers\.(?P<n>\d+)\.", key))]
     expected = list(_expand([right for _, right in KEY_TABLES[layout]], 1 + max(layers, default=0)))
-    for group in _OPTIONAL_GROUPS:
+    for group in (*_OPTIONAL_GROUPS, *(() if needs_classifier else (_CLASSIFIER,))):
         if not any(group.fullmatch(key) for key in found):
             expected = [key for key in expected if not group.fullmatch(key)]
     return [source_key(key, layout) for key in dict.fromkeys(expected) if key not in found]
@@ -182,9 +198,8 @@ def _refuse_unaccounted(layout: str, unknown: list[str], missing: list[str], dou
     if problems:
         raise ValueError(
             f"The checkpoint (naming: {layout}) must hold the weights of a ViT or DeiT classifier and nothing else, "
-            f"got {'; '.join(problems)}. Remove or rename what is unknown and save the file again. An encoder without "
-            "a classifier loads with `IceDeiTForImageClassification.from_pretrained(folder, num_labels=...)` if it is "
-            "a folder of transformers; to a file of weights add zeros as its classifier, a row for each class."
+            f"got {'; '.join(problems)}. Remove or rename what is unknown and save the file again. For an encoder "
+            "without a classifier pass `num_labels`, the number of classes of a new one."
         )
 
 
@@ -194,27 +209,44 @@ def _explain(key: str) -> str:
     return f"{key} ({meaning})" if meaning else key
 
 
-def _fold_layer_scale(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _fold_layer_scale(
+    weights: Mapping[str, Tensor], sources: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Multiply the LayerScale of DINOv2 and DeiT III into the layer before it, which is exact.
 
-    gamma * (W x + b) = (gamma W) x + gamma b. Returns the weights without the scales, and what became of each scale.
+    gamma * (W x + b) = (gamma W) x + gamma b. `sources` is the key in the file by the name of a weight. Returns the
+    weights without the scales, and what became of each scale by its key in the file.
     """
     folded, accounts = dict(weights), {}
     for name, gamma in weights.items():
         match = _LAYER_SCALE.fullmatch(name)
         if match is None:
             continue
-        target = f"{match[1]}.{'attn.proj' if '1' in match[2] else 'mlp.fc2'}"
-        weight, bias = folded.get(f"{target}.weight"), folded.get(f"{target}.bias")
-        if weight is None or weight.ndim != 2 or gamma.shape != weight.shape[:1]:
-            raise ValueError(f"`{name}` of shape {tuple(gamma.shape)} does not scale the rows of `{target}.weight`.")
-        # (rows,) -> (rows, 1): one factor for each output
-        folded[f"{target}.weight"] = (gamma.double()[:, None] * weight.double()).to(weight.dtype)
-        if bias is not None:
-            folded[f"{target}.bias"] = (gamma.double() * bias.double()).to(bias.dtype)
+        target = f"{match[1]}.{'attention.o_proj' if match[2] == '1' else 'mlp.fc2'}"
+        weight = folded[f"{target}.weight"]
+        published = sources[f"{target}.weight"].removesuffix(".weight")
+        if weight.ndim != 2 or gamma.shape != weight.shape[:1]:
+            raise ValueError(
+                f"`{sources[name]}` of shape {tuple(gamma.shape)} does not scale the rows of `{published}.weight`."
+            )
+        for parameter in ("weight", "bias"):
+            folded[f"{target}.{parameter}"] = scale_rows(gamma, folded[f"{target}.{parameter}"])
         del folded[name]
-        accounts[name] = f"LayerScale, multiplied into {target}"
+        accounts[sources[name]] = f"LayerScale, multiplied into {published}"
     return folded, accounts
+
+
+def _drop_wide_classifier(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights without a classifier of DINOv2, and the reason for each of its parts.
+
+    ICE-DeiT's [CLS] classifier is linear in [CLS] alone: no weights of it give the same answers.
+    """
+    classifier, norm = weights.get("classifier.weight"), weights.get("deit.layernorm.weight")
+    if classifier is None or norm is None or classifier.ndim != 2 or classifier.shape[1] != 2 * norm.shape[0]:
+        return dict(weights), {}
+    reason = "the classifier reads [CLS] and the mean of the patches, that of ICE-DeiT reads [CLS]"
+    dropped = {key: reason for key in weights if _CLASSIFIER.fullmatch(key)}
+    return {key: value for key, value in weights.items() if key not in dropped}, dropped
 
 
 def _split_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from ..ice_deit.patch_maps import grid_size
 
 
-__all__ = ["config_from_state_dict", "read_sizes"]
+__all__ = ["config_from_state_dict", "read_grid", "read_sizes"]
 
 _PATCH_HEAD = "deit.patch_head."
 # The published models use heads of this width: DeiT-Ti 192 / 3, DeiT-S 384 / 6, DeiT-B 768 / 12.
@@ -28,6 +28,8 @@ def config_from_state_dict(
     image_size: int | list[int] | tuple[int, int] | None = None,
     id2label: Mapping[int, str] | None = None,
     base_config: IceDeiTConfig | None = None,
+    num_labels: int | None = None,
+    interpolate_antialias: bool = False,
 ) -> IceDeiTConfig:
     """Read the configuration of a model off its weights.
 
@@ -38,6 +40,8 @@ def config_from_state_dict(
         id2label: As there.
         base_config: Configuration that came with the weights. What weights do not show (heads, epsilon, labels) is
             kept; what they do show must agree.
+        num_labels: Number of classes where the weights have no classifier.
+        interpolate_antialias: How positions are interpolated at other sizes, where no `base_config` says so.
 
     Returns:
         The configuration; `logits_source` is "patch" where the weights hold a patch head, unless `base_config` says
@@ -48,11 +52,13 @@ def config_from_state_dict(
     """
     if image_size is None and base_config is not None:
         image_size = base_config.image_size
-    sizes = read_sizes(state_dict, image_size)
+    sizes = read_sizes(state_dict, image_size, num_labels)
     has_patch_head = any(key.startswith(_PATCH_HEAD) for key in state_dict)
     if base_config is None:
         heads = _choose_heads(sizes["hidden_size"], num_attention_heads)
-        config = IceDeiTConfig(**sizes, num_attention_heads=heads, logits_source="patch" if has_patch_head else "cls")
+        source = "patch" if has_patch_head else "cls"
+        options: dict[str, Any] = {"logits_source": source, "interpolate_antialias": interpolate_antialias}
+        config = IceDeiTConfig(**sizes, num_attention_heads=heads, **options)
     else:
         _check_agreement(base_config, {**sizes, "num_attention_heads": num_attention_heads})
         config = copy.deepcopy(base_config)
@@ -68,21 +74,26 @@ def config_from_state_dict(
 
 
 def read_sizes(
-    state_dict: Mapping[str, Tensor], image_size: int | list[int] | tuple[int, int] | None
+    state_dict: Mapping[str, Tensor],
+    image_size: int | list[int] | tuple[int, int] | None,
+    num_labels: int | None = None,
 ) -> dict[str, Any]:
     """Return the fields of the configuration that shapes show, by name.
 
-    Without `image_size`, a square grid is read off the position embeddings. A tensor with a wrong number of axes, a
-    patch head that does not fit the classifier, and a grid that does not fit the position embeddings are a
-    `ValueError`.
+    Without `image_size`, a square grid is read off the position embeddings; `num_labels` is for weights without a
+    classifier. A tensor with a wrong number of axes, a patch head that does not fit the classifier, and a grid that
+    does not fit the position embeddings are a `ValueError`.
     """
     projection = _shape(state_dict, "deit.embeddings.patch_embeddings.projection.weight", 4)
     positions = _shape(state_dict, "deit.embeddings.position_embeddings", 3)[1]
-    num_labels = _shape(state_dict, "classifier.weight", 2)[0]
+    if num_labels is None or "classifier.weight" in state_dict:
+        num_labels = _shape(state_dict, "classifier.weight", 2)[0]
+    registers = "deit.embeddings.register_tokens"
     has_token = "deit.embeddings.distillation_token" in state_dict
     layers = {int(key.split(".")[2]) for key in state_dict if key.startswith("deit.layers.")}
     mlp_head = f"{_PATCH_HEAD}fc1.weight" in state_dict
     _check_patch_head(state_dict, num_labels)
+    _refuse_swiglu(state_dict)
     return {
         "hidden_size": projection[0],
         "num_hidden_layers": 1 + max(layers),
@@ -95,7 +106,22 @@ def read_sizes(
         "use_distillation_token": has_token,
         "use_distillation_head": "distillation_classifier.weight" in state_dict,
         "patch_head_hidden_size": _shape(state_dict, f"{_PATCH_HEAD}fc1.weight", 2)[0] if mlp_head else None,
+        "num_register_tokens": _shape(state_dict, registers, 3)[1] if registers in state_dict else 0,
     }
+
+
+def read_grid(num_patches: int, patch_size: tuple[int, int], *image_sizes: Any) -> tuple[int, int] | None:
+    """Return the rows and columns of patches that position embeddings are for, `None` if that cannot be told.
+
+    The first of the image sizes that has this number of patches decides, then a square.
+    """
+    for image_size in image_sizes:
+        height, width = as_pair(image_size, "image_size") if image_size is not None else (0, 0)
+        grid = grid_size((height, width), patch_size)
+        if not height % patch_size[0] and not width % patch_size[1] and math.prod(grid) == num_patches:
+            return grid
+    side = math.isqrt(max(num_patches, 0))
+    return (side, side) if side and side * side == num_patches else None
 
 
 def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
@@ -104,6 +130,16 @@ def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, 
     if len(shape) != ndim:
         raise ValueError(f"`{key}` must have {ndim} axes, got shape {shape}.")
     return shape
+
+
+def _refuse_swiglu(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse timm's SwiGLU, which has the names of an MLP and twice its rows."""
+    rows = _shape(state_dict, "deit.layers.0.mlp.fc1.weight", 2)[0]
+    if rows == 2 * _shape(state_dict, "deit.layers.0.mlp.fc2.weight", 2)[1]:
+        raise ValueError(
+            f"The first layer of the MLP gives {rows} numbers and the second takes {rows // 2}: this is SwiGLU (as in "
+            "DINOv2's ViT-g), which the encoder of DeiT does not have. Start from a smaller model of the family."
+        )
 
 
 def _check_patch_head(state_dict: Mapping[str, Tensor], num_labels: int) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ __all__ = ["load_weights", "match_classes", "read_class_names"]
 logger = logging.get_logger(__name__)
 
 _HEADS = ("classifier", "patch_head", "pruning_heads")  # new where the checkpoint lacks them
-_POSITIONS = "deit.embeddings.position_embeddings"
 
 
 def read_class_names(config: PreTrainedConfig) -> list[str]:
@@ -48,7 +46,7 @@ def load_weights(
     """Load a checkpoint as an ICE model of other classes, other heads or another input size, in float32.
 
     Heads of the same classes are kept, in the order of `config`; those of others are drawn again. Position embeddings
-    are interpolated. Everything else must fit.
+    are interpolated, by `from_pretrained`. Everything else must fit.
 
     Args:
         source: Folder or Hub id.
@@ -62,14 +60,12 @@ def load_weights(
     """
     own = IceDeiTConfig.from_pretrained(source, **hub_options)
     names, wanted = read_class_names(own), read_class_names(config)
-    loaded = deepcopy(config)
-    loaded.image_size = own.image_size
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of the keys, which is said in sentences below
     try:
         model, info = IceDeiTForImageClassification.from_pretrained(
             source,
-            config=loaded,
+            config=config,
             # the file's own dtype may be a half precision, in which small updates vanish
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
@@ -100,7 +96,10 @@ def load_weights(
         logger.warning(
             f"New, since {source} has none: {', '.join(new_heads)}. Training begins from random weights there."
         )
-    return model if loaded.image_size == config.image_size else _resized(model, config)
+    old, new = (grid_size(as_pair(item.image_size), as_pair(item.patch_size)) for item in (own, config))
+    if old != new:
+        logger.warning(f"Positions are interpolated from {old[0]} x {old[1]} patches to {new[0]} x {new[1]}.")
+    return model
 
 
 def _is_head(key: str) -> bool:
@@ -151,15 +150,3 @@ def _class_layers(model: IceDeiTForImageClassification, all_layers: bool = False
             is_last = not name.endswith(".fc1") and module.out_features in (num_labels, num_labels + 1)
             if is_last or all_layers:
                 yield module
-
-
-def _resized(model: IceDeiTForImageClassification, config: IceDeiTConfig) -> IceDeiTForImageClassification:
-    """Return a model whose position embeddings are interpolated to the patch grid of `config.image_size`."""
-    grid = grid_size(as_pair(config.image_size), as_pair(config.patch_size))
-    embeddings = model.deit.embeddings
-    rows, columns = embeddings.grid_size
-    logger.warning(f"Positions are interpolated from {rows} x {columns} patches to {grid[0]} x {grid[1]}.")
-    weights = {**model.state_dict(), _POSITIONS: embeddings.interpolate_position_embeddings(grid)}
-    resized = IceDeiTForImageClassification(config)
-    resized.load_state_dict(weights)
-    return resized

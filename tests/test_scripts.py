@@ -376,7 +376,7 @@ def test_images_in_which_nothing_is_found_say_so(capsys, ice_folder, photos, tmp
     torch.nn.init.zeros_(head.weight)
     head.bias.data = torch.tensor([0.0, 0.0, 0.0, 9.0])  # background everywhere
     explainer.model.deit.patch_head = head
-    monkeypatch.setattr(explain_images, "load_explainer", lambda model: explainer)
+    monkeypatch.setattr(explain_images, "load_explainer", lambda *_: explainer)
     code, records, messages = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
     assert code == 0
     for record in records:

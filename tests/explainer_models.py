@@ -14,9 +14,17 @@ from transformers import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
 )
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation, IceDeiTModel
@@ -40,6 +48,16 @@ FAMILIES = {
     "deit": (DeiTForImageClassification, DeiTConfig, 2),
     "deit_teacher": (DeiTForImageClassificationWithTeacher, DeiTConfig, 2),
     "deit_encoder": (DeiTModel, DeiTConfig, 2),
+    "vit_msn": (ViTMSNForImageClassification, ViTMSNConfig, 1),
+    "dinov2": (Dinov2ForImageClassification, Dinov2Config, 1),
+    "dinov2_encoder": (Dinov2Model, Dinov2Config, 1),
+    "dinov2_registers": (Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig, 5),
+    "dinov2_no_registers": (
+        Dinov2WithRegistersForImageClassification,
+        partial(Dinov2WithRegistersConfig, num_register_tokens=0),
+        1,
+    ),
+    "dinov2_registers_encoder": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig, 5),
     "ice": (IceDeiTForImageClassification, IceDeiTConfig, 1),
     "ice_distilled": (IceDeiTForImageClassification, partial(IceDeiTConfig, use_distillation_token=True), 2),
     "ice_registers": (
@@ -50,6 +68,7 @@ FAMILIES = {
     "ice_segmentation": (IceDeiTForSemanticSegmentation, IceDeiTConfig, 1),
     "ice_encoder": (IceDeiTModel, IceDeiTConfig, 1),
 }
+SOURCE_FAMILIES = ["vit_msn", "dinov2", "dinov2_registers"]  # beside ViT and DeiT
 ICE_FAMILIES = [name for name in FAMILIES if name.startswith("ice")]
 CLASSIFIERS = [name for name in FAMILIES if not name.endswith("encoder")]
 # what can run here: captum and torchcam are extras
@@ -68,10 +87,19 @@ def tiny(family, **changes):
     torch.manual_seed(0)
     model = model_class(config_class(**{**SIZES, **changes})).eval()
     embeddings = model.base_model.embeddings
-    for name in ("cls_token", "distillation_token", "position_embeddings"):
+    for name in ("cls_token", "distillation_token", "register_tokens", "position_embeddings"):
         if getattr(embeddings, name, None) is not None:  # HF DeiT starts them at 0, where nothing tells patches apart
             torch.nn.init.normal_(getattr(embeddings, name), std=SIZES["initializer_range"])
+    for name, scale in model.named_parameters():
+        if name.endswith("lambda1"):  # LayerScale: 1 would hide one that is forgotten
+            torch.nn.init.normal_(scale)
     return model
+
+
+def layers_of(model):
+    """Return the layers of a model of any family, spelled out."""
+    encoder = model.base_model
+    return encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
 
 
 def pixels(batch_size=2, height=32, width=32):

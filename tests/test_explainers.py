@@ -174,12 +174,12 @@ def test_model_without_patch_head_is_refused_with_a_way_out(method):
 def test_model_of_another_family_is_refused(method):
     config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
     model = SwinForImageClassification(config).eval()
-    with pytest.raises(ValueError, match=r"ViT, DeiT (or|and) ICE model.*got SwinForImageClassification"):
+    with pytest.raises(ValueError, match=r"ICE model or one of .*ViT, DeiT, .*DINOv2.*got SwinForImageClassification"):
         explain(model, pixels(), method=method)
 
 
 @pytest.mark.parametrize("method", CLASS_AWARE_BASELINES)
-@pytest.mark.parametrize("family", ["vit_encoder", "ice_encoder"])
+@pytest.mark.parametrize("family", ["vit_encoder", "ice_encoder", "dinov2_encoder", "dinov2_registers_encoder"])
 def test_encoder_without_a_head_has_no_class_to_explain(family, method):
     with pytest.raises(ValueError, match=r"classification head, got \w+Model\. Load it with"):
         explain(tiny(family), pixels(), method=method)

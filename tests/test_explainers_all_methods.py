@@ -8,7 +8,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from explainer_models import BASELINES, CLASS_AWARE_BASELINES, CLASSIFIERS, METHODS, explained, pairs, pixels, tiny
+from explainer_models import (
+    BASELINES,
+    CLASS_AWARE_BASELINES,
+    CLASSIFIERS,
+    METHODS,
+    SOURCE_FAMILIES,
+    explained,
+    layers_of,
+    pairs,
+    pixels,
+    tiny,
+)
 
 from transformers_ice.explainers import EXPLAINERS, explain
 
@@ -20,7 +31,8 @@ def map_size(method, image_size, patch_size=(8, 8)):
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), pairs("ice", "ice_distilled", "ice_registers", "vit", "deit", "deit_teacher")
+    ("family", "method"),
+    pairs("ice", "ice_distilled", "ice_registers", "vit", "deit", "deit_teacher", *SOURCE_FAMILIES),
 )
 def test_map_has_the_shape_of_the_patch_grid_for_other_image_sizes(family, method):
     relevance = explain(tiny(family, num_hidden_layers=2), pixels(height=24, width=48), method=method)
@@ -38,7 +50,7 @@ def test_rectangular_patches_and_images_are_laid_out_in_rows_and_columns(method)
     assert relevance.shape == (2, *map_size(method, (32, 24), (8, 4)))
 
 
-@pytest.mark.parametrize(("family", "method"), pairs("ice", "ice_distilled", "ice_registers"))
+@pytest.mark.parametrize(("family", "method"), pairs("ice", "ice_distilled", "ice_registers", "dinov2_registers"))
 def test_one_image_alone_has_the_map_it_has_in_a_batch(family, method):
     model, images = tiny(family), pixels(3)
     images[1] *= 10  # what is taken over the batch instead of the image goes wrong
@@ -90,7 +102,7 @@ def half_frozen(family, attention):
     model = tiny(family, num_hidden_layers=2)
     model.set_attn_implementation(attention)
     model.train()
-    model.base_model.layers[0].eval()  # a part frozen in evaluation mode stays so
+    layers_of(model)[0].eval()  # a part frozen in evaluation mode stays so
     model.base_model.embeddings.requires_grad_(False)
     return model
 
@@ -100,7 +112,7 @@ def snapshot():
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
-@pytest.mark.parametrize(("family", "method"), pairs("ice", "deit_teacher"))
+@pytest.mark.parametrize(("family", "method"), pairs("ice", "deit_teacher", *SOURCE_FAMILIES))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_model_and_generators_are_left_as_they_were(family, attention, method):
     model, images = half_frozen(family, attention), pixels()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from explainer_models import CLASSIFIERS, FAMILIES, explained, pixels, tiny
+from explainer_models import CLASSIFIERS, FAMILIES, explained, layers_of, pixels, tiny
 from transformers import AttentionInterface
 
 from transformers_ice.explainers import explain
@@ -41,7 +41,7 @@ def differentiate(model, images, targets):
     AttentionInterface.register("with_offset_for_tests", attention_with_offset)
     model.set_attn_implementation("with_offset_for_tests")
     layers = []
-    handles = [layer.register_forward_hook(lambda m, a, result: layers.append(result)) for layer in encoder.layers]
+    handles = [layer.register_forward_hook(lambda m, a, result: layers.append(result)) for layer in layers_of(model)]
     scores = explained(model, images)[range(len(images)), targets]
     for handle in handles:
         handle.remove()
@@ -56,6 +56,9 @@ def differentiate(model, images, targets):
 
 def classify(model, tokens):
     """Return the logits of the prefix tokens, spelled out for each class of transformers."""
+    if hasattr(model.config, "layerscale_value"):  # DINOv2: [CLS] and the mean of the patches
+        patches = tokens[:, 1 + getattr(model.config, "num_register_tokens", 0) :]
+        return model.classifier(torch.cat((tokens[:, 0], patches.mean(dim=1)), dim=1))
     if hasattr(model, "classify_prefix"):
         return model.classify_prefix(tokens)
     if hasattr(model, "cls_classifier"):

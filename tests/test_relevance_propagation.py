@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from explainer_models import pixels, tiny
+from explainer_models import SOURCE_FAMILIES, pixels, tiny
 
 from transformers_ice.explainers import explain
 from transformers_ice.explainers.relevance_based import _trace, _walk_back
@@ -161,7 +161,7 @@ def test_pixel_rule_by_definition_with_the_bounds_of_each_image():
     torch.testing.assert_close(result.sum(dim=(1, 2)), relevance.sum(dim=(1, 2, 3)), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["vit", "deit", "deit_teacher", "ice", "ice_distilled"])
+@pytest.mark.parametrize("family", ["vit", "deit", "deit_teacher", "ice", "ice_distilled", *SOURCE_FAMILIES])
 def test_attribution_rules_conserve_the_one_that_they_start_from(family):
     trace = _trace(tiny(family).double(), pixels(3).double(), None)
     steps = list(_walk_back(trace, joint=True))

@@ -376,7 +376,7 @@ def test_images_in_which_nothing_is_found_say_so(capsys, ice_folder, photos, tmp
     torch.nn.init.zeros_(head.weight)
     head.bias.data = torch.tensor([0.0, 0.0, 0.0, 9.0])  # background everywhere
     explainer.model.deit.patch_head = head
-    monkeypatch.setattr(explain_images, "load_explainer", lambda model: explainer)
+    monkeypatch.setattr(explain_images, "load_explainer", lambda *_: explainer)
     code, records, messages = explain(capsys, photos, "--model", ice_folder, "--output_dir", tmp_path / "out")
     assert code == 0
     for record in records:
@@ -442,10 +442,11 @@ def test_output_that_cannot_be_shown_or_read_ends_no_work(warm_python, ice_folde
     assert len((tmp_path / "out" / "explanations.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_other_models_and_missing_folders_are_refused(capsys, start_folder, photos, tmp_path):
-    code, _, messages = explain(capsys, photos, "--model", start_folder, "--output_dir", tmp_path / "out")
+def test_missing_folders_and_the_patch_head_of_other_models_are_refused(capsys, start_folder, photos, tmp_path):
+    words = ("--model", start_folder, "--method", "ice", "--output_dir", tmp_path / "out")
+    code, _, messages = explain(capsys, photos, *words)
     assert code == 1
-    assert "must hold an ICE model (ice_deit), got vit" in messages
+    assert "--method ice reads the patch head of an ICE model, which" in messages
     code, _, messages = explain(capsys, photos, "--model", tmp_path / "nowhere", "--output_dir", tmp_path / "out")
     assert code == 1
     assert "nowhere" in messages

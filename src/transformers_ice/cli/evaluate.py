@@ -55,6 +55,7 @@ from ..evaluation import (
     RowStore,
     UndefinedExamplesError,
     check_choices,
+    input_size,
     left_out,
     load_checkpoint,
     markdown_table,
@@ -106,8 +107,8 @@ def load_data(
         options[key] = json.loads(value) if is_plain else value
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")  # neither is empty
     if name == "scenes":
-        size = checkpoints[0].model.config.image_size
-        options.setdefault("image_size", size if isinstance(size, int) else tuple(size))
+        height, width = input_size(checkpoints[0], Protocol())
+        options.setdefault("image_size", height if height == width else (height, width))
     # PASCAL VOC has its boxes in another part than its masks
     needs = ["boxes"] if any("boxes" in BENCHMARKS[name].needs for name in benchmarks if name in BENCHMARKS) else []
     return load_evaluation_set(name, arguments.data_dir, arguments.split, arguments.limit, needs, **options)

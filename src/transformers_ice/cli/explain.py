@@ -18,36 +18,41 @@ panel of all) and `--format` the kind of file. Standard output and OUTPUT_DIR/ex
 `foreground_ratio` and `output`, the figure; with `--target` also `target`, the class of the heat map. The exit code is
 1 if there was nothing to explain or a file could not be read.
 
+Other classifiers are explained too (ViT, DeiT, ViT-MSN, DINOv2 with or without registers), by relevance maps:
+
+    transformers-ice explain photo.jpg --model my-dinov2 --method legrad --output_dir explanations
+
+`--method` is any name that `transformers-ice evaluate --explainers` takes. Its map is drawn as a heat map, stretched
+from its least to its largest value, without mask or box; a line has `method` in place of `found`, `box` and
+`foreground_ratio`.
+
 About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageClassification, pipeline
 
-from .. import PatchExplanationPipeline
 from ..console.command_line import parse_dataclasses
 from ..console.exits import command, print_line
-from ..console.output_files import check_outputs, is_own_picture, make_folder, open_log, unfinished_name
+from ..console.output_files import check_outputs, make_folder, open_log, unfinished_name
 from ..console.redaction import redact_text
+from ..explainers import MapExplainer
 from ..export import AnnotationFiles, ExplanationPage
-from ..ice_deit.image_conversion import IMAGE_ENDINGS
-from ..model_names import resolve_ice_model_name
 from ..visualization import save_result
+from .explainer_loading import load_explainer
+from .image_files import find_images, is_address, is_text, name_outputs
 
 
 __all__ = [
@@ -63,6 +68,8 @@ __all__ = [
 ]
 
 
+# entries of a line beside class and figure: of ICE's own explanation, of a relevance map
+_OWN_ENTRIES = (("found", "box", "foreground_ratio"), ("method",))
 _PIXELS_OF_BATCH = 2**22  # images of more are decoded and drawn so long that a larger batch saves nothing
 
 
@@ -83,98 +90,6 @@ class Explanations:
     problems: list[str] = field(default_factory=list)
 
 
-def load_explainer(model: str) -> PatchExplanationPipeline:
-    """Return the patch-explanation pipeline of a folder or Hub id; the installed code runs, never the folder's own."""
-    name = resolve_ice_model_name(model)
-    # not by `pipeline`, which answers every error with the tracebacks of its attempts
-    loaded: Any = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
-    task: Any = "patch-explanation"  # transformers types its own tasks only
-    return pipeline(
-        task, model=loaded, image_processor=name, pipeline_class=PatchExplanationPipeline, trust_remote_code=False
-    )
-
-
-def find_images(paths: Sequence[str], output_dir: Path, left_out: Counter[str] | None = None) -> list[Path | str]:
-    """Return the files that paths, folders and globs name, each once; missing paths and addresses are returned too.
-
-    A file may have any name; folders and globs yield files with the extension of an image, without those in the output
-    folder: a second run must not explain the figures of the first.
-    `left_out` counts the other files of folders by their endings.
-    """
-    found: dict[str, Path | str] = {}
-    others = Counter[str]() if left_out is None else left_out
-    for path in paths:
-        if _is_address(path):
-            found[path] = path
-            continue
-        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve(), others):
-            found.setdefault(os.path.realpath(file), file)  # the first name of a file that is given twice
-    return list(found.values())
-
-
-def _is_address(path: Path | str) -> bool:
-    return isinstance(path, str) and path.startswith(("http://", "https://"))
-
-
-def _expand(path: str, output_dir: Path, left_out: Counter[str]) -> Iterator[Path]:
-    if not os.path.isdir(path) and not glob.has_magic(path):
-        yield Path(path)  # reading it will fail with the reason
-        return
-    matches = [path] if os.path.isdir(path) else sorted(glob.glob(path, recursive=True))
-    for match in map(Path, matches):
-        for file in sorted(_files_below(match)) if match.is_dir() else [match]:
-            if file.name.startswith(".") or not file.is_file() or output_dir in file.resolve().parents:
-                continue
-            if file.suffix.lower() in IMAGE_ENDINGS:
-                yield file
-            elif match.is_dir():
-                left_out[file.suffix.lower() or "without an ending"] += 1
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder; links to folders are followed, and each folder is read once."""
-    seen: set[tuple[int, int]] = set()
-    for directory, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(directory, name) for name in files)
-
-
-def name_outputs(paths: Sequence[Path | str], output_dir: Path, suffix: str = "png") -> list[Path]:
-    """Return one figure name per image: its stem, which names no input and no file that this command did not write.
-
-    Otherwise "-explained" follows the stem, and a number where another image has that name.
-    """
-    inputs = {_identity(Path(path)) for path in paths if os.path.exists(path)}
-    taken: set[str] = set()
-    outputs = []
-    for path in paths:
-        stem = Path(urlsplit(path).path if isinstance(path, str) else path).stem or "image"
-        stem = stem if _is_free(output_dir / f"{stem}.{suffix}", inputs) else f"{stem}-explained"
-        name, number = stem, 1
-        # some file systems do not distinguish A.png from a.png
-        while name.lower() in taken or not _is_free(output_dir / f"{name}.{suffix}", inputs):
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        outputs.append(output_dir / f"{name}.{suffix}")
-    return outputs
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Return a key that is the same for all names of a file, links included."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def _is_free(output: Path, inputs: Collection[tuple[int, int]]) -> bool:
-    """Return whether a figure may have this name: there is no such file, or a figure of an earlier run."""
-    return not os.path.lexists(output) or (is_own_picture(output) and _identity(output) not in inputs)
-
-
 def explain_files(
     explainer: Any,
     paths: Sequence[Path | str],
@@ -193,8 +108,9 @@ def explain_files(
     `explanations.jsonl` of an earlier run. A file that cannot be read ends the run, or is skipped. `on_record` gets
     every record when its figure is written.
     """
-    explainer._sanitize_parameters(target=target)  # raises if it is no class of the model
-    if not _is_text(output_dir):
+    # raises if it is no class of the model
+    (explainer.class_index if isinstance(explainer, MapExplainer) else explainer._class_index)(target)
+    if not is_text(output_dir):
         raise ValueError(f"The name of the output folder must be UTF-8, got {os.fsencode(output_dir)!r}.")
     make_folder(output_dir)
     log_file = output_dir / "explanations.jsonl"
@@ -211,7 +127,7 @@ def explain_files(
             if annotations is not None:
                 annotations.add(Path(record["path"]), Path(record["output"]).stem, result)
             if page is not None:
-                shown_path = record["path"] if _is_address(record["path"]) else Path(record["path"])
+                shown_path = record["path"] if is_address(record["path"]) else Path(record["path"])
                 page.add(shown_path, Image.fromarray(pixels), result)
             log.write(json.dumps(record, ensure_ascii=False) + "\n")
             explanations.records.append(record)
@@ -249,26 +165,18 @@ def _read_batch(
     for _ in range(min(batch_size, len(jobs))):
         path, output = jobs.popleft()
         try:
-            if not _is_text(path):
+            if not is_text(path):
                 raise ValueError(f"The name of the image must be UTF-8, got {os.fsencode(path)!r}. Rename the file.")
             pictures.append((path, output, np.asarray(explainer.image_processor.read_image(path))))
             num_pixels += pictures[-1][2][..., 0].size
         except ValueError as error:
-            named = not _is_text(path) or str(path) in str(error)
+            named = not is_text(path) or str(path) in str(error)
             problems.append(str(error) if named else f"{path}: {error}")
             if stop_at_bad_image:
                 break
         if num_pixels >= _PIXELS_OF_BATCH:
             break
     return pictures
-
-
-def _is_text(path: Path | str) -> bool:
-    """Return whether a path can be written as UTF-8, as names on disks need not."""
-    try:
-        return bool(str(path).encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
 
 
 def _explain_batch(
@@ -297,10 +205,9 @@ def _explain_batch(
                 "path": redact_text(path) if isinstance(path, str) else str(path),
                 "label": result["label"],
                 **shown,
-                "score": round(result["score"], 6),
-                "found": result["found"],
-                "box": result["box"],
-                "foreground_ratio": result["foreground_ratio"],
+                "score": None if result["score"] is None else round(result["score"], 6),
+                # a relevance map has no objects
+                **{name: result[name] for name in _OWN_ENTRIES["method" in result]},
                 "output": str(output),
             }
             take(record, pixels, result)
@@ -312,10 +219,20 @@ class ExplainArguments:
     """Options of `transformers-ice explain`."""
 
     paths: list[str] = field(metadata={"help": "Image files, folders, globs in quotes, or http(s) addresses."})
-    model: str = field(metadata={"help": "Folder or Hub id of an ICE model."})
+    model: str = field(metadata={"help": "Folder or Hub id of an ICE model, or a ViT, DeiT, ViT-MSN or DINOv2."})
     output_dir: str = field(metadata={"help": "Folder for the figures; made if missing."})
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "Explainer; default: ice of an ICE model, legrad of another classifier, raw_attention of an "
+            "encoder without one."
+        },
+    )
     target: str | None = field(
-        default=None, metadata={"help": "Class (name or index) that the heat maps show; default: the foreground."}
+        default=None,
+        metadata={
+            "help": "Class (name or index) that the heat maps show; default: the foreground or predicted class."
+        },
     )
     batch_size: int = field(default=8, metadata={"help": "Images at once; changes no result."})
     picture: Literal["heatmap", "class_map", "mask", "cut_out", "panel"] = field(
@@ -343,6 +260,18 @@ def parse_arguments(argv: Sequence[str]) -> ExplainArguments:
     return cast(ExplainArguments, parse_dataclasses([ExplainArguments], argv, __doc__, positional=["paths"])[0])
 
 
+def _check_outputs_of_maps(arguments: ExplainArguments) -> None:
+    """Refuse figures and files that need masks and boxes, which a relevance map has not."""
+    wanted = {f"--picture {arguments.picture}": arguments.picture != "heatmap", "--html": arguments.html}
+    wanted[f"--annotations {arguments.annotations}"] = arguments.annotations is not None
+    if any(wanted.values()):
+        refused = next(option for option, is_given in wanted.items() if is_given)
+        raise ValueError(
+            f"{refused} needs the masks of an ICE model explained by its own patch head; a relevance map has none. "
+            "Leave it out, or train the model: `transformers-ice train --model_name_or_path ...`."
+        )
+
+
 _NAMES_SHOWN = 10  # classes in the line about images in which nothing was found
 _UNFINISHED = "Stopped. The lines so far are in explanations.jsonl.part of the output folder."
 
@@ -359,7 +288,9 @@ def main(argv: list[str]) -> int:
         print(f"{left_out.total()} files of other types were left out: {counts}", file=sys.stderr)
     if not paths:
         raise ValueError(f"No images found in {', '.join(arguments.paths)}.")
-    explainer = load_explainer(arguments.model)
+    explainer = load_explainer(arguments.model, arguments.method)
+    if isinstance(explainer, MapExplainer):
+        _check_outputs_of_maps(arguments)
     stop = arguments.on_bad_image == "stop"
     names = [str(explainer.model.config.id2label[index]) for index in range(explainer.model.config.num_labels)]
     target: str | int | None = arguments.target
@@ -384,7 +315,7 @@ def main(argv: list[str]) -> int:
         print(f"Error: {problem}", file=sys.stderr)
     num_explained = len(explanations.records)
     print(f"{num_explained} of {len(paths)} images explained, figures in {output_dir}", file=sys.stderr)
-    num_empty = sum(not record["found"] for record in explanations.records)
+    num_empty = sum(not record.get("found", True) for record in explanations.records)
     if num_empty:
         known = f"{', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''}"
         print(f"{num_empty} of {num_explained}: nothing the model knows (it knows: {known})", file=sys.stderr)

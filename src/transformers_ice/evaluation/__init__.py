@@ -4,7 +4,7 @@
 from ..console.tables import format_table
 from .arguments import EvaluationArguments, parse_evaluation_arguments
 from .bootstrap import Interval, bootstrap
-from .checkpoints import Checkpoint, load_checkpoint
+from .checkpoints import Checkpoint, input_size, load_checkpoint
 from .comparison import ComparisonRow, compare_with_baselines, score_checkpoint
 from .cost import Cost, measure_costs
 from .inputs import ExplainedBatch, InputBatch, UndefinedExamplesError
@@ -41,6 +41,7 @@ __all__ = [
     "check_choices",
     "compare_with_baselines",
     "format_table",
+    "input_size",
     "left_out",
     "load_checkpoint",
     "majority_grid",

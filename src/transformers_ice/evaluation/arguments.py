@@ -26,7 +26,7 @@ class EvaluationArguments:
         ValueError: If a number is too small.
     """
 
-    models: list[str] = field(metadata={"help": "Classifiers (ViT, DeiT, ICE): PATH or NAME=PATH, several."})
+    models: list[str] = field(metadata={"help": "Classifiers (ViT, DeiT, DINOv2, ICE): PATH or NAME=PATH, several."})
     benchmark: list[str] = field(
         default_factory=lambda: ["segmentation"],
         metadata={"help": "segmentation, jaccard, localization, discovery, faithfulness, classification, or all."},

@@ -18,7 +18,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import logging
 
 from ..explainers import evaluation_mode
-from ..explainers.inspection import num_prefix_tokens
+from ..explainers.families import backbone_of
+from ..explainers.inspection import forward_options
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..model_names import resolve_model_name
 from .protocol import Protocol
@@ -48,7 +49,7 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
     """Load a classifier and its image processor.
 
     Args:
-        path: Folder or Hub id of a ViT, DeiT or ICE classifier.
+        path: Folder or Hub id of a classifier of `FAMILIES`.
         name: Its name in the tables; `None` takes the last part of the path.
         device: Device of the model.
 
@@ -62,7 +63,7 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
     except SafetensorError as error:
         raise ValueError(f"The weights in {path!r} cannot be read: {error}. Is the download complete?") from error
     model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    num_prefix_tokens(model)  # refuses other families
+    backbone_of(model)  # refuses other families
     if info["missing_keys"]:
         raise ValueError(
             f"{path!r} must hold all weights of a classifier, got none for {sorted(info['missing_keys'])[:3]}: they "
@@ -98,16 +99,16 @@ def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
 @torch.no_grad()
 def class_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Return the classifier's `(batch_size, num_labels)` scores, float32 on the CPU; positions are interpolated."""
-    resized = tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)
     with evaluation_mode(model):
-        return model(pixel_values, interpolate_pos_encoding=resized, return_dict=True).logits.float().cpu()
+        return model(pixel_values, return_dict=True, **forward_options(model, pixel_values)).logits.float().cpu()
 
 
 def whole_image_processor(checkpoint: Checkpoint, protocol: Protocol, published: bool = False) -> Any:
     """Return the checkpoint's processor, changed to resize the whole image without cropping.
 
-    One that crops, or keeps the aspect, gets the size of the model's input; `image_size` of the protocol overrides
-    both. `published`: mean and deviation 0.5 and bilinear resizing, as the published evaluation does.
+    One that crops gets the size of the crop, one that keeps the aspect that of the model's configuration; `image_size`
+    of the protocol overrides both. `published`: mean and deviation 0.5 and bilinear resizing, as the published
+    evaluation does.
     """
     processor = checkpoint.image_processor
     settings = copy.deepcopy(processor.to_dict())
@@ -123,11 +124,15 @@ def input_size(checkpoint: Checkpoint, protocol: Protocol) -> tuple[int, int]:
     settings = checkpoint.image_processor.to_dict()
     size = settings.get("size") or {}
     height, width = as_pair(checkpoint.model.config.image_size)
+    patch_height, patch_width = as_pair(checkpoint.model.config.patch_size)
+    crop = (settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
     if protocol.image_size is not None:
         height = width = protocol.image_size
+    elif crop.get("height") and not crop["height"] % patch_height and not crop["width"] % patch_width:
+        # not always the size of the configuration: DINOv2's is 518, and its processor cuts 224
+        height, width = crop["height"], crop["width"]
     elif not settings.get("do_center_crop") and "height" in size:
         height, width = size["height"], size["width"]
-    patch_height, patch_width = as_pair(checkpoint.model.config.patch_size)
     if height % patch_height or width % patch_width or not height or not width:
         raise ValueError(
             f"`image_size` must be a multiple of the patch size {(patch_height, patch_width)} of {checkpoint.name!r}, "

@@ -33,7 +33,7 @@ def score_checkpoint(
     """Score a classifier and its explanations as masks, in one pass over the images.
 
     Args:
-        checkpoint: A ViT, DeiT or ICE classifier.
+        checkpoint: A classifier of `FAMILIES`.
         examples: Images with labels and masks.
         methods: Names in `EXPLAINERS` or `CONTROLS`, or "ceiling": the best 0/1 map on the patch grid.
         batch_size: Images that go through the model at once.

@@ -50,7 +50,7 @@ def measure_costs(
     The methods and the plain forward pass alternate in every repeat, so a slowdown of the machine affects all of them.
 
     Args:
-        model: A ViT, DeiT or ICE classifier.
+        model: A classifier of `FAMILIES`.
         pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
         methods: Names in `EXPLAINERS`.
         num_repeats: Timed repeats, after one that is not counted.

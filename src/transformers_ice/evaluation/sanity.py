@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..explainers import explain
+from ..explainers.families import backbone_of
 
 
 __all__ = ["randomization_similarity", "randomized_models", "rank_correlation"]
@@ -24,7 +25,7 @@ def randomization_similarity(
     """Measure how similar the maps remain while the weights are randomised from the head down.
 
     Args:
-        model: A ViT, DeiT or ICE classifier; not changed.
+        model: A classifier of `FAMILIES`; not changed.
         pixel_values: `(batch_size, num_channels, height, width)`, on the model's device.
         methods: Names in `EXPLAINERS`.
         target: `(batch_size,)` classes to explain in all stages; `None` takes the method's default.
@@ -55,8 +56,7 @@ def randomized_models(model: PreTrainedModel, seed: int = 0) -> Iterator[tuple[s
     heads = [module for name, module in randomized.named_children() if module is not encoder]
     # what comes after the last layer is part of the first stage
     heads += [module for name, module in encoder.named_children() if name in ("patch_head", "layernorm", "pooler")]
-    # the layers have two names in transformers
-    layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
+    layers = backbone_of(randomized).layers
     stages: list[tuple[str, Sequence[nn.Module]]] = [("heads", heads)]
     stages += [(f"layer {index}", [layers[index]]) for index in reversed(range(len(layers)))]
     stages.append(("embeddings", [encoder.embeddings]))

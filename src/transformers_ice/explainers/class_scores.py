@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the class-aware baselines explain: one logit per image, read from the prefix tokens, and its gradients."""
+"""What the class-aware baselines explain: one logit per image, that of the [CLS] classifier, and its gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .families import backbone_of
 from .inspection import evaluation_mode, forward_options, frozen_parameters, num_prefix_tokens
 
 
@@ -93,13 +94,13 @@ def target_scores(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
-    """Return the linear classifiers in the order of the prefix tokens they read: one, or two that are averaged."""
+    """Return the linear classifiers, one, or two that are averaged, in the order of `Backbone.head_inputs`."""
     heads: list[Any] = [getattr(model, "classifier", None) or getattr(model, "cls_classifier", None)]
     if hasattr(model, "distillation_classifier"):
         heads.append(model.distillation_classifier)
     if not all(isinstance(head, nn.Linear) for head in heads):
         raise ValueError(
-            f"This method needs linear classifiers on the prefix tokens, got {type(model).__name__} with "
+            f"This method needs linear classifiers on the tokens, got {type(model).__name__} with "
             f"{', '.join(type(head).__name__ for head in heads)}. Use method='grad_cam', which takes any head."
         )
     return heads
@@ -107,6 +108,8 @@ def classification_heads(model: PreTrainedModel) -> list[nn.Linear]:
 
 def classify_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the logits of the heads for normalized tokens `(batch_size, num_tokens, hidden_size)`."""
-    logits = [head(tokens[:, index]) for index, head in enumerate(classification_heads(model))]  # head i reads token i
+    heads = classification_heads(model)
+    inputs = backbone_of(model).head_inputs(tokens, len(heads))
+    logits = [head(features) for head, features in zip(heads, inputs, strict=True)]
     # (1 or 2, batch_size, num_labels) -> (batch_size, num_labels)
     return torch.stack(logits).mean(dim=0)

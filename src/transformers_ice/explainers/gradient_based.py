@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .class_scores import classify_tokens, gradient_pass, run_classifier, target_or_predicted, target_scores
-from .inspection import class_token_row, eager_attention, encoder_of, grid_size, num_prefix_tokens, record_calls
+from .families import backbone_of
+from .inspection import class_token_row, eager_attention, grid_size, num_prefix_tokens, record_calls
 
 
 __all__ = ["generic_attention", "grad_cam", "legrad"]
@@ -61,20 +62,20 @@ def legrad(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None =
     Source: Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via Feature Formation
     Sensitivity", ICCV 2025; the authors also scale the map to [0, 1].
     """
-    encoder, prefix = encoder_of(model), num_prefix_tokens(model)
+    backbone = backbone_of(model)
     with (
         gradient_pass(model, pixel_values) as pixels,
         eager_attention(model),
-        record_calls(encoder.layers) as calls,
+        record_calls(backbone.layers) as calls,
     ):
         logits, outputs = run_classifier(model, pixels, output_attentions=True)
         target = target_or_predicted(logits, target)
         columns = []
-        for layer, weights in zip(encoder.layers, outputs.attentions, strict=True):
-            logits = classify_tokens(model, encoder.layernorm(calls[layer][1]))  # as if this layer were the last one
+        for layer, weights in zip(backbone.layers, outputs.attentions, strict=True):
+            logits = classify_tokens(model, backbone.layernorm(calls[layer][1]))  # as if this layer were the last one
             (gradient,) = torch.autograd.grad(target_scores(logits, target).sum(), weights)
             # (batch_size, num_heads, queries, keys) -> (batch_size, patches)
-            columns.append(gradient.float().clamp(min=0).mean(dim=(1, 2))[:, prefix:])
+            columns.append(gradient.float().clamp(min=0).mean(dim=(1, 2))[:, backbone.num_prefix_tokens :])
     # (num_layers, batch_size, num_patches) -> (batch_size, rows, columns)
     return torch.stack(columns).mean(dim=0).unflatten(1, grid_size(model, pixel_values))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look into a ViT, DeiT or ICE model of transformers and leave it as it was."""
+"""Look into a model of transformers and leave it as it was; `families` lists those that can be explained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..ice_deit import patch_maps
 from ..ice_deit.configuration_ice_deit import as_pair
-from ..ice_deit.encoder_interface import Encoder
+from .families import backbone_of
 
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "check_start_layer",
     "class_token_row",
     "eager_attention",
-    "encoder_of",
     "evaluation_mode",
     "exclusive_use",
     "forward_options",
@@ -164,14 +163,10 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor
     return outputs.attentions
 
 
-def encoder_of(model: PreTrainedModel) -> Encoder:
-    """Return the encoder of a ViT, DeiT or ICE model, with or without a head."""
-    encoder: Any = model.base_model
-    return encoder
-
-
 def forward_options(model: PreTrainedModel, pixel_values: Tensor) -> dict[str, bool]:
     """Return what `forward` needs besides the images `(batch_size, num_channels, height, width)`."""
+    if not backbone_of(model).family.takes_position_flag:
+        return {}
     # The flag stays away where it changes nothing: interpolating 8x8 positions to 8x8 would cost their last digits.
     return {"interpolate_pos_encoding": tuple(pixel_values.shape[2:]) != as_pair(model.config.image_size)}
 
@@ -195,20 +190,9 @@ def check_start_layer(start_layer: int, model: PreTrainedModel) -> None:
 def num_prefix_tokens(model: PreTrainedModel) -> int:
     """Return the number of tokens before the patches: [CLS], a distillation token, registers (1 for ViT, 2 for DeiT).
 
-    The embeddings of an ICE model name it. Others are counted: the positions that no patch has, and the registers of
-    the configuration, which have no position. Models of other families are refused.
+    Models of families that cannot be explained are refused.
     """
-    embeddings = getattr(model.base_model, "embeddings", None)
-    positions = getattr(embeddings, "position_embeddings", None)
-    if positions is None or not hasattr(model.config, "patch_size"):
-        raise ValueError(
-            f"`model` must be a ViT, DeiT or ICE model of transformers, got {type(model).__name__}, "
-            "which has no `embeddings.position_embeddings` over patches."
-        )
-    rows, columns = patch_maps.grid_size(as_pair(model.config.image_size), as_pair(model.config.patch_size))
-    # positions: (1, prefix tokens with a position + num_patches, hidden_size)
-    counted = positions.shape[1] - rows * columns + (getattr(model.config, "num_register_tokens", None) or 0)
-    return getattr(embeddings, "num_prefix_tokens", counted)
+    return backbone_of(model).num_prefix_tokens
 
 
 def grid_size(model: PreTrainedModel, pixel_values: Tensor) -> tuple[int, int]:

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 
 from ..ice_deit.configuration_ice_deit import as_pair
 from .class_scores import explained_logits, gradient_pass, target_or_predicted
-from .inspection import encoder_of, grid_size, num_prefix_tokens
+from .families import backbone_of
+from .inspection import grid_size, num_prefix_tokens
 
 
 __all__ = [
@@ -184,8 +185,9 @@ def token_grad_cam(
 ) -> Tensor:
     """Return Grad-CAM of the patch tokens that enter a layer's attention, as a feature map.
 
-    The map is not scaled. `layer` is the one whose `layernorm_before` is read; negative counts from the end. No patch
-    token reaches the logits later than through the attention of the last layer.
+    The map is not scaled. `layer` is the one whose layer norm before the attention is read; negative counts from the
+    end. No patch token reaches the logits later than through the attention of the last layer, but for DINOv2, whose
+    classifier also reads the mean of the patches: the tokens that go around that attention are not in the map.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
@@ -308,9 +310,9 @@ class _TokenGridClassifier(nn.Module):
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
         super().__init__()
-        num_prefix_tokens(model)  # refuses other families
+        backbone = backbone_of(model)
         self.model = model
-        self.norm = encoder_of(model).layers[layer].layernorm_before
+        self.norm = backbone.norm_before_attention(backbone.layers[layer])
         self.token_grid = nn.Identity()  # where torchcam puts its hooks
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Explainer:
 
     Attributes:
         function: `(model, pixel_values, target=None, **options)` to `(batch_size, rows, columns)`.
-        model: "ice" if it reads the patch head of an ICE model, "any" for every ViT, DeiT or ICE model.
+        model: "ice" if it reads the patch head of an ICE model, "any" for every model of `FAMILIES`.
         takes_target: Whether the map depends on the class.
         needs_gradient: Whether it runs the model backwards, which takes the memory of a training step.
         is_hard: Whether the map is a mask already: no threshold, and nearest instead of bilinear on the way to the
@@ -97,13 +97,13 @@ def explain(
     The caller may be in any gradient mode. No image has a part in another's map.
 
     Args:
-        model: A ViT, DeiT or ICE model of transformers; `ice` and `ice_hard` need an ICE model, methods that take a
-            target a model with a classification head.
+        model: An ICE model, or one of transformers' families in `FAMILIES`: ViT, DeiT, ViT-MSN, DINOv2 with or without
+            registers. `ice` and `ice_hard` need an ICE model, methods that take a target a classification head.
         pixel_values: `(batch_size, num_channels, height, width)`, as the image processor makes them, on the model's
             device.
         method: A name in `EXPLAINERS`.
         target: The class to explain, one for all images or one per image. `None` is all foreground for `ice` and
-            `ice_hard`, and the predicted class of the prefix tokens (`cls_logits` of an ICE model) for the others. The
+            `ice_hard`, and for the others the predicted class (of an ICE model, that of `cls_logits`). The
             attention-based methods know no class.
         **options: Options of the method, such as `start_layer` of `rollout`: `EXPLAINERS[method].options`.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from transformers import DeiTPreTrainedModel, PreTrainedModel, ViTPreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .class_scores import (
@@ -26,11 +26,11 @@ from .class_scores import (
     target_or_predicted,
     target_scores,
 )
+from .families import Backbone, backbone_of
 from .inspection import (
     check_start_layer,
     class_token_row,
     eager_attention,
-    encoder_of,
     grid_size,
     num_prefix_tokens,
     record_calls,
@@ -93,7 +93,7 @@ def full_lrp(model: PreTrainedModel, pixel_values: Tensor, target: Tensor | None
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     trace = _trace(model, pixel_values, target, dtype=dtype)
     *_, first = _walk_back(trace, joint=False)  # the walk ends at the first layer
-    embeddings = encoder_of(trace.model).embeddings
+    embeddings = backbone_of(trace.model).embeddings
     patches, embedded = trace.result_of(embeddings.patch_embeddings), trace.result_of(embeddings)
     prefix = num_prefix_tokens(model)
     # the positions were added to the patches, and keep their share
@@ -141,10 +141,10 @@ def _trace(
     dtype: torch.dtype = torch.float32,
 ) -> _Trace:
     """Run a model in a precision of at least `dtype`, whatever its own: the rules divide by small differences."""
-    if not isinstance(model, ViTPreTrainedModel | DeiTPreTrainedModel):
+    if any(not hasattr(layer.mlp, "fc1") for layer in backbone_of(model).layers):
         raise ValueError(
-            f"Relevance has rules for the layers of ViT, DeiT and ICE models, got {type(model).__name__}. "
-            "Use method='rollout' or 'grad_cam'."
+            f"Relevance has no rule for a gated MLP (`use_swiglu_ffn`, as in DINOv2-giant), which this "
+            f"{type(model).__name__} has. Use method='legrad' or 'integrated_gradients'."
         )
     model = _in_precision(model, torch.promote_types(dtype, model.dtype))
     with (
@@ -174,9 +174,9 @@ def _in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
 
 
 def _modules_on_the_way(model: PreTrainedModel) -> Iterator[nn.Module]:
-    encoder = encoder_of(model)
-    yield from (encoder.embeddings, encoder.embeddings.patch_embeddings, encoder.layernorm)
-    for layer in encoder.layers:
+    backbone = backbone_of(model)
+    yield from (backbone.embeddings, backbone.embeddings.patch_embeddings, backbone.layernorm)
+    for layer in backbone.layers:
         attention, mlp = layer.attention, layer.mlp
         yield from (layer, attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2)
 
@@ -188,7 +188,7 @@ def _walk_back(trace: _Trace, joint: bool) -> Iterator[_Step]:
     `joint` rules are those of `transformer_attribution`, the others those of LRP: see `linear_rule`, `addition_rule`.
     """
     relevance = _at_the_final_tokens(trace, joint)
-    layers = list(enumerate(encoder_of(trace.model).layers))
+    layers = list(enumerate(backbone_of(trace.model).layers))
     for index, layer in reversed(layers):
         middle = _through_mlp(trace, layer, relevance, joint)
         attention, relevance = _through_attention(trace, index, layer, middle, joint)
@@ -197,43 +197,61 @@ def _walk_back(trace: _Trace, joint: bool) -> Iterator[_Step]:
 
 def _at_the_final_tokens(trace: _Trace, joint: bool) -> Tensor:
     """Return the relevance of the last layer's tokens: 1 on the target's logit, through the heads to their tokens."""
-    tokens = trace.result_of(encoder_of(trace.model).layernorm)
+    backbone = backbone_of(trace.model)
+    tokens = trace.result_of(backbone.layernorm)
     heads = classification_heads(trace.model)
+    inputs = backbone.head_inputs(tokens, len(heads))
     weights = [head.weight.detach() for head in heads]
     start = one_hot(trace.target, weights[0].shape[0]).to(tokens.dtype)  # (batch_size, num_labels)
     parts: tuple[Tensor, ...] = (start,)
     if len(heads) == 2:
         # the logits are the mean of two heads, that is, the sum of their halves
-        halves = [head(token) for head, token in zip(heads, tokens[:, :2].unbind(1), strict=True)]
+        halves = [head(features) for head, features in zip(heads, inputs, strict=True)]
         parts = addition_rule(halves[0] / 2, halves[1] / 2, start, rescale=joint)
+    of_inputs = [linear_rule(*case, joint) for case in zip(inputs, weights, parts, strict=True)]
+    return _from_head_inputs(backbone, tokens, of_inputs)
+
+
+def _from_head_inputs(backbone: Backbone, tokens: Tensor, of_inputs: list[Tensor]) -> Tensor:
+    """Return the relevance of the final tokens, of that of what each head reads of them."""
     relevance = torch.zeros_like(tokens)
-    for index, (weight, part) in enumerate(zip(weights, parts, strict=True)):
-        # (batch_size, hidden_size), of prefix token i
-        relevance[:, index] = linear_rule(tokens[:, index], weight, part, joint)
+    if not backbone.family.classifies_patches:
+        for index, of_token in enumerate(of_inputs):
+            relevance[:, index] = of_token  # (batch_size, hidden_size), of prefix token i
+        return relevance
+    relevance[:, 0], of_mean = of_inputs[0].chunk(2, dim=1)  # (batch_size, hidden_size) each
+    # a mean is a sum of summands; the published code shares out average pooling in the same way
+    patches = tokens[:, backbone.num_prefix_tokens :]
+    relevance[:, backbone.num_prefix_tokens :] = share(patches, patches.sum(dim=1, keepdim=True), of_mean[:, None])
     return relevance
 
 
 def _through_mlp(trace: _Trace, layer: Any, relevance: Tensor, joint: bool) -> Tensor:
     """Return the relevance of the tokens between attention and MLP, of that of the layer's result."""
-    added = trace.result_of(layer.mlp.fc2)  # the branch of the second skip connection
+    backbone = backbone_of(trace.model)
+    scales = _factors(backbone.scale_of_attention(layer)), _factors(backbone.scale_of_mlp(layer))
+    added = trace.result_of(layer.mlp.fc2) * scales[1]  # the branch of the second skip connection
     # the tokens after the first skip connection, (batch_size, num_tokens, hidden_size)
-    middle = trace.input_of(layer) + trace.result_of(layer.attention.o_proj)
+    middle = trace.input_of(layer) + trace.result_of(layer.attention.o_proj) * scales[0]
     skipped, relevance = addition_rule(middle, added, relevance, rescale=joint)
-    for projection in (layer.mlp.fc2, layer.mlp.fc1):  # the activation between them passes relevance on unchanged
-        relevance = _through_linear(trace, projection, relevance, joint)
+    relevance = _through_linear(trace, layer.mlp.fc2, relevance, joint, scales[1])
+    # the activation between them passes relevance on unchanged
+    relevance = _through_linear(trace, layer.mlp.fc1, relevance, joint)
     return copy_rule(middle, skipped, relevance)
 
 
 def _through_attention(trace: _Trace, index: int, layer: Any, relevance: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
     """Return the relevance of the attention weights and of the layer's input, of that of the tokens behind them."""
     attention, hidden_states = layer.attention, trace.input_of(layer)
-    skipped, relevance = addition_rule(hidden_states, trace.result_of(attention.o_proj), relevance, rescale=joint)
+    scale = _factors(backbone_of(trace.model).scale_of_attention(layer))
+    added = trace.result_of(attention.o_proj) * scale
+    skipped, relevance = addition_rule(hidden_states, added, relevance, rescale=joint)
     weights = trace.attentions[index]
     query, key, value = (
         _split_heads(trace.result_of(projection), weights.shape[1])
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, joint), weights.shape[1])
+    relevance = _split_heads(_through_linear(trace, attention.o_proj, relevance, joint, scale), weights.shape[1])
     of_weights, of_value = product_rule(weights, value, relevance)  # attention is `weights @ value` per head
     of_query, of_key = product_rule(query, key.transpose(-1, -2), of_weights)  # through softmax and scaling unchanged
     parts = (
@@ -245,8 +263,17 @@ def _through_attention(trace: _Trace, index: int, layer: Any, relevance: Tensor,
     return of_weights, copy_rule(hidden_states, skipped, torch.stack(branches).sum(dim=0))
 
 
-def _through_linear(trace: _Trace, module: Any, relevance: Tensor, joint: bool) -> Tensor:
-    return linear_rule(trace.input_of(module), module.weight.detach(), relevance, joint)
+def _factors(scale: Any) -> Tensor | float:
+    """Return the factors of a LayerScale, `(hidden_size,)`, or 1 without one."""
+    return 1.0 if scale is None else scale.lambda1.detach()
+
+
+def _through_linear(trace: _Trace, module: Any, relevance: Tensor, joint: bool, scale: Tensor | float = 1.0) -> Tensor:
+    """Return the relevance of what a linear layer got; one that is scaled afterwards is one layer with its scale."""
+    weight = module.weight.detach()
+    if isinstance(scale, Tensor):
+        weight = weight * scale[:, None]  # (out_features, in_features), each row by the factor of its result
+    return linear_rule(trace.input_of(module), weight, relevance, joint)
 
 
 def _split_heads(values: Tensor, num_heads: int) -> Tensor:

@@ -53,7 +53,8 @@ def save_result(
 
     Args:
         image: The upright image, `(height, width, 3)`, uint8.
-        result: A `PatchExplanation` of it, or the result of the patch-explanation pipeline.
+        result: A `PatchExplanation` of it, the result of the patch-explanation pipeline, or one of `MapExplainer`, of
+            which there is the heat map alone.
         class_names: Name by class index.
         file: Where to; png, svg or pdf. In SVG and PDF lines and text are sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
@@ -103,9 +104,10 @@ def _shrunk(image: Array, result: Mapping[str, Any], scale: float) -> tuple[Arra
 
     maps = {
         "heatmap": resize(np.asarray(result["heatmap"], np.float32), Image.Resampling.BOX).clip(0, 1),
-        "mask": resize(np.asarray(result["mask"], bool), Image.Resampling.NEAREST),
         "box": result["box"] and {name: round(edge * scale) for name, edge in result["box"].items()},
     }
+    if "mask" in result:
+        maps["mask"] = resize(np.asarray(result["mask"], bool), Image.Resampling.NEAREST)
     return resize(image, Image.Resampling.BOX), {**result, **maps}
 
 
@@ -152,22 +154,30 @@ def heatmap_figure(image: Array, result: Mapping[str, Any] | SupportsToDict, tar
 
     Args:
         image: The upright image, `(height, width, 3)`, uint8.
-        result: A `PatchExplanation` of it, or the result of the patch-explanation pipeline.
+        result: A `PatchExplanation` of it, the result of the patch-explanation pipeline, or one of `MapExplainer`.
         target: Name of the class that the heat map shows; `None`: the foreground.
 
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If sizes differ.
     """
-    row = PanelRow.from_result(image, result).shrunk()
+    result = as_mapping(result)
+    nothing = np.broadcast_to(np.False_, image.shape[:2])  # class map and mask are not drawn, nor always there
+    row = PanelRow(image, nothing, result["heatmap"], nothing, box=box_of(result)).shrunk()
     figure, axis = _figure_of(overlay_heatmap(row.image, row.heatmap), margin=1.0)
     if row.box is not None:
         add_box(axis, row.box)
-    label, score = row.title.rsplit("\n", 1)
-    axis.set_title(f"{plain_text(label)}, {score}", fontsize=10, wrap=True)
-    quantity = f"p({'not background' if target is None else target})"
-    add_heat_scale(figure, quantity, fontsize=8, ax=axis, shrink=0.6, aspect=30, pad=0.02)
+    if result["label"] is not None:  # an encoder alone predicts none
+        axis.set_title(f"{plain_text(result['label'])}, {result['score']:.2f}", fontsize=10, wrap=True)
+    add_heat_scale(figure, _quantity_of(result, target), fontsize=8, ax=axis, shrink=0.6, aspect=30, pad=0.02)
     return figure
+
+
+def _quantity_of(result: Mapping[str, Any], target: str | None) -> str:
+    """Return what a heat map shows: a probability, or the relevance by a method."""
+    if "method" in result:
+        return f"{result['method']}{'' if target is None else f' of {target}'}, from least to most relevant"
+    return f"p({'not background' if target is None else target})"
 
 
 def _figure_of(picture: Array, margin: float = 0.5) -> tuple[Figure, Axes]:

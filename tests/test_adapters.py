@@ -152,10 +152,12 @@ def test_merged_model_passes_the_checks_of_a_publication(tmp_path, capsys):
 
     trainer = make_trainer(tmp_path / "run", make_adapted(), max_steps=1)
     trainer.train()
+    trainer.save_model(str(tmp_path / "adapters"))
+    assert publish.main([str(tmp_path / "adapters"), "owner/adapters", "--dry_run"]) == 1, "not the whole model"
     folder = tmp_path / "merged"
     trainer.model.merge_and_unload().save_pretrained(folder)
     make_processor().save_pretrained(folder)
-    card = build_card(make_record(folder, results=make_record(folder).results), read_facts(folder))
+    card = build_card(make_record(folder), read_facts(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     assert publish.main([str(folder), "owner/merged", "--dry_run"]) == 0
     assert "model.safetensors" in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--freeze_layers`: what is frozen stays as it was bit by bit, costs no gradient, and the rest of a run works as ever."""
+"""`--freeze_layers`: what is frozen stays as it was bit by bit, costs no gradient, and runs work as ever."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, fields):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_the_average_of_frozen_weights_is_the_weights_and_a_checkpoint_is_a_whole_model(tmp_path):
+def test_average_of_frozen_weights_is_exact_and_a_checkpoint_whole(tmp_path):
     model = make_model()
     before = weights_of(model)
     trainer = make_trainer(tmp_path, model, freeze_layers=LAYERS, ema_decay=0.3, max_steps=4, **STEPS)

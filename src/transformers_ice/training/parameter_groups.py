@@ -85,7 +85,7 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
 
 
 def check_frozen_layers(num_frozen: int | None, config: PreTrainedConfig) -> None:
-    """Raise a `ValueError` unless a model of this configuration has that many layers to freeze; None is none at all."""
+    """Raise a `ValueError` unless a model of this configuration has that many layers to freeze; None freezes none."""
     num_layers = getattr(config, "num_hidden_layers", 0)
     if num_frozen is not None and not 0 <= num_frozen <= num_layers:
         raise ValueError(

@@ -77,7 +77,9 @@ class RunCard:
         }
         frozen = getattr(args, "freeze_layers", None)
         if frozen is not None:
-            settings["Frozen"] = f"the embeddings and {frozen} of {trainer.model.config.num_hidden_layers} layers"
+            settings["Frozen"] = (
+                f"the embeddings and {frozen} of {cast(Any, trainer.model).config.num_hidden_layers} layers"
+            )
         kept = describe_kept(trainer)
         if kept is not None:
             settings["Weights"] = kept

@@ -108,22 +108,11 @@ def test_frozen_recipe_is_the_one_for_folders_but_for_what_is_frozen():
 
 def test_frozen_recipe_trains_the_heads_of_a_checkpoint_alone(tmp_path, hub_folder):
     source = str(hub_folder("vit", "old"))
-    arguments = parse_arguments(
-        [
-            *(str(ROOT / "recipes" / "frozen-backbone.yaml"), "--use_cpu", "--output_dir", str(tmp_path)),
-            *("--model_name_or_path", source, "--freeze_layers", "2"),
-            *("--dataset_name", "scenes", "--max_train_samples", "16", "--max_eval_samples", "8", "--image_size", "32"),
-        + [
-            "--max_steps",
-            "3",
-            "--per_device_train_batch_size",
-            "8",
-            "--dataloader_num_workers",
-            "0",
-            "--num_panel_images",
-            "0",
-        ]
-    )
+    options = ["--use_cpu", "--output_dir", str(tmp_path), "--model_name_or_path", source, "--freeze_layers", "2"]
+    options += ["--dataset_name", "scenes", "--max_train_samples", "16", "--max_eval_samples", "8"]
+    options += ["--image_size", "32", "--max_steps", "3", "--per_device_train_batch_size", "8"]
+    options += ["--dataloader_num_workers", "0", "--num_panel_images", "0"]
+    arguments = parse_arguments([str(ROOT / "recipes" / "frozen-backbone.yaml"), *options])
     trainer = prepare_training(*arguments)
     trained = {name.split(".")[-2] for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert trained == {"classifier", "patch_head"}

@@ -14,7 +14,7 @@ from transformers_ice.data.augmentation.batch_augmentation import BatchMixing
 from transformers_ice.data.augmentation.rand_augment import DEIT_POLICY, parse_rand_augment
 from transformers_ice.data.images.pixels import input_size
 from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS
-from transformers_ice.training import build_config, build_image_processor, parse_arguments
+from transformers_ice.training import build_config, build_image_processor, parse_arguments, prepare_training
 from transformers_ice.training.objective_presets import OBJECTIVES
 
 
@@ -99,6 +99,36 @@ def test_scratch_recipe_is_that_of_deit():
     scheduler = training_args.lr_scheduler_kwargs
     assert scheduler["min_lr"] == 1e-5
     assert scheduler["warmup_lr_rate"] * training_args.learning_rate == pytest.approx(1e-6)
+
+
+def test_frozen_recipe_is_the_one_for_folders_but_for_what_is_frozen():
+    folder, frozen = (
+        yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+        for name in ("finetune-folder", "frozen-backbone")
+    )
+    changed = {name for name in folder.keys() | frozen.keys() if folder.get(name) != frozen.get(name)}
+    assert changed == {
+        *("freeze_layers", "num_train_epochs", "learning_rate", "output_dir"),
+        *("drop_path_rate", "layer_decay"),  # without effect in frozen layers
+    }
+    _, _, training_args = parse(ROOT / "recipes" / "frozen-backbone.yaml")
+    assert training_args.freeze_layers == 12
+
+
+def test_frozen_recipe_trains_the_heads_of_a_checkpoint_alone(tmp_path, hub_folder):
+    source = str(hub_folder("vit", "old"))
+    options = ["--use_cpu", "--output_dir", str(tmp_path), "--model_name_or_path", source, "--freeze_layers", "2"]
+    options += ["--dataset_name", "scenes", "--max_train_samples", "16", "--max_eval_samples", "8"]
+    options += ["--image_size", "32", "--max_steps", "3", "--per_device_train_batch_size", "8"]
+    options += ["--dataloader_num_workers", "0", "--num_panel_images", "0"]
+    arguments = parse_arguments([str(ROOT / "recipes" / "frozen-backbone.yaml"), *options])
+    trainer = prepare_training(*arguments)
+    trained = {name.split(".")[-2] for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert trained == {"classifier", "patch_head"}
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, weight in trainer.model.state_dict().items() if not weight.equal(before[name])}
+    assert moved == {"classifier.weight", "classifier.bias", "deit.patch_head.weight"}
 
 
 def test_readers_are_told_what_was_not_measured():

@@ -48,6 +48,7 @@ from ..training import (
 )
 from ..training.models import build_image_processor, check_windows
 from ..training.panels import PanelCallback
+from ..training.parameter_groups import check_frozen_layers
 from ..training.run_card import RunCard
 from ..training.run_length import describe_length
 
@@ -69,6 +70,7 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
         size = input_size(build_image_processor(model_args, config, data_args.image_size))
         config.image_size, config.num_labels = list(size), len(report.class_names)
         check_windows(config, size)
+        check_frozen_layers(training_args.freeze_layers, config)
     except (OSError, ValueError) as error:
         print(redact_text(f"The model cannot be had: {error}", secrets), file=sys.stderr)
         return 1

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
@@ -31,6 +33,7 @@ __all__ = [
     "grid_size",
     "num_prefix_tokens",
     "record_calls",
+    "without_adapters",
 ]
 
 
@@ -198,3 +201,16 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
 def grid_size(model: PreTrainedModel, pixel_values: Tensor) -> tuple[int, int]:
     """Return the rows and columns of patches of a batch `(batch_size, num_channels, height, width)`."""
     return patch_maps.grid_size((pixel_values.shape[2], pixel_values.shape[3]), as_pair(model.config.patch_size))
+
+
+def without_adapters(model: Any) -> PreTrainedModel:
+    """Return a model of transformers: of a `PeftModel` a copy with its adapters merged, any other model itself.
+
+    Relevance follows the weights of each layer, which are those of the merged one. Merged in place and taken back, the
+    weights would not be the same bits as before.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    with torch.inference_mode(False), torch.no_grad():  # weights copied in the inference mode allow no gradient
+        merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    return merged

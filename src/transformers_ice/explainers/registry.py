@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from . import attention_based, gradient_based, library_based, relevance_based
 from .ice import ice, ice_hard
-from .inspection import exclusive_use, full_grid
+from .inspection import exclusive_use, full_grid, without_adapters
 
 
 __all__ = ["EXPLAINERS", "HARD_EXPLAINERS", "Explainer", "explain"]
@@ -99,6 +99,7 @@ def explain(
     Args:
         model: An ICE model, or one of transformers' families in `FAMILIES`: ViT, DeiT, ViT-MSN, DINOv2 with or without
             registers. `ice` and `ice_hard` need an ICE model, methods that take a target a classification head.
+            Of a `PeftModel` each call merges a copy: for many calls, pass `merge_and_unload()` of it.
         pixel_values: `(batch_size, num_channels, height, width)`, as the image processor makes them, on the model's
             device.
         method: A name in `EXPLAINERS`.
@@ -128,7 +129,7 @@ def explain(
         )
     if not len(pixel_values):
         raise ValueError("`pixel_values` must hold at least one image, got an empty batch.")
-    explainer = EXPLAINERS[method]
+    explainer, model = EXPLAINERS[method], without_adapters(model)
     unknown = sorted(set(options) - set(explainer.options))
     if unknown:
         known = ", ".join(explainer.options) or "none"

@@ -31,6 +31,7 @@ __all__ = [
     "IceTrainingArguments",
     "ModelArguments",
     "StartArguments",
+    "check_training_arguments",
     "parse_arguments",
 ]
 
@@ -179,6 +180,10 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Average the weights with this decay, and evaluate and save the average (DeiT: 0.99996)."},
     )
+    freeze_layers: int | None = field(
+        default=None,
+        metadata={"help": "Keep the embeddings and this many layers as they are; all layers: only the heads train."},
+    )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from a layer to the one below (BEiT: 0.65)."}
     )
@@ -198,6 +203,8 @@ class RecipeArguments:
         """Check every argument by itself and against the others."""
         if self.ema_decay is not None:
             check_number("ema_decay", self.ema_decay, "in (0, 1)", 0 < self.ema_decay < 1)
+        if self.freeze_layers is not None:
+            check_number("freeze_layers", self.freeze_layers, "at least 0", self.freeze_layers >= 0)
         check_number("layer_decay", self.layer_decay, "in (0, 1]", 0 < self.layer_decay <= 1)
         check_number(
             "repeated_augmentation", self.repeated_augmentation, "at least 1", self.repeated_augmentation >= 1
@@ -310,6 +317,23 @@ def _check_trackers(names: Sequence[str]) -> None:
                 f"`--report_to {name}` needs a package that is not installed. Install {name}, by "
                 "`pip install transformers-ice[tracking]` for tensorboard, or remove the option."
             )
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Refuse arguments of `Trainer` that would not have their documented effect."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "
+            "of its own from `logits`, and the ICE loss would be lost silently. Use `--label_smoothing`, or a "
+            "`train_collator` that makes `labels` of shape (batch_size, num_labels), which the models take."
+        )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` must be False, got True: training here already saves a checkpoint and ends on "
+            "SIGTERM and on Ctrl-C, in all processes at the same step, and the checkpoint counts once its "
+            "files are on the disk. The signal handler of transformers would never be called. Remove the option; "
+            "docs/training/resume.md lists what is guaranteed."
+        )
 
 
 def parse_arguments(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters decay, and how fast each learns: weight decay by name, learning-rate decay by layer.
+"""Which parameters train and which decay, and how fast each learns: frozen layers, weight decay, layer decay.
 
-With a layer decay, the nearer a layer is to the pixels, the slower it learns.
+With a layer decay, the nearer a layer is to the pixels, the slower it learns; frozen layers do not learn at all.
 
 Source: Clark et al., "ELECTRA" (2020); Bao et al., "BEiT" (2022), whose numbering of the layers this follows, as timm
 does.
@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 
-__all__ = ["decay_layer_rates", "decaying_parameters", "layer_scale"]
+__all__ = ["check_frozen_layers", "decay_layer_rates", "decaying_parameters", "freeze_layers", "layer_scale"]
+
+logger = logging.get_logger(__name__)
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _TOKENS_AND_POSITIONS = {
@@ -85,3 +88,54 @@ def decay_layer_rates(optimizer: torch.optim.Optimizer, model: nn.Module, decay:
         ]
     # the largest scale, 1, first
     optimizer.param_groups[:] = sorted(groups, key=lambda group: -group["layer_scale"])
+
+
+def check_frozen_layers(num_frozen: int | None, config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` unless a model of this configuration has that many layers to freeze; None freezes none."""
+    num_layers = getattr(config, "num_hidden_layers", 0)
+    if num_frozen is not None and not 0 <= num_frozen <= num_layers:
+        raise ValueError(
+            f"`freeze_layers` must lie in [0, {num_layers}] for {num_layers} layers, got {num_frozen}: 0 freezes the "
+            f"embeddings alone, {num_layers} all but the heads."
+        )
+
+
+def freeze_layers(model: nn.Module, num_frozen: int | None) -> list[nn.Module]:
+    """Freeze the embeddings and the first layers of a ViT, DeiT or ICE model; changes it in place.
+
+    Autograd records nothing below the first parameter that trains, so frozen layers take neither the time nor the
+    memory of a backward pass. They have to run in evaluation mode, without dropout and drop path, which is up to the
+    caller: `Trainer` switches the mode at every step.
+
+    Args:
+        model: Model with or without a head.
+        num_frozen: Layers to freeze, from the embeddings on; 0: the embeddings alone; all of them: the final layer
+            norm too, so that the heads alone train (linear probing); None: nothing.
+
+    Returns:
+        The frozen modules.
+
+    Raises:
+        ValueError: If the model has fewer layers, or no `embeddings` and `layers`.
+    """
+    if num_frozen is None:
+        return []
+    encoder: Any = cast(PreTrainedModel, model).base_model
+    if not (hasattr(encoder, "embeddings") and hasattr(encoder, "layers")):
+        raise ValueError(
+            f"`freeze_layers` needs a ViT, DeiT or ICE model, got {type(model).__name__} without `embeddings` and "
+            "`layers`. Leave it out; a model with adapters is frozen already."
+        )
+    check_frozen_layers(num_frozen, encoder.config)
+    frozen = [encoder.embeddings, *encoder.layers[:num_frozen]]
+    if num_frozen == len(encoder.layers):
+        frozen.append(encoder.layernorm)
+    for module in frozen:
+        module.requires_grad_(False)
+    weights = list(model.parameters())
+    num_trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    logger.warning(
+        f"Frozen: the embeddings and {num_frozen} of {len(encoder.layers)} layers. {num_trained:,} of "
+        f"{sum(weight.numel() for weight in weights):,} weights train."
+    )
+    return frozen

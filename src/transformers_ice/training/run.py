@@ -17,14 +17,15 @@ from ..data.images.loading import build_data_sets, load_images
 from ..data.images.pixels import input_size
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from .arguments import DataArguments, IceTrainingArguments, ModelArguments
+from .arguments import DataArguments, IceTrainingArguments, ModelArguments, check_training_arguments
 from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows
+from .parameter_groups import check_frozen_layers
 from .progress import StepCountCallback, describe_kept
 from .run_settings import SettingsCallback, check_settings, describe_run
 from .stopping import StopCallback, StopRequest, writing_to
-from .trainer import IceTrainer, build_trainer, check_training_arguments
+from .trainer import IceTrainer, build_trainer
 
 
 __all__ = ["check_launch", "prepare_training", "run_training"]
@@ -140,7 +141,13 @@ def prepare_training(
             f"`--repeated_augmentation {training_args.repeated_augmentation}` excludes `--streaming true`: "
             "the repeats of an image go to different processes. Remove one of the two options."
         )
+    if training_args.freeze_layers is not None and model_args.model_type is not None:
+        raise ValueError(
+            f"`--freeze_layers {training_args.freeze_layers}` would freeze random weights with `--model_type "
+            f"{model_args.model_type}`. Give a checkpoint, `--model_name_or_path`, or remove the option."
+        )
     config = build_config(model_args, data_args.image_size)
+    check_frozen_layers(training_args.freeze_layers, config)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
     if as_pair(config.image_size) != size:  # model, processor, card and export agree on the size that is trained

@@ -75,6 +75,11 @@ class RunCard:
             "Learning rate": args.learning_rate,
             "Weight decay": args.weight_decay,
         }
+        frozen = getattr(args, "freeze_layers", None)
+        if frozen is not None:
+            settings["Frozen"] = (
+                f"the embeddings and {frozen} of {cast(Any, trainer.model).config.num_hidden_layers} layers"
+            )
         kept = describe_kept(trainer)
         if kept is not None:
             settings["Weights"] = kept

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification, PreTrainedConfig, Trai
 
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from .parameter_groups import freeze_layers
 from .progress import describe_time
 
 
@@ -38,6 +39,8 @@ def time_image(config: PreTrainedConfig, input_size: tuple[int, int], args: Trai
     else:
         model = AutoModelForImageClassification.from_config(config)
     model.to(args.device).train()
+    for module in freeze_layers(model, getattr(args, "freeze_layers", None)):
+        module.eval()
     number = args.train_batch_size if args.device.type != "cpu" else min(args.train_batch_size, _TIMED_IMAGES)
     pixel_values = torch.randn(number, config.num_channels, *input_size, device=args.device)
     labels = torch.arange(number, device=args.device) % int(config.num_labels or 1)

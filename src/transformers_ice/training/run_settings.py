@@ -36,7 +36,8 @@ _BATCH_FIELDS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # an optimizer and a scheduler that resume have their own values of the first ones: new values would have no effect
 _RUN_FIELDS = (
     *("learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "layer_decay"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *("freeze_layers", "layer_decay"),
     *("repeated_augmentation", "distillation_type", "distillation_alpha", "distillation_tau"),
     *("seed", "data_seed", "bf16", "fp16", "dataloader_drop_last"),
 )

@@ -27,19 +27,20 @@ from ..data.images.streamed_images import StreamedImages
 from ..hub.upload import hub_errors
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.objective_ice_deit import LOSS_PARTS
+from .arguments import check_training_arguments
 from .checkpoints import CompletionCallback
 from .classifier_losses import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from .image_loaders import EpochCallback, ResumedStreamCallback, load_stream, shield_workers, unwrap_loader
 from .panels import PanelCallback
-from .parameter_groups import decay_layer_rates, decaying_parameters
+from .parameter_groups import decay_layer_rates, decaying_parameters, freeze_layers
 from .progress import LossParts, SingleBarCallback, ThroughputMeter, no_bars
 from .pushing import push_checkpoint, upload_published
 from .stopping import FiniteLossCallback, StopCallback, check_weights, lost_process, writing_to
 from .weight_averaging import WeightAveragingCallback, bare_model
 
 
-__all__ = ["IceTrainer", "build_trainer", "check_training_arguments"]
+__all__ = ["IceTrainer", "build_trainer"]
 
 _LOGGED = (*LOSS_PARTS, "foreground_ratio", "distillation_loss")
 """Outputs that are logged besides the loss: their mean since the last log line."""
@@ -55,8 +56,8 @@ class IceTrainer(Trainer):
 
     - Log and evaluation: the parts of the ICE loss and the images per second are logged; evaluation keeps a summary
       instead of all outputs.
-    - Recipe: no weight decay for tokens and position embeddings; layer decay, repeated augmentation, weight averaging,
-      a collator for training, and distillation.
+    - Recipe: no weight decay for tokens and position embeddings; frozen layers, layer decay, repeated augmentation,
+      weight averaging, a collator for training, and distillation.
     - Images: of a stream each process reads its own rows, and a resumed run does not read skipped rows.
     - Checkpoints: they get a marker once the files of all processes and callbacks are on the disk, and only then are
       older ones removed, never the last; training ends where the loss or a weight is not finite, or a file cannot be
@@ -101,6 +102,7 @@ class IceTrainer(Trainer):
         check_training_arguments(args)
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model, args, *others, **kwargs)
+        self._frozen = freeze_layers(cast(nn.Module, self.model), getattr(args, "freeze_layers", None))
         self.train_collator, self.distillation, self.card_writer = train_collator, distillation, card_writer
         self._loss_parts = LossParts(_LOGGED)
         self._throughput = ThroughputMeter()
@@ -168,6 +170,8 @@ class IceTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the loss of the model; while training, also record its parts for the log."""
+        for module in self._frozen if model.training else ():
+            module.eval()  # `Trainer` has just put the whole model into training mode
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             if self.distillation is not None:
@@ -337,23 +341,6 @@ class IceTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.card_writer(self)
-
-
-def check_training_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments of `Trainer` that would not have their documented effect."""
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"`label_smoothing_factor` must be 0, got {args.label_smoothing_factor}: the Trainer would compute a loss "
-            "of its own from `logits`, and the ICE loss would be lost silently. Use `--label_smoothing`, or a "
-            "`train_collator` that makes `labels` of shape (batch_size, num_labels), which the models take."
-        )
-    if args.enable_jit_checkpoint:
-        raise ValueError(
-            "`enable_jit_checkpoint` must be False, got True: training here already saves a checkpoint and ends on "
-            "SIGTERM and on Ctrl-C, in all processes at the same step, and the checkpoint counts once its "
-            "files are on the disk. The signal handler of transformers would never be called. Remove the option; "
-            "docs/training/resume.md lists what is guaranteed."
-        )
 
 
 def build_trainer(

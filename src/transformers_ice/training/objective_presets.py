@@ -15,7 +15,7 @@ _BALANCED: dict[str, Any] = {
     "background_loss_weight": 0.02,
     "background_logit_scale": 0.5,
     "min_foreground_ratio": 0.1,
-    "max_foreground_ratio": 0.7,
+    "max_foreground_ratio": 0.35,
     "cls_loss_weight": 1.0,
     "classification_loss_weight": 1.0,
     "foreground_pooling": "soft",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -215,6 +216,18 @@ def test_other_families_and_images_below_a_patch_are_refused(folders, tmp_path, 
     model, _ = loaded(folders / "dinov2")
     with pytest.raises(ValueError, match=r"at least one patch, got \(4, 64\)"):
         next(MapExplainer(model, small, "rollout")([picture()]))
+
+
+def test_weights_of_another_configuration_are_refused_in_a_sentence(folders, tmp_path, capsys, photo):
+    folder = tmp_path / "changed"
+    shutil.copytree(folders / "vit", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    code, _, messages = run_explain(capsys, photo, "--model", folder, "--output_dir", tmp_path / "out")
+    assert code == 1
+    assert "are not those of its config.json" in messages
+    with pytest.raises(ValueError, match=r"are not those of its config\.json"):
+        load_checkpoint(str(folder))
 
 
 def test_evaluation_scores_every_method_of_a_model_with_registers(folders, tmp_path, capsys):

@@ -94,6 +94,18 @@ class KeepGradients(TrainerCallback):
         self.gradients = self.gradients or {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
+def test_first_images_per_second_count_the_forward_pass(tmp_path):
+    trainer, seconds = make_trainer(tmp_path, max_steps=2), [0.0]
+    trainer._throughput._clock = lambda: seconds[0]
+
+    def take_two_seconds(*_):
+        seconds[0] += 2
+
+    trainer.model.deit.patch_head.register_forward_hook(take_two_seconds)
+    trainer.train()
+    assert [line["images_per_second"] for line in trainer.state.log_history if "loss" in line] == [2, 2]
+
+
 # --- a whole run ---------------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 from .. import IceDeiTConfig, PatchExplanationPipeline
 from ..explainers import EXPLAINERS, MapExplainer
-from ..explainers.families import backbone_of
+from ..explainers.families import load_classifier
 from ..model_names import resolve_model_name
 
 
@@ -44,16 +44,13 @@ def load_explainer(model: str, method: str | None = None) -> Any:
             f"the method that fits, or train it: `transformers-ice train --model_name_or_path {name}`."
         )
     # not by `pipeline`, which answers every error with the tracebacks of its attempts
-    loaded, info = AutoModelForImageClassification.from_pretrained(
-        name, trust_remote_code=False, output_loading_info=True
-    )
+    loaded, missing = load_classifier(name)
     if is_ice and method in (None, "ice"):
         task: Any = "patch-explanation"  # transformers types its own tasks only
         return pipeline(
             task, model=loaded, image_processor=name, pipeline_class=PatchExplanationPipeline, trust_remote_code=False
         )
-    backbone_of(loaded)  # refuses other families
-    usable, method = _trained_part(name, loaded, info["missing_keys"], method)
+    usable, method = _trained_part(name, loaded, missing, method)
     return MapExplainer(usable.eval(), AutoImageProcessor.from_pretrained(name, trust_remote_code=False), method)
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from ..explainers import evaluation_mode
-from ..explainers.families import backbone_of
+from ..explainers.families import load_classifier
 from ..explainers.inspection import forward_options
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..model_names import resolve_model_name
@@ -58,16 +57,11 @@ def load_checkpoint(path: str, name: str | None = None, device: str | torch.devi
         ValueError: If there is no such folder, or it cannot be read, is of another family, or lacks weights.
     """
     path = resolve_model_name(path)
-    try:
-        loaded = AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)
-    except SafetensorError as error:
-        raise ValueError(f"The weights in {path!r} cannot be read: {error}. Is the download complete?") from error
-    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    backbone_of(model)  # refuses other families
-    if info["missing_keys"]:
+    model, missing = load_classifier(path)
+    if missing:
         raise ValueError(
-            f"{path!r} must hold all weights of a classifier, got none for {sorted(info['missing_keys'])[:3]}: they "
-            "would be random. Fine-tune it first."
+            f"{path!r} must hold all weights of a classifier, got none for {missing[:3]}: they would be random. "
+            "Fine-tune it first."
         )
     try:
         model = cast(Any, model).to(device).eval()

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForImageClassification,
     DeiTPreTrainedModel,
     Dinov2PreTrainedModel,
     Dinov2WithRegistersPreTrainedModel,
@@ -21,7 +23,7 @@ from transformers import (
 )
 
 
-__all__ = ["FAMILIES", "Backbone", "Family", "backbone_of"]
+__all__ = ["FAMILIES", "Backbone", "Family", "backbone_of", "load_classifier"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ FAMILIES = (
     # also DINO, MAE, AugReg and supervised weights, and hub DeiT without a distillation token
     Family("ViT", ViTPreTrainedModel),
     # also ICE-DeiT, which derives from it
-    Family("DeiT", DeiTPreTrainedModel, ("cls_token", "distillation_token")),
+    Family("DeiT", DeiTPreTrainedModel, ("cls_token", "distillation_token", "register_tokens")),
     Family("ViT-MSN", ViTMSNPreTrainedModel),
     Family("DINOv2", Dinov2PreTrainedModel, **_DINOV2),
     # registers have no position, and neither classifier nor patch grid includes them
@@ -132,3 +134,25 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
         f"`model` must be an ICE model or one of transformers' families {', '.join(titles[:-1])} or {titles[-1]}, got "
         f"{type(model).__name__}."
     )
+
+
+def load_classifier(name: str) -> tuple[PreTrainedModel, list[str]]:
+    """Load a classifier by the installed code, never by the folder's own; return also the weights that it lacks.
+
+    Raises:
+        OSError: If the Hub has no such model, or cannot be reached.
+        ValueError: If its weights cannot be read or do not fit its `config.json`, or it is of another family.
+    """
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {name!r} cannot be read: {error}. Is the download complete?") from error
+    except RuntimeError as error:  # transformers logs the table of the weights, and says no more
+        raise ValueError(
+            f"The weights in {name!r} are not those of its config.json: see the table above. Is the folder complete, "
+            "and its config.json unchanged?"
+        ) from error
+    backbone_of(model)  # refuses other families
+    return model, sorted(info["missing_keys"])

@@ -172,12 +172,13 @@ class IceTrainer(Trainer):
         """Return the loss of the model; while training, also record its parts for the log."""
         for module in self._frozen if model.training else ():
             module.eval()  # `Trainer` has just put the whole model into training mode
+        if model.training:
+            self._throughput.count(len(inputs["pixel_values"]))  # before the forward pass: the first starts the clock
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             if self.distillation is not None:
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])
             self._loss_parts.add(outputs)
-            self._throughput.count(len(inputs["pixel_values"]))
         return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -102,6 +102,7 @@ def test_saved_adapters_load_and_the_merged_model_gives_the_same_logits(tmp_path
     torch.testing.assert_close(outputs_of(again), trained, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"layer_decay": 0.5}], ids=str)
 def test_a_resumed_run_is_the_whole_one(tmp_path, fields):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None, **fields}
@@ -147,6 +148,7 @@ def test_what_peft_sends_along_is_taken(model_class, task):
     torch.testing.assert_close(adapted(pixel_values=PIXELS).patch_logits, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_merged_model_passes_the_checks_of_a_publication(tmp_path, capsys):
     from transformers_ice.cli import publish
 

@@ -230,6 +230,7 @@ def test_weights_of_another_configuration_are_refused_in_a_sentence(folders, tmp
         load_checkpoint(str(folder))
 
 
+@pytest.mark.slow
 def test_evaluation_scores_every_method_of_a_model_with_registers(folders, tmp_path, capsys):
     pytest.importorskip("captum")
     pytest.importorskip("torchcam")

@@ -115,6 +115,7 @@ def test_plain_classifiers_freeze_too(tmp_path, kind):
     assert same - {f"{kind}.embeddings.mask_token"} == frozen - {f"{kind}.embeddings.mask_token"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}, {"layer_decay": 0.5}, {"bf16": True}], ids=str)
 def test_a_resumed_run_is_the_whole_one(tmp_path, fields):
     options = {"max_steps": 4, "freeze_layers": 1, **fields, **STEPS}

@@ -261,6 +261,7 @@ def test_registers_that_a_file_lacks_are_not_made_up(tmp_path):
         AutoModelForImageClassification.from_pretrained(tmp_path, num_register_tokens=4)
 
 
+@pytest.mark.slow
 def test_a_folder_with_registers_can_be_published(tmp_path, capsys):
     """The dry run loads the folder in a process without the package and compares the outputs of both."""
     folder = write_complete_folder(tmp_path / "tiny", **PREFIXES[DISTILLED], interpolate_antialias=True)

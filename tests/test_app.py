@@ -746,6 +746,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_uploads_do_not_outlive_the_app(tmp_path, monkeypatch):
     """Neither a stop by a signal, nor a kill and the next start, leave any; a running app keeps its own."""
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}

@@ -99,6 +99,7 @@ def test_segmentation_equals_a_slow_loop(ice, store, odd_sizes):
     assert scores["ice", "rollout", "pixel_accuracy"] == pytest.approx(right / total)
 
 
+@pytest.mark.slow
 def test_processes_and_chunks_give_the_same_numbers(ice, vit, tmp_path):
     names, methods = list(BENCHMARKS), ["ice", "ice_hard", "rollout", "grad_cam", CEILING, ATTENTION_HEADS]
     dataset = Pictures(6, odd_sizes=True)

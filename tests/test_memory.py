@@ -73,6 +73,7 @@ def peak_of(call) -> int:
     return 1024 * int(answer)
 
 
+@pytest.mark.slow
 def test_memory_of_the_command_is_that_of_one_image(explain, photographs):
     paths = photographs(MEDIUM, 2)
     assert peak_of(lambda: explain(paths)) / (MEDIUM[0] * MEDIUM[1]) <= MOST

@@ -128,6 +128,7 @@ def test_summary_is_over_seeds_and_beside_the_reference():
     assert "| a | 1.0000 ± 0.0000 |" in objective_table(lines)
 
 
+@pytest.mark.slow
 def test_study_trains_measures_and_goes_on(tmp_path, monkeypatch, capsys):
     words = f"--output_dir {tmp_path} --seeds 0 --max_steps 1 --num_train 64 --num_eval 20".split()
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

@@ -83,6 +83,7 @@ def test_lines_compare_seed_by_seed_and_count_macs_from_what_stayed():
     assert pruning_table([first, second]).splitlines()[3].startswith("| some | 0.7500 ± 0.3536 | -12.50 ± 17.68 |")
 
 
+@pytest.mark.slow
 def test_study_trains_measures_replays_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     runs = {name: run_pruning_study.RUNS[name] for name in ("deit", "patch-unmasked", "evit-0.7")}

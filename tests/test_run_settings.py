@@ -199,6 +199,7 @@ with locked_folder(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_until_the_first_one_ends(warm_python, tmp_path):
     folder = tmp_path / "run"
     command = [warm_python.python, "-c", HOLD, str(folder)]

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import run_objective_study
+import run_pruning_study
 import torch
 from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows, control_rows
@@ -38,6 +39,16 @@ def test_objective_sets_allowed_values_of_fields_that_are_options(name):
 def test_variant_of_the_study_is_made_of_options(name):
     words = ["--model_type", "ice_deit", "--output_dir", "x", "--dataset_name", "scenes"]
     build_config(parse_arguments([*words, *run_objective_study.VARIANTS[name].split()])[0])
+
+
+@pytest.mark.parametrize(
+    "options", [v for k, v in run_objective_study.VARIANTS.items() if "published" in k] + [run_pruning_study.CLS_ONLY]
+)
+def test_published_variants_of_the_studies_have_no_bound_of_the_recipe(options):
+    words = [str(run_pruning_study.RECIPE), "--use_cpu", *options.split()]
+    assert (
+        build_config(parse_arguments(words)[0]).max_foreground_ratio == OBJECTIVES["published"]["max_foreground_ratio"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ from ..training import (
     resume_command,
     run_training,
 )
+from ..training.cached_features import check_cached_features
 from ..training.models import build_image_processor, check_windows
 from ..training.panels import PanelCallback
 from ..training.parameter_groups import check_frozen_layers
@@ -71,6 +72,7 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
         config.image_size, config.num_labels = list(size), len(report.class_names)
         check_windows(config, size)
         check_frozen_layers(training_args.freeze_layers, config)
+        check_cached_features(training_args, config, data_args)
     except (OSError, ValueError) as error:
         print(redact_text(f"The model cannot be had: {error}", secrets), file=sys.stderr)
         return 1

@@ -184,6 +184,16 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Keep the embeddings and this many layers as they are; all layers: only the heads train."},
     )
+    cache_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Run frozen layers once for each distinct image and keep the outputs; with --augmentation none or "
+            "flip."
+        },
+    )
+    cache_features_gb: float = field(
+        default=4.0, metadata={"help": "Host memory that each process keeps outputs of frozen layers in, in GiB."}
+    )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from a layer to the one below (BEiT: 0.65)."}
     )
@@ -205,6 +215,13 @@ class RecipeArguments:
             check_number("ema_decay", self.ema_decay, "in (0, 1)", 0 < self.ema_decay < 1)
         if self.freeze_layers is not None:
             check_number("freeze_layers", self.freeze_layers, "at least 0", self.freeze_layers >= 0)
+        if self.cache_features and not self.freeze_layers:
+            raise ValueError(
+                "`--cache_features true` keeps the outputs of frozen layers, got `--freeze_layers "
+                f"{self.freeze_layers}`. Freeze at least 1 layer, or remove `--cache_features`."
+            )
+        is_size = 0 < self.cache_features_gb < float("inf")
+        check_number("cache_features_gb", self.cache_features_gb, "above 0 and finite", is_size)
         check_number("layer_decay", self.layer_decay, "in (0, 1]", 0 < self.layer_decay <= 1)
         check_number(
             "repeated_augmentation", self.repeated_augmentation, "at least 1", self.repeated_augmentation >= 1

@@ -169,6 +169,8 @@ class StepCountCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Estimate the time once: the first step, which warms up, does not count."""
+        if getattr(args, "cache_features", False):
+            return  # later epochs are faster than the first steps
         first, since = self._begin
         if state.global_step == first:
             self._begin = (first, self._clock())

@@ -18,6 +18,7 @@ from ..data.images.pixels import input_size
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from .arguments import DataArguments, IceTrainingArguments, ModelArguments, check_training_arguments
+from .cached_features import check_cached_features
 from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows
@@ -148,6 +149,7 @@ def prepare_training(
         )
     config = build_config(model_args, data_args.image_size)
     check_frozen_layers(training_args.freeze_layers, config)
+    check_cached_features(training_args, config, data_args)
     image_processor = build_image_processor(model_args, config, data_args.image_size)
     size = input_size(image_processor)
     if as_pair(config.image_size) != size:  # model, processor, card and export agree on the size that is trained

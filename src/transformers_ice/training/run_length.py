@@ -62,8 +62,11 @@ def describe_length(
     """Return how many steps a run has and about how long they take."""
     per_epoch, steps = count_steps(num_images, args)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps
-    seconds = steps * batch_size * time_image(config, input_size, args)
+    is_cached = getattr(args, "cache_features", False)
+    timed_steps = min(steps, per_epoch) if is_cached else steps
+    seconds = timed_steps * batch_size * time_image(config, input_size, args)
     return (
         f"{steps} steps of {batch_size * args.world_size} images, {per_epoch} steps an epoch; about "
-        f"{describe_time(seconds)} on this machine, without reading images, evaluations and a teacher."
+        f"{describe_time(seconds)} on this machine, without reading images, evaluations and a teacher"
+        f"{', for the first epoch: later ones take frozen layers from the cache.' if is_cached else '.'}"
     )

@@ -28,6 +28,7 @@ from ..hub.upload import hub_errors
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.objective_ice_deit import LOSS_PARTS
 from .arguments import check_training_arguments
+from .cached_features import build_feature_cache
 from .checkpoints import CompletionCallback
 from .classifier_losses import Distillation
 from .evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
@@ -56,8 +57,8 @@ class IceTrainer(Trainer):
 
     - Log and evaluation: the parts of the ICE loss and the images per second are logged; evaluation keeps a summary
       instead of all outputs.
-    - Recipe: no weight decay for tokens and position embeddings; frozen layers, layer decay, repeated augmentation,
-      weight averaging, a collator for training, and distillation.
+    - Recipe: no weight decay for tokens and position embeddings; frozen layers and a cache of their outputs, layer
+      decay, repeated augmentation, weight averaging, a collator for training, and distillation.
     - Images: of a stream each process reads its own rows, and a resumed run does not read skipped rows.
     - Checkpoints: they get a marker once the files of all processes and callbacks are on the disk, and only then are
       older ones removed, never the last; training ends where the loss or a weight is not finite, or a file cannot be
@@ -107,6 +108,7 @@ class IceTrainer(Trainer):
         self._loss_parts = LossParts(_LOGGED)
         self._throughput = ThroughputMeter()
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process has all weights
+        self._features = build_feature_cache(self.model, args, is_sharded)
         self._averaging = WeightAveragingCallback(getattr(args, "ema_decay", None), is_sharded)
         self._completion = CompletionCallback(self.save_total_limit)
         # first, so that the other callbacks find weights and average of the same step
@@ -147,6 +149,7 @@ class IceTrainer(Trainer):
             # also where there is none, which `Trainer` refuses
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         self._averaging.average, self._averaging.checkpoint = None, cast(Any, resume_from_checkpoint or None)
+        self._features.clear()  # a checkpoint may hold other weights
         with writing_to(self.args.output_dir):
             try:
                 return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -174,7 +177,8 @@ class IceTrainer(Trainer):
             module.eval()  # `Trainer` has just put the whole model into training mode
         if model.training:
             self._throughput.count(len(inputs["pixel_values"]))  # before the forward pass: the first starts the clock
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        with self._features.reused():
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             if self.distillation is not None:
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])

@@ -276,9 +276,10 @@ def test_layers_are_as_they_were_after_an_error():
     layers, calls = make_layers(), []
     own = _noted(lambda: None, calls)
     layers[1].forward = own
-    with pytest.raises(RuntimeError), FeatureCache(layers, 1.0).reused():
-        assert "forward" in vars(layers[0])
-        raise RuntimeError
+    reused = FeatureCache(layers, 1.0).reused()
+    reused.__enter__()
+    assert all("forward" in vars(layer) for layer in layers)
+    assert not reused.__exit__(RuntimeError, RuntimeError(), None)
     assert "forward" not in vars(layers[0]) | vars(layers[2])
     assert layers[1].forward is own
 
@@ -299,7 +300,7 @@ def test_limit_has_to_be_a_size(tmp_path, limit):
 
 
 def test_models_and_runs_whose_frozen_layers_cannot_be_skipped_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"got pruning at the layers \[1\].*`freeze_layers` to at most 1"):
+    with pytest.raises(ValueError, match=r"got pruning at the layers \[1\].*`pruning_layers` to at least 2"):
         make_run(tmp_path, make_model(**PATCH_HEADS))
     model = make_model()
     model.config.output_hidden_states = True
@@ -335,7 +336,8 @@ def test_an_augmentation_that_repeats_nothing_is_refused_before_images_are_read(
 
 
 def test_check_of_the_data_refuses_it_too(tmp_path, hub_folder, capsys):
-    source = ["--model_name_or_path", str(hub_folder("vit", "old")), "--freeze_layers", "2", "--cache_features", "true"]
+    source = ["--model_name_or_path", str(hub_folder("vit", "old")), "--freeze_layers", "2"]
+    source += ["--cache_features", "true"]
     assert print_check(*parse_arguments(words_of(tmp_path, *source))) == 1
     assert "The model cannot be had: `--cache_features true` needs training images" in capsys.readouterr().err
     assert print_check(*parse_arguments(words_of(tmp_path, *source, "--augmentation", "none"))) == 0

@@ -71,8 +71,8 @@ def check_cached_features(
     if inside:
         raise ValueError(
             f"`cache_features` keeps the outputs of all patches after {num_frozen} frozen layers, got pruning at "
-            f"the layers {inside} among them. Set `freeze_layers` to at most {inside[0]}, `pruning_layers` to at least "
-            f"{num_frozen}, or remove `cache_features`."
+            f"the layers {inside} among them. Set `pruning_layers` to at least {num_frozen}, `freeze_layers` to at "
+            f"most {inside[0]}, or remove `cache_features`."
         )
     for name in ("output_hidden_states", "output_attentions"):
         if getattr(config, name, False):
@@ -100,7 +100,7 @@ class FeatureCache:
     Args:
         layers: The first layers of an encoder, which run one after the other and must neither train nor draw random
             numbers: frozen and in evaluation mode. None: no cache.
-        limit_gb: GiB of memory of the host for the outputs. When they are used up, outputs are kept, but no more added.
+        limit_gb: GiB of host memory for the outputs. Once it is full, no more are added.
 
     Attributes:
         num_bytes: Size of the outputs that are kept.

@@ -166,7 +166,6 @@ REFUSED = {
     "local_image_share": (*NO_RATIOS, 0.0),
     "drop_path_rate": (*NO_RATIOS, 1.0),
     "num_local_windows": (-1, 0.5, True, None, 3, 15),
-    "local_smoothing_steps": NO_SIZES,
     "patch_head_hidden_size": (0, -1, 0.5, True, 10**9),
     "background_margin": (NAN, True, None, "0"),
     "interpolate_antialias": (1, None, "yes"),

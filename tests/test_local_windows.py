@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local windows: split and joined, blind to what lies outside, their loss, and the smoothing of its targets."""
+"""Local windows: split and joined, blind to what lies outside, their loss, and the grouping of its targets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from transformers_ice.ice_deit.adversarial_normalization import pool_patches
 from transformers_ice.ice_deit.configuration_ice_deit import as_pair
 from transformers_ice.ice_deit.local_windows import (
     every_nth,
+    grouping_weights,
     join_windows,
     local_distillation_loss,
-    neighbor_weights,
     patch_appearance,
-    smoothing_weights,
     split_windows,
 )
 from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, ice_losses
@@ -113,10 +112,12 @@ def expected_local_loss(model, outputs, images, labels, step):
     rows, columns = model.deit.embeddings.grid_size_of(images)
     local = model.deit.encode_windows(images[::step])
     ice_loss = ice_loss_of(config, local, labels[::step])
+    # features of the full image, in the same mode
+    features = model.deit(images).last_hidden_state[::step, config.num_prefix_tokens :]
     appearance = patch_appearance(images[::step], as_pair(config.patch_size))
-    weights = (config.local_appearance_weight, config.local_smoothing_steps)
-    smoothing = smoothing_weights(appearance, (rows, columns), *weights)
-    distillation = local_distillation_loss(outputs.patch_logits[::step], local, smoothing)
+    weights = (config.local_feature_weight, config.local_appearance_weight, config.local_distance_weight)
+    grouping = grouping_weights(features, appearance, (rows, columns), *weights)
+    distillation = local_distillation_loss(outputs.patch_logits[::step], local, grouping)
     return ice_loss + config.local_distillation_weight * distillation
 
 
@@ -127,7 +128,7 @@ def expected_local_loss(model, outputs, images, labels, step):
         {"use_distillation_token": True},
         {"num_register_tokens": 4},
         {"local_image_share": 1.0},
-        {"local_appearance_weight": 0.0, "local_smoothing_steps": 1, "local_distillation_weight": 1.0},
+        {"local_feature_weight": 0.0, "local_appearance_weight": 0.0, "local_distillation_weight": 1.0},
         {"local_distillation_weight": 0.0},
         {"image_size": [32, 48], "patch_size": [8, 6]},
     ],
@@ -155,18 +156,19 @@ def test_models_of_half_precision_take_images_of_full_precision(dtype):
 
 
 def test_targets_sum_to_1_under_autocast():
-    appearance, teachers = torch.randn(2, 16, 6), torch.randn(2, 16, 4)
-    smoothing = smoothing_weights(appearance, (4, 4), 2.0, 4)
+    features, appearance, teachers = torch.randn(2, 16, 8), torch.randn(2, 16, 6), torch.randn(2, 16, 4)
+    grouping = grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05)
     learners = torch.zeros(2, 16, 4)  # whose cross-entropy is log(4) times the sum of the targets
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(smoothing_weights(appearance, (4, 4), 2.0, 4), smoothing)
-        loss = local_distillation_loss(learners, teachers, smoothing)
+        assert torch.equal(grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05), grouping)
+        loss = local_distillation_loss(learners, teachers, grouping)
     torch.testing.assert_close(loss, torch.tensor(4.0).log(), rtol=1e-6, atol=1e-6)
 
 
-def test_no_gradient_flows_through_the_smoothing():
-    pixels = torch.randn(1, 3, 32, 32, requires_grad=True)
-    assert not smoothing_weights(patch_appearance(pixels, (8, 8)), (4, 4), 2.0, 4).requires_grad
+def test_no_gradient_flows_through_the_grouping():
+    pixels, features = (torch.randn(shape, requires_grad=True) for shape in ((1, 3, 32, 32), (1, 16, 8)))
+    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
+    assert not weights.requires_grad
 
 
 def test_windows_are_for_training_only():
@@ -190,26 +192,6 @@ def test_with_pruning_heads(prune_in_training):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_neighbors_count_as_in_a_loop():
-    values = torch.rand(12, 5)
-    grid = values.view(3, 4, 5)
-    expected = torch.zeros_like(grid)
-    for row in range(3):
-        for column in range(4):
-            for down, weight in ((-1, 1), (0, 2), (1, 1)):
-                for right, other in ((-1, 1), (0, 2), (1, 1)):
-                    near = grid[min(max(row + down, 0), 2), min(max(column + right, 0), 3)]
-                    expected[row, column] += weight * other / 16 * near
-    torch.testing.assert_close(neighbor_weights((3, 4)) @ values, expected.flatten(0, 1))
-
-
-@pytest.mark.parametrize("grid_size", [(1, 1), (1, 3), (2, 2)])
-def test_small_grids(grid_size):
-    weights = neighbor_weights(grid_size)
-    assert weights.shape == (math.prod(grid_size),) * 2
-    torch.testing.assert_close(weights.sum(-1), torch.ones(math.prod(grid_size)))
-
-
 def test_appearance_is_mean_and_deviation_of_the_pixels_of_a_patch():
     pixels = torch.randn(2, 3, 17, 24)  # the last row of pixels belongs to no patch
     appearance = patch_appearance(pixels, (8, 6))
@@ -220,33 +202,63 @@ def test_appearance_is_mean_and_deviation_of_the_pixels_of_a_patch():
         torch.testing.assert_close(appearance[1, index], torch.cat((patch.mean(1), patch.std(1, correction=0))))
 
 
-def test_a_weight_of_0_sees_only_distances():
-    appearance = torch.randn(2, 12, 6)
-    once = neighbor_weights((3, 4))
-    torch.testing.assert_close(smoothing_weights(appearance, (3, 4), 0.0, 1), once.expand(2, -1, -1))
-    torch.testing.assert_close(smoothing_weights(appearance, (3, 4), 0.0, 3)[1], once @ once @ once)
-
-
-def test_one_step_is_that_of_a_loop():
-    appearance = torch.randn(1, 4, 2)
-    weights = smoothing_weights(appearance, (2, 2), 1.5, 1)[0]
-    near = neighbor_weights((2, 2))
-    for i in range(4):
-        counts = [near[i, j] * math.exp(-1.5 * (appearance[0, i] - appearance[0, j]).square().sum()) for j in range(4)]
+def test_grouping_is_that_of_a_loop():
+    rows, columns = 2, 4
+    features, appearance = torch.randn(1, 8, 5), torch.randn(1, 8, 6)
+    weights = grouping_weights(features, appearance, (rows, columns), 3.0, 2.0, 0.05)[0]
+    centred = features[0] - features[0].mean(0)
+    pairs = [(i, j) for i in range(8) for j in range(8)]
+    looks = {(i, j): (appearance[0, i] - appearance[0, j]).square().sum() for i, j in pairs}
+    mean = sum(looks.values()) / len(looks)
+    for i in range(8):
+        counts = []
+        for j in range(8):
+            cosine = torch.cosine_similarity(centred[i], centred[j], dim=0)
+            down, right = (i // columns - j // columns) * 8 / rows, (i % columns - j % columns) * 8 / columns
+            counts.append(torch.exp(3 * cosine - 2 * looks[i, j] / mean - 0.05 * (down**2 + right**2)))
         torch.testing.assert_close(weights[i], torch.stack(counts) / sum(counts))
 
 
-@pytest.mark.parametrize("weight", [0.0, 4.0])
-def test_means_stay_on_their_side_of_an_edge(weight):
-    # left half black, right half white
-    pixels = torch.full((1, 3, 32, 32), -1.0)
-    pixels[..., 16:] = 1.0
-    weights = smoothing_weights(patch_appearance(pixels, (8, 8)), (4, 4), weight, 4)
-    is_left = torch.tensor([True, True, False, False]).repeat(4)
-    across = weights[0][is_left][:, ~is_left].sum(-1)
-    assert (across.max() < 1e-9) == (weight > 0)
-    # on its side it goes as far as there are steps
-    assert weights[0, 0, 12] > 0
-    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 16))
-    if weight == 0:
-        assert across.min() > 0.1
+def test_grouping_of_weights_0_is_the_mean_of_the_image():
+    weights = grouping_weights(torch.randn(2, 12, 8), torch.randn(2, 12, 6), (3, 4), 0.0, 0.0, 0.0)
+    torch.testing.assert_close(weights, torch.full((2, 12, 12), 1 / 12))
+
+
+def test_grouping_depends_on_no_unit():
+    features, pixels = torch.randn(2, 16, 8), torch.randn(2, 3, 32, 32)
+    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
+    # other scales of features, other normalisations of pixels, the same channel three times
+    for pixels_, features_ in ((2 * pixels + 1, features), (pixels, 5 * features + torch.randn(8))):
+        other = grouping_weights(features_, patch_appearance(pixels_, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
+        torch.testing.assert_close(other, weights)
+    grey = patch_appearance(pixels[:, :1], (8, 8)), patch_appearance(pixels[:, :1].expand(-1, 3, -1, -1), (8, 8))
+    one, three = (grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05) for appearance in grey)
+    torch.testing.assert_close(one, three)
+
+
+def test_images_of_one_colour_and_of_one_feature_have_a_grouping():
+    weights = grouping_weights(torch.ones(1, 16, 8), torch.zeros(1, 16, 6), (4, 4), 3.0, 2.0, 0.0)
+    torch.testing.assert_close(weights, torch.full((1, 16, 16), 1 / 16))
+
+
+@pytest.mark.parametrize("grid_size", [(1, 1), (1, 3), (2, 2)])
+def test_small_grids(grid_size):
+    num_patches = math.prod(grid_size)
+    features, appearance = torch.randn(2, num_patches, 8), torch.randn(2, num_patches, 6)
+    weights = grouping_weights(features, appearance, grid_size, 3.0, 2.0, 0.05)
+    assert weights.shape == (2, num_patches, num_patches)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, num_patches))
+
+
+@pytest.mark.parametrize("by", ["features", "appearance"])
+def test_patches_that_look_alike_share_their_predictions_wherever_they_are(by):
+    # columns 0 and 3 are alike, 1 and 2 are; far apart on the grid
+    is_outer = torch.tensor([True, False, False, True]).repeat(4)
+    looks = torch.where(is_outer[:, None], 1.0, -1.0).expand(16, 6)[None]
+    same = torch.zeros_like(looks)
+    values = (looks, same) if by == "features" else (same, looks)
+    weights = grouping_weights(*values, (4, 4), 3.0, 2.0, 0.0)[0]
+    across = weights[is_outer][:, ~is_outer].sum(-1)
+    # cosine 1 against -1; d^2 is 0 against twice its mean
+    expected = 1 / (1 + math.exp(6 if by == "features" else 4))
+    torch.testing.assert_close(across, torch.full((8,), expected))

@@ -57,7 +57,6 @@ FIELDS = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "patch_head_hidden_size"), sizes(40)),
     **dict.fromkeys(("num_attention_heads", "num_hidden_layers", "num_channels", "num_local_windows"), sizes(4)),
     "num_register_tokens": sizes(4),
-    "local_smoothing_steps": sizes(4),
     "image_size": pairs_of(sizes(24)),
     "patch_size": pairs_of(sizes(24)),
     "num_labels": sizes(8, 10**9),

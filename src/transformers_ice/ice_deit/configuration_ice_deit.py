@@ -149,16 +149,22 @@ class IceDeiTConfig(DeiTConfig):
 
     local_image_share: float | int = ice_field(0.5, "Ratio of images that are also run in windows.", within="(0, 1]")
 
-    local_appearance_weight: float | int = ice_field(
-        0.0, "How much less neighbours of other looks count in that average; 0: no less.", within=_WEIGHT
+    local_feature_weight: float | int = ice_field(
+        0.0, "How much more patches of like features count in the average of windows; 0: no more.", within=_WEIGHT
     )
-    """Predictions in windows are averaged with those of their neighbours before they are learnt. A neighbour counts by
-    4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), d the distance in mean and deviation of the normalised
-    pixels of both, over all channels."""
+    """Predictions in windows are averaged over the patches of the image before they are learnt, each patch with weight
+    exp(local_feature_weight * cosine - local_appearance_weight * d^2 - local_distance_weight * r^2). The cosine is of the
+    last hidden states, less their mean over the image."""
 
-    local_smoothing_steps: int = ice_field(
-        1, "How often predictions in windows are averaged with the neighbours.", within="[1, 1000]"
+    local_appearance_weight: float | int = ice_field(
+        0.0, "How much less patches of other looks count in that average; 0: no less.", within=_WEIGHT
     )
+    """d^2 is the squared distance in mean and deviation of the pixels of both patches, 1 on average over an image."""
+
+    local_distance_weight: float | int = ice_field(
+        0.0, "How much less patches far away count in that average; 0: no less.", within=_WEIGHT
+    )
+    """r is the distance on the grid in eighths of its sides."""
 
     classification_loss_type: str = ice_field(
         "cross_entropy",

@@ -24,8 +24,9 @@ _BALANCED: dict[str, Any] = {
     "local_loss_weight": 1.0,
     "local_distillation_weight": 3.0,
     "local_image_share": 0.5,
+    "local_feature_weight": 3.0,
     "local_appearance_weight": 2.0,
-    "local_smoothing_steps": 4,
+    "local_distance_weight": 0.05,
 }
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

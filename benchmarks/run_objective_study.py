@@ -59,7 +59,7 @@ VARIANTS = {
     "balanced, without candidate labels": "--objective balanced --candidate_label_loss_weight 0",
     "balanced, hard pooling": "--objective balanced --foreground_pooling hard",
     "balanced, without [CLS] loss": "--objective balanced --cls_loss_weight 0",
-    "balanced, by distance once": "--objective balanced --local_appearance_weight 0 --local_smoothing_steps 1",
+    "balanced, by looks alone": "--objective balanced --local_feature_weight 0",
     "balanced, distillation x 1": "--objective balanced --local_distillation_weight 1",
     "balanced, MLP head": "--objective balanced --patch_head_hidden_size 256",
     "balanced, layer decay 0.7": "--objective balanced --layer_decay 0.7",

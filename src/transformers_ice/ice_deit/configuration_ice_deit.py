@@ -153,18 +153,9 @@ class IceDeiTConfig(DeiTConfig):
         0.0, "How much more patches of like features count in the average of windows; 0: no more.", within=_WEIGHT
     )
     """Predictions in windows are averaged over the patches of the image before they are learnt, each patch with weight
-    exp(local_feature_weight * cosine - local_appearance_weight * d^2 - local_distance_weight * r^2). The cosine is of the
-    last hidden states, less their mean over the image."""
-
-    local_appearance_weight: float | int = ice_field(
-        0.0, "How much less patches of other looks count in that average; 0: no less.", within=_WEIGHT
-    )
-    """d^2 is the squared distance in mean and deviation of the pixels of both patches, 1 on average over an image."""
-
-    local_distance_weight: float | int = ice_field(
-        0.0, "How much less patches far away count in that average; 0: no less.", within=_WEIGHT
-    )
-    """r is the distance on the grid in eighths of its sides."""
+    exp(local_feature_weight * cosine - w * d^2): the cosine of the last hidden states, less their mean over the image;
+    d^2 the squared distance in mean and deviation of the pixels, 1 on average. w is chosen for each image, as the
+    one by which windows predict each other best."""
 
     classification_loss_type: str = ice_field(
         "cross_entropy",

@@ -25,8 +25,6 @@ _BALANCED: dict[str, Any] = {
     "local_distillation_weight": 3.0,
     "local_image_share": 0.5,
     "local_feature_weight": 3.0,
-    "local_appearance_weight": 2.0,
-    "local_distance_weight": 0.05,
 }
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

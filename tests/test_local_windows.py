@@ -12,8 +12,10 @@ from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.ice_deit.adversarial_normalization import pool_patches
 from transformers_ice.ice_deit.configuration_ice_deit import as_pair
 from transformers_ice.ice_deit.local_windows import (
+    APPEARANCE_WEIGHTS,
+    choose_grouping,
     every_nth,
-    grouping_weights,
+    grouping_scores,
     join_windows,
     local_distillation_loss,
     patch_appearance,
@@ -115,8 +117,8 @@ def expected_local_loss(model, outputs, images, labels, step):
     # features of the full image, in the same mode
     features = model.deit(images).last_hidden_state[::step, config.num_prefix_tokens :]
     appearance = patch_appearance(images[::step], as_pair(config.patch_size))
-    weights = (config.local_feature_weight, config.local_appearance_weight, config.local_distance_weight)
-    grouping = grouping_weights(features, appearance, (rows, columns), *weights)
+    scores = grouping_scores(features, appearance, config.local_feature_weight)
+    grouping, _ = choose_grouping(scores, local, (rows, columns), config.num_local_windows)
     distillation = local_distillation_loss(outputs.patch_logits[::step], local, grouping)
     return ice_loss + config.local_distillation_weight * distillation
 
@@ -128,7 +130,7 @@ def expected_local_loss(model, outputs, images, labels, step):
         {"use_distillation_token": True},
         {"num_register_tokens": 4},
         {"local_image_share": 1.0},
-        {"local_feature_weight": 0.0, "local_appearance_weight": 0.0, "local_distillation_weight": 1.0},
+        {"local_feature_weight": 0.0, "local_distillation_weight": 1.0},
         {"local_distillation_weight": 0.0},
         {"image_size": [32, 48], "patch_size": [8, 6]},
     ],
@@ -157,18 +159,24 @@ def test_models_of_half_precision_take_images_of_full_precision(dtype):
 
 def test_targets_sum_to_1_under_autocast():
     features, appearance, teachers = torch.randn(2, 16, 8), torch.randn(2, 16, 6), torch.randn(2, 16, 4)
-    grouping = grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05)
+    scores = grouping_scores(features, appearance, 3.0)
+    grouping, index = choose_grouping(scores, teachers, (4, 4), 2)
     learners = torch.zeros(2, 16, 4)  # whose cross-entropy is log(4) times the sum of the targets
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05), grouping)
+        assert torch.equal(grouping_scores(features, appearance, 3.0), scores)
+        again, index_again = choose_grouping(scores, teachers, (4, 4), 2)
         loss = local_distillation_loss(learners, teachers, grouping)
+    assert torch.equal(again, grouping)
+    assert torch.equal(index_again, index)
     torch.testing.assert_close(loss, torch.tensor(4.0).log(), rtol=1e-6, atol=1e-6)
 
 
 def test_no_gradient_flows_through_the_grouping():
     pixels, features = (torch.randn(shape, requires_grad=True) for shape in ((1, 3, 32, 32), (1, 16, 8)))
-    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
-    assert not weights.requires_grad
+    scores = grouping_scores(features, patch_appearance(pixels, (8, 8)), 3.0)
+    grouping, _ = choose_grouping(scores, torch.randn(1, 16, 4, requires_grad=True), (4, 4), 2)
+    assert not scores.requires_grad
+    assert not grouping.requires_grad
 
 
 def test_windows_are_for_training_only():
@@ -202,63 +210,111 @@ def test_appearance_is_mean_and_deviation_of_the_pixels_of_a_patch():
         torch.testing.assert_close(appearance[1, index], torch.cat((patch.mean(1), patch.std(1, correction=0))))
 
 
-def test_grouping_is_that_of_a_loop():
-    rows, columns = 2, 4
-    features, appearance = torch.randn(1, 8, 5), torch.randn(1, 8, 6)
-    weights = grouping_weights(features, appearance, (rows, columns), 3.0, 2.0, 0.05)[0]
-    centred = features[0] - features[0].mean(0)
+def test_scores_are_those_of_a_loop():
+    features, appearance = torch.randn(2, 8, 5), torch.randn(2, 8, 6)
+    scores = grouping_scores(features, appearance, 3.0)
+    assert scores.shape == (len(APPEARANCE_WEIGHTS), 2, 8, 8)
     pairs = [(i, j) for i in range(8) for j in range(8)]
-    looks = {(i, j): (appearance[0, i] - appearance[0, j]).square().sum() for i, j in pairs}
-    mean = sum(looks.values()) / len(looks)
-    for i in range(8):
-        counts = []
-        for j in range(8):
-            cosine = torch.cosine_similarity(centred[i], centred[j], dim=0)
-            down, right = (i // columns - j // columns) * 8 / rows, (i % columns - j % columns) * 8 / columns
-            counts.append(torch.exp(3 * cosine - 2 * looks[i, j] / mean - 0.05 * (down**2 + right**2)))
-        torch.testing.assert_close(weights[i], torch.stack(counts) / sum(counts))
+    for image in range(2):
+        centred = features[image] - features[image].mean(0)
+        looks = {(i, j): (appearance[image, i] - appearance[image, j]).square().sum() for i, j in pairs}
+        mean = sum(looks.values()) / len(looks)
+        for number, weight in enumerate(APPEARANCE_WEIGHTS):
+            for i, j in pairs:
+                cosine = torch.cosine_similarity(centred[i], centred[j], dim=0)
+                torch.testing.assert_close(scores[number, image, i, j], 3 * cosine - weight * looks[i, j] / mean)
 
 
-def test_grouping_of_weights_0_is_the_mean_of_the_image():
-    weights = grouping_weights(torch.randn(2, 12, 8), torch.randn(2, 12, 6), (3, 4), 0.0, 0.0, 0.0)
-    torch.testing.assert_close(weights, torch.full((2, 12, 12), 1 / 12))
+@pytest.mark.parametrize(("grid_size", "num_windows"), [((4, 4), 2), ((4, 6), 2), ((3, 6), 3)])
+def test_the_grouping_is_chosen_that_predicts_windows_from_the_others(grid_size, num_windows):
+    rows, columns = grid_size
+    count = rows * columns
+    scores, logits = 3 * torch.randn(len(APPEARANCE_WEIGHTS), 5, count, count), 2 * torch.randn(5, count, 4)
+    grouping, index = choose_grouping(scores, logits, grid_size, num_windows)
+    window = [
+        (place // columns * num_windows // rows, place % columns * num_windows // columns) for place in range(count)
+    ]
+    for image in range(5):
+        predictions = logits[image].softmax(-1)
+        losses = []
+        for candidate in scores[:, image].exp():
+            loss = 0.0
+            for i in range(count):
+                others = [j for j in range(count) if window[j] != window[i]]
+                mean = sum(candidate[i, j] * predictions[j] for j in others) / sum(candidate[i, j] for j in others)
+                loss -= (predictions[i] * mean.log()).sum().item()
+            losses.append(loss)
+        assert index[image] == losses.index(min(losses))
+        torch.testing.assert_close(grouping[image], scores[index[image], image].softmax(-1))
+    assert len(index.unique()) > 1  # image by image, not one for all
+
+
+@pytest.mark.parametrize("is_told_by", ["features", "looks"])
+def test_looks_count_where_they_tell_the_object_and_not_where_they_do_not(is_told_by):
+    # the object is the two middle columns; the windows predict it
+    is_object = torch.tensor([False, True, True, False]).repeat(4)
+    logits = torch.stack((6.0 * is_object, 6.0 * ~is_object), dim=-1)[None]
+    informative = torch.where(is_object[:, None], 1.0, -1.0).expand(16, 6)[None]
+    # each patch of the object is like one of the ground, in another window
+    misleading = torch.empty(1, 16, 6)
+    misleading[:, is_object] = torch.randn(8, 6)
+    misleading[:, ~is_object] = misleading[:, is_object].roll(4, dims=1)
+    features, appearance = (informative, misleading) if is_told_by == "features" else (misleading, informative)
+    _, index = choose_grouping(grouping_scores(features, appearance, 3.0), logits, (4, 4), 2)
+    assert APPEARANCE_WEIGHTS[index] == (0.0 if is_told_by == "features" else max(APPEARANCE_WEIGHTS))
+
+
+def test_choice_of_an_image_does_not_depend_on_its_batch():
+    features, appearance, logits = torch.randn(6, 16, 8), torch.randn(6, 16, 6), 3 * torch.randn(6, 16, 4)
+    whole, _ = choose_grouping(grouping_scores(features, appearance, 3.0), logits, (4, 4), 2)
+    for image in range(6):
+        rows = slice(image, image + 1)
+        alone, _ = choose_grouping(grouping_scores(features[rows], appearance[rows], 3.0), logits[rows], (4, 4), 2)
+        torch.testing.assert_close(alone, whole[rows])
+
+
+def test_one_window_has_no_other_to_predict_it_from():
+    scores = torch.randn(len(APPEARANCE_WEIGHTS), 2, 16, 16)
+    grouping, index = choose_grouping(scores, torch.randn(2, 16, 4), (4, 4), 1)
+    assert index.tolist() == [0, 0]
+    torch.testing.assert_close(grouping, scores[0].softmax(-1))
 
 
 def test_grouping_depends_on_no_unit():
     features, pixels = torch.randn(2, 16, 8), torch.randn(2, 3, 32, 32)
-    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
+    scores = grouping_scores(features, patch_appearance(pixels, (8, 8)), 3.0)
     # other scales of features, other normalisations of pixels, the same channel three times
     for pixels_, features_ in ((2 * pixels + 1, features), (pixels, 5 * features + torch.randn(8))):
-        other = grouping_weights(features_, patch_appearance(pixels_, (8, 8)), (4, 4), 3.0, 2.0, 0.05)
-        torch.testing.assert_close(other, weights)
+        other = grouping_scores(features_, patch_appearance(pixels_, (8, 8)), 3.0)
+        torch.testing.assert_close(other, scores, rtol=1e-4, atol=1e-4)
     grey = patch_appearance(pixels[:, :1], (8, 8)), patch_appearance(pixels[:, :1].expand(-1, 3, -1, -1), (8, 8))
-    one, three = (grouping_weights(features, appearance, (4, 4), 3.0, 2.0, 0.05) for appearance in grey)
+    one, three = (grouping_scores(features, appearance, 3.0) for appearance in grey)
     torch.testing.assert_close(one, three)
 
 
 def test_images_of_one_colour_and_of_one_feature_have_a_grouping():
-    weights = grouping_weights(torch.ones(1, 16, 8), torch.zeros(1, 16, 6), (4, 4), 3.0, 2.0, 0.0)
-    torch.testing.assert_close(weights, torch.full((1, 16, 16), 1 / 16))
+    scores = grouping_scores(torch.ones(1, 16, 8), torch.zeros(1, 16, 6), 3.0)
+    grouping, _ = choose_grouping(scores, torch.randn(1, 16, 4), (4, 4), 2)
+    torch.testing.assert_close(grouping, torch.full((1, 16, 16), 1 / 16))
 
 
-@pytest.mark.parametrize("grid_size", [(1, 1), (1, 3), (2, 2)])
-def test_small_grids(grid_size):
+@pytest.mark.parametrize(("grid_size", "num_windows"), [((1, 1), 1), ((1, 3), 1), ((2, 2), 2)])
+def test_small_grids(grid_size, num_windows):
     num_patches = math.prod(grid_size)
-    features, appearance = torch.randn(2, num_patches, 8), torch.randn(2, num_patches, 6)
-    weights = grouping_weights(features, appearance, grid_size, 3.0, 2.0, 0.05)
-    assert weights.shape == (2, num_patches, num_patches)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, num_patches))
+    scores = grouping_scores(torch.randn(2, num_patches, 8), torch.randn(2, num_patches, 6), 3.0)
+    grouping, _ = choose_grouping(scores, torch.randn(2, num_patches, 4), grid_size, num_windows)
+    torch.testing.assert_close(grouping.sum(-1), torch.ones(2, num_patches))
 
 
-@pytest.mark.parametrize("by", ["features", "appearance"])
+@pytest.mark.parametrize("by", ["features", "looks"])
 def test_patches_that_look_alike_share_their_predictions_wherever_they_are(by):
     # columns 0 and 3 are alike, 1 and 2 are; far apart on the grid
     is_outer = torch.tensor([True, False, False, True]).repeat(4)
-    looks = torch.where(is_outer[:, None], 1.0, -1.0).expand(16, 6)[None]
-    same = torch.zeros_like(looks)
-    values = (looks, same) if by == "features" else (same, looks)
-    weights = grouping_weights(*values, (4, 4), 3.0, 2.0, 0.0)[0]
-    across = weights[is_outer][:, ~is_outer].sum(-1)
-    # cosine 1 against -1; d^2 is 0 against twice its mean
-    expected = 1 / (1 + math.exp(6 if by == "features" else 4))
-    torch.testing.assert_close(across, torch.full((8,), expected))
+    values = torch.where(is_outer[:, None], 1.0, -1.0).expand(16, 6)[None]
+    same = torch.zeros_like(values)
+    scores = grouping_scores(*((values, same) if by == "features" else (same, values)), 3.0)
+    for number, weight in enumerate(APPEARANCE_WEIGHTS):
+        across = scores[number, 0].softmax(-1)[is_outer][:, ~is_outer].sum(-1)
+        # cosine 1 against -1; d^2 is 0 against twice its mean
+        expected = 1 / (1 + math.exp(6 if by == "features" else 2 * weight))
+        torch.testing.assert_close(across, torch.full((8,), expected))

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -12,10 +10,8 @@ from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.ice_deit.adversarial_normalization import pool_patches
 from transformers_ice.ice_deit.configuration_ice_deit import as_pair
 from transformers_ice.ice_deit.local_windows import (
-    APPEARANCE_WEIGHTS,
-    choose_grouping,
     every_nth,
-    grouping_scores,
+    grouping_weights,
     join_windows,
     local_distillation_loss,
     patch_appearance,
@@ -117,8 +113,8 @@ def expected_local_loss(model, outputs, images, labels, step):
     # features of the full image, in the same mode
     features = model.deit(images).last_hidden_state[::step, config.num_prefix_tokens :]
     appearance = patch_appearance(images[::step], as_pair(config.patch_size))
-    scores = grouping_scores(features, appearance, config.local_feature_weight)
-    grouping, _ = choose_grouping(scores, local, (rows, columns), config.num_local_windows)
+    weights = (config.local_feature_weight, config.local_appearance_weight)
+    grouping = grouping_weights(features, appearance, (rows, columns), *weights)
     distillation = local_distillation_loss(outputs.patch_logits[::step], local, grouping)
     return ice_loss + config.local_distillation_weight * distillation
 
@@ -130,7 +126,7 @@ def expected_local_loss(model, outputs, images, labels, step):
         {"use_distillation_token": True},
         {"num_register_tokens": 4},
         {"local_image_share": 1.0},
-        {"local_feature_weight": 0.0, "local_distillation_weight": 1.0},
+        {"local_feature_weight": 0.0, "local_appearance_weight": 0.0, "local_distillation_weight": 1.0},
         {"local_distillation_weight": 0.0},
         {"image_size": [32, 48], "patch_size": [8, 6]},
     ],
@@ -158,25 +154,19 @@ def test_models_of_half_precision_take_images_of_full_precision(dtype):
 
 
 def test_targets_sum_to_1_under_autocast():
-    features, appearance, teachers = torch.randn(2, 16, 8), torch.randn(2, 16, 6), torch.randn(2, 16, 4)
-    scores = grouping_scores(features, appearance, 3.0)
-    grouping, index = choose_grouping(scores, teachers, (4, 4), 2)
-    learners = torch.zeros(2, 16, 4)  # whose cross-entropy is log(4) times the sum of the targets
+    features, appearance, teachers = torch.randn(2, 64, 8), torch.randn(2, 64, 6), torch.randn(2, 64, 4)
+    grouping = grouping_weights(features, appearance, (8, 8), 3.0, 2.0)
+    learners = torch.zeros(2, 64, 4)  # whose cross-entropy is log(4) times the sum of the targets
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(grouping_scores(features, appearance, 3.0), scores)
-        again, index_again = choose_grouping(scores, teachers, (4, 4), 2)
+        assert torch.equal(grouping_weights(features, appearance, (8, 8), 3.0, 2.0), grouping)
         loss = local_distillation_loss(learners, teachers, grouping)
-    assert torch.equal(again, grouping)
-    assert torch.equal(index_again, index)
     torch.testing.assert_close(loss, torch.tensor(4.0).log(), rtol=1e-6, atol=1e-6)
 
 
 def test_no_gradient_flows_through_the_grouping():
     pixels, features = (torch.randn(shape, requires_grad=True) for shape in ((1, 3, 32, 32), (1, 16, 8)))
-    scores = grouping_scores(features, patch_appearance(pixels, (8, 8)), 3.0)
-    grouping, _ = choose_grouping(scores, torch.randn(1, 16, 4, requires_grad=True), (4, 4), 2)
-    assert not scores.requires_grad
-    assert not grouping.requires_grad
+    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0)
+    assert not weights.requires_grad
 
 
 def test_windows_are_for_training_only():
@@ -210,111 +200,79 @@ def test_appearance_is_mean_and_deviation_of_the_pixels_of_a_patch():
         torch.testing.assert_close(appearance[1, index], torch.cat((patch.mean(1), patch.std(1, correction=0))))
 
 
-def test_scores_are_those_of_a_loop():
-    features, appearance = torch.randn(2, 8, 5), torch.randn(2, 8, 6)
-    scores = grouping_scores(features, appearance, 3.0)
-    assert scores.shape == (len(APPEARANCE_WEIGHTS), 2, 8, 8)
-    pairs = [(i, j) for i in range(8) for j in range(8)]
-    for image in range(2):
-        centred = features[image] - features[image].mean(0)
-        looks = {(i, j): (appearance[image, i] - appearance[image, j]).square().sum() for i, j in pairs}
-        mean = sum(looks.values()) / len(looks)
-        for number, weight in enumerate(APPEARANCE_WEIGHTS):
-            for i, j in pairs:
-                cosine = torch.cosine_similarity(centred[i], centred[j], dim=0)
-                torch.testing.assert_close(scores[number, image, i, j], 3 * cosine - weight * looks[i, j] / mean)
-
-
-@pytest.mark.parametrize(("grid_size", "num_windows"), [((4, 4), 2), ((4, 6), 2), ((3, 6), 3)])
-def test_the_grouping_is_chosen_that_predicts_windows_from_the_others(grid_size, num_windows):
+@pytest.mark.parametrize(
+    ("grid_size", "num_steps"), [((1, 1), 1), ((2, 4), 1), ((3, 4), 2), ((4, 4), 2), ((4, 7), 4), ((8, 8), 8)]
+)
+def test_grouping_is_a_random_walk_to_neighbours(grid_size, num_steps):
     rows, columns = grid_size
     count = rows * columns
-    scores, logits = 3 * torch.randn(len(APPEARANCE_WEIGHTS), 5, count, count), 2 * torch.randn(5, count, 4)
-    grouping, index = choose_grouping(scores, logits, grid_size, num_windows)
-    window = [
-        (place // columns * num_windows // rows, place % columns * num_windows // columns) for place in range(count)
-    ]
-    for image in range(5):
-        predictions = logits[image].softmax(-1)
-        losses = []
-        for candidate in scores[:, image].exp():
-            loss = 0.0
-            for i in range(count):
-                others = [j for j in range(count) if window[j] != window[i]]
-                mean = sum(candidate[i, j] * predictions[j] for j in others) / sum(candidate[i, j] for j in others)
-                loss -= (predictions[i] * mean.log()).sum().item()
-            losses.append(loss)
-        assert index[image] == losses.index(min(losses))
-        torch.testing.assert_close(grouping[image], scores[index[image], image].softmax(-1))
-    assert len(index.unique()) > 1  # image by image, not one for all
+    features, appearance = torch.randn(2, count, 5, dtype=torch.float64), torch.randn(2, count, 6, dtype=torch.float64)
+    weights = grouping_weights(features, appearance, grid_size, 3.0, 2.0)
+    assert weights.dtype == torch.float32
+    for image in range(2):
+        centred = features[image] - features[image].mean(0)
+        looks = (appearance[image][:, None] - appearance[image]).square().sum(-1)
+        step = torch.zeros(count, count, dtype=torch.float64)
+        for i in range(count):
+            for j in range(count):
+                if max(abs(i // columns - j // columns), abs(i % columns - j % columns)) <= 1:
+                    cosine = torch.cosine_similarity(centred[i], centred[j], dim=0)
+                    step[i, j] = torch.exp(3 * cosine - 2 * looks[i, j] / looks.mean().clamp(min=1e-30))
+        step = step / step.sum(-1, keepdim=True)
+        expected = torch.linalg.matrix_power(step, num_steps)
+        torch.testing.assert_close(weights[image].double(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("is_told_by", ["features", "looks"])
-def test_looks_count_where_they_tell_the_object_and_not_where_they_do_not(is_told_by):
-    # the object is the two middle columns; the windows predict it
-    is_object = torch.tensor([False, True, True, False]).repeat(4)
-    logits = torch.stack((6.0 * is_object, 6.0 * ~is_object), dim=-1)[None]
-    informative = torch.where(is_object[:, None], 1.0, -1.0).expand(16, 6)[None]
-    # each patch of the object is like one of the ground, in another window
-    misleading = torch.empty(1, 16, 6)
-    misleading[:, is_object] = torch.randn(8, 6)
-    misleading[:, ~is_object] = misleading[:, is_object].roll(4, dims=1)
-    features, appearance = (informative, misleading) if is_told_by == "features" else (misleading, informative)
-    _, index = choose_grouping(grouping_scores(features, appearance, 3.0), logits, (4, 4), 2)
-    assert APPEARANCE_WEIGHTS[index] == (0.0 if is_told_by == "features" else max(APPEARANCE_WEIGHTS))
+def test_a_walk_goes_as_far_on_a_fine_grid_as_on_a_coarse_one():
+    def distance(length):
+        zeros = torch.zeros(1, length**2, 1)
+        weights = grouping_weights(zeros, zeros, (length, length), 0.0, 0.0)[0]
+        places = torch.cartesian_prod(torch.arange(length), torch.arange(length)).double() / length
+        return (weights.double() * torch.cdist(places, places).square()).sum(-1).mean().sqrt().item()
 
-
-def test_choice_of_an_image_does_not_depend_on_its_batch():
-    features, appearance, logits = torch.randn(6, 16, 8), torch.randn(6, 16, 6), 3 * torch.randn(6, 16, 4)
-    whole, _ = choose_grouping(grouping_scores(features, appearance, 3.0), logits, (4, 4), 2)
-    for image in range(6):
-        rows = slice(image, image + 1)
-        alone, _ = choose_grouping(grouping_scores(features[rows], appearance[rows], 3.0), logits[rows], (4, 4), 2)
-        torch.testing.assert_close(alone, whole[rows])
-
-
-def test_one_window_has_no_other_to_predict_it_from():
-    scores = torch.randn(len(APPEARANCE_WEIGHTS), 2, 16, 16)
-    grouping, index = choose_grouping(scores, torch.randn(2, 16, 4), (4, 4), 1)
-    assert index.tolist() == [0, 0]
-    torch.testing.assert_close(grouping, scores[0].softmax(-1))
+    assert distance(16) == pytest.approx(distance(8), rel=0.05)
+    assert distance(32) == pytest.approx(distance(8), rel=0.05)
 
 
 def test_grouping_depends_on_no_unit():
     features, pixels = torch.randn(2, 16, 8), torch.randn(2, 3, 32, 32)
-    scores = grouping_scores(features, patch_appearance(pixels, (8, 8)), 3.0)
+    weights = grouping_weights(features, patch_appearance(pixels, (8, 8)), (4, 4), 3.0, 2.0)
     # other scales of features, other normalisations of pixels, the same channel three times
     for pixels_, features_ in ((2 * pixels + 1, features), (pixels, 5 * features + torch.randn(8))):
-        other = grouping_scores(features_, patch_appearance(pixels_, (8, 8)), 3.0)
-        torch.testing.assert_close(other, scores, rtol=1e-4, atol=1e-4)
+        other = grouping_weights(features_, patch_appearance(pixels_, (8, 8)), (4, 4), 3.0, 2.0)
+        torch.testing.assert_close(other, weights, rtol=1e-4, atol=1e-5)
     grey = patch_appearance(pixels[:, :1], (8, 8)), patch_appearance(pixels[:, :1].expand(-1, 3, -1, -1), (8, 8))
-    one, three = (grouping_scores(features, appearance, 3.0) for appearance in grey)
+    one, three = (grouping_weights(features, appearance, (4, 4), 3.0, 2.0) for appearance in grey)
     torch.testing.assert_close(one, three)
 
 
 def test_images_of_one_colour_and_of_one_feature_have_a_grouping():
-    scores = grouping_scores(torch.ones(1, 16, 8), torch.zeros(1, 16, 6), 3.0)
-    grouping, _ = choose_grouping(scores, torch.randn(1, 16, 4), (4, 4), 2)
-    torch.testing.assert_close(grouping, torch.full((1, 16, 16), 1 / 16))
-
-
-@pytest.mark.parametrize(("grid_size", "num_windows"), [((1, 1), 1), ((1, 3), 1), ((2, 2), 2)])
-def test_small_grids(grid_size, num_windows):
-    num_patches = math.prod(grid_size)
-    scores = grouping_scores(torch.randn(2, num_patches, 8), torch.randn(2, num_patches, 6), 3.0)
-    grouping, _ = choose_grouping(scores, torch.randn(2, num_patches, 4), grid_size, num_windows)
-    torch.testing.assert_close(grouping.sum(-1), torch.ones(2, num_patches))
+    weights = grouping_weights(torch.ones(1, 16, 8), torch.zeros(1, 16, 6), (4, 4), 3.0, 2.0)
+    plain = grouping_weights(torch.randn(1, 16, 8), torch.randn(1, 16, 6), (4, 4), 0.0, 0.0)
+    torch.testing.assert_close(weights, plain)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 16))
 
 
 @pytest.mark.parametrize("by", ["features", "looks"])
-def test_patches_that_look_alike_share_their_predictions_wherever_they_are(by):
-    # columns 0 and 3 are alike, 1 and 2 are; far apart on the grid
-    is_outer = torch.tensor([True, False, False, True]).repeat(4)
-    values = torch.where(is_outer[:, None], 1.0, -1.0).expand(16, 6)[None]
+def test_a_walk_stays_on_what_is_alike(by):
+    # the left three columns are one thing, the other five another; to the features or to the eye alone
+    is_left = (torch.arange(64) % 8 < 3)[:, None]
+    values = torch.where(is_left, 1.0, -1.0).expand(64, 6)[None]
     same = torch.zeros_like(values)
-    scores = grouping_scores(*((values, same) if by == "features" else (same, values)), 3.0)
-    for number, weight in enumerate(APPEARANCE_WEIGHTS):
-        across = scores[number, 0].softmax(-1)[is_outer][:, ~is_outer].sum(-1)
-        # cosine 1 against -1; d^2 is 0 against twice its mean
-        expected = 1 / (1 + math.exp(6 if by == "features" else 2 * weight))
-        torch.testing.assert_close(across, torch.full((8,), expected))
+    features, appearance = (values, same) if by == "features" else (same, values)
+    across = is_left != is_left.T
+    plain = grouping_weights(features, appearance, (8, 8), 0.0, 0.0)[0]
+    grouped = grouping_weights(features, appearance, (8, 8), 6.0, 6.0)[0]
+    assert grouped[across].sum() < 0.01 * plain[across].sum()
+    # and there it goes on as it would on an image of one thing
+    inner = torch.arange(64) % 8 == 6
+    torch.testing.assert_close(grouped[inner][:, is_left[:, 0]].sum(), torch.tensor(0.0), atol=1e-3, rtol=0)
+    assert (grouped > 1e-3).sum() > 64 * 9  # farther than to the neighbours
+
+
+def test_alike_patches_apart_from_each_other_are_not_averaged():
+    # columns 0, 1 and 6, 7 are alike; the walk does not cross what lies between
+    is_outer = (torch.arange(64) % 8 < 2) | (torch.arange(64) % 8 > 5)
+    values = torch.where(is_outer[:, None], 1.0, -1.0).expand(64, 6)[None]
+    weights = grouping_weights(values, values, (8, 8), 6.0, 6.0)[0].view(64, 8, 8)
+    assert weights[0, :, 6:].sum() < 1e-4 < 0.99 < weights[0, :, :2].sum()

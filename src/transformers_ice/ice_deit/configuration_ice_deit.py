@@ -150,12 +150,16 @@ class IceDeiTConfig(DeiTConfig):
     local_image_share: float | int = ice_field(0.5, "Ratio of images that are also run in windows.", within="(0, 1]")
 
     local_feature_weight: float | int = ice_field(
-        0.0, "How much more patches of like features count in the average of windows; 0: no more.", within=_WEIGHT
+        0.0, "How much more neighbours of like features count in the average of windows; 0: no more.", within=_WEIGHT
     )
-    """Predictions in windows are averaged over the patches of the image before they are learnt, each patch with weight
-    exp(local_feature_weight * cosine - w * d^2): the cosine of the last hidden states, less their mean over the image;
-    d^2 the squared distance in mean and deviation of the pixels, 1 on average. w is chosen for each image, as the
-    one by which windows predict each other best."""
+    """Predictions in windows are averaged over patches that belong together before they are learnt, by a random walk
+    to neighbours with probability proportional to exp(local_feature_weight * cosine - local_appearance_weight * d^2).
+    The cosine is of the last hidden states, less their mean over the image."""
+
+    local_appearance_weight: float | int = ice_field(
+        0.0, "How much less neighbours of other looks count in that average; 0: no less.", within=_WEIGHT
+    )
+    """d^2 is the squared distance in mean and deviation of the pixels of both patches, 1 on average over an image."""
 
     classification_loss_type: str = ice_field(
         "cross_entropy",

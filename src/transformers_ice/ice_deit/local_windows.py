@@ -6,13 +6,11 @@ takes it for foreground. A patch whose window does not hold the object cannot. A
 network or to the eye, so the window predictions are averaged over patches that do. Pure functions of tensors.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-# of looks beside features; which of them counts is chosen image by image. More would be nearer to a best one, not better
-APPEARANCE_WEIGHTS = (0.0, 1.0, 2.0, 4.0)
 
 
 def check_num_windows(grid_size: tuple[int, int], num_windows: int) -> None:
@@ -49,7 +47,7 @@ def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, grouping
     """Return the distillation loss from window logits (teacher) to full-image logits (student), 0-dim.
 
     Both are `(batch_size, num_patches, num_labels + 1)`; no gradient flows into the teacher. `grouping`, from
-    `choose_grouping`, is how much each teacher patch counts for each student patch. It is the cross-entropy in
+    `grouping_weights`, is how much each teacher patch counts for each student patch. It is the cross-entropy in
     float32, mean over patches and images; its least value is the targets' entropy, not 0.
     """
     # autocast would multiply in half precision, and the targets would not sum to 1
@@ -79,69 +77,56 @@ def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tenso
     return torch.cat((mean, deviation), dim=1).transpose(1, 2)
 
 
-def grouping_scores(features: Tensor, appearance: Tensor, feature_weight: float) -> Tensor:
-    """Return how alike the patches of each image are, in several mixtures of features and looks.
+def grouping_weights(
+    features: Tensor,
+    appearance: Tensor,
+    grid_size: tuple[int, int],
+    feature_weight: float,
+    appearance_weight: float,
+) -> Tensor:
+    """Return the matrices that average each patch with the patches of its image that belong to it.
 
-    `(len(APPEARANCE_WEIGHTS), batch_size, num_patches, num_patches)`, float32. The softmax over the last axis is a
-    grouping: row i is the mean that patch i becomes. The scores are, for each weight of `APPEARANCE_WEIGHTS`,
+    `(batch_size, num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so rows sum to 1 and
+    probabilities stay probabilities. They are a random walk on the grid: a step stays or goes to one of the eight
+    neighbours with probability proportional to
 
-        feature_weight * cosine - appearance_weight * d^2 / mean(d^2)
+        exp(feature_weight * cosine - appearance_weight * d^2 / mean(d^2))
 
-    with the cosine of the patches' `features` `(batch_size, num_patches, hidden_size)`, less their mean over the image;
-    and d the Euclidean distance of `patch_appearance`, whose mean is over all pairs of the image. Neither depends on
-    the normalisation of the pixels, on the number of channels or on the size of the grid. No gradient flows.
+    with the cosine of the patches' `features` `(batch_size, num_patches, hidden_size)`, less their mean over the
+    image, and d the Euclidean distance of their `patch_appearance`, whose mean is over all pairs of the image. A walk
+    has num_patches / 8 steps, rounded to a power of 2, so it goes as far on a fine grid as on a coarse one. Nothing
+    depends on the normalisation of the pixels, the number of channels or the scale of the features. No gradient flows.
 
-    Source: non-local means (Buades, Coll, Morel, CVPR 2005), over patches of a transformer. That features of the network
-    group the patches of an object is what LOST (Simeoni et al., BMVC 2021) and TokenCut (Wang et al., CVPR 2022) use.
+    Source: the random walk over affinities of AffinityNet (Ahn and Kwak, CVPR 2018), which learns them. That features
+    of a transformer group the patches of an object is what LOST (Simeoni et al., BMVC 2021) and TokenCut (Wang et al.,
+    CVPR 2022) use; looks are those of a bilateral filter (Tomasi and Manduchi, ICCV 1998).
     """
     # autocast would multiply in half precision
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         features, appearance = features.float(), appearance.float()
         directions = F.normalize(features - features.mean(dim=1, keepdim=True), dim=-1)
-        cosines = directions @ directions.transpose(1, 2)
         # by differences and not by products, which lose small distances to rounding
         distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist").square()
         # an image of one colour has no distances
         distances = distances / distances.mean(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        return torch.stack([feature_weight * cosines - weight * distances for weight in APPEARANCE_WEIGHTS])
+        scores = feature_weight * (directions @ directions.transpose(1, 2)) - appearance_weight * distances
+        step = scores.masked_fill(~_are_neighbours(grid_size, scores.device), float("-inf")).softmax(dim=-1)
+        for _ in range(max(0, round(math.log2(scores.shape[-1] / 8)))):
+            step = step @ step
+        return step
 
 
-def choose_grouping(
-    scores: Tensor, local_logits: Tensor, grid_size: tuple[int, int], num_windows: int
-) -> tuple[Tensor, Tensor]:
-    """Return for each image the grouping by which one window's predictions tell most about another's, and which it is.
-
-    `scores` are from `grouping_scores`, `local_logits` `(batch_size, num_patches, num_labels + 1)` those of the windows.
-    A patch is predicted by the mean over the patches *outside its window*, which saw other pixels; that grouping is
-    chosen whose cross-entropy with the patch's own prediction is least, mean over the patches of an image. Returned are
-    the grouping of all patches `(batch_size, num_patches, num_patches)`, rows of which sum to 1, so probabilities stay
-    probabilities, and its index in `scores`, `(batch_size,)`. With one window nothing is outside; the first is taken.
-
-    Source: cross-validation of a smoother (Stone, JRSS B 1974), where a fold is a window.
-    """
-    with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
-        if num_windows == 1:
-            index = torch.zeros(scores.shape[1], dtype=torch.long, device=scores.device)
-            return scores[0].softmax(dim=-1), index
-        log_probabilities = local_logits.float().log_softmax(dim=-1)
-        probabilities = log_probabilities.exp()
-        rows, columns = grid_size
-        patches = torch.arange(rows * columns, device=scores.device).view(rows, columns)
-        windows = patches // columns // (rows // num_windows) * num_windows
-        windows = (windows + patches % columns // (columns // num_windows)).flatten()
-        others = scores.masked_fill(windows[:, None] == windows, float("-inf")).softmax(dim=-1) @ probabilities
-        # a class without any probability elsewhere costs what float32 can still tell from 0
-        losses = -(probabilities * others.clamp(min=1e-6).log()).sum(dim=-1).mean(dim=-1)
-        index = losses.argmin(dim=0)
-        return scores[index, torch.arange(len(index), device=index.device)].softmax(dim=-1), index
+def _are_neighbours(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return which patches of a grid touch or are the same, `(num_patches, num_patches)`."""
+    rows, columns = (torch.arange(length, device=device) for length in grid_size)
+    places = torch.cartesian_prod(rows, columns)  # row by row, as patches are
+    return (places[:, None] - places).abs().amax(dim=-1) <= 1
 
 
 __all__ = [
-    "APPEARANCE_WEIGHTS",
     "check_num_windows",
-    "choose_grouping",
     "every_nth",
-    "grouping_scores",
+    "grouping_weights",
     "join_windows",
     "local_distillation_loss",
     "patch_appearance",

@@ -27,13 +27,7 @@ from .adversarial_normalization import (
     pool_softly,
 )
 from .encoder_interface import IceEncoder
-from .local_windows import (
-    choose_grouping,
-    every_nth,
-    grouping_scores,
-    local_distillation_loss,
-    patch_appearance,
-)
+from .local_windows import every_nth, grouping_weights, local_distillation_loss, patch_appearance
 from .token_pruning import gate_loss
 
 
@@ -156,13 +150,13 @@ def _local_loss(inputs: ObjectiveInputs) -> Tensor | None:
     if not config.local_distillation_weight:
         return loss
     prefix = encoder.embeddings.num_prefix_tokens
-    scores = grouping_scores(
+    grouping = grouping_weights(
         every_nth(inputs.last_hidden_state[:, prefix:], config.local_image_share),
         patch_appearance(images, encoder.embeddings.patch_size),
+        encoder.embeddings.grid_size_of(images),
         config.local_feature_weight,
+        config.local_appearance_weight,
     )
-    grid_size = encoder.embeddings.grid_size_of(images)
-    grouping, _ = choose_grouping(scores, window_logits, grid_size, config.num_local_windows)
     # the student is the last head: a pruned patch's own logits come from a pruning head, which has its own loss
     logits = inputs.patch_logits if inputs.last_patch_logits is None else inputs.last_patch_logits
     distillation = local_distillation_loss(every_nth(logits, config.local_image_share), window_logits, grouping)

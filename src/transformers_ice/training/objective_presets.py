@@ -25,6 +25,7 @@ _BALANCED: dict[str, Any] = {
     "local_distillation_weight": 3.0,
     "local_image_share": 0.5,
     "local_feature_weight": 3.0,
+    "local_appearance_weight": 2.0,
 }
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -22,7 +22,6 @@ from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows, control_rows
 from run_pruning_study import (
     PATCH_SIZE,
-    PUBLISHED,
     ROOT,
     check_settings,
     load_images,
@@ -52,9 +51,9 @@ def _weighted(objective: str, weight: float, options: str) -> dict[str, str]:
 # options of each model beyond the recipe
 VARIANTS = {
     **_weighted("balanced", BALANCED_WEIGHT, "--objective balanced"),
-    **_weighted("published", BEST_PUBLISHED_WEIGHT, PUBLISHED),
-    "published, 0.025": PUBLISHED,
-    "published, 0.3, with [CLS] loss": f"{PUBLISHED} --background_loss_weight 0.3 --cls_loss_weight 1",
+    **_weighted("published", BEST_PUBLISHED_WEIGHT, "--objective published"),
+    "published, 0.025": "--objective published",
+    "published, 0.3, with [CLS] loss": "--objective published --background_loss_weight 0.3 --cls_loss_weight 1",
     "balanced, without windows": "--objective balanced --num_local_windows 0",
     "balanced, without candidate labels": "--objective balanced --candidate_label_loss_weight 0",
     "balanced, hard pooling": "--objective balanced --foreground_pooling hard",

@@ -40,18 +40,13 @@ RECIPE = ROOT / "recipes/ice-deit-scenes.yaml"
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 PRUNING_LAYERS = "2 3 5"  # a quarter, half and three quarters of six layers, rounded up, as in EViT
 NO_PATCHES = "--classification_loss_weight 0 --background_loss_weight 0"
-# the recipe has a bound for `balanced`; 1 is the published one, none
-PUBLISHED = "--objective published --max_foreground_ratio 1"
-CLS_ONLY = f"{PUBLISHED} {NO_PATCHES} --cls_loss_weight 1 --logits_source cls"
+CLS_ONLY = f"--objective published {NO_PATCHES} --cls_loss_weight 1 --logits_source cls"
 HEADS = f"--pruning_strategy background --pruning_layers {PRUNING_LAYERS}"
 EVIT = f"{CLS_ONLY} --pruning_strategy attentiveness --fuse_pruned_tokens true --pruning_layers {PRUNING_LAYERS}"
-# the distillation from local windows with which docs/results/pruning.md was measured
-BY_DISTANCE = "--local_distillation_weight 1 --local_appearance_weight 0 --local_smoothing_steps 1"
 # objectives of the ICE models
 OBJECTIVES = {
     "balanced": "--objective balanced",
-    "balanced-by-distance": f"--objective balanced {BY_DISTANCE}",
-    "published": f"{PUBLISHED} --background_loss_weight 0.3 --cls_loss_weight 1",
+    "published": "--objective published --background_loss_weight 0.3 --cls_loss_weight 1",
 }
 # options of each model beyond the recipe
 VARIANTS = {

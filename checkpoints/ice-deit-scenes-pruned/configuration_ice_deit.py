@@ -149,16 +149,17 @@ class IceDeiTConfig(DeiTConfig):
 
     local_image_share: float | int = ice_field(0.5, "Ratio of images that are also run in windows.", within="(0, 1]")
 
+    local_feature_weight: float | int = ice_field(
+        0.0, "How much more neighbours of like features count in the average of windows; 0: no more.", within=_WEIGHT
+    )
+    """Predictions in windows are averaged over patches that belong together before they are learnt, by a random walk
+    to neighbours with probability proportional to exp(local_feature_weight * cosine - local_appearance_weight * d^2).
+    The cosine is of the last hidden states, less their mean over the image."""
+
     local_appearance_weight: float | int = ice_field(
         0.0, "How much less neighbours of other looks count in that average; 0: no less.", within=_WEIGHT
     )
-    """Predictions in windows are averaged with those of their neighbours before they are learnt. A neighbour counts by
-    4 : 2 : 1 (itself, beside, across) times exp(-weight * d^2), d the distance in mean and deviation of the normalised
-    pixels of both, over all channels."""
-
-    local_smoothing_steps: int = ice_field(
-        1, "How often predictions in windows are averaged with the neighbours.", within="[1, 1000]"
-    )
+    """d^2 is the squared distance in mean and deviation of the pixels of both patches, 1 on average over an image."""
 
     classification_loss_type: str = ice_field(
         "cross_entropy",

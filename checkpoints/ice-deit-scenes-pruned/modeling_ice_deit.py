@@ -582,6 +582,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             cls_logits=cls_logits,
             pixel_values=pixel_values,
             encoder=self.deit,
+            last_hidden_state=encoded.last_hidden_state,
             pruning_logits=encoded.pruning_logits,
             last_patch_logits=encoded.last_patch_logits,
             patch_exit_layer=encoded.patch_exit_layer,

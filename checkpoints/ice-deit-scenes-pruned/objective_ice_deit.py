@@ -27,7 +27,7 @@ from .adversarial_normalization import (
     pool_softly,
 )
 from .encoder_interface import IceEncoder
-from .local_windows import every_nth, local_distillation_loss, patch_appearance, smoothing_weights
+from .local_windows import every_nth, grouping_weights, local_distillation_loss, patch_appearance
 from .token_pruning import gate_loss
 
 
@@ -49,6 +49,7 @@ class ObjectiveInputs:
     cls_logits: Tensor | None = None
     pixel_values: Tensor | None = None
     encoder: IceEncoder | None = None
+    last_hidden_state: Tensor | None = None
     pruning_logits: tuple[Tensor, ...] | None = None
     last_patch_logits: Tensor | None = None
     patch_exit_layer: Tensor | None = None
@@ -141,22 +142,24 @@ def _local_loss(inputs: ObjectiveInputs) -> Tensor | None:
     """Return the ICE loss in local windows, plus the distillation from windows to the full image."""
     config, pixel_values, encoder = inputs.config, inputs.pixel_values, inputs.encoder
     is_used = inputs.is_training and config.num_local_windows and config.local_loss_weight
-    if not is_used or pixel_values is None or encoder is None:
+    if not is_used or pixel_values is None or encoder is None or inputs.last_hidden_state is None:
         return None
     images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, inputs.targets))
     window_logits = encoder.encode_windows(images)  # -> (num_images, num_patches, num_labels + 1)
     loss = ice_losses(inputs.of_head(window_logits, targets))["loss"]
     if not config.local_distillation_weight:
         return loss
-    smoothing = smoothing_weights(
+    prefix = encoder.embeddings.num_prefix_tokens
+    grouping = grouping_weights(
+        every_nth(inputs.last_hidden_state[:, prefix:], config.local_image_share),
         patch_appearance(images, encoder.embeddings.patch_size),
         encoder.embeddings.grid_size_of(images),
+        config.local_feature_weight,
         config.local_appearance_weight,
-        config.local_smoothing_steps,
     )
     # the student is the last head: a pruned patch's own logits come from a pruning head, which has its own loss
     logits = inputs.patch_logits if inputs.last_patch_logits is None else inputs.last_patch_logits
-    distillation = local_distillation_loss(every_nth(logits, config.local_image_share), window_logits, smoothing)
+    distillation = local_distillation_loss(every_nth(logits, config.local_image_share), window_logits, grouping)
     return loss + config.local_distillation_weight * distillation
 
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local windows: split and joined, the distillation from them, and the bilateral smoothing of its targets.
+"""Local windows: split and joined, the distillation from them, and the grouping of its targets.
 
 In a transformer every patch sees the whole image, so a patch of anything soon predicts the class of the image, and ICE
-takes it for foreground. A patch whose window does not hold the object cannot. Objects cover neighbouring patches and
-end at edges, so the window predictions are smoothed over patches that look alike. Pure functions of tensors.
+takes it for foreground. A patch whose window does not hold the object cannot. An object's patches look alike, to the
+network or to the eye, so the window predictions are averaged over patches that do. Pure functions of tensors.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,16 +43,16 @@ def join_windows(windows: Tensor, grid_size: tuple[int, int], num_windows: int) 
     return cells.unflatten(0, (-1, num_windows, num_windows)).transpose(2, 3).flatten(1, 4)
 
 
-def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, smoothing: Tensor) -> Tensor:
+def local_distillation_loss(patch_logits: Tensor, local_logits: Tensor, grouping: Tensor) -> Tensor:
     """Return the distillation loss from window logits (teacher) to full-image logits (student), 0-dim.
 
-    Both are `(batch_size, num_patches, num_labels + 1)`; no gradient flows into the teacher. `smoothing`, from
-    `smoothing_weights`, is how much each teacher patch counts for each student patch. It is the cross-entropy in
+    Both are `(batch_size, num_patches, num_labels + 1)`; no gradient flows into the teacher. `grouping`, from
+    `grouping_weights`, is how much each teacher patch counts for each student patch. It is the cross-entropy in
     float32, mean over patches and images; its least value is the targets' entropy, not 0.
     """
     # autocast would multiply in half precision, and the targets would not sum to 1
-    with torch.autocast(smoothing.device.type, enabled=False):
-        targets = smoothing @ local_logits.detach().float().softmax(dim=-1)
+    with torch.autocast(grouping.device.type, enabled=False):
+        targets = grouping @ local_logits.detach().float().softmax(dim=-1)
     return -(targets * patch_logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
@@ -60,10 +63,6 @@ def every_nth(values: Tensor, fraction: float) -> Tensor:
     spacing.
     """
     return values[:: max(1, round(1 / fraction))]
-
-
-# binomial, the smallest kernel that blurs: the weight of each step along a side
-_KERNEL = {-1: 0.25, 0: 0.5, 1: 0.25}
 
 
 def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -78,51 +77,58 @@ def patch_appearance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tenso
     return torch.cat((mean, deviation), dim=1).transpose(1, 2)
 
 
-def neighbor_weights(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Return the weight of each patch in the mean of each other: 4 : 2 : 1 for itself, beside, across.
+def grouping_weights(
+    features: Tensor,
+    appearance: Tensor,
+    grid_size: tuple[int, int],
+    feature_weight: float,
+    appearance_weight: float,
+) -> Tensor:
+    """Return the matrices that average each patch with the patches of its image that belong to it.
 
-    `(num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so each row sums to 1. The grid is
-    padded by repeating its edge.
+    `(batch_size, num_patches, num_patches)`, float32; row i is the mean that patch i becomes, so rows sum to 1 and
+    probabilities stay probabilities. They are a random walk on the grid: a step stays or goes to one of the eight
+    neighbours with probability proportional to
+
+        exp(feature_weight * cosine - appearance_weight * d^2 / mean(d^2))
+
+    with the cosine of the patches' `features` `(batch_size, num_patches, hidden_size)`, less their mean over the
+    image, and d the Euclidean distance of their `patch_appearance`, whose mean is over all pairs of the image. A walk
+    has num_patches / 8 steps, rounded to a power of 2, so it goes as far on a fine grid as on a coarse one. Nothing
+    depends on the normalisation of the pixels, the number of channels or the scale of the features. No gradient flows.
+
+    Source: the random walk over affinities of AffinityNet (Ahn and Kwak, CVPR 2018), which learns them. That features
+    of a transformer group the patches of an object is what LOST (Simeoni et al., BMVC 2021) and TokenCut (Wang et al.,
+    CVPR 2022) use; looks are those of a bilateral filter (Tomasi and Manduchi, ICCV 1998).
     """
-    lines = []
-    for length in grid_size:
-        line = torch.zeros(length, length, device=device)
-        index = torch.arange(length, device=device)
-        for step, weight in _KERNEL.items():
-            line[index, (index + step).clamp(0, length - 1)] += weight
-        lines.append(line)
-    return torch.kron(*lines)
-
-
-def smoothing_weights(appearance: Tensor, grid_size: tuple[int, int], appearance_weight: float, steps: int) -> Tensor:
-    """Return the matrices that average each patch with the neighbours that look like it.
-
-    `(batch_size, num_patches, num_patches)`, float32, rows sum to 1, so probabilities stay probabilities. A neighbour
-    counts by 4 : 2 : 1 times exp(-appearance_weight * d^2), d the Euclidean distance of `patch_appearance`. d^2 is a
-    sum over channels, in squared units of the pixel values: a fair weight belongs to one normalisation and number of
-    channels. The average reaches `steps` (>= 1) patches far. Dense, so meant for grids of some hundred patches: time
-    grows with the cube of their number. No gradient flows.
-
-    Source: the bilateral filter (Tomasi, Manduchi, ICCV 1998), over patches. Araslanov, Roth, "Single-Stage Semantic
-    Segmentation from Image Labels" (CVPR 2020), refine masks by the likeness of neighbours too, of pixels, scaled
-    locally.
-    """
-    near = neighbor_weights(grid_size, appearance.device)
     # autocast would multiply in half precision
-    with torch.no_grad(), torch.autocast(appearance.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        features, appearance = features.float(), appearance.float()
+        directions = F.normalize(features - features.mean(dim=1, keepdim=True), dim=-1)
         # by differences and not by products, which lose small distances to rounding
-        distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist")
-        weights = near * torch.exp(-appearance_weight * distances.square())
-        return torch.matrix_power(weights / weights.sum(dim=-1, keepdim=True), steps)
+        distances = torch.cdist(appearance, appearance, compute_mode="donot_use_mm_for_euclid_dist").square()
+        # an image of one colour has no distances
+        distances = distances / distances.mean(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        scores = feature_weight * (directions @ directions.transpose(1, 2)) - appearance_weight * distances
+        step = scores.masked_fill(~_are_neighbours(grid_size, scores.device), float("-inf")).softmax(dim=-1)
+        for _ in range(max(0, round(math.log2(scores.shape[-1] / 8)))):
+            step = step @ step
+        return step
+
+
+def _are_neighbours(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return which patches of a grid touch or are the same, `(num_patches, num_patches)`."""
+    rows, columns = (torch.arange(length, device=device) for length in grid_size)
+    places = torch.cartesian_prod(rows, columns)  # row by row, as patches are
+    return (places[:, None] - places).abs().amax(dim=-1) <= 1
 
 
 __all__ = [
     "check_num_windows",
     "every_nth",
+    "grouping_weights",
     "join_windows",
     "local_distillation_loss",
-    "neighbor_weights",
     "patch_appearance",
-    "smoothing_weights",
     "split_windows",
 ]

@@ -22,6 +22,7 @@ from transformers_ice.cli import explain as explain_images
 from transformers_ice.console import output_files
 from transformers_ice.data.scenes import SCENE_CLASSES
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
+from transformers_ice.training import TrainingStoppedError
 from transformers_ice.visualization import PICTURES
 
 
@@ -487,6 +488,17 @@ def test_demo_trains_measures_draws_and_explains_own_images(capsys, start_folder
     assert model.config.logits_source == "patch"
     last_line = captured.out.strip().splitlines()[-1]
     assert all(str(output_dir / name) in last_line for name in ("model", "explanations.png", "results.json", "images"))
+
+
+def test_a_demo_that_is_stopped_says_how_to_resume(capsys, monkeypatch, start_folder, tmp_path):
+    def stop(arguments, start, recipe, model_dir):
+        raise TrainingStoppedError("Training stopped after step 1, by SIGTERM.", model_dir, 143)
+
+    monkeypatch.setattr(run_demo, "train", stop)
+    assert run_demo.main(["--start", str(start_folder), "--output_dir", str(tmp_path / "demo")]) == 143
+    messages = capsys.readouterr().err
+    assert "by SIGTERM. There is no complete checkpoint." in messages
+    assert "The same command resumes the training." in messages
 
 
 @pytest.mark.parametrize(

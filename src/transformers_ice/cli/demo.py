@@ -33,8 +33,8 @@ from ..console.output_files import check_outputs, make_folder, write_text
 from ..data.scenes import load_scenes
 from ..evaluation import ComparisonRow, compare_with_baselines, format_table
 from ..model_names import sample_folder
+from ..training import TrainingStoppedError, run_training
 from ..training import parse_arguments as parse_training_arguments
-from ..training import run_training
 from ..training.objective_presets import OBJECTIVES
 from ..visualization import PanelRow, explanation_panel, save_figure
 from .explain import explain_files, find_images, load_explainer
@@ -169,8 +169,12 @@ def main(argv: list[str]) -> int:
     check_outputs([panel, report], [start, recipe, *find_images(arguments.images, output_dir)])
 
     seconds: dict[str, float] = {}
-    with stage("1/4 Fine-tune ICE on drawn scenes", seconds):
-        train(arguments, start, recipe, model_dir)
+    try:
+        with stage("1/4 Fine-tune ICE on drawn scenes", seconds):
+            train(arguments, start, recipe, model_dir)
+    except TrainingStoppedError as error:
+        print(f"{error}\nThe same command resumes the training.", file=sys.stderr, flush=True)
+        return error.exit_code
     settings = read_settings(arguments, recipe, model_dir)
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     size = json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]

@@ -9,7 +9,8 @@ these stay frozen; its upper layers, registers, LayerScale and classifier begin 
 MAE first reconstructs masked scenes, then is fine-tuned as the ViT that reads its weights.
 
 IMAGE_DIR/family_NAME.png shows held-out scenes; OUTPUT_DIR/table.md and results.json hold the scores. A stopped run
-resumes with the first family that is not complete. From random weights alone: `--num_start_layers 0 --max_steps 2500`.
+resumes with the first family that is not complete. `--num_start_layers 0` begins with random weights alone, which
+needs thousands of steps, as recipes/deit-scenes.yaml.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def draw_family(arguments: argparse.Namespace, name: str, mean_iou: dict[str, fl
         pairs = zip(scenes, results[method], strict=True)
         heading = f"{title}\nmean IoU {mean_iou[method]:.2f}"
         columns[heading] = [overlay_heatmap(scene.image, result["heatmap"], opacity=0.8) for scene, result in pairs]
-    figure = Figure(figsize=(1.25 * len(columns) + 1.1, 1.3 * len(scenes) + 0.5), dpi=100)
+    figure = Figure(figsize=(1.25 * len(columns) + 1.1, 1.25 * len(scenes) + 0.45), dpi=90)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     axes = figure.subplots(len(scenes), len(columns), squeeze=False)
     for (heading, pictures), line in zip(columns.items(), axes.T, strict=True):
@@ -251,6 +251,10 @@ def draw_family(arguments: argparse.Namespace, name: str, mean_iou: dict[str, fl
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+    for line, found in zip(axes[:, 2:].T, results.values(), strict=True):
+        for axis, result in zip(line, found, strict=True):
+            if not result["heatmap"].any():
+                axis.text(0.5, 0.5, "empty", transform=axis.transAxes, color="white", fontsize=8, ha="center")
     for axis, scene, result in zip(axes[:, 0], scenes, next(iter(results.values())), strict=True):
         title = f"{result['label']}\n{result['score']:.2f}"
         if result["label"] != SCENE_CLASSES[scene.label]:
@@ -260,11 +264,11 @@ def draw_family(arguments: argparse.Namespace, name: str, mean_iou: dict[str, fl
 
 
 def write_png(figure: Any, file: Path) -> None:
-    """Write a figure as PNG of 256 colours: a third of the bytes, and the maps have few colours."""
+    """Write a figure as PNG of 144 colours: a third of the bytes, and the maps have few colours."""
     save_figure(figure, file)
     with Image.open(file) as picture:
         # without dithering: dots would look like texture
-        palette = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette = picture.convert("RGB").quantize(144, kmeans=2, dither=Image.Dither.NONE)
     palette.save(file, optimize=True)
 
 

@@ -109,7 +109,13 @@ def test_run_is_that_without_a_cache_and_runs_frozen_layers_once_for_each_input(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"bf16": True}, {"ema_decay": 0.5}, {"gradient_checkpointing": True}, {"repeated_augmentation": 2}],
+    [
+        {"bf16": True},
+        *(
+            pytest.param(fields, marks=pytest.mark.slow)
+            for fields in ({"ema_decay": 0.5}, {"gradient_checkpointing": True}, {"repeated_augmentation": 2})
+        ),
+    ],
     ids=str,
 )
 def test_run_is_that_without_a_cache_by_other_recipes_too(tmp_path, fields):
@@ -355,7 +361,7 @@ def test_length_of_a_run_counts_one_epoch_of_the_encoder(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip"])
+@pytest.mark.parametrize("augmentation", [pytest.param("none", marks=pytest.mark.slow), "flip"])
 def test_run_from_the_command_line_is_that_without_a_cache(tmp_path, hub_folder, augmentation):
     source = ["--model_name_or_path", str(hub_folder("vit", "old")), "--freeze_layers", "2", "--max_steps", "6"]
     numbers = []

@@ -90,6 +90,7 @@ def test_code_blocks_run_and_print_what_they_show(path: Path, tmp_path: Path, wa
         assert shown is None or output.strip() == shown.strip(), code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_notebooks_run_and_hold_no_outputs(path: Path, tmp_path: Path, warm_python: WarmPython):
     printed = run_blocks(cells_to_run(path), tmp_path, warm_python, "notebook")

@@ -425,6 +425,7 @@ def test_wrong_options_end_with_usage(capsys, words):
     assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_where_the_c_library_lets_it():
     # in a process of its own: it cannot be undone
     code = """

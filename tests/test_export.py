@@ -368,6 +368,7 @@ def test_the_script_replaces_no_file_of_the_model(folder: Path, tmp_path: Path, 
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -284,6 +284,7 @@ def test_the_prepared_folder_loads_its_repository(publication, complete):
     assert publication.sizes["model.safetensors"] == (complete / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_folder_that_gives_other_outputs_elsewhere_is_noticed(folder, publication):
     # code that works, and is not the package's: the checks before would refuse it
     code = folder / "image_processing_ice_deit.py"
@@ -418,6 +419,7 @@ def test_what_is_no_answer_of_the_hub_ends_with_a_sentence(monkeypatch, answer, 
         set_client_factory(default_client_factory)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_ends_with_a_message(publication):
     script = (
         "import pathlib, sys\n"

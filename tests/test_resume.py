@@ -229,7 +229,14 @@ def run_with(run_train, monkeypatch, callback, words):
     return run_train.main(words)
 
 
-STOPS = [(2, signal.SIGTERM), (4, signal.SIGINT), (6, signal.SIGTERM), (5, signal.SIGHUP), (7, signal.SIGUSR1)]
+STOPS = [
+    (2, signal.SIGTERM),
+    (4, signal.SIGINT),
+    *(
+        pytest.param(step, number, marks=pytest.mark.slow)
+        for step, number in ((6, signal.SIGTERM), (5, signal.SIGHUP), (7, signal.SIGUSR1))
+    ),
+]
 
 
 @pytest.mark.parametrize(("step", "number"), STOPS)
@@ -264,7 +271,10 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("name", LOST)
+# the others differ in their sentences alone
+@pytest.mark.parametrize(
+    "name", [name if name in ("worker", "rank") else pytest.param(name, marks=pytest.mark.slow) for name in LOST]
+)
 def test_a_run_that_loses_a_helper_is_saved_and_resumed(run_train, whole, tmp_path, monkeypatch, capsys, name):
     error, message = LOST[name]
 

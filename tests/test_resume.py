@@ -271,7 +271,7 @@ LOST = {
 }
 
 
-# the others differ in their sentences alone
+# two of them at every change; each costs two runs
 @pytest.mark.parametrize(
     "name", [name if name in ("worker", "rank") else pytest.param(name, marks=pytest.mark.slow) for name in LOST]
 )

@@ -509,7 +509,7 @@ def test_signal_to_all_processes_of_a_run_stops_it_in_order(tmp_path, number):
     wait_for_a_new_checkpoint(process, folder)
     os.killpg(process.pid, number)
     assert process.wait() == 128 + number, log_of(folder).read_text()
-    assert f"as {number.name} asked" in log_of(folder).read_text()
+    assert f", by {number.name}." in log_of(folder).read_text()
     assert last_complete_step(folder) > 10
 
 
@@ -532,7 +532,7 @@ def test_two_processes_agree_to_stop_and_go_on_as_if_they_had_not(tmp_path):
     wait_for_a_new_checkpoint(launcher, folder)
     os.kill(processes_of(launcher)[1], signal.SIGTERM)  # one of them is told, and not the one that saves
     assert launcher.wait() != 0
-    assert "as SIGTERM asked" in log_of(folder).read_text()
+    assert ", by SIGTERM." in log_of(folder).read_text()
     assert 10 <= last_complete_step(folder) < 40  # 10 ends an epoch, which is still a moment to stop at
     checkpoint = last_complete_checkpoint(folder)
     listed = json.loads((checkpoint / COMPLETION_MARKER).read_text())["files"]

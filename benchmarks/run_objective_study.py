@@ -20,15 +20,7 @@ from pathlib import Path
 import numpy as np
 from objective_scores import objective_table, summarize_objectives
 from pruning_scores import PruningRows, ceiling_rows, control_rows
-from run_pruning_study import (
-    PATCH_SIZE,
-    ROOT,
-    check_settings,
-    load_images,
-    measure_rows,
-    positive,
-    train_variant,
-)
+from run_pruning_study import PATCH_SIZE, ROOT, check_settings, load_images, measure_rows, positive, train_variant
 
 from transformers_ice.console.output_files import replaced, write_text
 from transformers_ice.evaluation import CONTROLS
@@ -40,18 +32,18 @@ BEST_PUBLISHED_WEIGHT = 0.3  # of the few that were tried in runs of this length
 BALANCED_WEIGHT = OBJECTIVES["balanced"]["background_loss_weight"]
 
 
-def _weighted(objective: str, weight: float, options: str) -> dict[str, str]:
+def _weighted(objective: str, weight: float) -> dict[str, str]:
     """Return the rows of an objective at three background weights."""
     return {
-        f"{objective}, {factor} x {weight:g}": f"{options} --background_loss_weight {weight * value:.6g}"
+        f"{objective}, {factor} x {weight:g}": f"--objective {objective} --background_loss_weight {weight * value:.6g}"
         for factor, value in FACTORS.items()
     }
 
 
 # options of each model beyond the recipe
 VARIANTS = {
-    **_weighted("balanced", BALANCED_WEIGHT, "--objective balanced"),
-    **_weighted("published", BEST_PUBLISHED_WEIGHT, "--objective published"),
+    **_weighted("balanced", BALANCED_WEIGHT),
+    **_weighted("published", BEST_PUBLISHED_WEIGHT),
     "published, 0.025": "--objective published",
     "published, 0.3, with [CLS] loss": "--objective published --background_loss_weight 0.3 --cls_loss_weight 1",
     "balanced, without windows": "--objective balanced --num_local_windows 0",

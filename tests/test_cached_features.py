@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_frozen_layers import LAYERS, PATCH_HEADS, ROOT, weights_of, words_of
+from test_frozen_layers import LAYERS, PATCH_HEADS, weights_of, words_of
 from test_training import SHAPE, SIZE, losses_of, make_args, make_model, make_processor, make_table
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification, set_seed
+from two_processes import PATHS, run_on_two_processes
 
 from transformers_ice.cli.train import print_check
 from transformers_ice.training import (
@@ -397,12 +396,7 @@ def train_by_sgd(folder: Path, batch_size: int, **fields) -> dict[str, torch.Ten
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_without_a_cache(tmp_path):
-    script = tmp_path / "rank.py"
-    paths = [str(Path(__file__).parent), str(ROOT / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_two_processes(RANK_SCRIPT.format(paths=PATHS, folder=str(tmp_path)), tmp_path)
     one = train_by_sgd(tmp_path / "one", 8, cache_features=False)
     two = load_file(tmp_path / "two.safetensors")
     for key, weight in one.items():

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 from test_training import PRUNING, SHAPE, losses_of, make_args, make_model, make_trainer
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification, TrainerCallback, ViTConfig, ViTForImageClassification
+from two_processes import PATHS, run_on_two_processes
 
 from transformers_ice.training import parse_arguments, prepare_training, run_training
 from transformers_ice.training.objective_presets import OBJECTIVES
@@ -21,7 +20,6 @@ from transformers_ice.training.run_length import describe_length
 from transformers_ice.training.run_settings import describe_run
 
 
-ROOT = Path(__file__).parents[1]
 LAYERS = SHAPE["num_hidden_layers"]
 STEPS = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 GATES = {**PRUNING, "pruning_head": "gate", **OBJECTIVES["balanced"]}
@@ -250,12 +248,7 @@ def train_frozen(folder: Path, name: str, **fields) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    script = tmp_path / "rank.py"
-    paths = [str(Path(__file__).parent), str(ROOT / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_two_processes(RANK_SCRIPT.format(paths=PATHS, folder=str(tmp_path)), tmp_path)
     for name in TWO_PROCESSES:
         one = train_frozen(tmp_path / "one" / name, name, per_device_train_batch_size=8)
         two = load_file(tmp_path / f"{name}.safetensors")

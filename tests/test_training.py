@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PilImage
 from safetensors.torch import load_file
 from transformers import EvalPrediction, TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification, set_seed
+from two_processes import PATHS, run_on_two_processes
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.data.augmentation.image_augmentation import random_crop_box
@@ -285,12 +284,9 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path):
-    script, file = tmp_path / "rank.py", tmp_path / "gradients.pt"
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two"), file=str(file)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    file = tmp_path / "gradients.pt"
+    code = RANK_SCRIPT.format(paths=PATHS, folder=str(tmp_path / "two"), file=str(file))
+    run_on_two_processes(code, tmp_path)
     two = torch.load(file, weights_only=True)
     for name in OBJECTIVES_AND_TERMS:
         one = gradients_of(tmp_path / "one" / name, name, per_device_train_batch_size=8)

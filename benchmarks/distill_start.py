@@ -14,7 +14,8 @@ random crops, by the sum of three losses:
   DeiT's soft distillation (Touvron et al. 2021), from features averaged over the crop;
 - [CLS]: cross-entropy with the folder's own labels.
 
-OUTPUT_DIR/start is a plain `DeiTForImageClassification`; `transformers-ice train --model_name_or_path` starts from it.
+`--start` is a ViT of 192 wide with patches of 16 pixels to begin with, in place of random weights. OUTPUT_DIR/start is
+a plain `DeiTForImageClassification`; `transformers-ice train --model_name_or_path` starts from it.
 A stopped run resumes with its last epoch. TRAIN_DIR has one subfolder of images per class.
 """
 
@@ -32,7 +33,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DeiTConfig, DeiTForImageClassification, DeiTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTImageProcessor,
+)
 
 from transformers_ice.console.output_files import replaced
 from transformers_ice.data.images.folders import load_image_folder
@@ -44,8 +50,8 @@ TEACHER_SIZE, STORED_SIZE, IMAGE_SIZE = 384, 160, 128  # sides in pixels
 PATCH_SIZE, HIDDEN_SIZE = 16, 192
 GRID = IMAGE_SIZE // PATCH_SIZE
 COMPONENTS = 256
-CROP_AREA, LOG_ASPECT = (0.3, 1.0), 0.29
-PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 150, 0.05
+CROP_AREA, LOG_ASPECT = (0.5, 1.0), 0.29
+PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 100, 0.05
 DISTILLATION_WEIGHT, LABEL_SMOOTHING = 0.3, 0.1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -172,6 +178,19 @@ def build_student(classes: Sequence[str], num_layers: int) -> DeiTForImageClassi
     return model
 
 
+def copy_weights(model: DeiTForImageClassification, start: str) -> None:
+    """Copy the encoder of a ViT, with positions interpolated to the grid and [CLS] for both prefix tokens."""
+    source = AutoModelForImageClassification.from_pretrained(start).base_model.state_dict()
+    positions = source["embeddings.position_embeddings"]  # (1, 1 + patches, hidden_size)
+    side = math.isqrt(positions.shape[1] - 1)
+    patches = positions[:, 1:].mT.unflatten(2, (side, side))
+    patches = functional.interpolate(patches, (GRID, GRID), mode="bicubic").flatten(2).mT
+    first = positions[:, :1]
+    source["embeddings.position_embeddings"] = torch.cat([first, first, patches], dim=1)
+    source["embeddings.distillation_token"] = source["embeddings.cls_token"]
+    model.base_model.load_state_dict(source)
+
+
 class Distillation(nn.Module):
     """The student with the linear maps of its patch tokens and of its distillation token to the teacher's outputs."""
 
@@ -205,13 +224,16 @@ def order_images(labels: Tensor, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def train(folder: Path, num_epochs: int, num_layers: int, batch_size: int) -> None:
+def train(folder: Path, start: str | None, num_epochs: int, num_layers: int, batch_size: int) -> None:
     """Train the student, or resume after the last complete epoch."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     stored, reduced = torch.load(folder / "images.pt"), reduce_features(folder)
     images, labels = stored["images"], stored["labels"]
-    model = Distillation(build_student(stored["classes"], num_layers), stored, reduced)
+    student = build_student(stored["classes"], num_layers)
+    if start is not None:
+        copy_weights(student, start)
+    model = Distillation(student, stored, reduced)
     weights = list(model.parameters())
     groups = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -261,14 +283,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train_dir", required=True, help="one subfolder of images per class")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--start", help="folder of a ViT to begin with, as wide and as deep")
     parser.add_argument("--num_epochs", type=int, default=8)
     parser.add_argument("--num_layers", type=int, default=8)
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     if not (arguments.output_dir / "images.pt").exists():
         store_features(arguments.train_dir, arguments.output_dir)
-    train(arguments.output_dir, arguments.num_epochs, arguments.num_layers, arguments.batch_size)
+    train(arguments.output_dir, arguments.start, arguments.num_epochs, arguments.num_layers, arguments.batch_size)
 
 
 if __name__ == "__main__":

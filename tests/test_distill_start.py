@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 
 class Teacher(nn.Module):
@@ -96,6 +96,26 @@ def test_crops_of_an_image_and_of_its_features_show_the_same_place():
         places = nn.functional.avg_pool2d(distill_start.crop(features, one, 16), 2)
         # half a cell of 1/12 at a border, where features end
         torch.testing.assert_close(places, image, rtol=0, atol=0.042)
+
+
+def test_start_is_computed_as_by_the_vit_that_it_comes_from(tmp_path):
+    sizes = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 768}
+    torch.manual_seed(0)
+    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=128, layer_norm_eps=1e-6)).eval()
+    vit.save_pretrained(tmp_path)
+    student = distill_start.build_student(["a", "b"], 2).eval()
+    distill_start.copy_weights(student, tmp_path)
+    pixels = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        embedded = student.base_model.embeddings(pixels)
+        expected = vit.base_model.embeddings(pixels)
+        torch.testing.assert_close(embedded[:, 2:], expected[:, 1:])
+        torch.testing.assert_close(embedded[:, 0], embedded[:, 1])  # both are [CLS]
+        torch.testing.assert_close(embedded[:, 0], expected[:, 0])
+        ours, theirs = embedded[:, 1:], expected
+        for layer, other in zip(student.base_model.layers, vit.base_model.layers, strict=True):
+            ours, theirs = layer(ours), other(theirs)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_rare_class_comes_three_times():

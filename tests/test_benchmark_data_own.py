@@ -23,6 +23,7 @@ from test_benchmark_data import (
     write_segmentation_file,
 )
 from test_benchmark_data_boxes import write_box_lists, write_coco
+from test_photograph_sets import write_ecssd, write_imagenette, write_pets
 from torch.utils.data import DataLoader
 
 from transformers_ice.data import EVALUATION_SETS, SCENE_CLASSES, load_evaluation_set, load_scenes
@@ -350,7 +351,13 @@ def write_all(root: Path) -> dict[str, Path]:
     write_box_lists(root / "imagenet")
     write_coco(root / "coco")
     folder_with(root / "own", "a/1.jpg", "b/2.jpg")
+    write_pets(root / "pets")
+    write_ecssd(root / "ecssd")
+    write_imagenette(root / "imagenette")
+    write_image(root / "imagewoof" / "beagle" / "a.JPEG")
+    write_image(root / "imagewoof" / "dingo" / "b.JPEG")
     places = {"imagenet-boxes": root / "imagenet", "coco20k": root / "coco", "folder": root / "own"}
+    places |= {name: root / name for name in ("ecssd", "imagenette", "imagewoof")} | {"oxford-pets": root / "pets"}
     return {name: places.get(name, root) for name in EVALUATION_SETS if name != "scenes"}
 
 

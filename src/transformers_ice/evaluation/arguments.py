@@ -35,7 +35,9 @@ class EvaluationArguments:
         default_factory=lambda: ["ice", "ice_hard", "raw_attention", "rollout", "ceiling"],
         metadata={"help": "Methods; 'all' is every registered one and the ceiling. attention_heads: for jaccard."},
     )
-    dataset_name: str | None = _option(None, "scenes (default), imagenet-segmentation, voc, cub, ... or folder.")
+    dataset_name: str | None = _option(
+        None, "scenes (default), imagenet-segmentation, voc, cub, oxford-pets, ... or folder."
+    )
     data_dir: str | None = _option(None, "Folder or file of the data set.")
     split: str | None = _option(None, "Part of the data set; default: the published one.")
     dataset_options: list[str] = field(

@@ -40,7 +40,7 @@ __all__ = [
 _ALTERNATIVES = (
     (("model_name_or_path",), ("model_type", "initialization")),
     (
-        ("dataset_name", "dataset_config_name"),
+        ("dataset_name", "dataset_config_name", "data_dir"),
         ("train_dir", "validation_dir"),
         ("train_files", "validation_files", "class_names_file", "streaming"),
     ),

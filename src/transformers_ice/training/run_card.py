@@ -18,6 +18,7 @@ from transformers.utils import is_matplotlib_available, logging
 from ..console.output_files import write_text
 from ..console.redaction import known_secrets, redact_arguments, redact_text
 from ..data.images.arguments import DataArguments
+from ..data.images.named_sets import find_hub_name
 from ..hub.card import build_card, for_repository, read_facts
 from ..hub.pictures import draw_explanations, write_example_image
 from ..hub.records import RECORD_FILE, ModelRecord, TrainingRecord, entries_from_training, write_record
@@ -110,7 +111,7 @@ class RunCard:
         if data_args.dataset_name == "scenes":
             return "scenes", f"{count} of the scenes that transformers-ice draws"
         if data_args.dataset_name is not None:
-            name = redact_text(data_args.dataset_name, secrets)
+            name = redact_text(find_hub_name(data_args.dataset_name)[0], secrets)
             return name, f"{count or 'images'} of `{name}`"
         if data_args.train_dir is not None:
             return "imagefolder", f"{count}, one folder per class"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from .annotation_files import (
     read_mask_image,
     read_rgb,
     require_directory,
+    split_fields,
 )
 from .examples import EvaluationSet, Example
 
@@ -162,17 +162,9 @@ def _match_masks(names: list[str], folder: Path) -> dict[str, str]:
     return matched
 
 
-def _split_fields(line: str, where: str) -> list[str]:
-    """Return the fields of one line: they may hold quoted commas, but no line break."""
-    try:
-        return [field.strip() for field in next(csv.reader([line]))]
-    except csv.Error as error:  # a field of more than 131,072 characters
-        raise ValueError(f"{where} cannot be read as fields with commas: {error}.") from error
-
-
 def _read_csv(path: Path, columns: tuple[str, ...], names: list[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield (place for errors, image, fields by column) of the lines of a list."""
-    lines = ((where, _split_fields(line, where)) for where, line in enumerate_lines(path))
+    lines = ((where, split_fields(line, where)) for where, line in enumerate_lines(path))
     _, header = next(lines)
     twice = [column for column in header if header.count(column) > 1]
     if twice:

@@ -6,6 +6,7 @@ Every error names the file, and the line where there is one, so that an incomple
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,11 +26,13 @@ __all__ = [
     "order_classes",
     "parse_numbers",
     "quote",
+    "read_grey_mask",
     "read_lines",
     "read_mask_image",
     "read_rgb",
     "require_directory",
     "require_file",
+    "split_fields",
 ]
 
 _MAX_LISTED = 10
@@ -101,6 +104,14 @@ def read_lines(path: Path) -> list[str]:
     return [line for _, line in enumerate_lines(path)]
 
 
+def split_fields(line: str, where: str) -> list[str]:
+    """Return the fields of one line: they may hold quoted commas, but no line break."""
+    try:
+        return [field.strip() for field in next(csv.reader([line]))]
+    except csv.Error as error:  # a field of more than 131,072 characters
+        raise ValueError(f"{where} cannot be read as fields with commas: {error}.") from error
+
+
 def quote(text: object) -> str:
     """Return text of a file as an error quotes it: a file that is none may be one line of any length."""
     shown = repr(text)
@@ -154,3 +165,9 @@ def read_rgb(path: Path) -> Image.Image:
 def read_mask_image(path: Path) -> Image.Image:
     """Return a mask file upright and otherwise as it is: palette indices are not converted to colours."""
     return load_image(path)
+
+
+def read_grey_mask(path: Path) -> np.ndarray:
+    """Return a mask file of grey levels as `(height, width)`, int8: 1 from 128 on, else 0."""
+    # a few files have several channels, with the same grey in each, or an alpha channel
+    return (np.asarray(read_mask_image(path).convert("L")) >= 128).astype(np.int8)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..files import list_files
 from .annotation_files import (
@@ -18,7 +17,7 @@ from .annotation_files import (
     enumerate_lines,
     parse_numbers,
     quote,
-    read_mask_image,
+    read_grey_mask,
     read_rgb,
     require_directory,
     require_file,
@@ -98,7 +97,7 @@ class Cub(EvaluationSet):
             path,
             read_rgb(self.root / "images" / path),
             label=self._labels[index],
-            mask=None if self._masks is None else _read_mask(self._masks / _mask_name(path)),
+            mask=None if self._masks is None else read_grey_mask(self._masks / _mask_name(path)),
             boxes=self._boxes[index : index + 1].copy(),
         )
 
@@ -152,10 +151,3 @@ def _parse_box(text: str, key: str, root: Path) -> np.ndarray:
 
 def _mask_name(path: str) -> str:
     return path.rpartition(".")[0] + ".png"
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    """Return the mask of the pixels that at least half of the annotators marked as bird."""
-    # a few files have several channels, with the same grey in each, or an alpha channel
-    image: Image.Image = read_mask_image(path).convert("L")
-    return (np.asarray(image) >= 128).astype(np.int8)

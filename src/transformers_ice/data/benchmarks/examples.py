@@ -8,13 +8,14 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
 
-__all__ = ["ANNOTATIONS", "EvaluationSet", "Example"]
+__all__ = ["ANNOTATIONS", "EvaluationSet", "Example", "LabelledFiles"]
 
 ANNOTATIONS: tuple[str, ...] = ("label", "mask", "segmentation", "boxes")
 
@@ -135,6 +136,16 @@ class EvaluationSet(Dataset[Example], ABC):
         if count < 1:
             raise ValueError(f"The number of examples must be at least 1, got {count}.")
         return min(count, len(self))
+
+
+class LabelledFiles(EvaluationSet):
+    """Image files of one class each, which can be trained on too: `files` are their paths, `labels` their classes."""
+
+    files: list[Path]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 class _Selection(EvaluationSet):

@@ -20,9 +20,12 @@ from ..scenes import SPLIT_SIZES, load_scenes
 from .annotated_folder import AnnotatedFolder
 from .coco import Coco20k
 from .cub import Cub
+from .ecssd import Ecssd
 from .examples import ANNOTATIONS, EvaluationSet
 from .imagenet_boxes import ImageNetBoxes
 from .imagenet_segmentation import ImageNetSegmentation
+from .imagenette import Imagenette
+from .oxford_pets import OxfordPets
 from .pascal_voc import VocDetection, VocSegmentation
 from .table_evaluation import TableEvaluation
 
@@ -118,6 +121,10 @@ def _build_coco20k(
     return Coco20k(folder, annotations, image_list or folder / "coco_20k_filenames.txt")
 
 
+def _imagenette(variant: str) -> Callable[..., EvaluationSet]:
+    return lambda data_dir, split=None, boxes_file=None: Imagenette(data_dir, variant, split, boxes_file)
+
+
 def _existing(folder: Path, *names: str) -> Path | None:
     """Return the first of some files in a folder that there is."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -151,6 +158,27 @@ EVALUATION_SETS: dict[str, EvaluationSource] = {
         "Caltech-UCSD Birds 200 (2011), data.caltech.edu: images and lists in record 65de6-vp158, segmentations (an "
         "archive of their own) in w9d68-gec53. Its terms are given there.",
     ),
+    "oxford-pets": EvaluationSource(
+        lambda data_dir, split=None, image_list=None: OxfordPets(data_dir, split, image_list),
+        "`images/` and `annotations/`",
+        "Oxford-IIIT Pet (Parkhi et al. 2012), archives images and annotations of www.robots.ox.ac.uk/~vgg/data/pets: "
+        "CC BY-SA 4.0 by its page.",
+    ),
+    "ecssd": EvaluationSource(
+        lambda data_dir: Ecssd(data_dir),
+        "`images/` and `ground_truth_mask/`",
+        "ECSSD (Shi et al. 2016), archives images and ground_truth_mask of www.cse.cuhk.edu.hk/leojia/projects/"
+        "hsaliency. Photographs of third parties: see its authors' page.",
+    ),
+    **{
+        name: EvaluationSource(
+            _imagenette(name),
+            f"`{name}2-320` with `train/` and `val/`, or the class folders themselves",
+            f"fastai/imagenette, archives {name}2, {name}2-320 and {name}2-160. The terms of ImageNet hold for its "
+            "images.",
+        )
+        for name in ("imagenette", "imagewoof")
+    },
     "imagenet-boxes": EvaluationSource(
         _build_imagenet_boxes,
         "the validation images of ImageNet (`val/`, or directly), `localization.txt`, and `class_labels.txt` and "

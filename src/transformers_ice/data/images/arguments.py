@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that name the images to train and evaluate on: image folders, a Hub data set, or shards."""
+"""Arguments that name the images to train and evaluate on: image folders, a named or Hub data set, or shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from ...console.command_line import check_number, check_range
 from ..augmentation.arguments import AugmentationArguments, option
+from .named_sets import NAMED_SETS
 
 
 __all__ = ["DataArguments", "ShardArguments"]
@@ -58,8 +59,10 @@ class DataArguments(ShardArguments, AugmentationArguments):
     """Which images to train and evaluate on, and how training images are varied.
 
     Args:
-        dataset_name: "scenes" (drawn by this package) or a data set id of the Hub.
+        dataset_name: "scenes" (drawn by this package), "imagenette", "imagewoof" or "oxford-pets" (from `data_dir`,
+            else from the Hub), or a data set id of the Hub.
         dataset_config_name: Configuration of the Hub data set.
+        data_dir: Folder of the unpacked set of that name, as evaluation reads it.
         train_dir: Folder with one subfolder of images per class.
         validation_dir: The same for evaluation, with the same class names.
         train_val_split: Fraction of the training images held out where there is no validation set, in (0, 1).
@@ -79,8 +82,11 @@ class DataArguments(ShardArguments, AugmentationArguments):
         ValueError: If no data are named, or a folder and `dataset_name` are both given, or a range is not one.
     """
 
-    dataset_name: str | None = option(None, "scenes (drawn by this package, no download) or a data set id of the Hub.")
+    dataset_name: str | None = option(
+        None, "scenes (drawn here, no download), imagenette, imagewoof, oxford-pets, or a data set id of the Hub."
+    )
     dataset_config_name: str | None = option(None, "Configuration of the Hub data set.")
+    data_dir: str | None = option(None, "Folder of the unpacked imagenette, imagewoof or oxford-pets; else the Hub's.")
     train_dir: str | None = option(None, "Folder of training images: one subfolder per class, named like the class.")
     validation_dir: str | None = option(None, "Folder of evaluation images, with the same subfolders as train_dir.")
     train_val_split: float = option(0.15, "Fraction of the training images held out if there is no validation set.")
@@ -103,6 +109,11 @@ class DataArguments(ShardArguments, AugmentationArguments):
             raise ValueError(
                 "Give either `--dataset_name` (scenes or a Hub id) or `--train_dir` (image folders) or "
                 f"`--train_files` (.parquet or .tar), got {', '.join(map(repr, sources))}."
+            )
+        if self.data_dir is not None and (self.dataset_name not in NAMED_SETS or self.streaming):
+            raise ValueError(
+                f"`--data_dir {self.data_dir}` needs `--dataset_name` with one of {', '.join(NAMED_SETS)}, as tables "
+                f"without `--streaming`, got {self.dataset_name!r}. Folders of classes are named by `--train_dir`."
             )
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` too.")

@@ -147,11 +147,12 @@ def load_hub_images(
     """
     try:
         splits = load_dataset(name, config_name, token=token, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
-        # offline, a misspelt id, or a missing configuration: only the message of `datasets` tells them apart
+    except (OSError, ValueError, RuntimeError) as error:
+        # offline, a misspelt id, a missing configuration, or (RuntimeError) a set that is a script, which is not run:
+        # only the message of `datasets` tells them apart
         raise ValueError(
             f"The data set {name!r} could not be loaded: {error} Give the id of a data set of the Hub (which needs a "
-            "network or a filled cache), `scenes`, or image folders with `train_dir`."
+            "network or a filled cache), `scenes`, the folder of a set as `data_dir`, or image folders as `train_dir`."
         ) from error
     if "train" not in splits:
         raise ValueError(f"The data set {name!r} has no split `train`, only {sorted(splits)}.")

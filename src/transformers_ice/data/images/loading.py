@@ -21,6 +21,7 @@ from ..scenes import load_scenes
 from .arguments import DataArguments
 from .folders import load_hub_images, load_image_folder
 from .labels import Cells, Labels, count_cells, read_column
+from .named_sets import find_hub_name, load_named_set
 from .pixels import remove_bad_images
 from .shards import check_origin, count_rows, find_shards, hub_shards, place_in_shards
 from .streamed_images import StreamedImages
@@ -263,10 +264,14 @@ def _open_rows(
     if data_args.train_dir is not None:
         other = data_args.validation_dir
         return _open_folder(data_args.train_dir), None if other is None else _open_folder(other)
+    if data_args.dataset_name is not None and data_args.data_dir is not None:
+        train, evaluation = load_named_set(data_args.dataset_name, data_args.data_dir)
+        return _Opened(train), _Opened(evaluation)
     if data_args.dataset_name is not None and not data_args.streaming:
-        splits = load_hub_images(data_args.dataset_name, data_args.dataset_config_name, token, cache_dir)
+        name, config_name = find_hub_name(data_args.dataset_name, data_args.dataset_config_name)
+        splits = load_hub_images(name, config_name, token, cache_dir)
         caches = [str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE, *([cache_dir] if cache_dir else [])]
-        places = [os.path.expanduser(place) for place in (data_args.dataset_name, *caches)]
+        places = [os.path.expanduser(place) for place in (name, *caches)]
         places = [place for place in places if os.path.isdir(place)]
         train, evaluation = (None if rows is None else _Opened(rows, places=places) for rows in splits)
         return cast(_Opened, train), evaluation
@@ -292,8 +297,8 @@ def _find_files(data_args: DataArguments, cache_dir: str | None, token: str | No
     if data_args.train_files is not None:
         others = data_args.validation_files
         return find_shards(data_args.train_files), [] if others is None else find_shards(others, "validation_files")
-    name = str(data_args.dataset_name)
-    splits = hub_shards(name, data_args.dataset_config_name, token, cache_dir)
+    name, config_name = find_hub_name(str(data_args.dataset_name), data_args.dataset_config_name)
+    splits = hub_shards(name, config_name, token, cache_dir)
     # the names in use on the Hub, in order of preference
     others = next((split for split in ("validation", "valid", "val", "test") if split in splits), None)
     if "train" not in splits or others is None:

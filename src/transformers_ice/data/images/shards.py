@@ -68,7 +68,7 @@ def hub_shards(
     """
     try:
         builder = load_dataset_builder(name, config_name, token=token, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"The data set {name!r} could not be opened: {error} Give the id of a data set of the Hub (which needs a "
             "network), or files with `--train_files`."

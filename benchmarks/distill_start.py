@@ -5,9 +5,9 @@ r"""A small DeiT for photographs that saw labels only: its tokens are regressed 
     python benchmarks/distill_start.py --train_dir photos/train --output_dir outputs/start
 
 A ViT of random weights needs far more than ten thousand photographs; a CNN that ImageNet's labels trained has what
-it lacks. EfficientNet-Lite0 (Tan and Le 2019; weights of the TensorFlow authors, Apache-2.0, ImageNet top-1 0.751)
-is run once on every image at 384 pixels. Then a DeiT (8 layers, 192 wide, patches of 16, 128 pixels) learns from
-random crops, by the sum of three losses:
+it lacks. EfficientNet-Lite0 (Tan and Le 2019; weights of the TensorFlow authors, Apache-2.0) is run once on every
+image at 384 pixels. Then a DeiT (8 layers, 192 wide, patches of 16, 128 pixels) learns from random crops, by the sum
+of three losses:
 
 - patch tokens: squared error of a linear map to the features of the CNN at the same place (256 principal components);
 - distillation token: Kullback-Leibler divergence from the CNN's distribution over the 1,000 classes of ImageNet, as
@@ -16,7 +16,8 @@ random crops, by the sum of three losses:
 
 `--start` is a ViT of 192 wide with patches of 16 pixels to begin with, in place of random weights. OUTPUT_DIR/start is
 a plain `DeiTForImageClassification`; `transformers-ice train --model_name_or_path` starts from it.
-A stopped run resumes with its last epoch. TRAIN_DIR has one subfolder of images per class.
+A stopped run resumes after its last complete epoch. For other photographs or another start take a new OUTPUT_DIR:
+what it holds is not computed again. TRAIN_DIR has one subfolder of images per class.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from transformers import (
     DeiTForImageClassification,
     DeiTImageProcessor,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from transformers_ice.console.output_files import replaced
 from transformers_ice.data.images.folders import load_image_folder
 from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image
+from transformers_ice.ice_deit.position_interpolation import POSITION_INTERPOLATIONS
 from transformers_ice.training import initialize_mimetically
 
 
@@ -53,7 +56,7 @@ COMPONENTS = 256
 CROP_AREA, LOG_ASPECT = (0.5, 1.0), 0.29
 PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 100, 0.05
 DISTILLATION_WEIGHT, LABEL_SMOOTHING = 0.3, 0.1
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def _load_teacher() -> nn.Module:
@@ -182,10 +185,8 @@ def copy_weights(model: DeiTForImageClassification, start: str) -> None:
     source = AutoModelForImageClassification.from_pretrained(start).base_model.state_dict()
     positions = source["embeddings.position_embeddings"]  # (1, 1 + patches, hidden_size)
     side = math.isqrt(positions.shape[1] - 1)
-    patches = positions[:, 1:].mT.unflatten(2, (side, side))
-    patches = functional.interpolate(patches, (GRID, GRID), mode="bicubic").flatten(2).mT
-    first = positions[:, :1]
-    source["embeddings.position_embeddings"] = torch.cat([first, first, patches], dim=1)
+    positions = POSITION_INTERPOLATIONS["bicubic"].resize(positions, 1, (side, side), (GRID, GRID))
+    source["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions], dim=1)
     source["embeddings.distillation_token"] = source["embeddings.cls_token"]
     model.base_model.load_state_dict(source)
 

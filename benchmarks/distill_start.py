@@ -16,13 +16,14 @@ of three losses:
 
 `--start` is a ViT of 192 wide with patches of 16 pixels to begin with, in place of random weights. OUTPUT_DIR/start is
 a plain `DeiTForImageClassification`; `transformers-ice train --model_name_or_path` starts from it.
-A stopped run resumes after its last complete epoch. For other photographs or another start take a new OUTPUT_DIR:
-what it holds is not computed again. TRAIN_DIR has one subfolder of images per class.
+A stopped run resumes after its last complete epoch; other options in the same OUTPUT_DIR are refused.
+TRAIN_DIR has one subfolder of images per class.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from transformers_ice.console.output_files import replaced
+from transformers_ice.console.output_files import replaced, write_text
 from transformers_ice.data.images.folders import load_image_folder
 from transformers_ice.ice_deit.image_conversion import convert_to_rgb, load_image
 from transformers_ice.ice_deit.position_interpolation import POSITION_INTERPOLATIONS
@@ -53,7 +54,7 @@ TEACHER_SIZE, STORED_SIZE, IMAGE_SIZE = 384, 160, 128  # sides in pixels
 PATCH_SIZE, HIDDEN_SIZE = 16, 192
 GRID = IMAGE_SIZE // PATCH_SIZE
 COMPONENTS = 256
-CROP_AREA, LOG_ASPECT = (0.5, 1.0), 0.29
+CROP_AREA, LOG_ASPECT = (0.35, 1.0), 0.29
 PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 100, 0.05
 DISTILLATION_WEIGHT, LABEL_SMOOTHING = 0.3, 0.1
 MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -75,9 +76,9 @@ def _square(image: Image.Image, side: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def store_features(train_dir: str, folder: Path) -> None:
+def store_features(train_dir: str, folder: Path, bf16: bool) -> None:
     """Run the teacher once on every image; write its features, small copies of the images, and their labels."""
-    teacher = _load_teacher()
+    teacher = _load_teacher().to(memory_format=torch.channels_last)
     rows = load_image_folder(train_dir)
     cells = TEACHER_SIZE // 32
     features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, (len(rows), 1280, cells, cells))
@@ -87,7 +88,8 @@ def store_features(train_dir: str, folder: Path) -> None:
         batch = [convert_to_rgb(load_image(image)) for image in cell]
         pixels = torch.from_numpy(np.stack([_square(image, TEACHER_SIZE) for image in batch])).float()
         pixels = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
-        features[start : start + len(batch)] = teacher.extract_features(pixels).numpy()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features[start : start + len(batch)] = teacher.extract_features(pixels).float().numpy()
         for index, image in enumerate(batch):
             images[start + index] = torch.from_numpy(_square(image, STORED_SIZE).copy())
         if start % 800 == 0:
@@ -175,7 +177,8 @@ def build_student(classes: Sequence[str], num_layers: int) -> DeiTForImageClassi
         label2id={name: index for index, name in enumerate(classes)},
         problem_type="single_label_classification",
     )
-    model = DeiTForImageClassification(config)
+    # torch 2.13 has no fast backward pass of fused attention in bfloat16 on a processor: eager is a third faster
+    model = DeiTForImageClassification._from_config(config, attn_implementation="eager")
     initialize_mimetically(model)
     return model
 
@@ -194,9 +197,11 @@ def copy_weights(model: DeiTForImageClassification, start: str) -> None:
 class Distillation(nn.Module):
     """The student with the linear maps of its patch tokens and of its distillation token to the teacher's outputs."""
 
-    def __init__(self, student: DeiTForImageClassification, stored: dict[str, Any], reduced: dict[str, Any]) -> None:
+    def __init__(
+        self, student: DeiTForImageClassification, stored: dict[str, Any], reduced: dict[str, Any], bf16: bool
+    ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.bf16 = student, bf16
         self.patch_features = nn.Linear(HIDDEN_SIZE, COMPONENTS)
         self.teacher_classes = nn.Linear(HIDDEN_SIZE, len(stored["head_bias"]))
         self.scale = reduced["scale"]
@@ -206,7 +211,9 @@ class Distillation(nn.Module):
 
     def forward(self, pixel_values: Tensor, components: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the losses of the patch tokens, the distillation token and [CLS]."""
-        hidden = self.student.base_model(pixel_values=pixel_values).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            hidden = self.student.base_model(pixel_values=pixel_values).last_hidden_state
+        hidden = hidden.float()
         target = components.flatten(2).mT / self.scale
         teacher = components.mean((2, 3)) @ self.head_weight.T + self.head_bias
         by_patch = functional.mse_loss(self.patch_features(hidden[:, 2:]), target)
@@ -224,7 +231,7 @@ def order_images(labels: Tensor, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)]
 
 
-def train(folder: Path, start: str | None, num_epochs: int, num_layers: int, batch_size: int) -> None:
+def train(folder: Path, start: str | None, num_epochs: int, num_layers: int, batch_size: int, bf16: bool) -> None:
     """Train the student, or resume after the last complete epoch."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -233,7 +240,7 @@ def train(folder: Path, start: str | None, num_epochs: int, num_layers: int, bat
     student = build_student(stored["classes"], num_layers)
     if start is not None:
         copy_weights(student, start)
-    model = Distillation(student, stored, reduced)
+    model = Distillation(student, stored, reduced, bf16)
     weights = list(model.parameters())
     groups = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -270,12 +277,27 @@ def train(folder: Path, start: str | None, num_epochs: int, num_layers: int, bat
             optimizer.step()
             totals += torch.stack([by_patch, by_class, by_label]).detach() / per_epoch
         speed = per_epoch * batch_size / (time.time() - began)
-        print(f"epoch {epoch + 1}: losses {[round(value, 4) for value in totals.tolist()]}, {speed:.0f} images/s")
+        losses = [round(value, 4) for value in totals.tolist()]
+        print(f"epoch {epoch + 1}: losses {losses}, {speed:.0f} images/s", flush=True)
         model.student.save_pretrained(folder / "start")
         processor.save_pretrained(folder / "start")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
         with replaced(path) as temporary:
             torch.save(state | {"generator": generator.get_state()}, temporary)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new folder; refuse others in a used one, whose features and weights would not fit."""
+    path = folder / "settings.json"
+    if not path.exists():
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+        return
+    used = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if used[name] != value:
+            raise SystemExit(
+                f"{folder} was begun with `--{name} {used[name]}`, got {value}. Give the same, or a new `--output_dir`."
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -287,11 +309,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_epochs", type=int, default=8)
     parser.add_argument("--num_layers", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16: twice as fast where the processor has it")
     arguments = parser.parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(arguments, name) for name in ("start", "num_epochs", "num_layers", "batch_size", "bf16")}
+    check_settings(arguments.output_dir, {"train_dir": str(Path(arguments.train_dir).resolve()), **settings})
     if not (arguments.output_dir / "images.pt").exists():
-        store_features(arguments.train_dir, arguments.output_dir)
-    train(arguments.output_dir, arguments.start, arguments.num_epochs, arguments.num_layers, arguments.batch_size)
+        store_features(arguments.train_dir, arguments.output_dir, arguments.bf16)
+    train(
+        arguments.output_dir,
+        arguments.start,
+        arguments.num_epochs,
+        arguments.num_layers,
+        arguments.batch_size,
+        arguments.bf16,
+    )
 
 
 if __name__ == "__main__":

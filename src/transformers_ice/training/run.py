@@ -21,7 +21,7 @@ from .arguments import DataArguments, IceTrainingArguments, ModelArguments, chec
 from .cached_features import check_cached_features
 from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
-from .models import build_config, build_image_processor, build_model, check_windows
+from .models import build_config, build_image_processor, build_model, check_windows, choose_attention
 from .parameter_groups import check_frozen_layers
 from .progress import StepCountCallback, describe_kept
 from .run_settings import SettingsCallback, check_settings, describe_run
@@ -161,6 +161,7 @@ def prepare_training(
     # the same seed gives the same weights, whatever the data before have drawn
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
+    choose_attention(model, training_args.device)
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
     data_sets = build_data_sets(tables, data_args, image_processor, augmentation, training_args.seed)
     train_collator = build_train_collator(data_args, image_processor, len(tables.class_names))

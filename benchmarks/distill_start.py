@@ -296,7 +296,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if used[name] != value:
             raise SystemExit(
-                f"{folder} was begun with `--{name} {used[name]}`, got {value}. Give the same, or a new `--output_dir`."
+                f"{folder} was begun with `--{name} {used[name]}`, got {value}. "
+                "Give the same, or a new `--output_dir`."
             )
 
 

@@ -54,7 +54,8 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
     assert trained[0] == ("balanced", 0, 12 if name == "pets" else None)
     assert not scored[0].measure_cost
     without = [arguments for arguments in scored if arguments.models[0].startswith("without ICE")]
-    assert without and not any("ice" in arguments.explainers for arguments in without)
+    assert without
+    assert not any("ice" in arguments.explainers for arguments in without)
     study.main([name, *words, *more, "--seeds", "0", "1"])
     assert len(trained) == len(scored) == 2 * len(study.VARIANTS)
     assert (tmp_path / "out" / "table.md").read_text().count("\n") == 2 + len(study.VARIANTS)

@@ -42,6 +42,7 @@ VARIANTS = {
     "balanced, 1/6 of the weight": f"--objective balanced --background_loss_weight {WEIGHT / 6:.6g}",
     "balanced, 6 times the weight": f"--objective balanced --background_loss_weight {WEIGHT * 6:.6g}",
     "balanced, without windows": "--objective balanced --num_local_windows 0",
+    "balanced, windows of a quarter of the images": "--objective balanced --local_image_share 0.25",
     "published, 0.3, with [CLS] loss": PUBLISHED,
     "without ICE": CLS_ONLY,
 }

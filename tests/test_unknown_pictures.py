@@ -24,14 +24,13 @@ def test_scenes_are_told_from_grey_pictures(tmp_path, capsys):
         ):
             (tmp_path / name).mkdir(parents=True, exist_ok=True)
             image.save(tmp_path / name / f"{index}.png")
-    folders = ["--known", str(tmp_path / "known"), "--unknown", str(tmp_path / "unknown")]
-    unknown_pictures.main(["--model", str(ROOT / "checkpoints/ice-deit-scenes"), *folders, "--limit", "3"])
+    model = ["--model", str(ROOT / "checkpoints/ice-deit-scenes")]
+    known = ["--known", str(tmp_path / "known")]
+    unknown_pictures.main([*model, *known, "--unknown", str(tmp_path / "unknown"), "--limit", "3"])
     printed = capsys.readouterr().out
     assert "| known | 3 | 0.000 |" in printed
     assert "| unknown | 3 | 1.000 | 0.000 | 0.000 | 0.000 |" in printed
     assert "probability 1.000" in printed
+    (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="holds no images"):
-        (tmp_path / "empty").mkdir()
-        unknown_pictures.main(
-            ["--model", str(ROOT / "checkpoints/ice-deit-scenes"), *folders[:3], str(tmp_path / "empty")]
-        )
+        unknown_pictures.main([*model, *known, "--unknown", str(tmp_path / "empty")])

@@ -27,6 +27,7 @@ from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProc
 from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from transformers_ice.speed import interleave, summarize_spread, time_call
 from transformers_ice.training import DataArguments, IceTrainer, IceTrainingArguments, ImageCollator, LabelledImages
+from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 __all__ = [
@@ -65,6 +66,10 @@ class TrainingBenchmarkArguments:
     )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare the data."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads of a step; default: as torch chooses."})
+    bf16: bool = field(default=False, metadata={"help": "Steps under autocast in bfloat16."})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of a step: sdpa (fused) or eager (matrix products)."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU where there is a GPU too."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, images and the order of the measurements."})
     output_dir: str = field(default="outputs/training-benchmark", metadata={"help": "Folder of results.json."})
@@ -79,6 +84,8 @@ class TrainingBenchmarkArguments:
         for name in ("num_warmups", "waiting_warmups", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"`attn_implementation` must be sdpa or eager, got {self.attn_implementation!r}.")
         if len(self.photograph_size) != 2 or min(self.photograph_size) < 16:
             raise ValueError(f"`photograph_size` must be a height and a width from 16 on, got {self.photograph_size}.")
 
@@ -102,7 +109,7 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
     """Return random models of one size by name: DeiT of transformers, and ICE with as many tokens.
 
     DeiT of transformers always has a distillation token; ICE gets one too here (without a head), and is also
-    timed without it, as published.
+    timed without it, as published and by the balanced objective.
     """
     shape: dict[str, Any] = {
         "hidden_size": arguments.hidden_size,
@@ -119,8 +126,10 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
             IceDeiTConfig(**shape, use_distillation_token=True, use_distillation_head=False)
         ),
         "ICE, one token": IceDeiTForImageClassification(IceDeiTConfig(**shape)),
+        "ICE, one token, balanced": IceDeiTForImageClassification(IceDeiTConfig(**shape, **OBJECTIVES["balanced"])),
     }
     for model in models.values():
+        model.set_attn_implementation(arguments.attn_implementation)
         cast(nn.Module, model).to(device).train()
     return models
 
@@ -141,10 +150,12 @@ def measure_steps(
     labels = torch.randint(len(_CLASSES), shape[:1], generator=generator).to(device)
 
     def measure(model: nn.Module) -> Callable[[int], float]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as the Trainer's
 
         def step() -> None:
-            model(pixel_values=pixels, labels=labels).loss.backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+                loss = model(pixel_values=pixels, labels=labels).loss
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 

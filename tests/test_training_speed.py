@@ -44,6 +44,7 @@ def test_small_run_measures_everything(run_benchmark, tmp_path, capsys):
         "DeiT": 2,
         "ICE": 2,
         "ICE, one token": 2,
+        "ICE, one token, balanced": 2,
     }
     assert {name: len(values) for name, values in results["images_per_second"].items()} == {
         "none": 2,
@@ -63,7 +64,7 @@ def test_models_have_as_many_tokens_and_almost_as_many_weights():
         assert model.training
         encoder = getattr(model, "deit", model)
         tokens[name] = encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape[1]
-    assert tokens == {"DeiT": 6, "ICE": 6, "ICE, one token": 5}
+    assert tokens == {"DeiT": 6, "ICE": 6, "ICE, one token": 5, "ICE, one token, balanced": 5}
     sizes = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
     # the patch head: no bias, one class more
     assert sizes["ICE"] - sizes["DeiT"] == 384 * 1001
@@ -72,6 +73,7 @@ def test_models_have_as_many_tokens_and_almost_as_many_weights():
 def test_width_is_that_of_deit():
     arguments = TrainingBenchmarkArguments(image_size=32, num_layers=1, hidden_size=192)
     config = build_step_models(arguments, torch.device("cpu"))["ICE"].config
+    assert config._attn_implementation == "sdpa"
     assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (192, 3, 768)
     with pytest.raises(ValueError, match=r"multiple of 64, got 100"):
         TrainingBenchmarkArguments(hidden_size=100)
@@ -98,6 +100,7 @@ def test_table_by_hand():
     [
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
         (["--num_warmups", "-1"], "`num_warmups` must be at least 0, got -1"),
+        (["--attn_implementation", "flash"], "must be sdpa or eager, got 'flash'"),
         (["--photograph_size", "20"], "must be a height and a width from 16 on"),
     ],
 )

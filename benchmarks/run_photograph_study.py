@@ -70,9 +70,7 @@ class Study:
 
 STUDIES = {
     "labels": Study(
-        "finetune-folder.yaml --image_size 128 --num_train_epochs 3 --per_device_train_batch_size 64 "
-        "--learning_rate 5e-4 --layer_decay 1 --random_resized_crop_scale 0.5 1.0 --drop_path_rate 0 "
-        "--random_erasing_prob 0",
+        "ice-deit-imagenette.yaml",
         "--dataset_name imagenette --benchmark localization discovery classification",
         {"max_box_acc_v2": "MaxBoxAccV2", "pointing_game": "pointing", "corloc": "CorLoc"},
     ),

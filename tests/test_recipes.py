@@ -22,15 +22,19 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def parse(path: Path):
-    return parse_arguments([str(path), "--use_cpu"])
+def parse(path: Path, *options: str):
+    return parse_arguments([str(path), "--use_cpu", *options])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_builds_its_configuration_and_its_batches(path, hub_folder):
-    model_args, data_args, training_args = parse(path)
+    start = yaml.safe_load(path.read_text()).get("model_name_or_path") or ""
+    made = start.startswith("outputs/")  # by the user, with benchmarks/distill_start.py
+    model_args, data_args, training_args = parse(
+        path, *(["--model_name_or_path", str(hub_folder("vit", "old"))] if made else [])
+    )
     name = model_args.model_name_or_path
-    if name is not None and not (ROOT / name).exists():
+    if name is not None and not made and not (ROOT / name).exists():
         assert name == "facebook/deit-small-patch16-224", "a Hub model without distillation token is of type vit"
         model_args.model_name_or_path = str(hub_folder("vit", "old"))
     elif name is not None:
@@ -137,4 +141,4 @@ def test_readers_are_told_what_was_not_measured():
         data = yaml.safe_load(path.read_text())
         if data.get("dataset_name") != "scenes":
             head = path.read_text().split("\n\n")[0].replace("\n# ", " ")
-            assert "no number was measured" in head or "not tuned" in head
+            assert any(words in head for words in ("no number was measured", "not tuned"))

@@ -33,6 +33,7 @@ _TASKS = {
     "localization": ("object-detection", "object localization learnt from image labels"),
     "discovery": ("object-detection", "object discovery learnt from image labels"),
 }
+_TYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # as safetensors writes them
 _ICE_TAGS = ["image-segmentation", "explainability", "weakly-supervised", "ice", "custom_code"]
 _LOCATION = re.compile(r'^checkpoint = "((?:[^"\\\n]|\\.)+)"$', re.MULTILINE)
 _PYTHON_BLOCK = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
@@ -50,6 +51,7 @@ class ModelFacts:
     train_seconds: float | None = None  # of the last call of the training; None where it was not written down
     resumed_at_step: int | None = None  # where that call resumed a run
     train_epochs: float | None = None
+    weights_type: str = "float32"  # of the numbers in the file; more than one are joined by commas
 
     @property
     def is_ice(self) -> bool:
@@ -82,6 +84,7 @@ def read_facts(folder: Path) -> ModelFacts:
     return ModelFacts(
         config=config,
         num_parameters=sum(map(_count_weights, folder.glob("model*.safetensors"))),
+        weights_type=", ".join(sorted(set().union(*map(_weight_types, folder.glob("model*.safetensors"))))),
         class_names=tuple(names[index] for index in sorted(names)),
         train_seconds=numbers.get("train_runtime"),
         train_epochs=numbers.get("epoch"),
@@ -92,6 +95,12 @@ def read_facts(folder: Path) -> ModelFacts:
 def _count_weights(file: Path) -> int:
     with safe_open(str(file), "pt") as weights:
         return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def _weight_types(file: Path) -> set[str]:
+    with safe_open(str(file), "pt") as weights:
+        types = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    return {_TYPE_NAMES.get(name, name) for name in types}
 
 
 def facts_of_architecture(architecture: Mapping[str, Any]) -> ModelFacts:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from run_pruning_study import CLS_ONLY, ROOT, check_settings
 
 from transformers_ice.cli import evaluate
@@ -116,7 +117,8 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int) -> None:
         recipe, *options = study.training.split()
         options += ["--model_name_or_path", arguments.start, "--train_dir", arguments.train_dir]
         options += ["--validation_dir", arguments.validation_dir, "--output_dir", str(folder), "--seed", str(seed)]
-        options += ["--bf16", str(arguments.bf16), "--disable_tqdm", "true", "--num_panel_images", "0"]
+        options += ["--bf16", str(arguments.bf16), "--use_cpu", str(not torch.cuda.is_available())]
+        options += ["--disable_tqdm", "true", "--num_panel_images", "0"]
         options += ["--resume_from_checkpoint", "auto", *VARIANTS[variant].split()]
         run_training(*parse_training_arguments([str(ROOT / "recipes" / recipe), *options]))
     if not (folder / "scores" / "results.json").is_file():

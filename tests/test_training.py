@@ -476,12 +476,14 @@ def test_model_that_finds_no_foreground_is_right_in_no_image():
     assert metrics == {"top_1": 0.0, "top_5": 0.0, "cls_top_1": 0.0, "foreground_ratio": 0.0}
 
 
-@pytest.mark.parametrize(("grid", "expected"), [(16, "eager"), (20, "sdpa")])
-def test_attention_on_a_processor_is_matrix_products_up_to_300_patches(grid, expected):
+@pytest.mark.parametrize(
+    ("grid", "bf16", "expected"), [(10, False, "eager"), (14, False, "sdpa"), (16, True, "eager"), (20, True, "sdpa")]
+)
+def test_attention_on_a_processor_is_matrix_products_for_few_patches(grid, bf16, expected):
     model = make_model(image_size=8 * grid)
     assert model.config._attn_implementation == "sdpa"
-    choose_attention(model, torch.device("cuda"))
+    choose_attention(model, torch.device("cuda"), bf16)
     assert model.config._attn_implementation == "sdpa"
-    choose_attention(model, torch.device("cpu"))
+    choose_attention(model, torch.device("cpu"), bf16)
     assert model.config._attn_implementation == expected
     assert "eager" not in model.config.to_json_string()

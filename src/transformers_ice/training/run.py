@@ -161,7 +161,7 @@ def prepare_training(
     # the same seed gives the same weights, whatever the data before have drawn
     set_seed(training_args.seed)
     model = build_model(model_args, config, tables.class_names)
-    choose_attention(model, training_args.device)
+    choose_attention(model, training_args.device, training_args.bf16)
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
     data_sets = build_data_sets(tables, data_args, image_processor, augmentation, training_args.seed)
     train_collator = build_train_collator(data_args, image_processor, len(tables.class_names))

@@ -87,6 +87,8 @@ def without_places(family):
 @pytest.mark.parametrize("family", ["vit", *OTHERS])
 def test_moving_patches_moves_their_relevance(family, method):
     model, images = without_places(family), pixels(2)
+    if method in RELEVANCE:  # its quotients enlarge what a sum in another order changes, by processor up to 2e-3
+        model, images = model.double(), images.double()
     # noise and windows belong to places
     options = {"noise_level": 0.0} if method == "smooth_grad" else {"window": 1} if method == "occlusion" else {}
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
@@ -104,8 +106,7 @@ def test_moving_patches_moves_their_relevance(family, method):
         expected = before.flatten(1)[:, order].unflatten(1, (4, 4))
     assert not torch.allclose(before, expected, rtol=1e-2)
     scale = before.abs().max()
-    # sums in another order, which the quotients of relevance enlarge
-    torch.testing.assert_close(after / scale, expected / scale, atol=1e-3 if method in RELEVANCE else 1e-5, rtol=0)
+    torch.testing.assert_close(after / scale, expected / scale, atol=1e-5, rtol=0)
 
 
 def folded_pair():

@@ -178,7 +178,8 @@ def build_student(classes: Sequence[str], num_layers: int) -> DeiTForImageClassi
         problem_type="single_label_classification",
     )
     # torch 2.13 has no fast backward pass of fused attention in bfloat16 on a processor: eager is a third faster
-    model = DeiTForImageClassification._from_config(config, attn_implementation="eager")
+    model = DeiTForImageClassification(config)
+    model.set_attn_implementation("eager")
     initialize_mimetically(model)
     return model
 

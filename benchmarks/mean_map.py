@@ -25,7 +25,6 @@ from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcesso
 from transformers_ice.data.files import list_files
 
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 BATCH_SIZE = 32
 
 
@@ -33,9 +32,9 @@ def choose_images(image_dir: str, per_class: int) -> list[Path]:
     """Return the first images of each subfolder."""
     root, chosen = Path(image_dir), list[Path]()
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        chosen += [folder / name for name in list_files(folder, IMAGES).files[:per_class]]
+        chosen += [folder / name for name in list_files(folder).files[:per_class]]
     if not chosen:
-        raise SystemExit(f"{root} must have subfolders of images ({', '.join(sorted(IMAGES))}), got none.")
+        raise SystemExit(f"{root} must have subfolders of images, got none.")
     return chosen
 
 

@@ -105,6 +105,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_settings(arguments: argparse.Namespace) -> None:
     """Write the common settings of all models and rows of OUTPUT_DIR; refuse a folder with other settings."""
     shared = ("objective", "start", "num_start_layers", "seed", "max_steps", "num_train", "num_eval", "skip_eval")
+    shared += ("study", "train_dir", "validation_dir", "data_dir", "boxes_file", "bf16")  # of photographs
     settings = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
     file = arguments.output_dir / "settings.json"
     if file.is_file() and (found := json.loads(file.read_text())) != settings:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Pictures of no known class: how often a model says so, and how well its score tells them from known ones.
 
-    python benchmarks/unknown_pictures.py --model checkpoints/ice-deit-imagenette --known photos/val \
+    python benchmarks/unknown_pictures.py --model outputs/ice-deit-imagenette --known photos/val \
         --unknown caltech101/BACKGROUND_Google --limit 468
 
 `--known` has one subfolder per class of the model, `--unknown` any images. For both it prints how often no patch is
@@ -26,9 +26,6 @@ from transformers_ice.console.tables import format_markdown_table
 from transformers_ice.data.files import list_files
 
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
-
-
 def separation(known: np.ndarray, unknown: np.ndarray) -> float:
     """Return the probability that a known picture has a higher score than an unknown one; ties count half."""
     above = (known[:, None] > unknown).mean()
@@ -37,9 +34,9 @@ def separation(known: np.ndarray, unknown: np.ndarray) -> float:
 
 def score_images(model: str, folder: str, limit: int | None) -> np.ndarray:
     """Return the score of each image of a folder at any depth, 0 where the label is background."""
-    names = list_files(Path(folder), IMAGES).files
+    names = list_files(Path(folder)).files
     if not names:
-        raise SystemExit(f"{folder} holds no images ({', '.join(sorted(IMAGES))}).")
+        raise SystemExit(f"{folder} holds no images.")
     if limit is not None:  # at equal distances, so that every class has its share
         names = [names[index * len(names) // limit] for index in range(min(limit, len(names)))]
     explain = pipeline("patch-explanation", model=model, device="cpu")

@@ -223,6 +223,16 @@ def test_parameters_are_counted_from_the_file_as_from_the_model(folder):
     assert facts_of_architecture({**sizes, "num_labels": 3}).num_parameters == expected
 
 
+def test_the_number_type_is_that_of_the_file(folder, tmp_path):
+    assert read_facts(folder).weights_type == "float32"
+    IceDeiTForImageClassification.from_pretrained(folder).half().save_pretrained(tmp_path)
+    facts = read_facts(tmp_path)
+    assert (facts.weights_type, facts.num_parameters) == ("float16", read_facts(folder).num_parameters)
+    assert "million, float16, safetensors" in build_card(make_record(tmp_path), facts)
+    (tmp_path / "model.safetensors").unlink()
+    assert (read_facts(tmp_path).weights_type, read_facts(tmp_path).num_parameters) == ("float32", 0)
+
+
 def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"must hold a model, got no config\.json"):
         read_facts(tmp_path)

@@ -81,10 +81,11 @@ def read_facts(folder: Path) -> ModelFacts:
     names = {int(index): name for index, name in config.get("id2label", {}).items()}
     results = folder / "all_results.json"
     numbers = read_json(results) if results.is_file() else {}
+    num_parameters, weights_type = _read_weights(folder)
     return ModelFacts(
         config=config,
-        num_parameters=sum(map(_count_weights, folder.glob("model*.safetensors"))),
-        weights_type=", ".join(sorted(set().union(*map(_weight_types, folder.glob("model*.safetensors"))))),
+        num_parameters=num_parameters,
+        weights_type=weights_type,
         class_names=tuple(names[index] for index in sorted(names)),
         train_seconds=numbers.get("train_runtime"),
         train_epochs=numbers.get("epoch"),
@@ -92,15 +93,16 @@ def read_facts(folder: Path) -> ModelFacts:
     )
 
 
-def _count_weights(file: Path) -> int:
-    with safe_open(str(file), "pt") as weights:
-        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-
-
-def _weight_types(file: Path) -> set[str]:
-    with safe_open(str(file), "pt") as weights:
-        types = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
-    return {_TYPE_NAMES.get(name, name) for name in types}
+def _read_weights(folder: Path) -> tuple[int, str]:
+    """Return how many numbers the weight files hold, and their types; without a file none, in float32."""
+    count, types = 0, set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(str(file), "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                part = weights.get_slice(name)
+                count += prod(part.get_shape())
+                types.add(_TYPE_NAMES.get(part.get_dtype(), part.get_dtype()))
+    return count, ", ".join(sorted(types)) or "float32"
 
 
 def facts_of_architecture(architecture: Mapping[str, Any]) -> ModelFacts:

@@ -94,6 +94,7 @@ class StartArguments:
 
 
 NOT_OPTIONS = {
+    "object_thresholds": "they are chosen at the end of a multi-label run",
     "use_distillation_token": "it belongs to the weights of a checkpoint",
     "use_distillation_head": "it belongs to the weights of a checkpoint",
     "interpolate_antialias": "it belongs to the weights of a checkpoint",

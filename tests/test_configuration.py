@@ -176,6 +176,7 @@ REFUSED = {
     "prune_in_training": (1, None),
     "pruning_layers": (3, ["3"], [0.5], [True]),
     "keep_rates": (0.5, ["0.5"], [None]),
+    "object_thresholds": (0.5, [], [0.5], [0.5] * 3, [0.5, 1.1], [0.5, NAN], ["0.5", "0.5"]),  # of two classes
     **{name: ("bogus", "", 1) for name, field in ICE_FIELDS.items() if field.metadata["choices"]},
     # of DeiT, as far as the model uses them
     "layer_norm_eps": (0.0, 1e-45, -1.0, -0.5, 1.5, NAN, INF, True),

@@ -549,11 +549,11 @@ def test_soft_labels_are_distributions(tiny_config, rows):
         model(torch.randn(2, 3, 32, 32), labels=torch.tensor(rows, dtype=torch.float32))
 
 
-def test_several_classes_an_image_are_refused_in_training_only(tiny_config):
+def test_regression_is_refused_in_training_only(tiny_config):
     model, pixel_values = make(IceDeiTForImageClassification, tiny_config), torch.randn(1, 3, 32, 32)
-    model.config.problem_type = "multi_label_classification"
+    model.config.problem_type = "regression"
     assert model(pixel_values).loss is None
-    with pytest.raises(ValueError, match=r"`problem_type` must be None or .*multi_label"):
+    with pytest.raises(ValueError, match=r"`problem_type` must be None, .*as ICE learns classes, got 'regression'"):
         model(pixel_values, labels=torch.tensor([1]))
 
 

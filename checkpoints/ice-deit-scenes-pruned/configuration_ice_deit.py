@@ -20,11 +20,13 @@ from .configuration_fields import (
     check_grid,
     check_inherited_fields,
     check_interval,
+    check_thresholds,
     ice_field,
     refuse_near_misses,
 )
 from .local_windows import check_num_windows
 from .objective_ice_deit import LOSS_PARTS
+from .pruning_checks import check_pruning
 from .source_families import SOURCE_FAMILIES
 from .token_pruning import EXECUTIONS, PRUNING_HEADS, STRATEGIES
 
@@ -63,6 +65,7 @@ class IceDeiTConfig(DeiTConfig):
         "foreground_ratio",
         "patch_exit_layer",
         "grid_size",
+        "object_thresholds",
         *LOSS_PARTS,
         "hidden_states",
         "attentions",
@@ -174,6 +177,12 @@ class IceDeiTConfig(DeiTConfig):
     )
     """What `outputs.logits` holds: "patch" (pooled foreground patches) or "cls" ([CLS] classifier)."""
 
+    object_thresholds: list[float | int] | None = ice_field(
+        None, "Score from which each class counts as found, for several classes an image."
+    )
+    """In [0, 1], one for each class; `None` is 0.5 each. A multi-label run of `transformers-ice train` chooses them on
+    its validation images. Only read where `problem_type` is "multi_label_classification"."""
+
     patch_head_hidden_size: int | None = ice_field(
         None, "Makes the patch head an MLP with this many hidden units.", within="[1, 262144]"
     )
@@ -276,8 +285,15 @@ class IceDeiTConfig(DeiTConfig):
             )
         if self.num_labels != num_labels:
             self.__dict__.pop("_background_label", None)
+            if self.num_labels is not None:  # not while the constructor fills in the labels
+                self.object_thresholds = None  # they belong to the old classes
             self.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
             self.label2id = {label: i for i, label in self.id2label.items()}
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes, or none: by `problem_type`, as in transformers."""
+        return self.problem_type == "multi_label_classification"
 
     @property
     def background_index(self) -> int:
@@ -310,7 +326,7 @@ class IceDeiTConfig(DeiTConfig):
         """Keep rate by pruning layer, empty without a strategy; 1 where the images decide."""
         if self.pruning_strategy is None:
             return {}
-        self._check_pruning()  # fields may be changed one by one after construction
+        check_pruning(self)  # fields may be changed one by one after construction
         return STRATEGIES[self.pruning_strategy].schedule(self.pruning_layers or (), self.keep_rates or ())
 
     def with_background_label(self) -> "IceDeiTConfig":
@@ -348,35 +364,10 @@ class IceDeiTConfig(DeiTConfig):
         if self.has_distillation_head and not self.use_distillation_token:
             raise ValueError("`use_distillation_head=True` needs `use_distillation_token=True`, which the head reads.")
         check_class_names({int(index): name for index, name in (self.id2label or {}).items()})
+        check_thresholds(self.object_thresholds, self.num_labels)
         self._check_sizes()
         if self.pruning_strategy is not None:
-            self._check_pruning()
-
-    def _check_pruning(self) -> None:
-        for name, choices in (
-            ("pruning_strategy", STRATEGIES),
-            ("pruning_execution", EXECUTIONS),
-            ("pruning_head", PRUNING_HEADS),
-        ):
-            check_choice(name, getattr(self, name), choices)
-        strategy = STRATEGIES[self.pruning_strategy or ""]
-        layers, rates = list(self.pruning_layers or ()), list(self.keep_rates or ())
-        if not layers or layers != sorted({*layers}) or layers[0] < 0 or layers[-1] >= self.num_hidden_layers:
-            raise ValueError(
-                f"`pruning_layers` must be ascending layers in [0, {self.num_hidden_layers - 1}], for a model of "
-                f"{self.num_hidden_layers} layers, got {self.pruning_layers}."
-            )
-        has_rates = len(rates) == len(layers) and all(0 < rate <= 1 for rate in rates)
-        if strategy.has_fixed_counts and not has_rates:
-            raise ValueError(
-                f"`keep_rates` must be one number in (0, 1] for each of the pruning layers {layers}, got {rates}."
-            )
-        if self.fuse_pruned_tokens and not strategy.can_fuse:
-            names = " or ".join(f'"{name}"' for name, other in STRATEGIES.items() if other.can_fuse)
-            raise ValueError(
-                f"`fuse_pruned_tokens` weights tokens by attention and needs `pruning_strategy={names}`, got "
-                f"{self.pruning_strategy!r}."
-            )
+            check_pruning(self)
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:

@@ -28,27 +28,20 @@ from transformers.image_utils import (
     is_valid_image,
 )
 
-from .adversarial_normalization import foreground_ratio
 from .explanation_ice_deit import (
-    BACKGROUND_LABEL,
+    ImagePatches,
     PatchExplanation,
     classify_image,
     describe_outputs,
-    locate_object,
+    explain_patches,
+    find_objects,
     read_class_logits,
+    read_object_thresholds,
     read_output,
     read_patch_logits,
 )
 from .image_conversion import MAX_PIXELS, convert_to_rgb, grey_to_pil, is_unit_float, load_image, read_rgb
-from .patch_maps import (
-    ImageGeometry,
-    bilinear_to_image,
-    class_map,
-    class_probability,
-    foreground_probability,
-    nearest_to_image,
-    to_grid,
-)
+from .patch_maps import ImageGeometry, nearest_to_image, to_grid
 from .preprocessing_checks import check_preprocessing, check_size_kinds
 
 
@@ -209,10 +202,7 @@ class IceDeiTImageProcessor(PilBackend):
         Raises:
             ValueError: If the outputs hold no patch logits, or `target_sizes` does not fit the batch.
         """
-        return [
-            nearest_to_image(to_grid(class_map(logits), grid_size), geometry, fill=logits.shape[-1] - 1)
-            for logits, grid_size, geometry in self._patches(outputs, target_sizes)
-        ]
+        return [patches.class_map() for patches in self._patches(outputs, target_sizes)]
 
     def post_process_foreground(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
         """Return which pixels are foreground: the segmentation, where it is not background.
@@ -239,33 +229,42 @@ class IceDeiTImageProcessor(PilBackend):
         Raises:
             ValueError: As `post_process_semantic_segmentation`, or if `target` is no class.
         """
-        patches = self._patches(outputs, target_sizes)
-        heatmaps = []
-        for (logits, grid_size, geometry), label in zip(patches, _read_targets(target, len(patches)), strict=True):
-            values = foreground_probability(logits) if label is None else class_probability(logits, label)
-            heatmaps.append(bilinear_to_image(to_grid(values, grid_size), geometry))
-        return heatmaps
+        images = self._patches(outputs, target_sizes)
+        targets = _read_targets(target, len(images))
+        return [patches.heatmap(label) for patches, label in zip(images, targets, strict=True)]
 
     def post_process_object_localization(self, outputs: Any, target_sizes: Any = None) -> list[dict[str, Tensor]]:
         """Return one box per image: around the largest 4-connected component of foreground patches.
 
-        Arguments and errors as for `post_process_semantic_segmentation`; without `target_sizes` boxes are in patches.
+        Of a multi-label model one for each class that was found, see `post_process_explanation`, also none. Arguments
+        and errors as for `post_process_semantic_segmentation`; without `target_sizes` boxes are in patches.
 
         Returns:
             Per image `boxes` `(1, 4)`, int64, half-open `xyxy` pixels of the original image, the whole image where
             nothing is foreground; `labels` `(1,)`, int64, the best class of the image (of `outputs.logits` where they
             are class scores, else of the pooled foreground patches); `scores` `(1,)`, float32, its softmax probability
-            among the classes. An image without a foreground patch and without class scores has the label `num_labels`
-            (background) and as score the mean p(background) of its patches.
+            among the classes; of a multi-label model `(num_found, 4)` and `(num_found,)`, and the sigmoid. An image
+            without a foreground patch and without class scores has the label `num_labels` (background) and as score
+            the mean p(background) of its patches.
         """
-        patches = self._patches(outputs, target_sizes)
+        images = self._patches(outputs, target_sizes)
+        logits, thresholds = read_class_logits(outputs), read_object_thresholds(outputs, len(images))
         results = []
-        for image_logits, (logits, grid_size, geometry) in zip(read_class_logits(outputs), patches, strict=True):
-            label, score = classify_image(image_logits, logits)
-            height, width = geometry.image_size
-            box = locate_object(logits, grid_size, geometry) or (0, 0, width, height)
-            boxes = torch.tensor([box], device=logits.device)
-            results.append({"scores": score[None], "labels": label[None].to(score.device), "boxes": boxes})
+        for patches, image_logits, scores_from in zip(images, logits, thresholds, strict=True):
+            if scores_from is None:
+                label, score = classify_image(image_logits, patches.logits)
+                height, width = patches.geometry.image_size
+                found = {int(label.item()): (score.item(), patches.box() or (0, 0, width, height))}
+            else:
+                found = find_objects(image_logits, patches, scores_from)
+            device = patches.logits.device
+            results.append(
+                {
+                    "scores": torch.tensor([score for score, _ in found.values()], device=device),
+                    "labels": torch.tensor(list(found), dtype=torch.long, device=device),
+                    "boxes": torch.tensor([box for _, box in found.values()], device=device).reshape(-1, 4),
+                }
+            )
         return results
 
     def post_process_exit_layers(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
@@ -276,15 +275,15 @@ class IceDeiTImageProcessor(PilBackend):
         patch was kept; 0 outside a crop, which is not in the input.
         """
         exit_layers = read_output(outputs, "patch_exit_layer")
-        patches = self._patches(outputs, target_sizes)
+        images = self._patches(outputs, target_sizes)
         if exit_layers is None:
             raise ValueError(
                 f"`outputs` must hold `patch_exit_layer` (batch_size, num_patches), got {describe_outputs(outputs)}. "
                 "Pass what an ICE-DeiT model returned."
             )
         return [
-            nearest_to_image(to_grid(layers, grid_size), geometry, fill=0)
-            for layers, (_, grid_size, geometry) in zip(exit_layers, patches, strict=True)
+            nearest_to_image(to_grid(layers, patches.grid_size), patches.geometry, fill=0)
+            for layers, patches in zip(exit_layers, images, strict=True)
         ]
 
     def post_process_explanation(
@@ -299,39 +298,31 @@ class IceDeiTImageProcessor(PilBackend):
         Arguments and errors as for `post_process_heatmap`; without `target_sizes` maps and boxes are in patches.
         `id2label` is `model.config.id2label`; by default classes are "LABEL_0" and so on, as transformers names them.
         """
+        images = self._patches(outputs, target_sizes)
+        targets, class_logits = _read_targets(target, len(images)), read_class_logits(outputs)
+        thresholds = read_object_thresholds(outputs, len(images))
         has_exit_layers = read_output(outputs, "patch_exit_layer") is not None
         exit_layers = self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else None
-        heatmaps = self.post_process_heatmap(outputs, target_sizes, target)
-        class_maps = self.post_process_semantic_segmentation(outputs, target_sizes)
-        class_logits = read_class_logits(outputs)
-        explanations = []
-        for i, (logits, grid_size, geometry) in enumerate(self._patches(outputs, target_sizes)):
-            label, score = classify_image(class_logits[i], logits)
-            index, background_index = int(label.item()), logits.shape[-1] - 1
-            name = f"LABEL_{index}" if id2label is None or index == background_index else id2label[index]
-            explanations.append(
-                PatchExplanation(
-                    label=BACKGROUND_LABEL if index == background_index else name,
-                    score=score.item(),
-                    box=locate_object(logits, grid_size, geometry),
-                    heatmap=heatmaps[i].cpu().numpy(),
-                    class_map=class_maps[i].cpu().numpy(),
-                    mask=(class_maps[i] != background_index).cpu().numpy(),
-                    foreground_ratio=foreground_ratio(logits).item(),
-                    exit_layers=None if exit_layers is None else exit_layers[i].cpu().numpy(),
-                    class_index=None if index == background_index else index,
-                )
+        return [
+            explain_patches(
+                patches,
+                class_logits[i],
+                thresholds[i],
+                lambda label: f"LABEL_{label}" if id2label is None else id2label[label],
+                targets[i],
+                None if exit_layers is None else exit_layers[i].cpu().numpy(),
             )
-        return explanations
+            for i, patches in enumerate(images)
+        ]
 
-    def _patches(self, outputs: Any, target_sizes: Any) -> list[tuple[Tensor, tuple[int, int], ImageGeometry]]:
-        """Return per image its patch logits `(num_patches, num_labels + 1)`, grid size and geometry."""
+    def _patches(self, outputs: Any, target_sizes: Any) -> list[ImagePatches]:
+        """Return the patches of each image."""
         patch_logits, grid_sizes = read_patch_logits(outputs)
         if target_sizes is None:
             geometries = [ImageGeometry.from_resize(grid_size, grid_size) for grid_size in grid_sizes]
         else:
             geometries = [self.image_geometry(size) for size in _read_target_sizes(target_sizes, len(patch_logits))]
-        return list(zip(patch_logits, grid_sizes, geometries, strict=True))
+        return [ImagePatches(*own) for own in zip(patch_logits, grid_sizes, geometries, strict=True)]
 
 
 def _resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]:

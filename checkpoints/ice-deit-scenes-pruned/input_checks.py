@@ -35,13 +35,17 @@ def check_pixel_values(pixel_values: Tensor | None, config: IceDeiTConfig) -> Te
     return pixel_values
 
 
-def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
+def check_labels(labels: Tensor, batch_size: int, num_labels: int, is_multi_label: bool = False) -> None:
     """Raise a `ValueError` if labels are neither class indices nor soft targets of the right shape.
 
-    In eager mode class indices out of range are refused too.
+    With `is_multi_label` they must be a row for each image with one number for each class. In eager mode class indices
+    and targets out of range are refused too.
     """
     if not isinstance(labels, Tensor):
         raise ValueError(f"`labels` must be a tensor, got {type(labels).__name__}.")
+    if is_multi_label:
+        _check_several_labels(labels, batch_size, num_labels)
+        return
     soft = labels.dim() == 2 and labels.is_floating_point()
     hard = labels.dim() == 1 and not labels.is_floating_point() and labels.dtype != torch.bool
     if labels.shape[:1] != (batch_size,) or not (soft or hard) or (soft and labels.shape[1] != num_labels):
@@ -57,9 +61,10 @@ def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
         sums = labels.float().sum(dim=1)
         if not ((sums - 1).abs() < 0.01).all() or labels.min() < 0:  # so written that NaN is refused too
             raise ValueError(
-                "Soft `labels` must be non-negative, and the row of each image must sum to 1, as ICE learns one class "
-                f"an image, got sums from {sums.min().item():g} to {sums.max().item():g} and a smallest value of "
-                f"{labels.min().item():g}. Divide rows by their sums, or leave images of no class out."
+                "Soft `labels` must be non-negative, and the row of each image must sum to 1, as this model learns "
+                f"one class an image, got sums from {sums.min().item():g} to {sums.max().item():g} and a smallest "
+                f"value of {labels.min().item():g}. Divide rows by their sums; for images of several classes or none "
+                'set `problem_type="multi_label_classification"` in the configuration.'
             )
     else:
         low, high = (value.item() for value in labels.long().aminmax())
@@ -68,6 +73,23 @@ def check_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
                 f"`labels` must be class indices in [0, {num_labels - 1}], got values from {low} to {high}. Set "
                 "`num_labels` (or `id2label`) to the classes of the data, with `ignore_mismatched_sizes=True`."
             )
+
+
+def _check_several_labels(labels: Tensor, batch_size: int, num_labels: int) -> None:
+    if labels.shape != (batch_size, num_labels) or not labels.is_floating_point():
+        raise ValueError(
+            f"`labels` of a multi-label model must be floating point of shape ({batch_size}, {num_labels}), 1 for "
+            f"each class in the picture and 0 for the others, got {labels.dtype} of shape {tuple(labels.shape)}. For "
+            "class indices use `torch.nn.functional.one_hot(labels, num_labels).float()`."
+        )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if not ((labels >= 0) & (labels <= 1)).all():  # so written that NaN is refused too
+        low, high = (value.item() for value in labels.aminmax())
+        raise ValueError(
+            f"`labels` of a multi-label model must be in [0, 1], got values from {low:g} to {high:g}. Write 1 for "
+            "each class in the picture and 0 for the others; a row of zeros is a picture of none."
+        )
 
 
 __all__ = ["check_labels", "check_pixel_values"]

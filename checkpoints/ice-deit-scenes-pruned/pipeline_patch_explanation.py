@@ -52,6 +52,11 @@ class PatchExplanationPipeline(Pipeline):
         exit_layers: `(height, width)`, int64, the layer before which each pixel's patch was pruned; the number of
             layers where it was kept.
 
+    A multi-label model (`config.problem_type`) adds `objects`: a list of dicts with `label`, `score`, `box`, `mask`
+    and `heatmap` of every class whose score reaches `config.object_thresholds` and that a patch names, best score
+    first, maybe none. Its `label` and `score` are those of the best object, the score being the sigmoid of its logit;
+    with none they are "background" and 1 - the largest score. The other maps leave out classes that were not found.
+
     Example:
         >>> explain = pipeline("patch-explanation", model="checkpoints/ice-deit-scenes", trust_remote_code=True)
         >>> result = explain("photo.jpg")
@@ -133,7 +138,8 @@ class PatchExplanationPipeline(Pipeline):
         target_sizes = input_tensors["target_sizes"]
         outputs = self.model(pixel_values=input_tensors["pixel_values"], return_dict=True)
         # `logits` first: the batch is taken apart by the length of the first entry
-        kept = {name: outputs.get(name) for name in ("logits", "patch_logits", "grid_size", "patch_exit_layer")}
+        names = ("logits", "patch_logits", "grid_size", "patch_exit_layer", "object_thresholds")
+        kept = {name: outputs.get(name) for name in names}
         return {**{name: value for name, value in kept.items() if value is not None}, "target_sizes": target_sizes}
 
     def postprocess(  # type: ignore[override]  # as above

@@ -121,6 +121,15 @@ def check_class_names(id2label: Mapping[int, Any]) -> None:
         raise ValueError(f"`id2label` must give each class a name of its own, got {doubled[:10]} more than once.")
 
 
+def check_thresholds(thresholds: Sequence[float] | None, num_labels: int) -> None:
+    """Raise unless there is one threshold in [0, 1] for each class, or `None`."""
+    if thresholds is not None and not (len(thresholds) == num_labels and all(0 <= value <= 1 for value in thresholds)):
+        raise ValueError(
+            f"`object_thresholds` must be one number in [0, 1] for each of the {num_labels} classes, or None for 0.5 "
+            f"each, got {str(list(thresholds))[:100]}. With other classes pass `object_thresholds=None`."
+        )
+
+
 def refuse_near_misses(names: Iterable[str], known: Collection[str]) -> None:
     """Raise a `ValueError` if a keyword looks like a misspelling of a known field."""
     for name in names:
@@ -167,6 +176,7 @@ __all__ = [
     "check_grid",
     "check_inherited_fields",
     "check_interval",
+    "check_thresholds",
     "ice_field",
     "refuse_near_misses",
 ]

@@ -37,6 +37,7 @@ from .objective_ice_deit import ObjectiveInputs, compute_losses
 from .packed_attention import Packing, attend_packed
 from .position_interpolation import POSITION_INTERPOLATIONS, PositionInterpolation
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
+from .several_labels import pool_class_logits
 from .source_families import unused_key_patterns
 from .source_weights import SourceLayerScale
 from .token_layouts import choose_layout
@@ -89,6 +90,8 @@ class IceDeiTImageClassifierOutput(ModelOutput):
         foreground_ratio: `(batch_size,)`, ratio of foreground patches, in [0, 1].
         patch_exit_layer: `(batch_size, num_patches)`, int, as in `IceDeiTModelOutput`.
         grid_size: `(batch_size, 2)`, int: rows and columns of the patch grid.
+        object_thresholds: `(batch_size, num_labels)`, float32: score, the sigmoid of `logits`, from which a class
+            counts as found; only of a multi-label model, and what tells its outputs apart.
         classification_loss: 0-dim, unweighted cross-entropy of the foreground logits.
         background_loss: 0-dim, unweighted cross-entropy of the background logits with background.
         cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
@@ -108,6 +111,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
     foreground_ratio: Tensor | None = None
     patch_exit_layer: Tensor | None = None
     grid_size: Tensor | None = None
+    object_thresholds: Tensor | None = None
     classification_loss: Tensor | None = None
     background_loss: Tensor | None = None
     cls_loss: Tensor | None = None
@@ -515,7 +519,9 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`, normalised as the image processor does; height
                 and width are any multiples of the patch size.
-            labels: `(batch_size,)` class indices in [0, num_labels), or `(batch_size, num_labels)` soft targets.
+            labels: `(batch_size,)` class indices in [0, num_labels), or `(batch_size, num_labels)` soft targets, which
+                sum to 1. Where `config.problem_type` is "multi_label_classification": `(batch_size, num_labels)`,
+                floating point, 1 for each class in the picture, in [0, 1].
             interpolate_pos_encoding: Accepted for compatibility; positions are interpolated whenever it is needed.
             **kwargs: Options of the attention implementation.
 
@@ -532,7 +538,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         """
         pixel_values = check_pixel_values(pixel_values, self.config)
         if labels is not None:
-            check_labels(labels, pixel_values.shape[0], self.config.num_labels)
+            check_labels(labels, pixel_values.shape[0], self.config.num_labels, self.config.is_multi_label)
             self._check_objective()
         encoded = self.deit(pixel_values, **kwargs)
         cls_logits = self.classify_prefix(encoded.last_hidden_state)
@@ -540,9 +546,8 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
         losses = {}
         if labels is not None:
             losses = compute_losses(self._objective_inputs(pixel_values, encoded, pooled, cls_logits, labels))
-        from_patches = self.config.logits_source == "patch"
         return IceDeiTImageClassifierOutput(
-            logits=pooled.foreground_logits[:, : self.config.num_labels] if from_patches else cls_logits,
+            logits=self._image_logits(encoded.patch_logits, pooled, cls_logits),
             cls_logits=cls_logits,
             patch_logits=encoded.patch_logits,
             foreground_logits=pooled.foreground_logits,
@@ -550,18 +555,31 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             foreground_ratio=pooled.foreground_ratio,
             patch_exit_layer=encoded.patch_exit_layer,
             grid_size=encoded.grid_size,
+            object_thresholds=self._object_thresholds(cls_logits) if self.config.is_multi_label else None,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             **losses,
         )
 
+    def _image_logits(self, patch_logits: Tensor, pooled: PooledPatches, cls_logits: Tensor) -> Tensor:
+        """Return the class logits of the images, `(batch_size, num_labels)`, from the source that is configured."""
+        if self.config.logits_source == "cls":
+            return cls_logits
+        if self.config.is_multi_label:
+            return pool_class_logits(patch_logits).to(cls_logits.dtype)
+        return pooled.foreground_logits[:, : self.config.num_labels]
+
+    def _object_thresholds(self, cls_logits: Tensor) -> Tensor:
+        thresholds = self.config.object_thresholds or [0.5] * self.config.num_labels
+        return torch.tensor(thresholds, dtype=torch.float32, device=cls_logits.device).expand(len(cls_logits), -1)
+
     def _check_objective(self) -> None:
         """Refuse an objective that is not ICE's, and say where the loss does not train the logits."""
         config = self.config
-        if config.problem_type not in (None, "single_label_classification"):
+        if config.problem_type == "regression":
             raise ValueError(
-                '`problem_type` must be None or "single_label_classification" in training, as ICE learns one class an '
-                f"image, got {config.problem_type!r}."
+                '`problem_type` must be None, "single_label_classification" or "multi_label_classification", as ICE '
+                f"learns classes, got {config.problem_type!r}."
             )
         if self.training and config.logits_source == "cls" and not config.cls_loss_weight:
             logger.warning_once(

@@ -28,6 +28,7 @@ from .adversarial_normalization import (
 )
 from .encoder_interface import IceEncoder
 from .local_windows import every_nth, grouping_weights, local_distillation_loss, patch_appearance
+from .several_labels import candidate_labels_loss, per_class_loss, pool_class_logits
 from .token_pruning import gate_loss
 
 
@@ -36,9 +37,9 @@ class ObjectiveInputs:
     """Outputs of a model and their targets: what every part of the loss is computed from.
 
     `patch_logits` are on the full grid, `pooled` is `pool_patches` of them. `targets` `(batch_size, num_labels)` are
-    soft. While the model trains, the foreground ratio is a mean over all processes. The local windows run through
-    `encoder`. `pruning_logits` are `None` unless the heads are trained; `last_patch_logits` are of the last head, also
-    of pruned patches.
+    soft: of one label they sum to 1, of several each is in [0, 1]. While the model trains, the foreground ratio is a
+    mean over all processes. The local windows run through `encoder`. `pruning_logits` are `None` unless the heads are
+    trained; `last_patch_logits` are of the last head, also of pruned patches.
     """
 
     config: PreTrainedConfig
@@ -105,7 +106,12 @@ def _weighted_sum(inputs: ObjectiveInputs, names: Iterable[str]) -> dict[str, Te
 
 
 def _classification_loss(inputs: ObjectiveInputs) -> Tensor:
-    """Compare the pooled foreground logits with the image's label; the target of background is 0."""
+    """Compare the pooled foreground logits with the image's label; the target of background is 0.
+
+    Of several labels each is compared with the logit of its own class, pooled from the patches that name it.
+    """
+    if inputs.config.is_multi_label:
+        return per_class_loss(pool_class_logits(inputs.patch_logits), inputs.targets)
     is_soft = inputs.config.foreground_pooling == "soft"
     logits = pool_softly(inputs.patch_logits) if is_soft else inputs.pooled.foreground_logits
     return CLASSIFICATION_LOSSES[inputs.config.classification_loss_type](logits, F.pad(inputs.targets, (0, 1)))
@@ -125,16 +131,20 @@ def _background_weight(inputs: ObjectiveInputs) -> Tensor:
 
 
 def _candidate_label_loss(inputs: ObjectiveInputs) -> Tensor | None:
-    """Let each patch be only the image's class or background."""
+    """Let each patch be only the image's class, or one of its classes, or background."""
     if not inputs.config.candidate_label_loss_weight:
         return None
+    if inputs.config.is_multi_label:
+        return candidate_labels_loss(inputs.patch_logits, inputs.targets)
     return candidate_label_loss(inputs.patch_logits, inputs.targets)
 
 
 def _cls_loss(inputs: ObjectiveInputs) -> Tensor | None:
-    """Compare the logits of the prefix tokens' classifier with the image's label."""
+    """Compare the logits of the prefix tokens' classifier with the image's label, or each with its own."""
     if inputs.cls_logits is None:
         return None
+    if inputs.config.is_multi_label:
+        return per_class_loss(inputs.cls_logits, inputs.targets)
     return CLASSIFICATION_LOSSES[inputs.config.classification_loss_type](inputs.cls_logits, inputs.targets)
 
 

@@ -117,7 +117,9 @@ def check_works(model, folder):
     pixel_values = torch.randn(2, config.num_channels, *image_size, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, config.num_labels - 1])
     model.train()
-    if config.problem_type in (None, "single_label_classification"):
+    if config.problem_type == "multi_label_classification":
+        labels = torch.nn.functional.one_hot(labels, config.num_labels).float()
+    if config.problem_type != "regression":
         outputs = model(pixel_values, labels=labels)
         assert outputs.loss.isfinite(), outputs.loss
         outputs.loss.backward()

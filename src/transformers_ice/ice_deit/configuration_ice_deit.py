@@ -285,7 +285,7 @@ class IceDeiTConfig(DeiTConfig):
             )
         if self.num_labels != num_labels:
             self.__dict__.pop("_background_label", None)
-            if self.object_thresholds is not None and len(self.object_thresholds) != num_labels:
+            if self.num_labels is not None:  # not while the constructor fills in the labels
                 self.object_thresholds = None  # they belong to the old classes
             self.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
             self.label2id = {label: i for i, label in self.id2label.items()}

@@ -29,6 +29,7 @@ from .patch_maps import (
     to_grid,
     visible_cells,
 )
+from .several_labels import pool_class_logits
 
 
 __all__ = [
@@ -52,17 +53,16 @@ _BOX_NAMES = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True, eq=False)  # arrays have no truth value, so `==` could not compare two of them
 class FoundObject:
-    """A class that was found in an image, and where.
+    """A class that a multi-label model found in an image, and where.
 
     Attributes:
         label: Name of the class.
         class_index: Its index.
-        score: Probability that it is in the image, in [0, 1]: of a multi-label model the sigmoid of its logit, else
-            the softmax probability.
+        score: Probability that it is in the image, in [0, 1]: the sigmoid of its logit.
         box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels of the maps: around the largest connected component
             of its patches.
         mask: `(height, width)`, bool, the pixels of the patches that name it.
-        heatmap: `(height, width)`, float32, in [0, 1], p(class); of a single-label model that of the explanation.
+        heatmap: `(height, width)`, float32, in [0, 1], p(class).
     """
 
     label: str
@@ -98,8 +98,8 @@ class PatchExplanation:
         exit_layers: `(height, width)`, int64: the layer before which each pixel's patch was pruned, the number of
             layers where it was kept. `None` if the outputs do not hold it, as those of an exported file may not.
         class_index: Index of the predicted class; `None` with the label "background".
-        objects: What was found, best score first. Of a multi-label model every class whose score reaches its
-            threshold and that at least one patch names; else the one class and its mask, or nothing.
+        objects: What was found, best score first: every class whose score reaches its threshold and that at least one
+            patch names. `None` of a single-label model.
     """
 
     label: str
@@ -111,7 +111,7 @@ class PatchExplanation:
     foreground_ratio: float
     exit_layers: np.ndarray | None
     class_index: int | None
-    objects: tuple[FoundObject, ...] = ()
+    objects: tuple[FoundObject, ...] | None = None
 
     @property
     def found(self) -> bool:
@@ -120,7 +120,7 @@ class PatchExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `pipeline("patch-explanation")` answers; `box` by the names of its corners."""
-        return {
+        entries = {
             "label": self.label,
             "score": self.score,
             "heatmap": self.heatmap,
@@ -130,8 +130,8 @@ class PatchExplanation:
             "box": None if self.box is None else dict(zip(_BOX_NAMES, self.box, strict=True)),
             "foreground_ratio": self.foreground_ratio,
             "exit_layers": self.exit_layers,
-            "objects": [found.to_dict() for found in self.objects],
         }
+        return entries if self.objects is None else entries | {"objects": [found.to_dict() for found in self.objects]}
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,13 @@ def explain_patches(
     class_of_pixel, box, heatmap = patches.class_map(), patches.box(), patches.heatmap(target)
     mask = class_of_pixel != patches.background_index
     has_class = index != patches.background_index
-    objects: list[FoundObject] = []
+    objects: list[FoundObject] | None = None
     if thresholds is not None:
+        objects = []
         for class_index, (own_score, own_box) in found.items():
             own = _only(patches, class_index)
             arrays = (own.class_map() == class_index).cpu().numpy(), own.heatmap(class_index).cpu().numpy()
             objects.append(FoundObject(name_of(class_index), class_index, own_score, own_box, *arrays))
-    elif has_class and box is not None:
-        objects = [FoundObject(name_of(index), index, score, box, mask.cpu().numpy(), heatmap.cpu().numpy())]
     return PatchExplanation(
         label=name_of(index) if has_class else BACKGROUND_LABEL,
         score=score,
@@ -228,7 +227,7 @@ def explain_patches(
         foreground_ratio=(patches.patch_classes != patches.background_index).float().mean().item(),
         exit_layers=exit_layers,
         class_index=index if has_class else None,
-        objects=tuple(objects),
+        objects=None if objects is None else tuple(objects),
     )
 
 
@@ -299,13 +298,16 @@ def read_patch_logits(outputs: Any) -> tuple[Tensor, list[tuple[int, int]]]:
 def read_class_logits(outputs: Any) -> Tensor:
     """Return the class scores of the images, `(batch_size, num_labels)`, float32: `outputs.logits`, if they are that.
 
-    Otherwise the mean over the foreground patches.
+    Otherwise the mean over the foreground patches, of a multi-label model `pool_class_logits`.
     """
     logits = read_output(outputs, "logits")
     if isinstance(logits, Tensor) and logits.ndim == 2:
         _refuse_nan(logits, "logits")
         return logits.float()
-    pooled = pool_foreground_logits(read_patch_logits(outputs)[0])[:, :-1]
+    patch_logits = read_patch_logits(outputs)[0]
+    if read_output(outputs, "object_thresholds") is not None:
+        return pool_class_logits(patch_logits)
+    pooled = pool_foreground_logits(patch_logits)[:, :-1]
     _refuse_nan(pooled, "patch_logits")  # the mean over patches of a class that one of them rules out
     return pooled
 

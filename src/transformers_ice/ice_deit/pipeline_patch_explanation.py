@@ -51,12 +51,11 @@ class PatchExplanationPipeline(Pipeline):
         foreground_ratio: `float` in [0, 1], fraction of foreground patches.
         exit_layers: `(height, width)`, int64, the layer before which each pixel's patch was pruned; the number of
             layers where it was kept.
-        objects: `list` of what was found, best score first: dicts with `label`, `score`, `box`, `mask` and `heatmap`
-            of each class. Of a multi-label model (`config.problem_type`) every class whose score reaches
-            `config.object_thresholds` and that a patch names, maybe none; else the one class, if it was found.
 
-    With a multi-label model `label` and `score` are those of the best object (score: the sigmoid of its logit); with
-    none they are "background" and 1 - the largest score. The other maps leave out classes that were not found.
+    A multi-label model (`config.problem_type`) adds `objects`: a list of dicts with `label`, `score`, `box`, `mask`
+    and `heatmap` of every class whose score reaches `config.object_thresholds` and that a patch names, best score
+    first, maybe none. Its `label` and `score` are those of the best object, the score being the sigmoid of its logit;
+    with none they are "background" and 1 - the largest score. The other maps leave out classes that were not found.
 
     Example:
         >>> explain = pipeline("patch-explanation", model="checkpoints/ice-deit-scenes", trust_remote_code=True)

@@ -6,8 +6,6 @@ that name it, and compared with the label of that class alone. `patch_logits` is
 num_labels + 1)`, background last; `targets` `(batch_size, num_labels)`, each in [0, 1], all 0 where there is nothing.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,23 +15,14 @@ _SMALLEST = 1e-6
 
 
 def pool_class_logits(patch_logits: Tensor) -> Tensor:
-    """Return the logit that each class is in the picture, `(batch_size, num_labels)`; its sigmoid is the score."""
-    kind = os.environ.get("ICE_POOL", "weighted")
-    log_p = patch_logits.float().log_softmax(dim=-1)[..., :-1]
-    p = log_p.exp()
-    if kind == "weighted":
-        score = (p * p).sum(dim=1) / (p.sum(dim=1) + 1)
-        score = score.clamp(_SMALLEST, 1 - _SMALLEST)
-        return score.log() - (-score).log1p()
-    if kind == "noisy_or":
-        none = (-p.clamp(max=1 - _SMALLEST)).log1p().sum(dim=1)  # log of the probability that no patch shows it
-        return (-none) + (-none.clamp(max=-_SMALLEST).exp()).log1p()
-    odds = log_p - (-p.clamp(max=1 - _SMALLEST)).log1p()
-    if kind == "log_sum_exp":
-        return odds.logsumexp(dim=1) - torch.tensor(float(odds.shape[1])).log()
-    if kind == "top_mean":
-        return odds.topk(max(1, odds.shape[1] // 16), dim=1).values.mean(dim=1)
-    raise ValueError(kind)
+    """Return the logit that each class is in the picture, `(batch_size, num_labels)`, float32.
+
+    Its sigmoid is the score, sum(p^2) / (sum(p) + 1) over the patches, p being p(class): the mean of p, each patch
+    weighted by p itself, with one added to their number as in `pool_foreground_logits`. One sure patch scores 1/2.
+    """
+    p = patch_logits.float().softmax(dim=-1)[..., :-1]
+    score = (p * p).sum(dim=1) / (p.sum(dim=1) + 1)
+    return score.clamp(_SMALLEST, 1 - _SMALLEST).logit()
 
 
 def per_class_loss(class_logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of several classes an image: class scores, loss, checks of the labels, and the objects that are found."""
 
 import math

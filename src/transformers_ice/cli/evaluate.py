@@ -253,11 +253,13 @@ def write_report(
     return f"{header}\n\n{text_table(results, costs, notes)}"
 
 
-def choose_benchmarks(arguments: EvaluationArguments, dataset: EvaluationSet) -> tuple[list[str], list[str]]:
+def choose_benchmarks(
+    arguments: EvaluationArguments, dataset: EvaluationSet, protocol: Protocol
+) -> tuple[list[str], list[str]]:
     """Return the benchmarks to run, of "all" those that the data allow, and a note on each of the others."""
     if arguments.benchmark != ["all"]:
         return arguments.benchmark, []
-    missing = {name: missing_annotations(name, dataset) for name in BENCHMARKS}
+    missing = {name: missing_annotations(name, dataset, protocol) for name in BENCHMARKS}
     possible = [name for name, lacking in missing.items() if not lacking]
     if not possible:
         raise ValueError(f"`benchmarks` need labels, masks or boxes, and {dataset.name!r} has none of them.")
@@ -280,7 +282,7 @@ def evaluate(arguments: EvaluationArguments, protocol: Protocol) -> tuple[str, b
     check_outputs(outputs, [str(arguments.data_dir)] if is_file else [])
     checkpoints = load_models(arguments.models, device)
     dataset = load_data(arguments, checkpoints, named)
-    benchmarks, notes = choose_benchmarks(arguments, dataset)
+    benchmarks, notes = choose_benchmarks(arguments, dataset, protocol)
     notes += left_out(checkpoints, dataset, benchmarks, methods, protocol)
     store = RowStore(Path(arguments.output_dir) / "rows")
     sizes = (arguments.batch_size, arguments.num_workers, arguments.num_resamples)

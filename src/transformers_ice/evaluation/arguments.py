@@ -29,7 +29,9 @@ class EvaluationArguments:
     models: list[str] = field(metadata={"help": "Classifiers (ViT, DeiT, DINOv2, ICE): PATH or NAME=PATH, several."})
     benchmark: list[str] = field(
         default_factory=lambda: ["segmentation"],
-        metadata={"help": "segmentation, jaccard, localization, discovery, faithfulness, classification, or all."},
+        metadata={
+            "help": "segmentation, jaccard, localization, discovery, grid_pointing, faithfulness, classification; all."
+        },
     )
     explainers: list[str] = field(
         default_factory=lambda: ["ice", "ice_hard", "raw_attention", "rollout", "ceiling"],

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from .metrics import LOCALIZATION_PROTOCOLS
 
 
-__all__ = ["Protocol", "ProtocolArguments"]
+__all__ = ["MOSAIC_SETTINGS", "Protocol", "ProtocolArguments"]
+
+MOSAIC_SETTINGS = frozenset({"mosaic_side", "num_mosaics", "cell_size"})
+"""Settings on which the benchmark of mosaics alone depends."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -34,7 +37,11 @@ class Protocol:
         attention_mass: Fraction of a soft map's sum inside its mask under the Jaccard protocol, in (0, 1].
         perturbation_target: Class whose map ranks the pixels: "predicted" or "true".
         num_insertion_steps: Steps of insertion and deletion after the starting point.
-        seed: Seed for ties between equally relevant pixels, and for the stochastic explainers.
+        mosaic_side: Cells along a side of a mosaic (grid pointing): 2 for 2 x 2 images.
+        num_mosaics: Largest number of mosaics; fewer where the images do not reach.
+        cell_size: "fit" for mosaics of about the model's input size, in whole patches; "full" for cells of that size,
+            so that mosaics are `mosaic_side` times as high and wide.
+        seed: Seed for ties between equally relevant pixels, for the stochastic explainers, and for the mosaics.
 
     Raises:
         ValueError: If a number is out of range or a choice unknown.
@@ -52,7 +59,12 @@ class Protocol:
         "predicted", "Class whose map ranks the pixels (faithfulness)."
     )
     num_insertion_steps: int = _option(10, "Steps of insertion and deletion.")
-    seed: int = _option(0, "Seed of ties.")
+    mosaic_side: int = _option(2, "Cells along a side of a mosaic (grid_pointing).")
+    num_mosaics: int = _option(500, "Largest number of mosaics (grid_pointing).")
+    cell_size: Literal["fit", "full"] = _option(
+        "fit", "Mosaics of about the model's input size, or with every cell at it (grid_pointing)."
+    )
+    seed: int = _option(0, "Seed of ties and of mosaics.")
 
     def __post_init__(self) -> None:
         rules = ", ".join(LOCALIZATION_PROTOCOLS)
@@ -64,6 +76,9 @@ class Protocol:
             "attention_mass": ("lie in (0, 1]", 0 < self.attention_mass <= 1),
             "threshold_step": ("lie in (0, 1)", 0 < self.threshold_step < 1),
             "num_insertion_steps": ("be at least 1", self.num_insertion_steps >= 1),
+            "mosaic_side": ("be at least 2", self.mosaic_side >= 2),
+            "num_mosaics": ("be at least 1", self.num_mosaics >= 1),
+            "cell_size": ("be 'fit' or 'full'", self.cell_size in ("fit", "full")),
             "image_size": ("be positive", self.image_size is None or self.image_size >= 1),
         }
         for name, (expected, is_right) in checks.items():

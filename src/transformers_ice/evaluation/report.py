@@ -32,6 +32,7 @@ SCORES: dict[str, tuple[str, bool | None]] = {
     "top_1_loc": ("Top-1 Loc", True),
     "top_5_loc": ("Top-5 Loc", True),
     "pointing_game": ("pointing", True),
+    "grid_pointing": ("grid pointing", True),
     "corloc": ("CorLoc", True),
     "confident_corloc": ("CorLoc (confident)", True),
     "empty_masks": ("empty", None),
@@ -167,8 +168,8 @@ def _cell(value: Any) -> str:
 def result_notes(results: Sequence[Result]) -> list[str]:
     """Return the sentences that belong below a table of results.
 
-    They explain the controls, and name what does not beat them by the paired interval of the difference, what finds
-    nothing in most images, and what is undefined.
+    They explain controls and mosaics, and name what does not beat a control by the paired interval of the difference,
+    what finds nothing in most images, and what is undefined.
     """
     lines, notes = _lines(results), []
     if any(key[1] in CONTROLS for key in lines):
@@ -176,6 +177,12 @@ def result_notes(results: Sequence[Result]) -> list[str]:
             f"Controls know neither image nor model: `whole_image`; `center_ellipse`, whose axes are {CENTER_SIDE} of "
             "the sides (its box is the centred box of that size); `random`, uniform per patch. They do not compete."
         )
+    mosaics = {result.checkpoint: result.num_examples for result in results if "grid_pointing" in result.scores}
+    notes += [
+        f"{SCORES['grid_pointing'][0]}, {checkpoint}: {number} mosaics of images that this checkpoint classifies "
+        "rightly, the most certain ones of each class. A map that knows no class scores as `whole_image`."
+        for checkpoint, number in mosaics.items()
+    ]
     for name, (heading, larger_is_better) in SCORES.items():
         for checkpoint in dict.fromkeys(key[0] for key in lines) if larger_is_better is not None else ():
             own = {key: cells[name] for key, cells in lines.items() if key[0] == checkpoint and name in cells}

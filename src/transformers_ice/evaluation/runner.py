@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run benchmarks: every checkpoint, every method, chunk by chunk, in one process or several, with resuming.
 
-Examples are split into chunks of one batch. A chunk's rows depend on that chunk only, so it does not matter which
-process computes it, or when: two processes, or a resumed run, give the numbers of a single one.
+Examples are split into chunks of one batch. A benchmark that chooses its examples does so by rows of the model, which
+are made in the same way first. A chunk's rows depend on that chunk only, so it does not matter which process computes
+it, or when: two processes, or a resumed run, give the numbers of a single one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 from tqdm.auto import tqdm
 
@@ -21,12 +23,13 @@ from ..ice_deit.configuration_ice_deit import as_pair
 from .bootstrap import Interval, bootstrap
 from .checkpoints import Checkpoint, input_size, labels_by_name
 from .inputs import ExplainedBatch, InputBatch
-from .maps import CEILING, CONTROLS
+from .maps import CEILING, CONTROLS, explains_classes
 from .model_benchmarks import Classification, Faithfulness
-from .protocol import Protocol
+from .mosaic_benchmark import GridPointing
+from .protocol import MOSAIC_SETTINGS, Protocol
 from .region_benchmarks import ATTENTION_HEADS, Discovery, Jaccard, Localization, Segmentation
 from .row_store import RowKey, RowStore
-from .scoring import Benchmark, iterate_chunks, split_chunks
+from .scoring import Benchmark, Rows, iterate_chunks, split_chunks
 
 
 __all__ = [
@@ -40,7 +43,15 @@ __all__ = [
     "run_benchmarks",
 ]
 
-_KINDS: tuple[type[Benchmark], ...] = (Segmentation, Jaccard, Localization, Discovery, Faithfulness, Classification)
+_KINDS: tuple[type[Benchmark], ...] = (
+    Segmentation,
+    Jaccard,
+    Localization,
+    Discovery,
+    GridPointing,
+    Faithfulness,
+    Classification,
+)
 # to be raised when the content of a row, or how a map is made, changes: rows of older versions are then ignored
 _ROWS_VERSION = 2
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
@@ -88,6 +99,8 @@ class _Task:
     method: str
     benchmark: Benchmark
     key: RowKey
+    examples: EvaluationSet
+    error: str | None = None  # why it has no examples
 
 
 def run_benchmarks(
@@ -127,43 +140,114 @@ def run_benchmarks(
     """
     processes, protocol = processes or Processes(), protocol or Protocol()
     tasks = plan_tasks(checkpoints, dataset, benchmarks, methods, protocol, batch_size)
-    chunks = split_chunks(len(dataset), batch_size)
-    # round robin over the processes, without communication
-    own = range(processes.index, len(chunks), processes.count)
-    pending = {chunk: [task for task in tasks if not store.has(task.key, chunk)] for chunk in own}
-    pending = {chunk: missing for chunk, missing in pending.items() if missing}
-    batches = iterate_chunks(dataset, [chunks[chunk] for chunk in pending], num_workers)
-    total = sum(map(len, pending.values()))
-    with tqdm(total=total, desc="evaluating", unit="batch", disable=processes.index > 0) as bar:
-        for (chunk, missing), examples in zip(pending.items(), batches, strict=True):
-            for task, explanation in _explained(missing, examples, dataset.class_names, protocol):
-                store.save(task.key, chunk, task.benchmark.rows(explanation))
-                bar.update()
-    processes.wait()  # all rows must be on disk before process 0 reads them
+    compute = partial(_compute, store=store, batch_size=batch_size, num_workers=num_workers, processes=processes)
+    tasks = _choose_examples(tasks, store, batch_size, compute)
+    compute([task for task in tasks if task.error is None], description="evaluating")
     if processes.index:
         return []
-    return [_summarize(task, store, len(chunks), len(dataset), num_resamples) for task in tasks]
+    return [_summarize(task, store, batch_size, num_resamples) for task in tasks]
+
+
+def _choose_examples(
+    tasks: Sequence[_Task], store: RowStore, batch_size: int, compute: Callable[..., None]
+) -> list[_Task]:
+    """Return tasks with the examples that their benchmarks choose by rows of the model, or why there are none."""
+    groups: dict[tuple[str, str], list[_Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.key.checkpoint, task.key.benchmark), []).append(task)
+    deciding: dict[tuple[str, str], _Task] = {}
+    for name, (first, *_) in groups.items():
+        if first.benchmark.chosen_by is not None:
+            benchmark = first.benchmark.chosen_by(first.benchmark.protocol)
+            digest = _digest(first.checkpoint, benchmark, first.examples, batch_size)
+            key = RowKey(first.checkpoint.name, "", benchmark.name, digest)
+            deciding[name] = _Task(first.checkpoint, "", benchmark, key, first.examples)
+    if deciding:
+        compute(list(deciding.values()), description="choosing images")
+    for name, task in deciding.items():
+        rows = _load_rows(task, store, batch_size)
+        first, own = groups[name][0], groups[name]
+        try:
+            examples = first.benchmark.choose_examples(first.checkpoint, first.examples, rows)
+        except ValueError as error:
+            groups[name] = [replace(planned, error=str(error)) for planned in own]
+        else:
+            digest = _digest(first.checkpoint, first.benchmark, examples, batch_size)
+            groups[name] = [
+                replace(planned, examples=examples, key=replace(planned.key, digest=digest)) for planned in own
+            ]
+    return [task for group in groups.values() for task in group]
+
+
+def _compute(
+    tasks: Sequence[_Task],
+    store: RowStore,
+    batch_size: int,
+    num_workers: int,
+    processes: Processes,
+    description: str,
+) -> None:
+    """Write the missing rows that are this process's part, and wait for the other processes."""
+    groups: dict[int, list[_Task]] = {}
+    for task in tasks:  # tasks of the same examples share their inputs and maps
+        groups.setdefault(id(task.examples), []).append(task)
+    work = [(group[0].examples, _pending(group, store, batch_size, processes)) for group in groups.values()]
+    total = sum(len(missing) for _, pending in work for missing in pending.values())
+    with tqdm(total=total, desc=description, unit="batch", disable=processes.index > 0) as bar:
+        for examples, pending in work:
+            chunks = split_chunks(len(examples), batch_size)
+            batches = iterate_chunks(examples, [chunks[chunk] for chunk in pending], num_workers)
+            for (chunk, missing), batch in zip(pending.items(), batches, strict=True):
+                for task, explanation in _explained(missing, batch, examples.class_names):
+                    store.save(task.key, chunk, task.benchmark.rows(explanation))
+                    bar.update()
+    processes.wait()  # all rows must be on disk before they are read
+
+
+def _pending(tasks: Sequence[_Task], store: RowStore, batch_size: int, processes: Processes) -> dict[int, list[_Task]]:
+    """Return by chunk the tasks of the same examples whose rows this process has to compute."""
+    num_chunks = len(split_chunks(len(tasks[0].examples), batch_size))
+    # round robin over the processes, without communication
+    own = range(processes.index, num_chunks, processes.count)
+    pending = {chunk: [task for task in tasks if not store.has(task.key, chunk)] for chunk in own}
+    return {chunk: missing for chunk, missing in pending.items() if missing}
 
 
 def _explained(
-    tasks: Iterable[_Task], examples: Sequence[Example], class_names: Sequence[str] | None, protocol: Protocol
+    tasks: Iterable[_Task], examples: Sequence[Example], class_names: Sequence[str] | None
 ) -> Iterator[tuple[_Task, ExplainedBatch]]:
     """Yield every task with its explained batch; tasks share the inputs and the maps."""
     inputs: dict[str, InputBatch] = {}
     explained: dict[tuple[str, str], ExplainedBatch] = {}
     for task in tasks:
         name = task.checkpoint.name
-        batch = inputs.setdefault(name, InputBatch(task.checkpoint, examples, protocol, class_names))
-        yield task, explained.setdefault((name, task.method), ExplainedBatch(batch, task.method))
+        if name not in inputs:
+            inputs[name] = task.benchmark.make_inputs(task.checkpoint, examples, class_names)
+        yield task, explained.setdefault((name, task.method), ExplainedBatch(inputs[name], task.method))
 
 
-def _summarize(task: _Task, store: RowStore, num_chunks: int, num_examples: int, num_resamples: int) -> Result:
-    key, rows = task.key, store.load(task.key, range(num_chunks))
-    scores, error = bootstrap(task.benchmark.scores, rows, num_resamples), None
-    if scores["undefined"].value == 1:
-        scores = {}
-        error = "inputs, predictions or maps of every image are NaN or infinite. Are the weights damaged?"
-    return Result(key.checkpoint, key.method, key.benchmark, num_examples, scores, error)
+def _load_rows(task: _Task, store: RowStore, batch_size: int) -> Rows:
+    return store.load(task.key, range(len(split_chunks(len(task.examples), batch_size))))
+
+
+def _summarize(task: _Task, store: RowStore, batch_size: int, num_resamples: int) -> Result:
+    key, scores, error = task.key, dict[str, Interval](), task.error
+    if error is None:
+        scores = bootstrap(task.benchmark.scores, _load_rows(task, store, batch_size), num_resamples)
+        if scores["undefined"].value == 1:
+            scores = {}
+            error = "inputs, predictions or maps of every image are NaN or infinite. Are the weights damaged?"
+    return Result(key.checkpoint, key.method, key.benchmark, len(task.examples), scores, error)
+
+
+def _digest(checkpoint: Checkpoint, benchmark: Benchmark, examples: EvaluationSet, batch_size: int) -> str:
+    """Return a fingerprint of all that rows depend on beside their names."""
+    protocol = asdict(benchmark.protocol)
+    if not isinstance(benchmark, GridPointing):
+        protocol = {name: value for name, value in protocol.items() if name not in MOSAIC_SETTINGS}
+    # the batch size too: rows are stored per chunk
+    settings = [_ROWS_VERSION, checkpoint.digest, examples.fingerprint, protocol, batch_size]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def plan_tasks(
@@ -184,7 +268,7 @@ def plan_tasks(
     tasks: list[_Task] = []
     chosen = [*dict.fromkeys(method for method in methods if method not in CONTROLS), *CONTROLS]
     for kind in (BENCHMARKS[name] for name in benchmarks):
-        missing = missing_annotations(kind.name, dataset)
+        missing = missing_annotations(kind.name, dataset, protocol)
         if missing:
             raise ValueError(
                 f"The benchmark {kind.name!r} needs {', '.join(missing)}, which {dataset.name!r} does not have: it "
@@ -194,17 +278,16 @@ def plan_tasks(
         for checkpoint in checkpoints:
             if "label" in kind.needs:
                 labels_by_name(checkpoint.model, dataset.class_names)  # raises where the classes do not fit
-            # the batch size too: rows are stored per chunk
-            settings = [_ROWS_VERSION, checkpoint.digest, dataset.fingerprint, asdict(protocol), batch_size]
-            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+            digest = _digest(checkpoint, benchmark, dataset, batch_size)
             for method in [""] if kind.of_model_only else chosen:
                 if _obstacle(checkpoint, method, kind, checkpoints, dataset, protocol) is None:
                     key = RowKey(checkpoint.name, method, kind.name, digest)
-                    tasks.append(_Task(checkpoint, method, benchmark, key))
+                    tasks.append(_Task(checkpoint, method, benchmark, key, dataset))
     if all(task.method in CONTROLS for task in tasks) and not set(methods) <= set(CONTROLS):
         raise ValueError(
             f"No combination is possible of the methods {list(methods)}, the checkpoints {names} and the benchmarks "
-            f"{list(benchmarks)}: ICE's own methods need an ICE checkpoint, the ceiling needs true masks."
+            f"{list(benchmarks)}: ICE's own methods need an ICE checkpoint, the ceiling needs true masks, and "
+            "grid_pointing a method that knows classes."
         )
     return tasks
 
@@ -239,6 +322,10 @@ def _obstacle(
     protocol: Protocol,
 ) -> str | None:
     """Return why a method is not scored on a checkpoint under a benchmark, `None` where it is."""
+    if kind is GridPointing and method == CEILING:
+        return "its score is 1, by definition"
+    if kind is GridPointing and method != "whole_image" and not explains_classes(method, with_ice=True):
+        return "it knows no class, so that its score is that of whole_image, by definition"
     if method == CEILING and kind is Faithfulness:
         return "faithfulness has no true answer"
     if method == CEILING and "mask" not in dataset.provides:
@@ -270,8 +357,11 @@ def check_choices(benchmarks: Sequence[str], methods: Sequence[str]) -> None:
             )
 
 
-def missing_annotations(benchmark: str, dataset: EvaluationSet) -> list[str]:
-    """Return which annotations a benchmark needs that a data set does not have."""
+def missing_annotations(benchmark: str, dataset: EvaluationSet, protocol: Protocol | None = None) -> list[str]:
+    """Return which annotations a benchmark needs that a data set does not have, or labels of how many classes."""
     # a plain mask counts as one object class
     provides = {*dataset.provides, *(("segmentation",) if "mask" in dataset.provides else ())}
-    return sorted(BENCHMARKS[benchmark].needs - provides)
+    kind = BENCHMARKS[benchmark]
+    number, names = kind.num_classes(protocol or Protocol()), dataset.class_names
+    too_few = "label" in kind.needs & provides and names is not None and len(names) < number
+    return [*sorted(kind.needs - provides), *([f"labels of at least {number} classes"] if too_few else [])]

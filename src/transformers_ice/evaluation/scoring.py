@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.benchmarks.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
 from ..ice_deit.patch_maps import ImageGeometry
-from .inputs import ExplainedBatch, UndefinedExamplesError
+from .checkpoints import Checkpoint
+from .inputs import ExplainedBatch, InputBatch, UndefinedExamplesError
 from .maps import resize_labels
 from .metrics import MeanOf, RowMetric
 from .protocol import Protocol
@@ -66,12 +68,15 @@ class Benchmark(ABC):
         name: Its name on the command line.
         needs: What an example must hold: "label", "mask", "segmentation" or "boxes".
         of_model_only: Whether it scores the classifier and no explanation.
+        chosen_by: Benchmark of the model whose rows decide, by `choose_examples`, about the examples; `None` takes
+            those of the data set.
         metrics: Metrics by name; a name that ends with an underscore is the prefix of the metric's scores.
     """
 
     name: str
     needs: frozenset[str]
     of_model_only = False
+    chosen_by: type[Benchmark] | None = None
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
@@ -84,6 +89,25 @@ class Benchmark(ABC):
     @abstractmethod
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return predictions and references of every metric, under its name."""
+
+    @classmethod
+    def num_classes(cls, protocol: Protocol) -> int:
+        """Return how many classes the labels of a data set must have at least."""
+        return 1
+
+    def choose_examples(self, checkpoint: Checkpoint, examples: EvaluationSet, rows: Rows) -> EvaluationSet:
+        """Return the examples for a checkpoint, from a data set and its rows of `chosen_by`.
+
+        Raises:
+            ValueError: If there are none; a sentence for the table.
+        """
+        return examples
+
+    def make_inputs(
+        self, checkpoint: Checkpoint, examples: Sequence[Example], class_names: Sequence[str] | None
+    ) -> InputBatch:
+        """Return the inputs for a batch of the examples, which all benchmarks of the same examples share."""
+        return InputBatch(checkpoint, examples, self.protocol, class_names)
 
     def rows(self, batch: ExplainedBatch) -> Rows:
         """Return the rows of a batch: arrays whose first axis runs over the examples, by "metric/column"."""

@@ -4,7 +4,7 @@
 from .boxes import box_iou, contour_boxes, largest_component_box, normalize_score_map, resize_boxes
 from .classification import TopKAccuracy
 from .faithfulness import InsertionDeletionAuc, PerturbationAuc
-from .localization import CorLoc, MaxBoxAccuracy, PointingGame
+from .localization import CorLoc, GridPointingGame, MaxBoxAccuracy, PointingGame
 from .localization_protocols import LOCALIZATION_PROTOCOLS, LocalizationAccuracy, LocalizationProtocol
 from .rows import MeanOf, RowMetric
 from .segmentation import ForegroundAveragePrecision, ForegroundF1, ForegroundSegmentation, ObjectJaccard
@@ -16,6 +16,7 @@ __all__ = [
     "ForegroundAveragePrecision",
     "ForegroundF1",
     "ForegroundSegmentation",
+    "GridPointingGame",
     "InsertionDeletionAuc",
     "LocalizationAccuracy",
     "LocalizationProtocol",

@@ -10,12 +10,21 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...data.benchmarks.mosaics import cell_masks
 from .boxes import box_iou, contour_boxes
 from .checks import IGNORED, check_same_size, checked_boxes, checked_mask, checked_score_map
 from .rows import RowMetric, exact_mean
 
 
-__all__ = ["CorLoc", "MaxBoxAccuracy", "PointingGame", "box_is_hit", "clipped_to_last_pixel", "grey_levels"]
+__all__ = [
+    "CorLoc",
+    "GridPointingGame",
+    "MaxBoxAccuracy",
+    "PointingGame",
+    "box_is_hit",
+    "clipped_to_last_pixel",
+    "grey_levels",
+]
 
 _IOU_PERCENTS = (30, 50, 70)  # of MaxBoxAccV2
 
@@ -154,6 +163,54 @@ class PointingGame(RowMetric):
 
     def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"pointing_game": exact_mean(rows["hit"])}
+
+
+class GridPointingGame(RowMetric):
+    """Fraction of the positive relevance for a class that lies on the image of that class in a mosaic.
+
+    Negative relevance counts as 0. Both scores are in [0, 1]:
+
+    - `grid_pointing`: sum of the positive relevance inside the cell of the class / that over the whole mosaic; a map
+      without positive relevance scores 0. The mean over the cells of a mosaic, then over the mosaics. Maps that are
+      the same for all classes have 1 / the number of cells, whatever they show.
+    - `empty_masks`: fraction of the maps without positive relevance.
+
+    Predictions:
+        The maps of one mosaic, `(num_cells, height, width)`, finite: map k explains the class in cell k. Cells are
+        counted row by row, have one size and fill a square. References are not needed.
+
+    Example:
+        >>> maps = [[[3, -9], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 2]]]  # of 2 x 2 cells
+        >>> GridPointingGame().compute(predictions=[maps])  # (3/4 + 0 + 1/4 + 1) / 4
+        {'grid_pointing': 0.5, 'empty_masks': 0.25}
+
+    Source: Boehle, Fritz and Schiele, "Convolutional Dynamic Alignment Networks for Interpretable Classifications",
+    CVPR 2021, the localisation metric; "GridPG" in Rao, Boehle and Schiele, "Towards Better Understanding Attribution
+    Methods", CVPR 2022.
+    """
+
+    row_features = {"fraction": datasets.Value("float64"), "empty": datasets.Value("float64")}
+    uses_references = False
+
+    def _row(self, prediction: Any, reference: Any) -> Mapping[str, Any]:
+        maps = np.asarray(prediction, dtype=np.float64)
+        side = math.isqrt(len(maps))
+        if maps.ndim != 3 or side * side != len(maps) or not maps.size or any(size % side for size in maps.shape[1:]):
+            raise ValueError(
+                "The maps of a mosaic in `predictions` must have shape (num_cells, height, width), a square number of "
+                f"cells of one size, got {maps.shape}."
+            )
+        if not np.isfinite(maps).all():
+            raise ValueError("The maps of a mosaic in `predictions` must be finite, got NaN or infinity.")
+        masks = cell_masks(side, (maps.shape[1] // side, maps.shape[2] // side))
+        positive = maps.clip(min=0)
+        total = positive.sum(axis=(1, 2))  # (num_cells,)
+        inside = (positive * masks).sum(axis=(1, 2))
+        fractions = np.divide(inside, total, out=np.zeros_like(total), where=total > 0)
+        return {"fraction": exact_mean(fractions), "empty": float((total == 0).mean())}
+
+    def _score(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"grid_pointing": exact_mean(rows["fraction"]), "empty_masks": exact_mean(rows["empty"])}
 
 
 def grey_levels(score_map: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import threading
@@ -237,6 +238,14 @@ def test_images_that_either_classifier_of_ice_gets_wrong_are_not_chosen():
     changed = ExplainedBatch(kind(Protocol()).make_inputs(ice, examples, NAMES), "")
     changed.inputs.explained_classes = torch.tensor([0, 1, 2, 4, 4])
     assert (kind(Protocol()).rows(changed)["confidence/value"] > 0).tolist() == [True, True, True, False, True]
+
+
+def test_confidence_of_a_multi_label_model_is_that_of_each_class_alone():
+    vit, kind = copy.deepcopy(vit_checkpoint()), BENCHMARKS["grid_pointing"].chosen_by
+    vit.model.config.problem_type = "multi_label_classification"
+    inputs = kind(Protocol()).make_inputs(vit, [Colours()[index] for index in range(5)], NAMES)
+    rows = kind(Protocol()).rows(ExplainedBatch(inputs, ""))
+    assert rows["confidence/value"].tolist() == inputs.logits.sigmoid().diagonal().tolist()
 
 
 # --- the score -----------------------------------------------------------------------------------------------------

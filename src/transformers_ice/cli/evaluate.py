@@ -105,6 +105,8 @@ def load_data(
             raise ValueError(f"--dataset_options must be name=value, got {option!r}.")
         is_plain = value in ("true", "false") or value.removeprefix("-").isdecimal()
         options[key] = json.loads(value) if is_plain else value
+    if arguments.dataset_config_name is not None:
+        options["config_name"] = arguments.dataset_config_name
     name = arguments.dataset_name or (None if arguments.data_dir else "scenes")  # neither is empty
     if name == "scenes":
         height, width = input_size(checkpoints[0], Protocol())

@@ -2,7 +2,7 @@
 """Data sets with labels, masks and boxes."""
 
 from .benchmarks import EVALUATION_SETS, EvaluationSet, Example, load_evaluation_set
-from .scenes import SCENE_CLASSES, SPLIT_SIZES, Scene, draw_scene, load_scenes
+from .scenes import SCENE_CLASSES, SPLIT_SIZES, Scene, SeveralScene, draw_scene, draw_several_scene, load_scenes
 
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "EvaluationSet",
     "Example",
     "Scene",
+    "SeveralScene",
     "draw_scene",
+    "draw_several_scene",
     "load_evaluation_set",
     "load_scenes",
 ]

@@ -30,7 +30,8 @@ class EvaluationArguments:
     benchmark: list[str] = field(
         default_factory=lambda: ["segmentation"],
         metadata={
-            "help": "segmentation, jaccard, localization, discovery, grid_pointing, faithfulness, classification; all."
+            "help": "segmentation, jaccard, objects, localization, discovery, grid_pointing, faithfulness, "
+            "classification; all."
         },
     )
     explainers: list[str] = field(
@@ -40,6 +41,7 @@ class EvaluationArguments:
     dataset_name: str | None = _option(
         None, "scenes (default), imagenet-segmentation, voc, cub, oxford-pets, ... or folder."
     )
+    dataset_config_name: str | None = _option(None, "Configuration of the data set; of scenes: several.")
     data_dir: str | None = _option(None, "Folder or file of the data set.")
     split: str | None = _option(None, "Part of the data set; default: the published one.")
     dataset_options: list[str] = field(

@@ -24,7 +24,15 @@ from ..model_names import resolve_model_name
 from .protocol import Protocol
 
 
-__all__ = ["Checkpoint", "class_logits", "input_size", "labels_by_name", "load_checkpoint", "whole_image_processor"]
+__all__ = [
+    "Checkpoint",
+    "class_logits",
+    "has_answer",
+    "input_size",
+    "labels_by_name",
+    "load_checkpoint",
+    "whole_image_processor",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +50,17 @@ class Checkpoint:
     def is_ice(self) -> bool:
         """Whether the model has a trained patch head: a converted DeiT classifies by [CLS] until it is trained."""
         return hasattr(self.model.base_model, "patch_head") and self.model.config.logits_source == "patch"
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes, or none: then each has a score of its own."""
+        return self.model.config.problem_type == "multi_label_classification"
+
+    @property
+    def object_thresholds(self) -> Tensor:
+        """Score from which each class counts as found, `(num_labels,)`: those of the configuration, by default 0.5."""
+        thresholds = getattr(self.model.config, "object_thresholds", None)
+        return torch.tensor(thresholds or [0.5] * cast(int, self.model.config.num_labels))
 
 
 def load_checkpoint(path: str, name: str | None = None, device: str | torch.device = "cpu") -> Checkpoint:
@@ -88,6 +107,13 @@ def _fingerprint(model: PreTrainedModel, image_processor: Any) -> str:
     settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
     digest.update(json.dumps([settings, image_processor.to_dict()], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def has_answer(logits: Tensor) -> Tensor:
+    """Return which rows of `(batch_size, num_labels)` predict a class: without foreground all ICE logits are equal."""
+    if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
+        return logits[:, 0] != 0
+    return logits.amax(dim=1) > logits.amin(dim=1)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ..data.benchmarks.examples import Example
 from ..explainers import EXPLAINERS, evaluation_mode, explain
 from ..explainers.class_scores import explained_logits
 from ..ice_deit.patch_maps import ImageGeometry
-from .checkpoints import Checkpoint, class_logits, labels_by_name, whole_image_processor
+from .checkpoints import Checkpoint, class_logits, has_answer, labels_by_name, whole_image_processor
 from .maps import (
     CEILING,
     CONTROLS,
@@ -134,6 +134,28 @@ class InputBatch:
     def predict(self, pixel_values: Tensor) -> Tensor:
         """Return the logits of the batch with changed pixels; they must be finite."""
         return _check_finite(class_logits(self.checkpoint.model, pixel_values), self.examples, "The logits")
+
+    @cached_property
+    def class_scores(self) -> Tensor:
+        """Score of each class, in [0, 1], `(batch_size, num_labels)`.
+
+        Of a model for several labels the sigmoid of each logit, of another the softmax.
+        """
+        return self.logits.sigmoid() if self.checkpoint.is_multi_label else self.logits.softmax(dim=1)
+
+    @cached_property
+    def found_classes(self) -> Tensor:
+        """Which classes the model finds in each image, `(batch_size, num_labels)`, bool.
+
+        Of a model for several labels every class whose score reaches its threshold, of another the best one; none
+        where ICE finds no foreground.
+        """
+        if self.checkpoint.is_multi_label:
+            return self.class_scores >= self.checkpoint.object_thresholds
+        best = torch.zeros_like(self.logits, dtype=torch.bool).scatter(
+            1, self.logits.argmax(dim=1, keepdim=True), True
+        )
+        return best & has_answer(self.logits)[:, None]
 
     @cached_property
     def explained_classes(self) -> Tensor:

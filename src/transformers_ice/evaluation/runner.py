@@ -26,6 +26,7 @@ from .inputs import ExplainedBatch, InputBatch
 from .maps import CEILING, CONTROLS, explains_classes
 from .model_benchmarks import Classification, Faithfulness
 from .mosaic_benchmark import GridPointing
+from .object_benchmark import Objects
 from .protocol import MOSAIC_SETTINGS, Protocol
 from .region_benchmarks import ATTENTION_HEADS, Discovery, Jaccard, Localization, Segmentation
 from .row_store import RowKey, RowStore
@@ -46,6 +47,7 @@ __all__ = [
 _KINDS: tuple[type[Benchmark], ...] = (
     Segmentation,
     Jaccard,
+    Objects,
     Localization,
     Discovery,
     GridPointing,
@@ -274,9 +276,9 @@ def plan_tasks(
                 f"The benchmark {kind.name!r} needs {', '.join(missing)}, which {dataset.name!r} does not have: it "
                 f"provides {', '.join(sorted(dataset.provides)) or 'images only'}."
             )
-        benchmark = kind(protocol)
+        benchmark = kind(protocol, dataset.class_names)
         for checkpoint in checkpoints:
-            if "label" in kind.needs:
+            if "label" in kind.needs or kind is Objects:
                 labels_by_name(checkpoint.model, dataset.class_names)  # raises where the classes do not fit
             digest = _digest(checkpoint, benchmark, dataset, batch_size)
             for method in [""] if kind.of_model_only else chosen:
@@ -359,9 +361,10 @@ def check_choices(benchmarks: Sequence[str], methods: Sequence[str]) -> None:
 
 def missing_annotations(benchmark: str, dataset: EvaluationSet, protocol: Protocol | None = None) -> list[str]:
     """Return which annotations a benchmark needs that a data set does not have, or labels of how many classes."""
-    # a plain mask counts as one object class
-    provides = {*dataset.provides, *(("segmentation",) if "mask" in dataset.provides else ())}
     kind = BENCHMARKS[benchmark]
+    # a plain mask counts as one object class, of which only the overlap matters
+    is_class = kind is Jaccard and "mask" in dataset.provides
+    provides = {*dataset.provides, *(("segmentation",) if is_class else ())}
     number, names = kind.num_classes(protocol or Protocol()), dataset.class_names
     too_few = "label" in kind.needs & provides and names is not None and len(names) < number
     return [*sorted(kind.needs - provides), *([f"labels of at least {number} classes"] if too_few else [])]

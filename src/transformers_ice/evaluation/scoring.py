@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..data.benchmarks.examples import EvaluationSet, Example
 from ..explainers import EXPLAINERS
 from ..ice_deit.patch_maps import ImageGeometry
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, has_answer
 from .inputs import ExplainedBatch, InputBatch, UndefinedExamplesError
 from .maps import resize_labels
 from .metrics import MeanOf, RowMetric
@@ -57,12 +57,13 @@ class Benchmark(ABC):
     Rows are all that is kept of an example. They are small, depend on nothing but the example, and can be stored,
     merged from several processes and resampled; a score is a function of all rows.
 
-    Every benchmark also scores `no_foreground`, the fraction of images in which ICE finds nothing (of the classifier
+    Every benchmark also scores `no_foreground`, the fraction of images in which ICE finds no class (of the classifier
     and ICE's own methods), and `undefined`, the fraction of images with NaN or infinite inputs, predictions or maps.
     Those have no part in any other score.
 
     Args:
         protocol: How explanations are scored.
+        class_names: Names of the classes of the data set, for a benchmark whose rows have an entry per class.
 
     Attributes:
         name: Its name on the command line.
@@ -78,8 +79,8 @@ class Benchmark(ABC):
     of_model_only = False
     chosen_by: type[Benchmark] | None = None
 
-    def __init__(self, protocol: Protocol) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Protocol, class_names: Sequence[str] | None = None) -> None:
+        self.protocol, self.class_names = protocol, class_names
         self.metrics: dict[str, RowMetric] = self._make_metrics() | {"foreground": MeanOf("no_foreground")}
 
     @abstractmethod
@@ -220,19 +221,12 @@ def score_rows(rows: Mapping[str, np.ndarray], metrics: Mapping[str, RowMetric])
     return scores
 
 
-def has_answer(logits: Tensor) -> Tensor:
-    """Return which rows of `(batch_size, num_labels)` predict a class: without foreground all ICE logits are equal."""
-    if logits.shape[1] == 1:  # a single class: a logit of zero is no prediction
-        return logits[:, 0] != 0
-    return logits.amax(dim=1) > logits.amin(dim=1)
-
-
 def _observe_foreground(batch: ExplainedBatch) -> Observation:
     """Return whether ICE finds nothing, per image; NaN for other models and methods."""
     is_own = not batch.method or (batch.method in EXPLAINERS and EXPLAINERS[batch.method].model == "ice")
     if not (is_own and batch.inputs.checkpoint.is_ice):
         return [math.nan] * len(batch.inputs.examples), [None] * len(batch.inputs.examples)
-    return (~has_answer(batch.inputs.logits)).float().tolist(), [None] * len(batch.inputs.examples)
+    return (~batch.inputs.found_classes.any(dim=1)).float().tolist(), [None] * len(batch.inputs.examples)
 
 
 def observe_classes(logits: Tensor, labels: Any) -> Observation:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -91,6 +92,8 @@ def _train_and_save(
         trainer.save_model(_internal_call=True)  # without a push: the card has no numbers yet
         _save_numbers(trainer, train=metrics)
         evaluation = trainer.evaluate()  # of the final weights, which may be those of the best checkpoint
+        if _set_object_thresholds(trainer):
+            trainer.save_model(_internal_call=True)
         _save_numbers(trainer, eval=evaluation, all={**metrics, **evaluation})
         if trainer.card_writer is not None:
             trainer.create_model_card()
@@ -101,6 +104,18 @@ def _train_and_save(
             folder, repo_id = training_args.output_dir, trainer.hub_model_id
             logger.warning(f"{error} To upload it: `python scripts/publish_checkpoint.py {folder} {repo_id}`.")
     return {**metrics, **evaluation}
+
+
+def _set_object_thresholds(trainer: IceTrainer) -> bool:
+    """Write the thresholds of the last evaluation into the configuration; return whether there were any.
+
+    They are those of a multi-label run: the score from which each class counts as found.
+    """
+    thresholds = getattr(trainer.compute_metrics, "thresholds", None)
+    if thresholds is None:
+        return False
+    cast(Any, trainer.model).config.object_thresholds = thresholds.tolist()
+    return True
 
 
 def _read_step(checkpoint: str) -> int:

@@ -67,10 +67,12 @@ def _build_scenes(
     seed: int = 0,
     cache_dir: str | None = None,
     num_proc: int | None = None,
+    config_name: str | None = None,
 ) -> EvaluationSet:
     # a prefix, so that no more is drawn than is needed; it holds all classes equally often
     limit = None if limit is None else min(limit, SPLIT_SIZES.get(split, limit))
-    return TableEvaluation(load_scenes(split, limit, image_size, seed, cache_dir, num_proc), "scenes")
+    table = load_scenes(split, limit, image_size, seed, cache_dir, num_proc, config_name)
+    return TableEvaluation(table, "scenes" if config_name is None else f"scenes ({config_name})")
 
 
 def _build_voc(

@@ -61,7 +61,7 @@ class DataArguments(ShardArguments, AugmentationArguments):
     Args:
         dataset_name: "scenes" (drawn by this package), "imagenette", "imagewoof" or "oxford-pets" (from `data_dir`,
             else from the Hub), or a data set id of the Hub.
-        dataset_config_name: Configuration of the Hub data set.
+        dataset_config_name: Configuration of the Hub data set; "several" for scenes with no object to three.
         data_dir: Folder of the unpacked set of that name, as evaluation reads it.
         train_dir: Folder with one subfolder of images per class.
         validation_dir: The same for evaluation, with the same class names.
@@ -85,7 +85,7 @@ class DataArguments(ShardArguments, AugmentationArguments):
     dataset_name: str | None = option(
         None, "scenes (drawn here, no download), imagenette, imagewoof, oxford-pets, or a data set id of the Hub."
     )
-    dataset_config_name: str | None = option(None, "Configuration of the Hub data set.")
+    dataset_config_name: str | None = option(None, "Configuration of the Hub data set; of scenes: several.")
     data_dir: str | None = option(None, "Folder of the unpacked imagenette, imagewoof or oxford-pets; else the Hub's.")
     train_dir: str | None = option(None, "Folder of training images: one subfolder per class, named like the class.")
     validation_dir: str | None = option(None, "Folder of evaluation images, with the same subfolders as train_dir.")

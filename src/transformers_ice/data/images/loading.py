@@ -258,6 +258,7 @@ def _open_rows(
     """Return training and evaluation images as they are stored."""
     if data_args.dataset_name == "scenes":
         options: dict[str, Any] = {"image_size": image_size, "cache_dir": cache_dir, "num_proc": data_args.num_proc}
+        options["config_name"] = data_args.dataset_config_name
         # no more scenes than needed are drawn: every prefix holds all classes
         train = load_scenes("train", data_args.max_train_samples, **options)
         return _Opened(train), _Opened(load_scenes("validation", data_args.max_eval_samples, **options))

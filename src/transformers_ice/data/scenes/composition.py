@@ -26,7 +26,7 @@ from .layers import (
 )
 
 
-__all__ = ["CLASS_LOOKS", "OTHER_LOOKS", "Composition", "compose"]
+__all__ = ["CLASS_LOOKS", "OTHER_LOOKS", "Composition", "compose", "compose_several"]
 
 _COLOR_NAMES = tuple(COLORS)
 
@@ -48,14 +48,23 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Composition:
-    """Everything of a scene that does not depend on the number of pixels, back to front."""
+    """Everything of a scene that does not depend on the number of pixels, back to front.
 
-    label: int
+    `labels` are the classes of the layers of role "object", in their order.
+    """
+
+    labels: tuple[int, ...]
     ground: Ground
     clutter: Array
     clutter_colors: Array
     layers: tuple[Layer, ...]
     noise_level: float
+
+    @property
+    def label(self) -> int:
+        """The class of the only object."""
+        (label,) = self.labels
+        return label
 
 
 def _sample_points(layer: Layer) -> tuple[Array, Array]:
@@ -90,9 +99,14 @@ def _draw_object(rng: np.random.Generator, label: int, extent: tuple[float, floa
     """Draw the object, at least 80 % of it inside the image: the class's texture and colour on any shape."""
     # 18 to 38 % of the squared shorter side: larger than every distractor
     layer = _draw_thing(rng, CLASS_LOOKS[label], rng.uniform(0.18, 0.38), role="object", center=(0.0, 0.0))
-    y, x = _sample_points(layer)
-    offset_y, offset_x = rng.uniform(-0.3, 0.3, 2).tolist()
-    # pull the object towards the middle until enough of it is inside; in the middle it always is
+    return _move_inside(layer, rng.uniform(-0.3, 0.3, 2).tolist(), extent)
+
+
+def _move_inside(layer: Layer, offset: list[float], extent: tuple[float, float]) -> Layer:
+    """Place a layer at an offset from the middle, in heights and widths, or nearer until 80 % of it is inside."""
+    y, x = _sample_points(replace(layer, center=(0.0, 0.0)))
+    offset_y, offset_x = offset
+    # in the middle enough of it always is
     while True:
         top, left = offset_y * extent[0], offset_x * extent[1]
         inside = (np.abs(y + top) < extent[0] / 2) & (np.abs(x + left) < extent[1] / 2)
@@ -108,7 +122,8 @@ def _draw_center(rng: np.random.Generator, layers: list[Layer], extent: tuple[fl
     radii = [layer.size * math.sqrt(layer.outline.area / math.pi) for layer in layers]
 
     def gap(candidate: list[float]) -> float:
-        return min(math.dist(candidate, layer.center) - radius for layer, radius in zip(layers, radii, strict=True))
+        gaps = (math.dist(candidate, layer.center) - radius for layer, radius in zip(layers, radii, strict=True))
+        return min(gaps, default=0.0)
 
     y, x = max(candidates, key=gap)
     return y, x
@@ -176,6 +191,18 @@ def _draw_occluder(rng: np.random.Generator, target: Layer, ground: Ground, exte
         distance *= 1.1
 
 
+def _draw_background(rng: np.random.Generator, extent: tuple[float, float]) -> tuple[Ground, Array, Array]:
+    """Draw the ground, and the strokes on it with their colours."""
+    ground = draw_ground(rng, draw_colors(rng, [rng.uniform(0.2, 0.8)], saturation=(0.1, 0.4))[0])
+    num_clutter = int(rng.integers(8, 17))
+    # Centre, angle, half length, radius; half of the strokes are spots.
+    low, high = (0, 0, 0, 0.02, 0.006), (extent[0], extent[1], math.pi, 0.05, 0.016)
+    clutter = rng.uniform(low, high, (num_clutter, 5)).astype(np.float32)
+    clutter[: num_clutter // 2, 3] = 0
+    clutter_colors = rng.uniform(0.05, 0.95, (num_clutter, 3)).astype(np.float32)
+    return ground, clutter, clutter_colors
+
+
 @lru_cache(maxsize=16)
 def _block_labels(seed: int, split_index: int, block: int) -> tuple[int, ...]:
     """Return the labels of as many consecutive scenes as there are classes: every class once, in random order."""
@@ -195,17 +222,91 @@ def compose(
     block, position = divmod(index, _NUM_CLASSES)
     label = _block_labels(seed, split_index, block)[position]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, index)))
-    ground = draw_ground(rng, draw_colors(rng, [rng.uniform(0.2, 0.8)], saturation=(0.1, 0.4))[0])
-    num_clutter = int(rng.integers(8, 17))
-    # Centre, angle, half length, radius; half of the strokes are spots.
-    low, high = (0, 0, 0, 0.02, 0.006), (extent[0], extent[1], math.pi, 0.05, 0.016)
-    clutter = rng.uniform(low, high, (num_clutter, 5)).astype(np.float32)
-    clutter[: num_clutter // 2, 3] = 0
-    clutter_colors = rng.uniform(0.05, 0.95, (num_clutter, 3)).astype(np.float32)
+    background = _draw_background(rng, extent)
     target = _draw_object(rng, label, extent)
     layers = [*_draw_other_things(rng, target, extent), target]
     # one scene in three is occluded
     if rng.random() < 1 / 3:
-        layers.append(_draw_occluder(rng, target, ground, extent))
+        layers.append(_draw_occluder(rng, target, background[0], extent))
     noise_level = rng.uniform(0.03, 0.1)
-    return Composition(label, ground, clutter, clutter_colors, tuple(layers), noise_level), rng
+    return Composition((label,), *background, tuple(layers), noise_level), rng
+
+
+MAX_OBJECTS = 3
+_SEVERAL_BLOCK = 20  # scenes: five with each number of objects, 30 objects, three of each class
+_SEVERAL_AREA = (0.1, 0.17)  # of the squared shorter side: three objects and a distractor have room
+_LEAST_VISIBLE = 0.65  # of an object's area; pixels may make it a little less
+
+
+@lru_cache(maxsize=16)
+def _block_label_lists(seed: int, split_index: int, block: int) -> tuple[tuple[int, ...], ...]:
+    """Return the classes of each of 20 consecutive scenes: each class thrice, each number of objects in every four."""
+    # as above: the last number makes the key that of no other state
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, block, 2)))
+    counts = [rng.permutation(MAX_OBJECTS + 1) for _ in range(_SEVERAL_BLOCK // (MAX_OBJECTS + 1))]
+    ends = np.cumsum(np.concatenate(counts))
+    labels = np.repeat(np.arange(_NUM_CLASSES), ends[-1] // _NUM_CLASSES)
+    # about one order in five has no class twice in a scene
+    while True:
+        parts = [part.tolist() for part in np.split(rng.permutation(labels), ends[:-1])]
+        if all(len(set(part)) == len(part) for part in parts):
+            return tuple(tuple(part) for part in parts)
+
+
+def compose_several(
+    index: int, split_index: int, extent: tuple[float, float], seed: int
+) -> tuple[Composition, np.random.Generator]:
+    """Draw a scene of no object to three, of different classes; arguments and results are those of `compose`.
+
+    Objects and distractors are drawn alike, so that only the look of a thing makes it an object: sizes, places and
+    order from back to front are of one distribution, and there are three or four of them, however many are objects.
+    """
+    block, position = divmod(index, _SEVERAL_BLOCK)
+    labels = _block_label_lists(seed, split_index, block)[position]
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split_index, index, 1)))
+    background = _draw_background(rng, extent)
+    num_distractors = int(rng.integers(3, 5)) - len(labels)
+    looks = [("object", CLASS_LOOKS[label]) for label in labels]
+    looks += [("distractor", OTHER_LOOKS[int(rng.integers(len(OTHER_LOOKS)))]) for _ in range(num_distractors)]
+    looks = [looks[place] for place in rng.permutation(len(looks))]
+    things = [
+        _draw_thing(rng, look, rng.uniform(*_SEVERAL_AREA), role=role, center=(0.0, 0.0)) for role, look in looks
+    ]
+    layers = _arrange(rng, things, background[0], extent)
+    roles = ["shape"] * int(rng.integers(2)) + ["texture"] * int(rng.integers(2))
+    lowest: list[Layer] = []
+    for role in roles:
+        center = _draw_center(rng, [*layers, *lowest], extent)
+        lowest.append(_OTHER_THINGS[role](rng, role=role, center=center))
+    labels = tuple(CLASS_LOOKS.index(look) for role, look in looks if role == "object")
+    return Composition(labels, *background, (*lowest, *layers), rng.uniform(0.03, 0.1)), rng
+
+
+def _arrange(
+    rng: np.random.Generator, things: list[Layer], ground: Ground, extent: tuple[float, float]
+) -> list[Layer]:
+    """Place things apart, every third time with an occluder over one of them, until all objects are visible."""
+    is_occluded, target = rng.random() < 1 / 3, int(rng.integers(len(things)))
+    while True:
+        layers: list[Layer] = []
+        for thing in things:
+            center = _draw_center(rng, layers, extent)
+            offset = [place / side - 0.5 for place, side in zip(center, extent, strict=True)]
+            layers.append(_move_inside(thing, offset, extent))
+        if is_occluded:
+            layers.append(_draw_occluder(rng, layers[target], ground, extent))
+        if all(
+            _visible_ratio(layer, layers[place + 1 :], extent) >= _LEAST_VISIBLE
+            for place, layer in enumerate(layers)
+            if layer.role == "object"
+        ):
+            return layers
+
+
+def _visible_ratio(layer: Layer, above: list[Layer], extent: tuple[float, float]) -> float:
+    """Return the fraction of a layer's area that is inside the image and not covered by layers above it."""
+    y, x = _sample_points(layer)
+    visible = (y > 0) & (y < extent[0]) & (x > 0) & (x < extent[1])
+    for other in above:
+        visible &= layer_distance(other, y, x) > 0
+    return np.count_nonzero(visible) / len(y)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,24 +25,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .composition import CLASS_LOOKS, Composition, compose
-from .layers import Layer, clip, layer_distance, render_ground, texture_weights
+from .composition import CLASS_LOOKS, Composition, compose, compose_several
+from .painting import paint
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["SCENE_CLASSES", "SPLIT_SIZES", "Scene", "draw_scene", "load_scenes"]
+__all__ = [
+    "SCENE_CLASSES",
+    "SPLIT_SIZES",
+    "Scene",
+    "SeveralScene",
+    "draw_scene",
+    "draw_several_scene",
+    "load_scenes",
+]
 
 SCENE_CLASSES: tuple[str, ...] = tuple(f"{color} {texture}" for color, texture in CLASS_LOOKS)
 SPLIT_SIZES: dict[str, int] = {"train": 20000, "validation": 1000, "test": 2000}
 
 # Part of the cache key: raise it with every change of the drawing, or an old cache would be served.
 _DRAWING_VERSION = 4
+_SEVERAL_VERSION = 1  # the same for scenes of several objects
 _MIN_SIZE = 16  # pixels; in smaller scenes no texture is visible
 _SHARD_SIZE = 250  # scenes that one process draws at a time
 
 Array = np.ndarray
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -59,76 +69,30 @@ class Scene:
     image: Array
     label: int
     mask: Array
-    box: tuple[int, int, int, int]
+    box: Box
 
 
-def _paint_layer(canvas: Array, layer: Layer) -> tuple[slice, slice, Array]:
-    """Blend a layer into the canvas `(3, height, width)`; return a window and the bool mask of the layer in it."""
-    height, width = canvas.shape[1:]
-    unit = min(height, width)
-    reach = layer.size * layer.outline.reach
-    rows, columns = (
-        slice(max(int((center - reach) * unit) - 1, 0), max(min(int((center + reach) * unit) + 2, side), 0))
-        for center, side in zip(layer.center, (height, width), strict=True)
-    )
-    y = ((np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) / unit)[:, None]
-    x = ((np.arange(columns.start, columns.stop, dtype=np.float32) + 0.5) / unit)[None]
-    distance = layer_distance(layer, y, x)
-    if layer.ground is not None:
-        color = render_ground(layer.ground, height, width, rows, columns)
-    elif layer.texture == "plain":
-        color = layer.colors[0][:, None, None]
-    else:
-        first, second = layer.colors[:, :, None, None]
-        color = first + texture_weights(layer, y, x, unit) * (second - first)
-    shade = 1 + layer.shading[0] * (y - layer.center[0]) + layer.shading[1] * (x - layer.center[1])
-    patch = canvas[:, rows, columns]
-    patch += clip(0.5 - distance * unit) * (color * shade - patch)
-    return rows, columns, distance <= 0
+@dataclass(frozen=True)
+class SeveralScene:
+    """One drawn image with no object to three, of different classes, and its exact annotation.
+
+    Attributes:
+        image: `(height, width, 3)`, uint8 RGB.
+        labels: Indices into `SCENE_CLASSES`, ascending.
+        class_mask: `(height, width)`, uint8: 1 + the class of the object that is visible there, 0 elsewhere.
+        boxes: Tight box of the visible part of each object, `(x0, y0, x1, y1)` in pixels, half-open, as `labels`.
+    """
+
+    image: Array
+    labels: tuple[int, ...]
+    class_mask: Array
+    boxes: tuple[Box, ...]
 
 
-def _paint_clutter(canvas: Array, strokes: Array, colors: Array) -> None:
-    """Blend short lines and spots into the canvas, all distances at once on equal small windows."""
-    height, width = canvas.shape[1:]
-    unit = min(height, width)
-    window = min(int(0.14 * unit) + 3, unit)
-    # (num_strokes, 5) -> five arrays (num_strokes, 1, 1), to broadcast over the window
-    center_y, center_x, angle, half_length, radius = strokes.T[:, :, None, None]
-    corners = np.clip((strokes[:, :2] * unit - window / 2).astype(int), 0, (height - window, width - window))
-    steps = np.arange(window) + 0.5
-    y = ((corners[:, :1] + steps) / unit).astype(np.float32)[:, :, None] - center_y
-    x = ((corners[:, 1:] + steps) / unit).astype(np.float32)[:, None, :] - center_x
-    cosine, sine = np.cos(angle), np.sin(angle)
-    along = np.maximum(np.abs(x * cosine + y * sine) - half_length, 0)
-    across = y * cosine - x * sine
-    # signed distance to a capsule: a line segment with round ends, or a spot where the length is 0
-    distance = np.sqrt(along * along + across * across) - radius
-    alpha = 0.85 * clip(0.5 - distance * unit)
-    for (top, left), weight, color in zip(corners.tolist(), alpha, colors[:, :, None, None], strict=True):
-        patch = canvas[:, top : top + window, left : left + window]
-        patch += weight * (color - patch)
-
-
-def _render(composition: Composition, height: int, width: int, rng: np.random.Generator) -> Scene:
-    """Paint a composition back to front and read the annotation off the visible object."""
-    canvas = render_ground(composition.ground, height, width, slice(None), slice(None))
-    _paint_clutter(canvas, composition.clutter, composition.clutter_colors)
-    mask = np.zeros((height, width), dtype=bool)
-    for layer in composition.layers:
-        rows, columns, inside = _paint_layer(canvas, layer)
-        # the mask is the visible part: what is painted later over the object is taken away again
-        if layer.role == "object":
-            mask[rows, columns] = inside
-        elif layer.role == "occluder":
-            mask[rows, columns] &= ~inside
-    # the same noise in all channels: grey, as the luma noise of a camera
-    canvas += (rng.random((height, width), dtype=np.float32) - 0.5) * composition.noise_level
-    image = np.empty((height, width, 3), dtype=np.uint8)
-    # (3, height, width) in [0, 1] -> (height, width, 3), uint8; + 0.5 rounds
-    image[...] = (clip(canvas) * 255 + 0.5).transpose(1, 2, 0)
+def _box(mask: Array) -> Box:
+    """Return the tight box of a mask `(height, width)`, bool, half-open."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
-    return Scene(image, composition.label, mask, box)
+    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 def _check_split(split: str) -> None:
@@ -162,13 +126,54 @@ def draw_scene(index: int, split: str = "train", image_size: int | tuple[int, in
     Raises:
         ValueError: If the split is unknown, the size too small, or the index or seed negative.
     """
+    image, shown, (label,) = _draw(compose, index, split, image_size, seed)
+    mask = shown > 0
+    return Scene(image, label, mask, _box(mask))
+
+
+def draw_several_scene(
+    index: int, split: str = "train", image_size: int | tuple[int, int] = 96, seed: int = 0
+) -> SeveralScene:
+    """Draw one scene with no object to three, of different classes; it depends on the arguments only.
+
+    Of each object at least 60 % of the area is visible and 80 % lies inside the image. Distractors have the same sizes
+    and shapes, and looks that no class has.
+
+    Args:
+        index: Position in the split, from 0. Every 4 consecutive images from a multiple of 4 hold 0, 1, 2 and 3
+            objects once, every 20 from a multiple of 20 each class three times.
+        split: "train", "validation" or "test"; splits share no random state, nor do they with `draw_scene`.
+        image_size: Side, or (height, width), in pixels, at least 16.
+        seed: Non-negative seed of the whole data set.
+
+    Returns:
+        The image with its labels, class mask and tight boxes.
+
+    Raises:
+        ValueError: If the split is unknown, the size too small, or the index or seed negative.
+    """
+    image, shown, labels = _draw(compose_several, index, split, image_size, seed)
+    # class mask value by the number of the object
+    class_mask = np.array([0, *(label + 1 for label in labels)], dtype=np.uint8)[shown]
+    ascending = tuple(sorted(labels))
+    return SeveralScene(image, ascending, class_mask, tuple(_box(class_mask == label + 1) for label in ascending))
+
+
+def _draw(
+    compose_scene: Callable[..., tuple[Composition, np.random.Generator]],
+    index: int,
+    split: str,
+    image_size: int | tuple[int, int],
+    seed: int,
+) -> tuple[Array, Array, tuple[int, ...]]:
+    """Return image, number of the visible object of each pixel, and the labels of the objects."""
     _check_split(split)
     height, width = _as_size(image_size)
     if index < 0 or seed < 0:
         raise ValueError(f"`index` and `seed` must be at least 0, got {index} and {seed}.")
     unit = min(height, width)  # pixels in one shorter side, the unit of every length
-    composition, rng = compose(index, list(SPLIT_SIZES).index(split), (height / unit, width / unit), seed)
-    return _render(composition, height, width, rng)
+    composition, rng = compose_scene(index, list(SPLIT_SIZES).index(split), (height / unit, width / unit), seed)
+    return *paint(composition, height, width, rng), composition.labels
 
 
 def _encode_png(array: Array) -> dict[str, Any]:
@@ -178,18 +183,34 @@ def _encode_png(array: Array) -> dict[str, Any]:
 
 
 def _generate(
-    starts: list[int], num_images: int, split: str, image_size: tuple[int, int], seed: int
+    starts: list[int], num_images: int, split: str, image_size: tuple[int, int], seed: int, config_name: str | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the shards that begin at `starts`."""
+    row = _single_row if config_name is None else _several_row
     for start in starts:
         for index in range(start, min(start + _SHARD_SIZE, num_images)):
-            scene = draw_scene(index, split, image_size, seed)
-            yield {
-                "image": _encode_png(scene.image),
-                "label": scene.label,
-                "mask": _encode_png(scene.mask.astype(np.uint8) * 255),
-                "box": list(scene.box),
-            }
+            yield row(index, split, image_size, seed)
+
+
+def _single_row(*arguments: Any) -> dict[str, Any]:
+    scene = draw_scene(*arguments)
+    return {
+        "image": _encode_png(scene.image),
+        "label": scene.label,
+        "mask": _encode_png(scene.mask.astype(np.uint8) * 255),
+        "box": list(scene.box),
+    }
+
+
+def _several_row(*arguments: Any) -> dict[str, Any]:
+    scene = draw_several_scene(*arguments)
+    return {
+        "image": _encode_png(scene.image),
+        "label": list(scene.labels),
+        "mask": _encode_png((scene.class_mask > 0).astype(np.uint8) * 255),
+        "class_mask": _encode_png(scene.class_mask),
+        "boxes": [list(box) for box in scene.boxes],
+    }
 
 
 def load_scenes(
@@ -199,6 +220,7 @@ def load_scenes(
     seed: int = 0,
     cache_dir: str | Path | None = None,
     num_proc: int | None = None,
+    config_name: str | None = None,
 ) -> Dataset:
     """Return a split of the scenes as a `datasets.Dataset`, drawn once and then served from the cache.
 
@@ -209,37 +231,43 @@ def load_scenes(
         seed: Non-negative seed of the whole data set.
         cache_dir: Cache folder; `None` takes that of `datasets`.
         num_proc: Number of processes that draw. The images do not depend on it.
+        config_name: `None` for one object an image (`draw_scene`), "several" for none to three (`draw_several_scene`).
 
     Returns:
         A data set with columns `image` (RGB), `label` (class label with `SCENE_CLASSES`), `mask` (mode L, 255 on the
-        visible object) and `box` (x0, y0, x1, y1 in pixels, half-open).
+        visible object) and `box` (x0, y0, x1, y1 in pixels, half-open). Of "several" `label` is a list of classes,
+        ascending, `mask` is 255 on any object, `class_mask` (mode L) 1 + the class on each object and 0 elsewhere, and
+        `boxes` the list of the objects' boxes, in the order of `label`.
 
     Raises:
         ImportError: If `datasets` is not installed.
-        ValueError: If the split is unknown, a size too small or `num_images` not positive.
+        ValueError: If the split or configuration is unknown, a size too small or `num_images` not positive.
     """
     try:
         from datasets import ClassLabel, Dataset, Features, Image, List, Value
     except ImportError as error:
         raise ImportError("`load_scenes` needs `datasets`: pip install transformers-ice[train]") from error
     _check_split(split)
+    if config_name not in (None, "several"):
+        raise ValueError(f"`config_name` must be None (one object an image) or 'several', got {config_name!r}.")
     size = _as_size(image_size)
     count = SPLIT_SIZES[split] if num_images is None else num_images
     if count < 1 or seed < 0:
         raise ValueError(f"`num_images` must be at least 1 and `seed` at least 0, got {count} and {seed}.")
     starts = list(range(0, count, _SHARD_SIZE))
-    key = repr(("scenes", _DRAWING_VERSION, split, count, size, seed))
-    features = {
-        "image": Image(),
-        "label": ClassLabel(names=list(SCENE_CLASSES)),
-        "mask": Image(),
-        "box": List(Value("int32"), length=4),
-    }
+    names, box = ClassLabel(names=list(SCENE_CLASSES)), List(Value("int32"), length=4)
+    features = {"image": Image(), "label": names, "mask": Image(), "box": box}
+    content: tuple[Any, ...] = ("scenes", _DRAWING_VERSION)
+    if config_name is not None:
+        features = {"image": Image(), "label": List(names), "mask": Image(), "class_mask": Image(), "boxes": List(box)}
+        content = ("several scenes", _DRAWING_VERSION, _SEVERAL_VERSION)
+    key = repr((*content, split, count, size, seed))
+    arguments = {"num_images": count, "split": split, "image_size": size, "seed": seed, "config_name": config_name}
     return Dataset.from_generator(
         _generate,
         features=Features(features),
         cache_dir=None if cache_dir is None else str(cache_dir),
-        gen_kwargs={"starts": starts, "num_images": count, "split": split, "image_size": size, "seed": seed},
+        gen_kwargs={"starts": starts, **arguments},
         num_proc=None if num_proc is None else max(1, min(num_proc, len(starts))),
         fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
     )

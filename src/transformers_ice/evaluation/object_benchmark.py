@@ -73,19 +73,22 @@ class Objects(Benchmark):
 
     def observe(self, batch: ExplainedBatch) -> dict[str, Observation]:
         """Return class maps for every threshold with the true ones, scores and classes found with the true labels."""
-        found = _FoundClasses(batch.inputs)
         examples, size = batch.inputs.examples, batch.inputs.input_size
         segmentations = [np.asarray(example.segmentation) for example in examples]
         truths = [resize_labels(own, size) for own in segmentations]
         labels = np.stack([np.isin(np.arange(self.num_labels) + 1, own) for own in segmentations]).astype(np.uint8)
-        maps = _ceiling_maps(batch, truths, self.num_labels) if batch.method == CEILING else _class_maps(batch, found)
-        fixed = _THRESHOLDS.index(0.5)
-        is_false = [math.nan if any(own) else float(grid[fixed].any()) for own, grid in zip(labels, maps, strict=True)]
-        scores, is_found = found.scores.double().numpy(), found.is_found.double().numpy()
         # the ceiling and the controls have no predictions of their own: they are left out there
-        if batch.method in (CEILING, *CONTROLS):
-            scores, is_found = np.full_like(scores, np.nan), np.full_like(is_found, np.nan)
-            is_false = [math.nan] * len(examples)
+        scores = is_found = np.full(labels.shape, np.nan)
+        is_false = [math.nan] * len(examples)
+        if batch.method == CEILING:
+            maps = _ceiling_maps(batch, truths, self.num_labels)
+        else:
+            found = _FoundClasses(batch.inputs)
+            maps = _class_maps(batch, found)
+            if batch.method not in CONTROLS:
+                scores, is_found = found.scores.double().numpy(), found.is_found.double().numpy()
+                shown = maps[:, _THRESHOLDS.index(0.5)].any(axis=(1, 2))
+                is_false = np.where(labels.any(axis=1), math.nan, shown).tolist()
         return {
             "regions": (maps, truths),
             "boxes": (maps, truths),

@@ -300,7 +300,9 @@ def test_tables_without_images_or_annotations_are_refused():
         TableEvaluation(table, image_column="photo")
     with pytest.raises(ValueError, match="must have a column 'label' of images"):
         TableEvaluation(table, image_column="label")
-    with pytest.raises(ValueError, match="must have one of the columns label, mask, box to evaluate against"):
+    with pytest.raises(
+        ValueError, match="must have one of the columns label, mask, class_mask, box to evaluate against"
+    ):
         TableEvaluation(table.remove_columns("label"))
     with pytest.raises(ValueError, match="has no column 'bbox' of boxes, only image, label"):
         TableEvaluation(table, boxes_column="bbox")

@@ -47,16 +47,17 @@ class _SweptMetric(RowMetric):
 
     def per_class(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the score of each class at each threshold, `(num_thresholds, num_classes)`; NaN where it has none."""
-        # Python integers could not overflow, these cannot either: pixels of a set are far below 2 ** 63
+        # (num_images, num_thresholds * num_classes) -> (num_thresholds, num_classes), exact in int64
         hits, whole = (rows[name].sum(axis=0).reshape(len(self.thresholds), -1) for name in self.columns)
         return np.divide(hits, whole, out=np.full(hits.shape, np.nan), where=whole > 0)
 
     def _best(self, name: str, by_threshold: np.ndarray) -> dict[str, float]:
-        """Return the mean over classes at the fixed and at the best threshold, and that threshold, the first best."""
+        """Return the mean over classes at the fixed and at the best threshold, and the latter, of equals the fixed."""
         means = [_mean(values) for values in by_threshold]
         scores = {name: means[self.fixed_index]}
         if len(means) > 1:
-            best = 0 if math.isnan(means[0]) else int(np.argmax(means))
+            first = 0 if np.isnan(means).any() else int(np.argmax(means))
+            best = first if means[first] > means[self.fixed_index] else self.fixed_index
             scores |= {f"max_{name}": means[best], f"max_{name}_threshold": float(self.thresholds[best])}
         return scores
 

@@ -12,8 +12,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PilImage
 
+from transformers_ice.data.images.cells import count_cells
 from transformers_ice.data.images.folders import load_hub_images, load_image_folder
-from transformers_ice.data.images.labels import Labels, count_cells
+from transformers_ice.data.images.labels import Labels
 from transformers_ice.data.images.loading import check_columns
 from transformers_ice.data.images.pixels import BadImage, find_bad_images, remove_bad_images
 from transformers_ice.training import DataArguments, check_data, load_image_tables

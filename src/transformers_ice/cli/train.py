@@ -77,7 +77,7 @@ def print_check(model_args: ModelArguments, data_args: DataArguments, training_a
         print(redact_text(f"The model cannot be had: {error}", secrets), file=sys.stderr)
         return 1
     if not report.exit_code:
-        print(describe_length(config, size, sum(report.counts["train"].values()), training_args))
+        print(describe_length(config, size, report.num_images["train"], training_args))
     return report.exit_code
 
 

@@ -54,6 +54,9 @@ METRICS: dict[str, Metric] = {
     "top_1": Metric("top-1 accuracy", "classification", "accuracy"),
     "top_5": Metric("top-5 accuracy", "classification", "top_5_accuracy"),
     "cls_top_1": Metric("top-1 accuracy of the [CLS] classifier", "classification", "accuracy"),
+    "map": Metric("mean average precision of the classes of an image", "classification", "mean_average_precision"),
+    "cls_map": Metric("the same of the [CLS] classifier", "classification", "mean_average_precision"),
+    "f1": Metric("F1 of the classes of an image (macro, at 0.5)", "classification", "f1"),
     "pixel_accuracy": Metric("pixel accuracy", "segmentation", "pixel_accuracy"),
     "mean_iou": Metric("mean IoU", "segmentation", "mean_iou"),
     "mean_average_precision": Metric("mean average precision of pixels", "segmentation", "mean_average_precision"),
@@ -67,7 +70,10 @@ COMPARED_METHODS = ("ceiling", "whole_image", "center_ellipse", "random")
 """Rows that are measured for comparison: the best map of the patch grid and the controls are no results of a model."""
 
 # score of the evaluation that ends a training run -> method of its maps
-_TRAINING_METHODS = {"top_1": "", "top_5": "", "cls_top_1": "", "pixel_accuracy": "ice_hard", "mean_iou": "ice_hard"}
+_TRAINING_METHODS = {
+    **dict.fromkeys(("top_1", "top_5", "cls_top_1", "map", "cls_map", "f1"), ""),
+    **dict.fromkeys(("pixel_accuracy", "mean_iou"), "ice_hard"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

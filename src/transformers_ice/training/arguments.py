@@ -268,7 +268,11 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     metric_for_best_model: str | None = field(
-        default="top_1", metadata={"help": "Evaluation number that picks the best checkpoint: top_1, mean_iou, ..."}
+        default="top_1",
+        metadata={
+            "help": "Evaluation number that picks the best checkpoint: top_1, mean_iou, ...; with several classes an "
+            "image map stands for top_1."
+        },
     )
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint folder to resume from; auto: the last complete one in output_dir."}

@@ -29,6 +29,8 @@ __all__ = ["Distillation", "Teacher", "build_distillation", "distillation_loss",
 
 DistillationType = Literal["soft", "hard"]
 
+_MULTI_LABEL = "multi_label_classification"
+
 
 def use_soft_label_loss(model: PreTrainedModel, loss_type: str = "cross_entropy") -> None:
     """Let a plain classifier take `labels` of shape (batch_size, num_labels), too; changes it in place, not its files.
@@ -46,7 +48,11 @@ def _soft_label_loss(labels: Tensor, logits: Tensor, config: Any, loss_type: str
 
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, distillation_type: DistillationType, tau: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    distillation_type: DistillationType,
+    tau: float = 1.0,
+    is_multi_label: bool = False,
 ) -> Tensor:
     """Compute the distillation loss from the teacher's logits (target) to the student's logits.
 
@@ -55,13 +61,21 @@ def distillation_loss(
         teacher_logits: `(batch_size, num_labels)`, without gradient.
         distillation_type: "soft" compares the two distributions, "hard" takes the teacher's best class as label.
         tau: Temperature of both distributions ("soft"), > 0.
+        is_multi_label: Whether an image has any number of classes, so that each is a question of its own.
 
     Returns:
         0-dim. Soft: the Kullback-Leibler divergence times tau², averaged over images and classes, as in DeiT's code
-        (its equation has no mean over the classes). Hard: the mean cross-entropy.
+        (its equation has no mean over the classes). Hard: the mean cross-entropy. With several classes an image the
+        mean binary cross-entropy over images and classes: soft with the teacher's sigmoid(logits / tau), times tau²,
+        hard with 1 where its sigmoid is at least 0.5, else 0.
     """
     # in float32: under autocast the logits are in half precision
     student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
+    if is_multi_label and distillation_type == "hard":
+        return F.binary_cross_entropy_with_logits(student_logits, (teacher_logits >= 0).float())  # sigmoid >= 0.5
+    if is_multi_label:
+        targets = (teacher_logits / tau).sigmoid()
+        return F.binary_cross_entropy_with_logits(student_logits / tau, targets) * tau**2
     if distillation_type == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
     student, teacher = (F.log_softmax(logits / tau, dim=-1) for logits in (student_logits, teacher_logits))
@@ -117,17 +131,25 @@ def _statistics(image_processor: Any) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
 
-def load_teacher(name_or_path: str, class_names: Sequence[str], student_processor: Any, **hub_options: Any) -> Teacher:
+def load_teacher(
+    name_or_path: str,
+    class_names: Sequence[str],
+    student_processor: Any,
+    is_multi_label: bool = False,
+    **hub_options: Any,
+) -> Teacher:
     """Load a teacher for the classes of the data.
 
     Args:
         name_or_path: Folder or Hub id of any image classifier of transformers, with its image processor.
         class_names: Names of the student's classes, in the order of the labels.
         student_processor: Image processor of the student.
+        is_multi_label: Whether an image has several classes, or none.
         **hub_options: Options of `from_pretrained`.
 
     Raises:
-        ValueError: If there is no such folder, or the teacher was trained on other classes.
+        ValueError: If there is no such folder, or the teacher was trained on other classes, or on another number of
+            them an image.
     """
     name_or_path = resolve_model_name(name_or_path)
     model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **hub_options)
@@ -139,6 +161,12 @@ def load_teacher(name_or_path: str, class_names: Sequence[str], student_processo
             f"The teacher {name_or_path} must know the {len(class_names)} classes of the data "
             f"({', '.join(class_names[:3])}, ...), got {len(names)} classes ({', '.join(names[:3])}, ...). Train it "
             "on these data first, e.g. with scripts/run_train.py."
+        )
+    if (model.config.problem_type == _MULTI_LABEL) != is_multi_label:
+        raise ValueError(
+            f"The teacher {name_or_path} must be trained on {'several classes' if is_multi_label else 'one class'} an "
+            f"image, as the data have, got `problem_type` {model.config.problem_type!r} in its configuration. Train "
+            "it on these data first, e.g. with scripts/run_train.py."
         )
     return Teacher(model, image_processor, student_processor, None if order == sorted(order) else order)
 
@@ -156,6 +184,7 @@ class Distillation:
         distillation_type: See `distillation_loss`.
         alpha: Weight of the teacher, in [0, 1] (DeiT: 0.5).
         tau: See `distillation_loss` (DeiT: 1).
+        is_multi_label: See `distillation_loss`.
     """
 
     def __init__(
@@ -165,8 +194,10 @@ class Distillation:
         distillation_type: DistillationType = "hard",
         alpha: float = 0.5,
         tau: float = 1.0,
+        is_multi_label: bool = False,
     ) -> None:
         self.teacher, self.distillation_type, self.alpha, self.tau = teacher, distillation_type, alpha, tau
+        self.is_multi_label = is_multi_label
         self._head_logits: Tensor | None = None
         head = getattr(student, "distillation_classifier", None)
         if head is not None:
@@ -198,7 +229,8 @@ class Distillation:
                 f"The distillation head returned logits for {len(student_logits)} of {len(pixel_values)} images: one "
                 "process drives several GPUs. Start one for each, with torchrun."
             )
-        part = distillation_loss(student_logits, self.teacher(pixel_values), self.distillation_type, self.tau)
+        teacher_logits = self.teacher(pixel_values)
+        part = distillation_loss(student_logits, teacher_logits, self.distillation_type, self.tau, self.is_multi_label)
         return (1 - self.alpha) * loss + self.alpha * part, part
 
 
@@ -208,5 +240,7 @@ def build_distillation(
     """Return the distillation from a teacher, if the arguments name one; `options` are those of `from_pretrained`."""
     if args.teacher_model_name_or_path is None or args.distillation_type == "none":
         return None
-    teacher = load_teacher(args.teacher_model_name_or_path, class_names, student_processor, **options)
-    return Distillation(teacher, student, args.distillation_type, args.distillation_alpha, args.distillation_tau)
+    is_multi_label = student.config.problem_type == _MULTI_LABEL
+    teacher = load_teacher(args.teacher_model_name_or_path, class_names, student_processor, is_multi_label, **options)
+    alpha, tau = args.distillation_alpha, args.distillation_tau
+    return Distillation(teacher, student, args.distillation_type, alpha, tau, is_multi_label)

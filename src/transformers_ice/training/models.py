@@ -120,29 +120,45 @@ def check_windows(config: PreTrainedConfig, image_size: tuple[int, int]) -> None
         check_num_windows(grid_size(image_size, as_pair(config.patch_size)), config.num_local_windows)
 
 
-def build_model(model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str]) -> PreTrainedModel:
+def build_model(
+    model_args: ModelArguments, config: PreTrainedConfig, class_names: Sequence[str], is_multi_label: bool = False
+) -> PreTrainedModel:
     """Return the classifier to train, in float32: from random weights, or an ICE model from a checkpoint.
 
     Args:
         model_args: Which model.
         config: Its configuration; the classes are written into it.
         class_names: Names of the classes, in the order of the labels; heads of a checkpoint are matched by name.
+        is_multi_label: Whether the data have several classes an image, or none; `problem_type` follows them.
 
     Raises:
         ValueError: If weights of the checkpoint do not fit; see `load_weights`.
     """
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
+    _set_problem_type(config, is_multi_label)
     if model_args.model_name_or_path is not None:
         source, replaces_heads = model_args.model_name_or_path, model_args.ignore_mismatched_sizes
         return load_weights(source, cast(IceDeiTConfig, config), replaces_heads, **model_args.hub_options)
-    config.problem_type = "single_label_classification"
+    config.problem_type = config.problem_type or "single_label_classification"
     # transformers chooses the first of a family's several classes (DeiT), but stumbles over a `None` here
     config.architectures = config.architectures or []
     model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     if model_args.initialization == "mimetic":
         initialize_mimetically(model)
     return model
+
+
+def _set_problem_type(config: PreTrainedConfig, is_multi_label: bool) -> None:
+    """Let the problem type follow the data, and say so where the configuration names another one."""
+    wanted: Any = "multi_label_classification" if is_multi_label else "single_label_classification"
+    if config.problem_type not in (None, wanted):
+        logger.warning(
+            f"The data have {'several classes, or none,' if is_multi_label else 'one class'} an image, so "
+            f"`problem_type` becomes {wanted!r}, {config.problem_type!r} before."
+        )
+    if is_multi_label or config.problem_type is not None:
+        config.problem_type = wanted
 
 
 def choose_attention(model: PreTrainedModel, device: torch.device, bf16: bool) -> None:

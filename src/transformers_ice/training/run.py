@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 from ..console.output_files import replaced, write_text
 from ..data.augmentation.arguments import build_augmentation, build_train_collator
-from ..data.images.loading import build_data_sets, load_images
+from ..data.images.loading import ImageTables, build_data_sets, load_images
 from ..data.images.pixels import input_size
 from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
@@ -173,9 +174,10 @@ def prepare_training(
     # the first process of each machine draws, downloads and checks; the others read its cache
     with training_args.main_process_first(desc="loading images"):
         tables = load_images(data_args, size, training_args.seed, model_args.cache_dir, model_args.token)
+    training_args = _follow_labels(tables, model_args, training_args)
     # the same seed gives the same weights, whatever the data before have drawn
     set_seed(training_args.seed)
-    model = build_model(model_args, config, tables.class_names)
+    model = build_model(model_args, config, tables.class_names, tables.is_multi_label)
     choose_attention(model, training_args.device, training_args.bf16)
     augmentation = build_augmentation(data_args, size, image_processor.image_mean)
     data_sets = build_data_sets(tables, data_args, image_processor, augmentation, training_args.seed)
@@ -184,8 +186,8 @@ def prepare_training(
     distillation = build_distillation(model, training_args, tables.class_names, image_processor, **hub_options)
     makes_soft_labels = train_collator is not None and train_collator.makes_soft_labels
     needs_soft_labels = distillation is not None or makes_soft_labels or model_args.loss_type is not None
-    if needs_soft_labels and not isinstance(model, IceDeiTForImageClassification):
-        use_soft_label_loss(model, model_args.loss_type or "cross_entropy")
+    if (needs_soft_labels or tables.is_multi_label) and not isinstance(model, IceDeiTForImageClassification):
+        use_soft_label_loss(model, "bce" if tables.is_multi_label else model_args.loss_type or "cross_entropy")
     return build_trainer(
         model,
         training_args,
@@ -195,3 +197,20 @@ def prepare_training(
         distillation=distillation,
         callbacks=[StepCountCallback(), *callbacks],
     )
+
+
+def _follow_labels(
+    tables: ImageTables, model_args: ModelArguments, training_args: IceTrainingArguments
+) -> IceTrainingArguments:
+    """Return the arguments of a run on images of several classes, whose best model has the highest `map`."""
+    if not tables.is_multi_label:
+        return training_args
+    if model_args.loss_type not in (None, "bce"):
+        raise ValueError(
+            f"`--loss_type {model_args.loss_type}` takes one class an image, and the data have several, or none: each "
+            "class is learnt by binary cross-entropy. Remove the option."
+        )
+    training_args = copy(training_args)
+    if training_args.metric_for_best_model == "top_1":
+        training_args.metric_for_best_model = "map"  # there is no top-1 of several classes
+    return training_args

@@ -87,7 +87,7 @@ class RunCard:
         if self.model_args.objective is not None:
             settings["Objective"] = self.model_args.objective
         # the log also has training lines; the last evaluation is that of the final model
-        evaluations = [line for line in trainer.state.log_history if "eval_top_1" in line]
+        evaluations = [line for line in trainer.state.log_history if {"eval_top_1", "eval_map"} & line.keys()]
         num_images = len(cast(Any, trainer.eval_dataset))
         return ModelRecord(
             name=(trainer.hub_model_id or Path(folder).resolve().name).split("/")[-1],
@@ -114,7 +114,8 @@ class RunCard:
             name = redact_text(find_hub_name(data_args.dataset_name)[0], secrets)
             return name, f"{count or 'images'} of `{name}`"
         if data_args.train_dir is not None:
-            return "imagefolder", f"{count}, one folder per class"
+            is_multi_label = cast(Any, images).labels.is_multi_label
+            return "imagefolder", f"{count}, {'a list of classes each' if is_multi_label else 'one folder per class'}"
         return "webdataset", f"{count or 'images'}, from files of many images"
 
     def _draw(self, folder: Path, name: str) -> str | None:

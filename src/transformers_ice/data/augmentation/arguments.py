@@ -55,7 +55,8 @@ class AugmentationArguments:
         cutmix_alpha: See `BatchMixing`; 0 is off.
         mixup_switch_prob: See `BatchMixing`.
         mixup_prob: See `BatchMixing`.
-        label_smoothing: Fraction of a label that is spread over all classes, in [0, 1).
+        label_smoothing: Fraction of a label that is spread over all classes, in [0, 1); with several classes an image,
+            over present and absent of each class.
 
     Raises:
         ValueError: If a number is out of its range, or a policy cannot be read.

@@ -83,7 +83,13 @@ class RandomErasing:
 
 
 def smooth_labels(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
-    """Return targets `(batch_size, num_labels)` of class indices; `smoothing` of each is spread over all classes."""
+    """Return targets `(batch_size, num_labels)` in which `smoothing` of each label is spread.
+
+    Of class indices `(batch_size,)` it is spread over all classes. Of multi-hot rows `(batch_size, num_labels)` each
+    class is a question of its own with two answers: an entry t becomes `t * (1 - smoothing) + smoothing / 2`.
+    """
+    if labels.dim() == 2:
+        return labels * (1 - smoothing) + smoothing / 2
     targets = torch.full((len(labels), num_labels), smoothing / num_labels)  # of every class but the true one
     # (batch,) -> (batch, num_labels)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_labels)
@@ -168,7 +174,7 @@ class AugmentingCollator:
         num_labels: Number of classes.
         erasing: Random erasing of single images.
         mixing: Mixup and cutmix of the batch.
-        label_smoothing: Fraction of a label that is spread evenly over all classes, in [0, 1).
+        label_smoothing: Fraction of a label that is spread evenly over all classes, in [0, 1); see `smooth_labels`.
     """
 
     collator: ImageCollator
@@ -179,7 +185,7 @@ class AugmentingCollator:
 
     @property
     def makes_soft_labels(self) -> bool:
-        """Whether labels come out as `(batch_size, num_labels)`; else as class indices."""
+        """Whether class indices come out as `(batch_size, num_labels)`; multi-hot labels do so in any case."""
         return self.mixing.is_active or self.label_smoothing > 0
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -190,7 +196,7 @@ class AugmentingCollator:
 
         Returns:
             `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`: float32 `(batch_size, num_labels)`
-            where they are soft, else int64 `(batch_size,)`.
+            where they are soft or multi-hot, else int64 `(batch_size,)`.
         """
         seeds = [feature[AUGMENTATION_SEED] for feature in features]
         batch = self.collator(features)

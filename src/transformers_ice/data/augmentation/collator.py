@@ -47,11 +47,12 @@ class ImageCollator:
         """Return a batch.
 
         Args:
-            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int.
+            features: Dictionaries with `pixel_values`, uint8 `(height, width, 3)`, and `labels`, an int, or for
+                several classes an image a float row `(num_labels,)`.
 
         Returns:
             `pixel_values`, float32 `(batch_size, 3, height, width)`, and `labels`, int64 `(batch_size,)`; float32
-            where they are floats, such as soft targets `(batch_size, num_labels)`.
+            where they are floats, such as soft or multi-hot targets `(batch_size, num_labels)`.
         """
         pixels = torch.stack([feature["pixel_values"] for feature in features])
         # (batch, height, width, channels) -> (batch, channels, height, width)

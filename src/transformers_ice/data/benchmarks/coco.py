@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO20k: the 19,817 images of COCO train2014 on which single-object discovery is scored."""
+"""COCO: the 19,817 images of train2014 on which single-object discovery is scored, and the classes of images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .annotation_files import (
     require_directory,
     require_file,
 )
-from .examples import EvaluationSet, Example
+from .examples import EvaluationSet, Example, ImageClasses
 
 
-__all__ = ["Coco20k"]
+__all__ = ["Coco20k", "read_coco_classes"]
 
 _NUM_IMAGES = 19817
 
@@ -69,16 +69,51 @@ class Coco20k(EvaluationSet):
 
 
 def _drop_outlines(record: dict[str, Any]) -> Any:
-    """Keep of a JSON object what the boxes need; called on each one as soon as it is parsed."""
+    """Keep of a JSON object what boxes and classes need; called on each one as soon as it is parsed."""
     if "bbox" in record:
-        return {key: record.get(key) for key in ("image_id", "iscrowd", "bbox")}
+        return {key: record.get(key) for key in ("image_id", "iscrowd", "bbox", "category_id")}
     if "file_name" in record:
         return {key: record.get(key) for key in ("id", "file_name")}
     return {} if "counts" in record else record
 
 
-def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
-    """Return the rounded boxes of some images by name."""
+def read_coco_classes(root: str | os.PathLike, split: str = "train", year: str | int = "2017") -> ImageClasses:
+    """Return the images of `annotations/instances_<split><year>.json` with the classes of their objects, crowds too.
+
+    Classes are in the order of their ids. Images without an object have no class.
+
+    Args:
+        root: The folder of `annotations/`, which holds the images as `<split><year>` or `images/<split><year>`.
+        split: "train" or "val".
+        year: "2017" or "2014".
+
+    Raises:
+        ValueError: If files are missing or damaged.
+    """
+    folder = require_directory(root, "the folder of COCO, with its annotations and images")
+    path = require_file(folder / "annotations" / f"instances_{split}{year}.json", f"the instances of {split}{year}")
+    images, annotations, categories = _read_instances(path)
+    names = {category["id"]: str(category["name"]) for category in categories}
+    check_unique((f"{path}, category {key!r},", name) for key, name in names.items())
+    numbers = {key: number for number, key in enumerate(sorted(names))}
+    found: dict[Any, set[int]] = {key: set() for key in images}
+    for item in annotations:
+        if item["category_id"] not in numbers:
+            raise ValueError(
+                f"{path}, an object of image {item['image_id']!r}, must have the id of a category, got "
+                f"{item['category_id']!r}."
+            )
+        found[item["image_id"]].add(numbers[item["category_id"]])
+    directories = [folder / f"{split}{year}", folder / "images" / f"{split}{year}"]
+    image_dir = next((item for item in directories if item.is_dir()), directories[0])
+    require_directory(image_dir, f"the images of {split}{year}")
+    check_present(list(images.values()), list_files(image_dir).files, image_dir, "images")
+    labels = [sorted(found[key]) for key in images]
+    return ImageClasses([image_dir / name for name in images.values()], labels, [names[key] for key in sorted(names)])
+
+
+def _read_instances(path: Path) -> tuple[dict[Any, str], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the names of the images by id, the objects, and the categories, all of valid form."""
     try:
         with path.open(encoding="utf-8") as file:
             # the hook drops the outlines object by object: the whole file as Python objects would need gigabytes
@@ -87,6 +122,8 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
         num_images, annotations = len(content["images"]), content["annotations"]
         crowds = {item["iscrowd"] for item in annotations}
         unknown = [item["image_id"] for item in annotations if item["image_id"] not in images]
+        categories = [{"id": item["id"], "name": item["name"]} for item in content.get("categories", [])]
+        sorted(item["id"] for item in categories)  # ids of one type
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no annotation file of COCO with `images` and `annotations`: {error!r}. Download it again."
@@ -97,6 +134,12 @@ def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
     check_unique((f"{path}, image {key!r},", name) for key, name in images.items())
     if not all(crowd is None or (isinstance(crowd, int) and crowd in (0, 1)) for crowd in crowds):
         raise ValueError(f"{path}: `iscrowd` must be 0 or 1, got {', '.join(sorted(map(repr, crowds)))}.")
+    return images, annotations, categories
+
+
+def _read_boxes(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Return the rounded boxes of some images by name."""
+    images, annotations, _ = _read_instances(path)
     boxes: dict[str, list[Sequence[float]]] = {name: [] for name in images.values() if name in names}
     for item in annotations:
         if images[item["image_id"]] in names and not item["iscrowd"]:

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
 
-__all__ = ["ANNOTATIONS", "EvaluationSet", "Example", "LabelledFiles"]
+__all__ = ["ANNOTATIONS", "EvaluationSet", "Example", "ImageClasses", "LabelledFiles"]
 
 ANNOTATIONS: tuple[str, ...] = ("label", "mask", "segmentation", "boxes")
 
@@ -146,6 +147,14 @@ class LabelledFiles(EvaluationSet):
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+class ImageClasses(NamedTuple):
+    """Image files with the classes in each: sorted indices into `class_names`, each once; none where there is none."""
+
+    files: list[Path]
+    labels: list[list[int]]
+    class_names: Sequence[str]
 
 
 class _Selection(EvaluationSet):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PASCAL VOC from its devkit: class maps for segmentation, boxes for object discovery."""
+"""PASCAL VOC from its devkit: class maps for segmentation, boxes for object discovery, classes of images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .annotation_files import (
     require_directory,
     require_file,
 )
-from .examples import EvaluationSet, Example
+from .examples import EvaluationSet, Example, ImageClasses
 
 
-__all__ = ["VOC_CLASSES", "VocDetection", "VocSegmentation"]
+__all__ = ["VOC_CLASSES", "VocDetection", "VocSegmentation", "read_voc_classes"]
 
 _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow "
@@ -107,6 +107,35 @@ class VocDetection(EvaluationSet):
         name = self._ids[index]
         boxes = as_boxes([item.box for item in self._objects(name)], name)
         return Example(name, read_rgb(self.root / "JPEGImages" / f"{name}.jpg"), boxes=boxes)
+
+
+def read_voc_classes(root: str | os.PathLike, split: str = "train", year: str | int = "2012") -> ImageClasses:
+    """Return the images of a list in `ImageSets/Main` with the classes of their objects; all annotations are read.
+
+    Objects marked as difficult do not count, as in the lists of single classes (`cat_train.txt`), which have 0 there.
+    An image may have no class.
+
+    Args:
+        root: The folder `VOC<year>`, or one that holds it or `VOCdevkit/VOC<year>`.
+        split: Name of the list.
+        year: Year of the devkit.
+
+    Raises:
+        ValueError: If files are missing or damaged, or an object is of another class.
+    """
+    folder = _find_devkit(root, str(year))
+    names = _read_split(folder, "Main", split)
+    _check_files(folder, "JPEGImages", ".jpg", names, "images")
+    _check_files(folder, "Annotations", ".xml", names, "annotations")
+    labels = []
+    for name in names:
+        path = folder / "Annotations" / f"{name}.xml"
+        found = {item.name for item in read_voc_objects(path) if not item.difficult}
+        unknown = sorted(found - set(VOC_CLASSES))
+        if unknown:
+            raise ValueError(f"{path}: {unknown[0]!r} must be one of the classes {', '.join(VOC_CLASSES)}.")
+        labels.append(sorted(map(VOC_CLASSES.index, found)))
+    return ImageClasses([folder / "JPEGImages" / f"{name}.jpg" for name in names], labels, VOC_CLASSES)
 
 
 def _find_devkit(root: str | os.PathLike, year: str) -> Path:

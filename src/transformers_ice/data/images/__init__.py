@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled images to train and evaluate on: folders, Hub data sets, shards and streams.
 
-To be read in this order: `named_sets`, `arguments`, `labels`, `pixels`, the readers `folders`, `shards`, `streams`,
-the data sets `tables` and `streamed_images`, then `loading`, which uses them all, and `check`.
+To be read in this order: `cells`, `labels`, `named_sets`, `arguments`, `pixels`, the readers `folders`, `shards`,
+`streams`, the data sets `tables` and `streamed_images`, then `loading`, which uses them all, and `check`.
 """
 
 from .arguments import DataArguments

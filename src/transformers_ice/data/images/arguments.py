@@ -60,8 +60,10 @@ class DataArguments(ShardArguments, AugmentationArguments):
 
     Args:
         dataset_name: "scenes" (drawn by this package), "imagenette", "imagewoof" or "oxford-pets" (from `data_dir`,
-            else from the Hub), or a data set id of the Hub.
-        dataset_config_name: Configuration of the Hub data set; "several" for scenes with no object to three.
+            else from the Hub), "pascal-voc" or "coco" (from `data_dir`, several classes an image), or a data set id of
+            the Hub.
+        dataset_config_name: Configuration of the Hub data set; "several" for scenes with no object to three; the year
+            of pascal-voc and coco.
         data_dir: Folder of the unpacked set of that name, as evaluation reads it.
         train_dir: Folder with one subfolder of images per class.
         validation_dir: The same for evaluation, with the same class names.
@@ -69,7 +71,9 @@ class DataArguments(ShardArguments, AugmentationArguments):
         max_train_samples: Number of training images to use.
         max_eval_samples: Number of evaluation images to use.
         image_column_name: Column that holds the images.
-        label_column_name: Column that holds the classes.
+        label_column_name: Column that holds the classes. A column of lists has several classes an image, or none.
+        label_separator: What stands between the classes of an image in a column of texts, such as "|". Without it a
+            text is the name of one class.
         mask_column_name: Column that holds foreground masks; used in evaluation only.
         image_size: Side of the (square) model input in pixels.
         on_bad_image: What to do about files that cannot be read.
@@ -83,17 +87,19 @@ class DataArguments(ShardArguments, AugmentationArguments):
     """
 
     dataset_name: str | None = option(
-        None, "scenes (drawn here, no download), imagenette, imagewoof, oxford-pets, or a data set id of the Hub."
+        None,
+        "scenes (drawn here, no download), imagenette, imagewoof, oxford-pets, pascal-voc, coco, or an id of the Hub.",
     )
-    dataset_config_name: str | None = option(None, "Configuration of the Hub data set; of scenes: several.")
-    data_dir: str | None = option(None, "Folder of the unpacked imagenette, imagewoof or oxford-pets; else the Hub's.")
+    dataset_config_name: str | None = option(None, "Configuration of the Hub data set; several (scenes), year (VOC, COCO).")
+    data_dir: str | None = option(None, "Folder of the unpacked set that `dataset_name` names; else the Hub's.")
     train_dir: str | None = option(None, "Folder of training images: one subfolder per class, named like the class.")
     validation_dir: str | None = option(None, "Folder of evaluation images, with the same subfolders as train_dir.")
     train_val_split: float = option(0.15, "Fraction of the training images held out if there is no validation set.")
     max_train_samples: int | None = option(None, "Use this many training images only.")
     max_eval_samples: int | None = option(None, "Use this many evaluation images only.")
     image_column_name: str = option("image", "Column that holds the images.")
-    label_column_name: str = option("label", "Column that holds the classes.")
+    label_column_name: str = option("label", "Column that holds the classes; lists: several an image, or none.")
+    label_separator: str | None = option(None, "What divides the classes of an image in a column of texts, e.g. |.")
     mask_column_name: str = option("mask", "Column of foreground masks, if there is one; used in evaluation only.")
     image_size: int | None = option(None, "Side of the model input in pixels; by default the model's own.")
     on_bad_image: Literal["stop", "skip"] = option(
@@ -115,6 +121,16 @@ class DataArguments(ShardArguments, AugmentationArguments):
                 f"`--data_dir {self.data_dir}` needs `--dataset_name` with one of {', '.join(NAMED_SETS)}, as tables "
                 f"without `--streaming`, got {self.dataset_name!r}. Folders of classes are named by `--train_dir`."
             )
+        if (
+            self.dataset_name in NAMED_SETS
+            and self.data_dir is None
+            and NAMED_SETS[self.dataset_name].hub_name is None
+        ):
+            raise ValueError(
+                f"`--dataset_name {self.dataset_name}` needs `--data_dir`: {NAMED_SETS[self.dataset_name].content}."
+            )
+        if self.label_separator is not None and not self.label_separator:
+            raise ValueError("`--label_separator` must be a text such as |, got an empty one. Or remove the option.")
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError(f"`--validation_dir {self.validation_dir}` needs `--train_dir` too.")
         for name in ("max_train_samples", "max_eval_samples", "image_size", "num_proc"):

@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 
 from .arguments import DataArguments
-from .labels import shorten
+from .cells import shorten
 from .loading import StoredImages, hold_out, open_images
 from .pixels import read_errors
 from .streams import ShardedRows, ShardSpan
@@ -36,12 +36,16 @@ class DataReport:
         counts: Readable and unreadable images of each class, by the name of the split.
         faults: File or row, and the reason why it cannot be used.
         notes: What was passed over, and what is worth a look, but no fault.
+        num_images: Images of each split whose classes are known; with several classes an image, `counts` has more.
+        num_without: Images without a class, where there may be several an image, else None.
     """
 
     class_names: list[str]
     counts: dict[str, Counter[int]]
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    num_images: Counter[str] = field(default_factory=Counter)
+    num_without: Counter[str] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -76,6 +80,9 @@ class DataReport:
             (self.class_names[number], *(self.counts[split][number] for split in self.counts)) for number in numbers
         ]
         rows.append((f"{len(self.class_names)} classes", *(sum(counts.values()) for counts in self.counts.values())))
+        if self.num_without is not None:
+            rows.append(("images", *(self.num_images[split] for split in self.counts)))
+            rows.append(("without a class", *(self.num_without[split] for split in self.counts)))
         width = max(len(row[0]) for row in rows)
         yield f"{'class':<{width}} {'train':>10} {'evaluation':>10}"
         yield from (f"{name:<{width}} {train:10d} {evaluation:10d}" for name, train, evaluation in rows)
@@ -105,15 +112,21 @@ def check_data(
     stored = open_images(data_args, image_size, cache_dir, token)
     images = dict(zip(("train", "evaluation"), hold_out(*stored, data_args=data_args, seed=seed), strict=True))
     notes = [note for part in stored if part is not None for note in part.notes]
-    report = DataReport(stored[0].labels.names, {split: Counter() for split in images}, notes=notes)
-    first: dict[bytes, tuple[str, Any, str]] = {}  # split, class and place of the first image of a content
+    labels = stored[0].labels
+    report = DataReport(labels.names, {split: Counter() for split in images}, notes=notes)
+    report.num_without = Counter() if labels.is_multi_label else None
+    first: dict[bytes, tuple[str, Any, str]] = {}  # split, classes and place of the first image of a content
     copies: list[str] = []
     for split, part in images.items():
         bar = tqdm(_rows(part, data_args), desc=split, total=len(part.rows), unit=" images", disable=not show_progress)
         for (place, record, label), error in read_errors(bar, data_args.num_proc):
             where = f"{split}, {place}" + (f" ({record['path']})" if record and record.get("path") else "")
             try:
-                report.counts[split].update(part.labels.classes_of(label))
+                label = part.labels.classes_of(label)
+                report.counts[split].update(label)
+                report.num_images[split] += 1
+                if report.num_without is not None:
+                    report.num_without[split] += not label
             except ValueError as fault:
                 report.faults.append(f"{where}: {fault}")
             if error is not None:

@@ -10,12 +10,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pyarrow.csv
 import pyarrow.json
 from datasets import Dataset, Image, load_dataset
 
 from ..files import FileList, list_files
-from .labels import Labels, shorten
+from .cells import shorten
+from .labels import Labels
 
 
 __all__ = ["load_hub_images", "load_image_folder"]
@@ -25,15 +27,19 @@ _TRAIN_NAMES = {"train", "training"}
 _OTHER_NAMES = {"val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev"}
 
 
-def load_image_folder(directory: str | os.PathLike, notes: list[str] | None = None) -> Dataset:
+def load_image_folder(
+    directory: str | os.PathLike, notes: list[str] | None = None, text_column: str | None = None
+) -> Dataset:
     """Return the images below a folder, one subfolder per class, as a table.
 
     It has `image` and `label` (the sorted names of the outermost subfolders), and the columns of a `metadata.csv` or
-    `metadata.jsonl` whose `file_name` is a path below the folder; a `label` there counts before the subfolders.
+    `metadata.jsonl` whose `file_name` is a path below the folder; a `label` there counts before the subfolders, and
+    may be a list.
 
     Args:
         directory: The folder. Links are followed, and each folder is read once.
         notes: Gets a line for each kind of what was passed over.
+        text_column: Column of a `metadata.csv` that is read as texts, even where it looks like numbers.
 
     Raises:
         ValueError: If there are no images, they are not in subfolders, or the subfolders are parts and not classes.
@@ -44,7 +50,7 @@ def load_image_folder(directory: str | os.PathLike, notes: list[str] | None = No
             f"The image folder {str(directory)!r} does not exist. Give a folder with one subfolder per class."
         )
     listed = list_files(path)
-    columns, files = _read_metadata(path, listed)
+    columns, files = _read_metadata(path, listed, text_column)
     lines = [*listed.notes(), *_empty_folders(listed)]
     if not files:
         raise ValueError(" ".join([f"The folder {path} holds no image files that can be listed.", *lines]))
@@ -100,7 +106,9 @@ def _check_layout(path: Path, files: Collection[str]) -> None:
         )
 
 
-def _read_metadata(path: Path, listed: FileList) -> tuple[dict[str, list[Any]], list[str]]:
+def _read_metadata(
+    path: Path, listed: FileList, text_column: str | None = None
+) -> tuple[dict[str, list[Any]], list[str]]:
     """Return the columns of the metadata of a folder, if it has any, and the names of its images in their order."""
     file = next((path / name for name in _METADATA if (path / name).is_file()), None)
     if file is None:
@@ -109,7 +117,9 @@ def _read_metadata(path: Path, listed: FileList) -> tuple[dict[str, list[Any]], 
     try:
         if file.suffix == ".csv":
             options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(file, parse_options=options)
+            types = {} if text_column is None else {text_column: pyarrow.string()}
+            conversion = pyarrow.csv.ConvertOptions(column_types=types)
+            table = pyarrow.csv.read_csv(file, parse_options=options, convert_options=conversion)
         else:
             table = pyarrow.json.read_json(file)
     except (OSError, ValueError) as error:  # pyarrow's are ValueErrors

@@ -2,27 +2,35 @@
 """The classes of a run, and the class index of a table cell or a folder name.
 
 Nothing else turns a stored label into a number: tables, streams, checks and evaluation sets read labels through
-`Labels`. Several labels an image would start here: `encode` gives a multi-hot list, and `feature` is one of classes.
+`Labels`. An image has one class, or where the column holds lists any number of them: `is_multi_label`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value
+import torch
+from datasets import ClassLabel, Dataset, Features, LargeList, List
+from torch import Tensor
+
+from .cells import (
+    MAX_LISTED,
+    Cells,
+    cell_of_name,
+    cell_type_of,
+    is_name,
+    parts_of,
+    read_column,
+    shorten,
+    split_feature,
+)
 
 
-__all__ = ["Cells", "Labels", "count_cells", "read_column", "shorten"]
-
-Cells = dict[Any, tuple[int, int]]
-"""The distinct cells of a column, each with the number of the first row that holds it, and of all rows that do."""
-
-_MAX_LISTED = 50
-_READ_AT_ONCE = 10_000
+__all__ = ["Labels"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,29 @@ class Labels:
         cell_type: Type of these cells.
         counts_names: Whether integers and booleans count the names from 0, as with `class_names_file`, rather than
             being names themselves.
+        is_multi_label: Whether an image has any number of classes, also none; `numbers` are then those of the entries
+            of a cell.
+        separator: What stands between the names, where the cells of several classes are texts; None for lists.
     """
 
     names: list[str]
     numbers: Mapping[Hashable, int]
     cell_type: type = int
     counts_names: bool = False
+    is_multi_label: bool = False
+    separator: str | None = None
 
     @classmethod
-    def from_names(cls, names: Sequence[str], counts_names: bool = False) -> Labels:
-        """Return classes whose cells are their numbers."""
-        return cls(list(names), {number: number for number in range(len(names))}, int, counts_names)
+    def from_names(cls, names: Sequence[str], counts_names: bool = False, is_multi_label: bool = False) -> Labels:
+        """Return classes whose cells are their numbers, or lists of them."""
+        return cls(list(names), {number: number for number in range(len(names))}, int, counts_names, is_multi_label)
+
+    @classmethod
+    def from_feature(cls, feature: Any) -> Labels | None:
+        """Return the classes that a column declares, one an image or lists of them; None if it declares none."""
+        element = feature.feature if isinstance(feature, List | LargeList) else feature
+        is_declared = isinstance(element, ClassLabel)
+        return cls.from_names(element.names, is_multi_label=element is not feature) if is_declared else None
 
     @classmethod
     def from_folders(cls, folders: Iterable[str]) -> Labels:
@@ -55,56 +75,86 @@ class Labels:
 
     @classmethod
     def from_column(
-        cls, column: str, feature: Any, cells: Callable[[], Cells], class_names_file: str | None = None
+        cls,
+        column: str,
+        feature: Any,
+        cells: Callable[[], Cells],
+        class_names_file: str | None = None,
+        separator: str | None = None,
     ) -> Labels:
         """Return the classes of a column of the training images.
 
         Their names are the lines of the file, else those that the column declares, else the sorted values of its
-        cells; a column of booleans has the classes False and True.
+        cells; a column of booleans has the classes False and True. A column of lists has several classes an image.
 
         Args:
             column: Name of the column, for errors.
             feature: What the column holds, as `datasets` declares it.
             cells: Read the cells, where their values are the names.
             class_names_file: Text file with one name a line.
+            separator: What stands between the names of the classes of an image, where the column holds texts of
+                several. Without it a text is one name.
 
         Raises:
-            ValueError: If the column holds neither names nor numbers, or does not fit the file.
+            ValueError: If the column holds neither names nor numbers, names no class, or does not fit the file.
         """
+        element, is_multi_label = split_feature(column, feature, separator)
         if class_names_file is not None:
-            named = cls.from_names(cls.names_in_file(class_names_file), counts_names=True)
-            return named.as_written_in(column, feature)
-        if isinstance(feature, ClassLabel):
-            return cls.from_names(feature.names)
-        cell_type = _cell_type(column, feature)
-        if cell_type is bool:
-            return cls.from_names(["False", "True"]).as_written_in(column, feature)
-        # empty cells and negative numbers, as of hidden labels, name no class
-        values = {cell for cell in cells() if _is_name(cell, cell_type)}
-        return cls.from_names([str(value) for value in sorted(values)]).as_written_in(column, feature)
+            names = cls.names_in_file(class_names_file)
+        elif isinstance(element, ClassLabel):
+            return cls.from_names(element.names, is_multi_label=is_multi_label)
+        elif (cell_type := cell_type_of(column, element)) is bool:
+            names = ["False", "True"]
+        else:
+            parts: Iterable[Any] = cells()
+            if is_multi_label:
+                between = None if isinstance(feature, List | LargeList) else separator
+                parts = [part for cell in parts if cell is not None for part in parts_of(cell, between)]
+            # empty cells and negative numbers, as of hidden labels, name no class
+            names = [str(value) for value in sorted({part for part in parts if is_name(part, cell_type)})]
+            if is_multi_label and not names:
+                raise ValueError(
+                    f"The column {column!r} names no class in any row, so there is nothing to learn. Write the names "
+                    "of the classes of each image, or pass `--label_column_name` or `--class_names_file`."
+                )
+        named = cls.from_names(names, class_names_file is not None, is_multi_label)
+        return named.as_written_in(column, feature, separator)
 
-    def as_written_in(self, column: str, feature: Any) -> Labels:
+    def as_written_in(self, column: str, feature: Any, separator: str | None = None) -> Labels:
         """Return the same classes for the cells of another column, such as that of the evaluation images.
 
         Args:
             column: Name of the column, for errors.
-            feature: What it holds. Declared names may have another order.
+            feature: What it holds. Declared names may have another order, and lists may be texts with a separator.
+            separator: As in `from_column`.
 
         Raises:
-            ValueError: If the column declares other classes, or holds neither names nor numbers.
+            ValueError: If the column declares other classes, holds neither names nor numbers, or has several classes
+                an image where the training images have one, or the reverse.
         """
-        if isinstance(feature, ClassLabel):
-            return Labels(self.names, self._numbers_of_declared(column, feature.names), int, self.counts_names)
-        cell_type = _cell_type(column, feature)
+        element, is_multi_label = split_feature(column, feature, separator)
+        if is_multi_label != self.is_multi_label:
+            several, one = "training", "evaluation"
+            if is_multi_label:
+                several, one = one, several
+            raise ValueError(
+                f"The {several} images have several classes an image (a list, or a text with `--label_separator`), "
+                f"the {one} images one in the column {column!r}. Write lists in both; a list may hold one class."
+            )
+        is_list = isinstance(feature, List | LargeList)
+        same = replace(self, separator=separator if is_multi_label and not is_list else None)
+        if isinstance(element, ClassLabel):
+            return replace(same, numbers=self._numbers_of_declared(column, element.names), cell_type=int)
+        cell_type = cell_type_of(column, element)
         numbers: dict[Hashable, int]
         if self.counts_names and cell_type is not str:
             # the lines of the file are in the order of the numbers; False is 0 and True is 1
             cells = (False, True) if cell_type is bool else range(len(self.names))
             numbers = {cell: number for number, cell in enumerate(cells[: len(self.names)])}
         else:
-            named = ((_cell_of_name(name, cell_type), number) for number, name in enumerate(self.names))
+            named = ((cell_of_name(name, cell_type), number) for number, name in enumerate(self.names))
             numbers = {cell: number for cell, number in named if cell is not None}
-        return Labels(self.names, numbers, cell_type, self.counts_names)
+        return replace(same, numbers=numbers, cell_type=cell_type)
 
     def _numbers_of_declared(self, column: str, others: Sequence[str]) -> dict[Hashable, int]:
         """Return the class number of each number that counts the names which a column declares."""
@@ -126,19 +176,34 @@ class Labels:
         return {number: order[name] for number, name in enumerate(others)}
 
     @property
-    def feature(self) -> ClassLabel:
-        """The type of a column that holds class numbers."""
-        return ClassLabel(names=self.names)
+    def feature(self) -> ClassLabel | List:
+        """The type of a column that holds class numbers, or lists of them."""
+        declared = ClassLabel(names=self.names)
+        return List(declared) if self.is_multi_label else declared
 
-    def encode(self, cell: Any) -> int:
-        """Return the number of the class of an image.
+    def encode(self, cell: Any) -> Any:
+        """Return the number of the class of an image; of several classes their sorted numbers, each once, in a list.
 
         Args:
             cell: Its cell in the column of classes, or the name of its folder.
 
         Raises:
-            ValueError: If the cell names no class.
+            ValueError: If the cell names no class, or is no list (a text, with a separator) of classes.
         """
+        if not self.is_multi_label:
+            return self._encode_one(cell)
+        return sorted({self._encode_one(part) for part in parts_of(cell, self.separator)})
+
+    def target_of(self, cell: Any) -> int | Tensor:
+        """Return what a model learns of an image: its class number, or `(num_labels,)`, float32, 1 for each class."""
+        if not self.is_multi_label:
+            return self._encode_one(cell)
+        target = torch.zeros(len(self.names))
+        target[self.encode(cell)] = 1.0
+        return target
+
+    def _encode_one(self, cell: Any) -> int:
+        """Return the number of one class."""
         cell = cell.item() if isinstance(cell, np.generic) else cell
         # a mapping, not a cast: "3" and 3.0 are no class 3
         # by type first: for Python True is 1 and 1.0 is 1
@@ -152,11 +217,14 @@ class Labels:
 
     def classes_of(self, cell: Any) -> list[int]:
         """Return the numbers of all classes of an image; raises as `encode` does."""
-        return [self.encode(cell)]
+        encoded = self.encode(cell)
+        return encoded if self.is_multi_label else [encoded]
 
     @staticmethod
     def title(target: Any, names: Mapping[int, str]) -> str:
-        """Return the text that names the class of an image in figures, from what `encode` returned."""
+        """Return the text that names the classes of an image in figures, from what `encode` returned."""
+        if isinstance(target, list):
+            return ", ".join(names[number] for number in target) or "background"
         return names[target]
 
     def check(self, cells: Cells, column: str, split: str, place_of: Callable[[int], str]) -> None:
@@ -179,7 +247,7 @@ class Labels:
                 more = f" (the first of {count} such rows)" if count > 1 else ""
                 faults.append(f"  {place_of(row)}{more}: {error}")
         if faults:
-            listing = "\n".join(faults[:_MAX_LISTED])
+            listing = "\n".join(faults[:MAX_LISTED])
             raise ValueError(
                 f"The column {column!r} of the {split} images holds cells that are no class:\n{listing}\n"
                 "Correct or remove these rows, or name another column (`--label_column_name`), the classes "
@@ -187,13 +255,17 @@ class Labels:
             )
 
     def declare(self, table: Dataset, column: str) -> Dataset:
-        """Return a table whose column holds class numbers and declares the names of the classes.
+        """Return a table whose column holds class numbers, or lists of them, and declares the names of the classes.
 
         Only this column is copied. Raises `ValueError` if a cell names no class.
         """
-        if table.features[column] == self.feature:
+        is_declared = table.features[column] == self.feature
+        if is_declared and not self.is_multi_label:
             return table
         numbers = [self.encode(cell) for cell in read_column(table, column)]
+        # declared lists may be unsorted, or name a class twice
+        if is_declared and numbers == list(read_column(table, column)):
+            return table
         return table.remove_columns(column).add_column(column, numbers, feature=self.feature)
 
     @staticmethod
@@ -205,6 +277,8 @@ class Labels:
             wanted: `--label_column_name`. Another name than the default is returned as it is.
         """
         declared = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        # a column of lists is taken where no column has one class an image
+        declared = declared or [name for name, feature in features.items() if Labels.from_feature(feature) is not None]
         if wanted != "label" or wanted in features:
             return wanted
         # the ending that WebDataset gives to files with a class
@@ -237,57 +311,3 @@ class Labels:
                 f"lines{', twice: ' + ', '.join(twice[:5]) if twice else ''}."
             )
         return names
-
-
-def read_column(table: Dataset, column: str) -> Iterable[Any]:
-    """Yield the cells of one column of a table."""
-    # in batches: a row at a time costs far more than its cell
-    for batch in table.select_columns([column]).iter(_READ_AT_ONCE):
-        yield from batch[column]
-
-
-def count_cells(cells: Iterable[Any]) -> Cells:
-    """Return the distinct cells of a column with the first row and the number of rows of each."""
-    counted: Cells = {}
-    for row, cell in enumerate(cells):
-        first, count = counted.get(cell, (row, 0))
-        counted[cell] = first, count + 1
-    return counted
-
-
-def shorten(values: Iterable[Any]) -> str:
-    """Return values for an error message, at most fifty of them."""
-    listed = [str(value) for value in values]
-    rest = f", and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return (", ".join(listed[:_MAX_LISTED]) or "none") + rest
-
-
-def _cell_type(column: str, feature: Any) -> type:
-    """Return the Python type of the cells of a column of names or numbers."""
-    dtype = str(feature.dtype) if isinstance(feature, Value) else ""
-    if dtype == "bool":
-        return bool  # before integers: a bool is an int in Python, but no count
-    if dtype.startswith(("int", "uint")):
-        return int
-    if "string" in dtype:
-        return str
-    raise ValueError(
-        f"The column {column!r} must hold class names or numbers, one an image, got {dtype or feature}. Write "
-        "integers or texts (numbers with a decimal point often come from empty cells), pass `--label_column_name`, or "
-        "in a WebDataset write the class as `cls`."
-    )
-
-
-def _is_name(cell: Any, cell_type: type) -> bool:
-    """Return whether an undeclared cell may give a class its name."""
-    return cell is not None and (cell >= 0 if cell_type is int else bool(cell.strip()))
-
-
-def _cell_of_name(name: str, cell_type: type) -> Hashable:
-    """Return the cell whose text is a name, None if there is none."""
-    if cell_type is bool:
-        return {"False": False, "True": True}.get(name)
-    if cell_type is int:
-        # "01" and "1" are different names, but the same number: only one of them is the text of a cell
-        return int(name) if name.isdecimal() and len(name) < 20 and str(int(name)) == name else None
-    return name

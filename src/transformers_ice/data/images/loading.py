@@ -12,15 +12,16 @@ from typing import Any, NamedTuple, TypeVar, cast
 import datasets
 import pyarrow
 import pyarrow.compute
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value
 from datasets.utils.logging import get_logger
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..augmentation.image_augmentation import TrainingAugmentation
 from ..scenes import load_scenes
 from .arguments import DataArguments
+from .cells import Cells, count_cells, read_column
 from .folders import load_hub_images, load_image_folder
-from .labels import Cells, Labels, count_cells, read_column
+from .labels import Labels
 from .named_sets import find_hub_name, load_named_set
 from .pixels import remove_bad_images
 from .shards import check_origin, count_rows, find_shards, hub_shards, place_in_shards
@@ -64,6 +65,11 @@ class ImageTables:
         """Names of the classes, in the order of their numbers."""
         return self.labels.names
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of classes, also none."""
+        return self.labels.is_multi_label
+
 
 @dataclass(frozen=True)
 class StoredImages:
@@ -95,7 +101,8 @@ class StoredImages:
 
     def check_labels(self, column: str) -> None:
         """Raise `ValueError` with file and row if a label is no class; no image is decoded."""
-        cells = _cells_of(self.rows, column, extremes_suffice=self.labels.cell_type is int)
+        are_numbers = self.labels.cell_type is int and not self.labels.is_multi_label
+        cells = _cells_of(self.rows, column, extremes_suffice=are_numbers)
         self.labels.check(cells, column, self.split, self.place_of)
 
     def check_origins(self) -> None:
@@ -119,10 +126,11 @@ class StoredImages:
             row += len(chunk)
 
     def declare_labels(self, column: str) -> StoredImages:
-        """Return a table whose label column holds the class numbers; a stream is encoded row by row, as it is read."""
+        """Return a table whose label column holds class numbers; a stream is encoded row by row, as it is read."""
         if isinstance(self.rows, ShardedRows):
             return self
-        return replace(self, rows=self.labels.declare(self.rows, column), labels=Labels.from_names(self.labels.names))
+        labels = Labels.from_names(self.labels.names, is_multi_label=self.labels.is_multi_label)
+        return replace(self, rows=self.labels.declare(self.rows, column), labels=labels)
 
 
 def load_images(
@@ -199,8 +207,9 @@ def open_images(
     opened, other = _open_rows(data_args, image_size, cache_dir, token)
     column = data_args.label_column_name
     train = _name_columns(opened, "training", data_args)
+    separator = data_args.label_separator
     labels = Labels.from_column(
-        column, train.features[column], lambda: _cells_of(train, column), data_args.class_names_file
+        column, train.features[column], lambda: _cells_of(train, column), data_args.class_names_file, separator
     )
     if isinstance(train, ShardedRows):
         train = train.select_columns([data_args.image_column_name, column])
@@ -209,7 +218,8 @@ def open_images(
     if other is None:
         return stored, None
     rows = _name_columns(other, "evaluation", data_args)
-    evaluation = StoredImages(rows, "evaluation", labels.as_written_in(column, rows.features[column]), *other[1:])
+    same = labels.as_written_in(column, rows.features[column], separator)
+    evaluation = StoredImages(rows, "evaluation", same, *other[1:])
     evaluation.check_origins()
     return stored, evaluation
 
@@ -264,9 +274,12 @@ def _open_rows(
         return _Opened(train), _Opened(load_scenes("validation", data_args.max_eval_samples, **options))
     if data_args.train_dir is not None:
         other = data_args.validation_dir
-        return _open_folder(data_args.train_dir), None if other is None else _open_folder(other)
+        # "3|7" and "3" in a CSV file: texts, not numbers
+        texts = None if data_args.label_separator is None else data_args.label_column_name
+        return _open_folder(data_args.train_dir, texts), None if other is None else _open_folder(other, texts)
     if data_args.dataset_name is not None and data_args.data_dir is not None:
-        train, evaluation = load_named_set(data_args.dataset_name, data_args.data_dir)
+        name, config_name = data_args.dataset_name, data_args.dataset_config_name
+        train, evaluation = load_named_set(name, data_args.data_dir, config_name)
         return _Opened(train), _Opened(evaluation)
     if data_args.dataset_name is not None and not data_args.streaming:
         name, config_name = find_hub_name(data_args.dataset_name, data_args.dataset_config_name)
@@ -276,20 +289,20 @@ def _open_rows(
         places = [place for place in places if os.path.isdir(place)]
         train, evaluation = (None if rows is None else _Opened(rows, places=places) for rows in splits)
         return cast(_Opened, train), evaluation
-    files = _find_files(data_args, cache_dir, token)
+    files, column = _find_files(data_args, cache_dir, token), data_args.label_column_name
     # the paths in a table are checked at once, those of a stream as its rows are read
     tables = [
-        _Opened(load_shards(part, argument, cache_dir), part, (), part) if part else None
+        _Opened(load_shards(part, argument, cache_dir, column), part, (), part) if part else None
         for part, argument in zip(files, ("train_files", "validation_files"), strict=True)
         if not (data_args.streaming and argument == "train_files")
     ]
-    train = _Opened(open_shards(files[0]), files[0]) if data_args.streaming else cast(_Opened, tables[0])
+    train = _Opened(open_shards(files[0], column), files[0]) if data_args.streaming else cast(_Opened, tables[0])
     return train, tables[-1]
 
 
-def _open_folder(directory: str) -> _Opened:
+def _open_folder(directory: str, text_column: str | None) -> _Opened:
     notes: list[str] = []
-    table = load_image_folder(directory, notes)
+    table = load_image_folder(directory, notes, text_column)
     return _Opened(table, (), [f"{directory}: {note}" for note in notes])
 
 
@@ -332,9 +345,9 @@ def _name_columns(opened: _Opened, split: str, data_args: DataArguments) -> Data
         try:
             rows = rows.cast_column(image, Image(decode=not isinstance(rows, ShardedRows)))
         except ValueError:  # `datasets` casts all columns, and names no row
-            feature = rows.features.get(label)
-            if isinstance(feature, ClassLabel):
-                StoredImages(rows, split, Labels.from_names(feature.names), opened.files).check_labels(label)
+            labels = Labels.from_feature(rows.features.get(label))
+            if labels is not None:
+                StoredImages(rows, split, labels, opened.files).check_labels(label)
             raise
     check_columns(rows, image_column_name=image, label_column_name=label)
     return rows

@@ -11,6 +11,8 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +20,24 @@ import datasets
 import fsspec
 import pyarrow
 import pyarrow.parquet
-from datasets import load_dataset_builder
+from datasets import Features, Image, Value, load_dataset_builder
+from datasets.features.features import generate_from_arrow_type
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...console.output_files import write_json
-from .labels import Cells, count_cells
+from .cells import Cells, count_cells, freeze
 
 
-__all__ = ["check_origin", "count_rows", "find_shards", "hub_shards", "kind_of", "place_in_shards", "read_cells"]
+__all__ = [
+    "check_origin",
+    "count_rows",
+    "find_json_labels",
+    "find_shards",
+    "hub_shards",
+    "kind_of",
+    "place_in_shards",
+    "read_cells",
+]
 
 _KINDS: dict[str, Literal["parquet", "webdataset"]] = {".parquet": "parquet", ".tar": "webdataset"}
 # a sample of a WebDataset is all files of one name up to the first dot after the last slash; the rest is its column
@@ -122,7 +134,7 @@ def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False
 
     Args:
         files: As for `count_rows`.
-        column: Name of the column, in a tar the ending of the files.
+        column: Name of the column, in a tar the ending of the files; `json/KEY` is what stands there under a key.
         extremes_suffice: Whether of remote Parquet files the smallest and the largest number of each row group, and
             whether there are empty cells, are enough: their footers hold these, and no row is read over the network.
     """
@@ -135,7 +147,35 @@ def read_cells(files: Sequence[str], column: str, extremes_suffice: bool = False
         cells = count_cells(_tar_cells(files, column) if is_tar else _parquet_cells(files, column))
         return [(cell, first, count) for cell, (first, count) in cells.items()]
 
-    return {cell: (first, count) for cell, first, count in _cached(files, column, read)}
+    # JSON has lists alone, where cells are tuples
+    return {freeze(cell): (first, count) for cell, first, count in _cached(files, column, read)}
+
+
+def find_json_labels(files: Sequence[str], column: str) -> Features | None:
+    """Return the columns of tars whose `json` members hold the classes under the key `column`.
+
+    None where they are elsewhere: in members of their own (`column`, or `cls`), or in no tars. `datasets` would take
+    the types from the first rows, which may all have no class. Raises `ValueError` if the types of the rows differ.
+    """
+    if kind_of(files) != "webdataset":
+        return None
+    _, first = next(groupby(_tar_members(files[0]), key=itemgetter(0)), ("", iter(())))
+    endings = [ending for _, ending, _ in first]  # of the first sample
+    if "json" not in endings or column in endings or (column == "label" and "cls" in endings):
+        return None
+    cells = list(read_cells(files, f"json/{column}"))
+    if cells == [None]:
+        return None
+    try:
+        label = generate_from_arrow_type(pyarrow.array(cells).type)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise ValueError(
+            f"The `json` members of {files[0]} and the other files must hold {column!r} in one type, lists of texts "
+            f"or lists of integers: {error}"
+        ) from error
+    images = [ending for ending in endings if ending.rsplit(".", 1)[-1].lower() in WebDataset.IMAGE_EXTENSIONS]
+    names = {"__key__": Value("string"), "__url__": Value("string")}
+    return Features({**{ending: Image() for ending in images}, "json": {column: label}, **names})
 
 
 def _cached(files: Sequence[str], column: str, read: Callable[[], list[Any]]) -> list[Any]:
@@ -193,10 +233,12 @@ def _parquet_extremes(files: Sequence[str], column: str) -> Cells:
 
 def _find_parquet_column(opened: pyarrow.parquet.ParquetFile, column: str, file: str) -> int:
     """Return the index of a column among the leaf columns, as the statistics of Parquet count them."""
+    # a column of lists has its leaf below it: label.list.element
     paths = [opened.schema.column(number).path for number in range(len(opened.schema))]
-    if column not in paths:
+    found = next((number for number, path in enumerate(paths) if f"{path}.".startswith(f"{column}.")), None)
+    if found is None:
         raise ValueError(f"The Parquet file {file} has no column {column!r}, as other files have, only {paths}.")
-    return paths.index(column)
+    return found
 
 
 @contextmanager
@@ -220,7 +262,8 @@ def _count_tar(file: str) -> int:
 def _tar_cells(files: Sequence[str], column: str) -> Iterator[Any]:
     """Yield the label of each sample, None where it has none."""
     # the decoder that `datasets` applies to the same ending, so both see the same label
-    decode = WebDataset.DECODERS.get(column.rsplit(".", 1)[-1].lower(), bytes.decode)
+    member, _, key = column.partition("/")
+    decode = WebDataset.DECODERS.get(member.rsplit(".", 1)[-1].lower(), bytes.decode)
     for file in files:
         last, cell = None, None
         for name, ending, content in _tar_members(file):
@@ -228,13 +271,22 @@ def _tar_cells(files: Sequence[str], column: str) -> Iterator[Any]:
                 yield cell
                 cell = None
             last = name
-            if ending == column:
+            if ending == member:
                 try:
                     cell = decode(content())
+                    cell = _labels_in_json(cell, key) if key else cell
                 except ValueError as error:
                     raise ValueError(f"The label {name}.{ending} of {file} cannot be read: {error}") from error
         if last is not None:
             yield cell
+
+
+def _labels_in_json(content: Any, key: str) -> Any:
+    """Return what a `json` member holds under a key, None if nothing; `ValueError` for objects, such as boxes."""
+    cell = content.get(key) if isinstance(content, dict) else None
+    if any(isinstance(part, dict) for part in (cell if isinstance(cell, list) else [cell])):
+        raise ValueError(f"names or numbers of classes were expected under {key!r}, got {str(cell)[:50]}")
+    return cell
 
 
 def _tar_members(file: str) -> Iterator[tuple[str, str, Callable[[], bytes]]]:

@@ -32,7 +32,7 @@ class StreamedImages(IterableDataset):
         image_processor: Source of the input size.
         augmentation: Augmentation of the images.
         image_column: Column of images.
-        label_column: Column of classes.
+        label_column: Column of classes, or of lists of them, whose `labels` are multi-hot as in `LabelledImages`.
         seed: Seed of order and augmentation.
         shuffle_buffer_size: Undecoded rows that each worker shuffles; 1 reads all in the order of the files.
     """
@@ -141,7 +141,7 @@ class StreamedImages(IterableDataset):
         try:
             if row[self.image_column] is None:
                 raise ValueError("there is no image.")
-            label = self.labels.encode(row[self.label_column])
+            label = self.labels.target_of(row[self.label_column])
             pixels = self._read_pixels(row[self.image_column], seed)
             return {"pixel_values": pixels, "labels": label, AUGMENTATION_SEED: seed}
         except ValueError as error:

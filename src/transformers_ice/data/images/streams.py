@@ -13,13 +13,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets import Image as ImageFeature
 
-from .labels import Cells
-from .shards import check_origin, count_rows, kind_of, place_in_shards, read_cells
+from .cells import Cells, read_column
+from .shards import check_origin, count_rows, find_json_labels, kind_of, place_in_shards, read_cells
 
 
 __all__ = [
@@ -141,6 +142,13 @@ class ShardedRows:
         """Return the same rows, one column with another type."""
         return self._with_source(self.source.cast_column(column, feature))
 
+    def take_from_json(self, key: str) -> ShardedRows:
+        """Return the same rows, with what the column `json` holds under a key as a column in its place."""
+        features = {name: feature for name, feature in self.features.items() if name != "json"}
+        features[key] = self.features["json"][key]
+        source = self.source.map(partial(_take, key=key), remove_columns=["json"], features=Features(features))
+        return ShardedRows(source, self.files, self.counts, self.stored_names | {key: f"json/{key}"})
+
     def _with_source(self, source: IterableDataset) -> ShardedRows:
         return ShardedRows(source, self.files, self.counts, self.stored_names)
 
@@ -184,16 +192,23 @@ class ShardedRows:
                 yield dict(zip(batch, cells, strict=True))
 
 
-def open_shards(files: Sequence[str]) -> ShardedRows:
+def _take(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {key: (row["json"] or {}).get(key)}
+
+
+def open_shards(files: Sequence[str], label_column: str = "label") -> ShardedRows:
     """Return the rows of Parquet files or WebDataset tars, counted but not read.
 
-    Raises `ValueError` if a file cannot be read, or they hold no rows.
+    Classes that tars hold under `label_column` in `json` members become a column of that name. Raises `ValueError` if
+    a file cannot be read, or they hold no rows.
     """
     files, counts = list(files), count_rows(files)
     if not sum(counts):
         raise ValueError(f"The {len(files)} files hold no rows, e.g. {files[0]}.")
+    features = find_json_labels(files, label_column)
+    options: dict[str, Any] = {"data_files": {"train": files}, "split": "train", "features": features}
     try:
-        source = load_dataset(kind_of(files), data_files={"train": files}, split="train", streaming=True)
+        source = load_dataset(kind_of(files), streaming=True, **options)
     except Exception as error:  # the first rows are decoded, to see which columns there are
         raise ValueError(f"{files[0]} cannot be read, or is not like the other files: {error}") from error
     if source.num_shards != len(files):
@@ -202,16 +217,19 @@ def open_shards(files: Sequence[str]) -> ShardedRows:
         if isinstance(feature, ImageFeature):
             # first of all: to rename or select columns `datasets` would decode the images, and encode them again
             source = source.cast_column(column, ImageFeature(decode=False))
-    return ShardedRows(source, files, counts)
+    rows = ShardedRows(source, files, counts)
+    return rows if features is None else rows.take_from_json(label_column)
 
 
-def load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> Dataset:
-    """Return Parquet files or WebDataset tars as a table, kept on the disk in the cache of `datasets`."""
+def load_shards(files: Sequence[str], argument: str, cache_dir: str | None, label_column: str = "label") -> Dataset:
+    """Return Parquet files or WebDataset tars as a table, as `open_shards` does; in the cache of `datasets`."""
     kind = kind_of(files, argument)
     if not sum(count_rows(files)):
         raise ValueError(f"`--{argument}` names {len(files)} files that hold no rows, e.g. {files[0]}.")
+    features = find_json_labels(files, label_column)
+    options: dict[str, Any] = {"data_files": {"train": list(files)}, "split": "train", "features": features}
     try:
-        return load_dataset(kind, data_files={"train": list(files)}, split="train", cache_dir=cache_dir)
+        table = load_dataset(kind, cache_dir=cache_dir, **options)
     except Exception as error:  # `datasets` names neither file nor row: read them one by one
         for file in files:
             rows = open_shards([file])
@@ -220,3 +238,7 @@ def load_shards(files: Sequence[str], argument: str, cache_dir: str | None) -> D
                     if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
                         raise ValueError(f"The {rows.place_of(index)}: `{column}` is too large a number.") from error
         raise ValueError(f"`--{argument}` cannot be read as a table: {error.__cause__ or error}") from error
+    if features is None:
+        return table
+    cells = [(content or {}).get(label_column) for content in read_column(table, "json")]
+    return table.remove_columns("json").add_column(label_column, cells, feature=features["json"][label_column])

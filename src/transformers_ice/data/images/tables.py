@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel
 from datasets import Dataset as ImageTable
 from datasets import Image as ImageFeature
+from datasets import LargeList, List
 from torch.utils.data import Dataset
 
 from ...ice_deit.image_conversion import load_image
@@ -39,9 +39,12 @@ class LabelledImages(Dataset):
         augmentation: Augmentation of the images; `None` resizes and crops them as `image_processor` does.
         image_column: Column of images.
         label_column: Column of classes that it declares (`Labels.declare`), or of plain ints, which are taken as they
-            are.
+            are. Of declared lists of classes, `labels` are multi-hot: `(num_labels,)`, float32.
         mask_column: Column of foreground masks; a table need not have it.
         seed: Seed of the augmentation.
+
+    Raises:
+        ValueError: If the column of classes holds lists and declares no names.
     """
 
     def __init__(
@@ -65,7 +68,12 @@ class LabelledImages(Dataset):
         self.image_column, self.label_column, self.mask_column = image_column, label_column, mask_column
         self.image_processor, self.augmentation, self.seed = image_processor, augmentation, seed
         feature = table.features[label_column]
-        self.labels = Labels.from_names(feature.names) if isinstance(feature, ClassLabel) else None
+        self.labels = Labels.from_feature(feature)
+        if self.labels is None and isinstance(feature, List | LargeList):
+            raise ValueError(
+                f"The column {label_column!r} holds lists and must declare the names of the classes, got {feature}. "
+                "Use the table that `Labels.declare` returns."
+            )
         self._read_pixels = PixelReader(image_processor, augmentation)
         self.input_size = self._read_pixels.input_size
         # shared memory: persistent workers see the new number too
@@ -114,11 +122,11 @@ class LabelledImages(Dataset):
         return [self._example(index, record, label) for index, record, label in cells]
 
     def _example(self, index: int, record: dict[str, Any], cell: Any) -> dict[str, Any]:
-        """Return one image as a uint8 tensor `(height, width, 3)`, with its class."""
+        """Return one image as a uint8 tensor `(height, width, 3)`, with its class, or a multi-hot row of them."""
         # what else is random about an image or its batch is derived from the seed, in the collator
         seed = f"{self.seed}/{self.epoch}/{index}"
         try:
-            label = cell if self.labels is None else self.labels.encode(cell)
+            label = cell if self.labels is None else self.labels.target_of(cell)
             return {"pixel_values": self._read_pixels(record, seed), "labels": label, AUGMENTATION_SEED: seed}
         except ValueError as error:
             raise ValueError(f"Row {index % len(self._rows)} of the data: {error}") from error

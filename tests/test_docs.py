@@ -22,7 +22,7 @@ import transformers_ice
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("model_cards/**/*.md")])
-GUIDES = ("docs/quick-start.md", "docs/own-images.md", "docs/own-masks.md")
+GUIDES = ("docs/quick-start.md", "docs/own-images.md", "docs/own-masks.md", "docs/training/several-classes.md")
 CODE_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```\n(?:\n*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")

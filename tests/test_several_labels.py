@@ -514,6 +514,7 @@ def test_an_ice_model_learns_several_classes_and_a_teacher(folder, classifier, t
     assert model.config.problem_type == "multi_label_classification"
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert [line["step"] for line in history if "distillation_loss" in line] == [1, 2]
+    assert (tmp_path / "panels" / "final.png").is_file()
 
 
 def test_the_problem_type_follows_the_data(classifier):

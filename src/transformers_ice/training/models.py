@@ -137,6 +137,8 @@ def build_model(
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
     _set_problem_type(config, is_multi_label)
+    if isinstance(config, IceDeiTConfig):
+        config.object_thresholds = None  # they belong to the weights and classes of the checkpoint
     if model_args.model_name_or_path is not None:
         source, replaces_heads = model_args.model_name_or_path, model_args.ignore_mismatched_sizes
         return load_weights(source, cast(IceDeiTConfig, config), replaces_heads, **model_args.hub_options)

@@ -90,7 +90,9 @@ class DataArguments(ShardArguments, AugmentationArguments):
         None,
         "scenes (drawn here, no download), imagenette, imagewoof, oxford-pets, pascal-voc, coco, or an id of the Hub.",
     )
-    dataset_config_name: str | None = option(None, "Configuration of the Hub data set; several (scenes), year (VOC, COCO).")
+    dataset_config_name: str | None = option(
+        None, "Configuration of the Hub data set; several (scenes), year (VOC, COCO)."
+    )
     data_dir: str | None = option(None, "Folder of the unpacked set that `dataset_name` names; else the Hub's.")
     train_dir: str | None = option(None, "Folder of training images: one subfolder per class, named like the class.")
     validation_dir: str | None = option(None, "Folder of evaluation images, with the same subfolders as train_dir.")

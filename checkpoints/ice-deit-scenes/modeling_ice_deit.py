@@ -571,7 +571,7 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
 
     def _object_thresholds(self, cls_logits: Tensor) -> Tensor:
         thresholds = self.config.object_thresholds or [0.5] * self.config.num_labels
-        return torch.tensor(thresholds, dtype=torch.float32, device=cls_logits.device).expand(len(cls_logits), -1)
+        return torch.tensor(thresholds, dtype=torch.float32, device=cls_logits.device).expand(cls_logits.shape[0], -1)
 
     def _check_objective(self) -> None:
         """Refuse an objective that is not ICE's, and say where the loss does not train the logits."""

@@ -228,18 +228,21 @@ def draw_box(image: Array, box: Sequence[int]) -> Array:
     return paint_box(as_rgb(image).copy(), box)
 
 
-def paint_box(result: Array, box: Sequence[int]) -> Array:
-    """Draw a box as `draw_box` does, into the pixels `(height, width, 3)` themselves, which are returned."""
+def paint_box(result: Array, box: Sequence[int], color: str = "#FFFFFF") -> Array:
+    """Draw a box as `draw_box` does, into the pixels `(height, width, 3)` themselves, which are returned.
+
+    `color`, `#rrggbb`, is that of the line between the black ones.
+    """
     height, width = result.shape[:2]
     left, right = (min(max(int(edge), 0), width) for edge in (box[0], box[2]))
     top, bottom = (min(max(int(edge), 0), height) for edge in (box[1], box[3]))
     thickness = _line_width(result)
-    for number, color in enumerate((0, 255, 0)):
+    for number, tint in enumerate((0, to_uint8(hex_to_rgb(color)), 0)):
         # the lines of a box within the box, each `thickness` further inside than the one before
         inset = number * thickness
         part = result[top + inset : max(bottom - inset, 0), left + inset : max(right - inset, 0)]
         for line in (part[:thickness], part[-thickness:], part[:, :thickness], part[:, -thickness:]):
-            line[:] = color
+            line[:] = tint
     return result
 
 

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..console.output_files import PICTURE_MARK, replaced
 from .colors import OUTLINE_COLOR, PRUNED_COLOR, as_rgb, class_colors, matplotlib_module, name_by_index
+from .objects import DrawnObject, object_colors, place_labels, text_color
 from .overlays import cut_out, kept_patches, outline_segments, overlay_class_map, overlay_heatmap
+from .panel_rows import PanelRow, SupportsToDict, as_mapping, box_of, shrink
 from .text import add_heat_scale, add_legend, plain_text
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PanelRow",
     "SupportsToDict",
+    "add_objects",
     "as_mapping",
     "box_of",
     "explanation_panel",
@@ -32,106 +34,9 @@ __all__ = [
 ]
 
 _CELL_INCHES = 1.45
-_LONGEST_SIDE = 2048  # pixels of an image in a figure of several
 _FIGURE_FORMATS = ("png", "svg", "pdf")
 
 Array = np.ndarray
-
-
-class SupportsToDict(Protocol):
-    """Explanation with the method `to_dict`, such as a `PatchExplanation`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the explanation in the form of the pipeline's result."""
-
-
-def as_mapping(result: Mapping[str, Any] | SupportsToDict) -> Mapping[str, Any]:
-    """Return an explanation in the form of the result of the patch-explanation pipeline."""
-    return result if isinstance(result, Mapping) else result.to_dict()
-
-
-def box_of(result: Mapping[str, Any]) -> list[int] | None:
-    """Return the box of an explanation, half-open `xyxy` in pixels, or `None` where nothing was found."""
-    return result["box"] and [result["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """Arrays of one row of `explanation_panel`, all of the same `(height, width)`.
-
-    Attributes:
-        image: `(height, width, 3)`, uint8, or `(height, width)` grey, uint8.
-        class_map: Class index of every pixel, int.
-        heatmap: Relevance of every pixel, float, in [0, 1].
-        mask: Foreground that was found, bool.
-        truth: True foreground, bool, if known.
-        title: The prediction, written left of the row.
-        box: `(x_min, y_min, x_max, y_max)`, half-open, in pixels, drawn on the image.
-        exit_layers: The layer before which each pixel's patch was pruned, int; the number of layers if it was kept.
-    """
-
-    image: Array
-    class_map: Array
-    heatmap: Array
-    mask: Array
-    truth: Array | None = None
-    title: str = ""
-    box: Sequence[int] | None = None
-    exit_layers: Array | None = None
-
-    @classmethod
-    def from_result(
-        cls,
-        image: Array,
-        result: Mapping[str, Any] | SupportsToDict,
-        truth: Array | None = None,
-        truth_label: str | None = None,
-        details: bool = True,
-    ) -> PanelRow:
-        """Return the row of one explanation, with its label, score and, if it is another one, the true label as title.
-
-        Args:
-            image: The upright image, `(height, width, 3)`, uint8.
-            result: A `PatchExplanation` of the image, or the result of `pipeline("patch-explanation")` for it.
-            truth: True foreground, `(height, width)`, bool, if known.
-            truth_label: Name of the true class, if known.
-            details: Whether box and pruned patches are drawn, or the maps alone.
-        """
-        result = as_mapping(result)
-        title = f"{result['label']}\n{result['score']:.2f}"
-        if truth_label not in (None, result["label"]):
-            title += f"\n(true: {truth_label})"
-        row = cls(image, result["class_map"], result["heatmap"], result["mask"], truth=truth, title=title)
-        if not details:
-            return row
-        return replace(row, box=box_of(result), exit_layers=result.get("exit_layers"))
-
-    def shrunk(self) -> PanelRow:
-        """Return the row with at most 2048 rows and columns of pixels."""
-        names = ("image", "class_map", "heatmap", "mask", "truth", "exit_layers")
-        arrays = shrink(*(getattr(self, name) for name in names))
-        step = shrinking_step(self.image)
-        box = self.box and [self.box[0] // step, self.box[1] // step, -(-self.box[2] // step), -(-self.box[3] // step)]
-        return replace(self, **dict(zip(names, arrays, strict=True)), box=box)
-
-    @property
-    def cut_layers(self) -> list[int]:
-        """The layers before which patches of this image were pruned; empty if all were kept."""
-        if self.exit_layers is None:
-            return []
-        # the largest number is that of the kept patches, of which there is at least one; 0 is outside a crop
-        return [int(layer) for layer in np.unique(self.exit_layers)[:-1] if layer > 0]
-
-
-def shrinking_step(image: Array) -> int:
-    return -(-max(image.shape[:2]) // _LONGEST_SIDE)
-
-
-def shrink(image: Array, *maps: Array | None) -> list[Any]:
-    """Return every n-th row and column of an image and its maps, at most 2048 of each: more than a cell can show."""
-    step = shrinking_step(image)
-    # copies: a view would keep the large array
-    return [None if array is None else np.ascontiguousarray(array[::step, ::step]) for array in (image, *maps)]
 
 
 def class_legend(colors: Mapping[int, str], names: Mapping[int, str]) -> list[tuple[str, Any]]:
@@ -146,7 +51,7 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     """Draw one panel: a row per image, in columns image, class map, heat map, mask and, where known, truth.
 
     Where patches were pruned, a column follows for each pruning layer: patches pruned there are violet, those pruned
-    earlier dark.
+    earlier dark. Of a multi-label model, heat maps of the two best objects take the place of heat map and mask.
 
     Args:
         rows: What to draw; the truth column is there if any row has a truth.
@@ -165,8 +70,10 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     matplotlib_module()
     names = name_by_index(class_names)
     rows = [row.shrunk() for row in rows]
-    colors = class_colors([row.class_map for row in rows], names)
-    columns = _columns(rows, colors)
+    maps = [row.class_map for row in rows]
+    colors = class_colors(maps, names)
+    own_colors = object_colors([found for row in rows for found in row.objects or ()], names, maps)
+    columns = _columns(rows, colors, own_colors)
     figure, axes = _grid_of_axes(len(rows), len(columns), [row.image for row in rows])
     for (heading, draw), line in zip(columns.items(), axes.T, strict=True):
         line[0].set_title(heading, fontsize=10, pad=6)
@@ -175,18 +82,26 @@ def explanation_panel(rows: Sequence[PanelRow], class_names: Mapping[int, str] |
     for row, axis in zip(rows, axes[:, 0], strict=True):
         axis.set_ylabel(plain_text(row.title), fontsize=8.5, rotation=0, ha="right", va="center", labelpad=8)
     has_pruned = any(row.cut_layers for row in rows)
-    _add_legends(figure, axes, colors, names, has_pruned)
+    is_several = any(row.objects is not None for row in rows)
+    _add_legends(figure, axes, colors, names, has_pruned, "probability" if is_several else "p(not background)")
     return figure
 
 
-def _columns(rows: Sequence[PanelRow], colors: Mapping[int, str]) -> dict[str, Callable[[Axes, PanelRow], None]]:
+def _columns(
+    rows: Sequence[PanelRow], colors: Mapping[int, str], own_colors: Mapping[str, str]
+) -> dict[str, Callable[[Axes, PanelRow], None]]:
     """Return the function that draws each column, by its heading."""
     columns: dict[str, Callable[[Axes, PanelRow], None]] = {
-        "image": _draw_image,
+        "image": lambda axis, row: _draw_image(axis, row, own_colors),
         "class map": lambda axis, row: _show(axis, overlay_class_map(row.image, row.class_map, colors)),
         "heat map": lambda axis, row: _show(axis, overlay_heatmap(row.image, row.heatmap, opacity=0.8)),
         "mask": _draw_mask,
     }
+    if any(row.objects is not None for row in rows):
+        del columns["mask"]
+        columns["heat map"] = lambda axis, row: _draw_own_heatmap(axis, row, 0)
+        if any(len(row.heatmaps) > 1 for row in rows):
+            columns["next heat map"] = lambda axis, row: _draw_own_heatmap(axis, row, 1)
     if any(row.truth is not None for row in rows):
         columns["truth"] = _draw_truth
     for layer in sorted({layer for row in rows for layer in row.cut_layers}):
@@ -199,10 +114,20 @@ def _show(axis: Axes, picture: Array) -> None:
     axis.imshow(picture, interpolation="nearest")
 
 
-def _draw_image(axis: Axes, row: PanelRow) -> None:
+def _draw_image(axis: Axes, row: PanelRow, own_colors: Mapping[str, str]) -> None:
     _show(axis, as_rgb(row.image))
-    if row.box is not None:
+    if row.box is not None and row.objects is None:
         add_box(axis, row.box)
+    for found in reversed((row.box is not None and row.objects) or ()):
+        add_box(axis, found.box, color=own_colors[found.label])
+
+
+def _draw_own_heatmap(axis: Axes, row: PanelRow, number: int) -> None:
+    """Draw a heat map of a multi-label model, with what it shows below it."""
+    if number < len(row.heatmaps):
+        quantity, heatmap = row.heatmaps[number]
+        _show(axis, overlay_heatmap(row.image, heatmap, opacity=0.8))
+        axis.set_xlabel(plain_text(quantity), fontsize=7, labelpad=2)
 
 
 def _draw_mask(axis: Axes, row: PanelRow) -> None:
@@ -221,23 +146,59 @@ def _draw_kept(axis: Axes, row: PanelRow, layer: int) -> None:
         axis.set_xlabel(f"{(row.exit_layers > layer).mean():.0%} kept", fontsize=7, labelpad=2)
 
 
-def add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0) -> None:
-    """Add a box as lines, white over black, on the edges of its outermost pixels."""
+def add_box(axis: Axes, box: Sequence[int], linewidth: float = 1.0, color: str = "white") -> None:
+    """Add a box as lines, coloured over black, on the edges of its outermost pixels."""
     from matplotlib.patches import Rectangle
 
-    for width, color in ((2.6 * linewidth, "black"), (linewidth, "white")):
+    for width, edge in ((2.6 * linewidth, "black"), (linewidth, color)):
         corner, size = (box[0] - 0.5, box[1] - 0.5), (box[2] - box[0], box[3] - box[1])
-        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=width, joinstyle="miter"))
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=edge, linewidth=width, joinstyle="miter"))
 
 
-def _add_outline(axis: Axes, mask: Array, linewidth: float = 1.0) -> None:
+def add_objects(
+    axis: Axes,
+    objects: Sequence[DrawnObject],
+    colors: Mapping[str, str],
+    image_size: tuple[int, int],
+    text_size: float,
+    points: float,
+    linewidth: float = 1.0,
+    outlines: bool = False,
+) -> None:
+    """Add box and label of every object, or "nothing found", and on demand the outlines of the masks.
+
+    Args:
+        axis: Axes that show an image.
+        objects: What was found.
+        colors: Colour by label.
+        image_size: `(height, width)` of the image.
+        text_size: Height of a line of text, in pixels of the image.
+        points: Size of a pixel of the image in the figure, in points.
+        linewidth: Width of the coloured lines, in points.
+        outlines: Whether the masks are outlined.
+    """
+    from matplotlib.patches import Rectangle
+
+    for found in reversed(objects):  # the best one on top
+        if outlines:
+            _add_outline(axis, found.mask, linewidth, colors[found.label])
+        add_box(axis, found.box, linewidth, colors[found.label])
+    for text, color, (left, top), (right, bottom) in place_labels(objects, colors, image_size, text_size):
+        corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)
+        axis.add_patch(Rectangle(corner, *size, facecolor=color, edgecolor="black", linewidth=0.5, zorder=3))
+        middle = ((left + right - 1) / 2, (top + bottom - 1) / 2)
+        style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "family": "DejaVu Sans", "zorder": 4}
+        axis.text(*middle, plain_text(text), fontsize=text_size * points, color=text_color(color), **style)
+
+
+def _add_outline(axis: Axes, mask: Array, linewidth: float = 1.0, color: str = OUTLINE_COLOR) -> None:
     """Add the line around a mask, along the edges of its pixels."""
     from matplotlib.collections import LineCollection
 
     # pixel 0 is drawn around x = 0: its edges are at -0.5 and 0.5
     lines = [[(x - 0.5, y - 0.5) for x, y in segment] for segment in outline_segments(mask)]
-    for width, color in ((2.6 * linewidth, "black"), (linewidth, OUTLINE_COLOR)):
-        axis.add_collection(LineCollection(lines, colors=color, linewidths=width, capstyle="projecting"))
+    for width, line_color in ((2.6 * linewidth, "black"), (linewidth, color)):
+        axis.add_collection(LineCollection(lines, colors=line_color, linewidths=width, capstyle="projecting"))
 
 
 def picture_figure(picture: Array, box: Sequence[int] | None = None, mask: Array | None = None) -> Figure:
@@ -373,12 +334,13 @@ def _grid_of_axes(num_rows: int, num_columns: int, images: Sequence[Array]) -> t
 
 
 def _add_legends(
-    figure: Figure, axes: Array, colors: Mapping[int, str], names: Mapping[int, str], has_pruned: bool
+    figure: Figure, axes: Array, colors: Mapping[int, str], names: Mapping[int, str], has_pruned: bool, quantity: str
 ) -> None:
     """Add the scale of the heat maps and the names of the colours below the panel."""
     from matplotlib.patches import Patch
 
-    add_heat_scale(figure, "p(not background)", cax=axes[-1, 2].inset_axes((0.05, -0.16, 0.9, 0.06)))
+    bottom = -0.26 if axes[-1, 2].get_xlabel() else -0.16
+    add_heat_scale(figure, quantity, cax=axes[-1, 2].inset_axes((0.05, bottom, 0.9, 0.06)))
     entries = class_legend(colors, names)
     if has_pruned:
         entries.append(("pruned here", Patch(facecolor=PRUNED_COLOR, alpha=0.6)))

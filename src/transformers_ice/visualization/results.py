@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,22 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..console.output_files import PICTURE_MARK, replaced
 from .colors import as_rgb, class_colors, matplotlib_module, name_by_index
+from .objects import (
+    NOTHING_FOUND,
+    DrawnObject,
+    object_colors,
+    objects_of,
+    overlay_objects,
+    paint_labels,
+    text_size_of,
+    tint_objects,
+)
 from .overlays import cut_out, outline_mask, overlay_class_map, overlay_heatmap, paint_box
 from .panels import (
     PanelRow,
     SupportsToDict,
     add_box,
+    add_objects,
     as_mapping,
     box_of,
     class_legend,
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["PICTURES", "class_map_figure", "heatmap_figure", "save_result"]
 
 PICTURES = ("heatmap", "class_map", "mask", "cut_out", "panel")
+_WIDTH = 5.0  # inches of a figure of one image
 
 Array = np.ndarray
 
@@ -58,7 +71,8 @@ def save_result(
         class_names: Name by class index.
         file: Where to; png, svg or pdf. In SVG and PDF lines and text are sharp at any size.
         picture: "heatmap" (with the box), "class_map" (with a legend), "mask" (its outline, and the box), "cut_out"
-            (the rest dimmed) or "panel" (all side by side, and the pruned patches).
+            (the rest dimmed) or "panel" (all side by side, and the pruned patches). Of a multi-label model every
+            object has a box, a label with its score and, as a mask, a tint and an outline in the colour of its class.
         scale: Resolution over that of the image. PNG overlays at scale 1 have the pixels of the image; a heat map at a
             larger scale, in SVG or PDF has its label above it and the scale of its colours below.
         target: Name of the class that the heat map shows; `None`: the foreground.
@@ -70,21 +84,27 @@ def save_result(
     if picture not in PICTURES:
         raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
     result = as_mapping(result)
+    objects = objects_of(result)
+    colors = {} if objects is None else object_colors(objects, name_by_index(class_names), [result["class_map"]])
     if picture == "panel":
-        _save(explanation_panel([PanelRow.from_result(image, result)], class_names), file, scale)
+        _save(explanation_panel([PanelRow.from_result(image, result, target=target)], class_names), file, scale)
     elif picture == "class_map":
-        _save(class_map_figure(image, result["class_map"], class_names), file, scale)
+        figure = class_map_figure(image, result["class_map"], class_names)
+        if objects == []:
+            figure.axes[0].set_title(NOTHING_FOUND, fontsize=10)
+        _save(figure, file, scale)
     elif Path(file).suffix.lower() == ".png" and 0 < scale <= 1:  # painting pixels is ten times as fast as a figure
         if scale < 1:
-            image, result = _shrunk(image, result, scale)
+            image, result, objects = _shrunk(image, result, objects, scale)
         metadata = PngInfo()
         metadata.add_text("Software", PICTURE_MARK)
         with replaced(file) as temporary:
-            Image.fromarray(_paint(image, result, picture)).save(temporary, format="PNG", pnginfo=metadata)
+            painted = _paint(image, result, picture, objects, colors)
+            Image.fromarray(painted).save(temporary, format="PNG", pnginfo=metadata)
     elif picture == "heatmap":
-        _save(heatmap_figure(image, result, target), file, scale)
+        _save(heatmap_figure(image, result, target, colors), file, scale)
     else:
-        _save(_draw(image, result, picture), file, scale)
+        _save(_draw(image, result, picture, objects, colors), file, scale)
 
 
 def _save(figure: Figure, file: str | Path, scale: float) -> None:
@@ -95,7 +115,9 @@ def _save(figure: Figure, file: str | Path, scale: float) -> None:
         figure.clear()
 
 
-def _shrunk(image: Array, result: Mapping[str, Any], scale: float) -> tuple[Array, dict[str, Any]]:
+def _shrunk(
+    image: Array, result: Mapping[str, Any], objects: Sequence[DrawnObject] | None, scale: float
+) -> tuple[Array, dict[str, Any], list[DrawnObject] | None]:
     """Return an image, and what overlays show of its explanation, with fewer pixels."""
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
 
@@ -108,23 +130,54 @@ def _shrunk(image: Array, result: Mapping[str, Any], scale: float) -> tuple[Arra
     }
     if "mask" in result:
         maps["mask"] = resize(np.asarray(result["mask"], bool), Image.Resampling.NEAREST)
-    return resize(image, Image.Resampling.BOX), {**result, **maps}
+    own = [
+        replace(
+            found,
+            box=tuple(round(edge * scale) for edge in found.box),
+            mask=resize(found.mask, Image.Resampling.NEAREST),
+        )
+        for found in objects or ()
+    ]
+    return resize(image, Image.Resampling.BOX), {**result, **maps}, None if objects is None else own
 
 
-def _paint(image: Array, result: Mapping[str, Any], picture: str) -> Array:
+def _paint(
+    image: Array,
+    result: Mapping[str, Any],
+    picture: str,
+    objects: Sequence[DrawnObject] | None,
+    colors: Mapping[str, str],
+) -> Array:
     """Return an overlay with its lines, in the pixels of the image."""
     if picture == "cut_out":
         return cut_out(image, result["mask"])
+    if objects is not None:
+        if picture == "mask":
+            return overlay_objects(image, objects, colors)
+        return paint_labels(overlay_heatmap(image, result["heatmap"]), objects, colors)
     is_mask = picture == "mask"
     pixels = outline_mask(image, result["mask"]) if is_mask else overlay_heatmap(image, result["heatmap"])
     box = box_of(result)
     return pixels if box is None else paint_box(pixels, box)
 
 
-def _draw(image: Array, result: Mapping[str, Any], picture: str) -> Figure:
+def _draw(
+    image: Array,
+    result: Mapping[str, Any],
+    picture: str,
+    objects: Sequence[DrawnObject] | None,
+    colors: Mapping[str, str],
+) -> Figure:
     """Return an overlay whose lines are drawn, not painted."""
     if picture == "cut_out":
         return picture_figure(cut_out(image, result["mask"]))
+    if objects is not None:
+        figure = picture_figure(tint_objects(image, objects, colors, outlines=False))
+        # 72 points an inch, 100 pixels an inch
+        size = image.shape[0], image.shape[1]
+        line_width = max(0.7, min(size) / 250)  # as in `picture_figure`
+        add_objects(figure.axes[0], objects, colors, size, text_size_of(size), 0.72, line_width, outlines=True)
+        return figure
     return picture_figure(image, box_of(result), result["mask"])
 
 
@@ -149,13 +202,21 @@ def class_map_figure(image: Array, class_map: Array, class_names: Mapping[int, s
     return figure
 
 
-def heatmap_figure(image: Array, result: Mapping[str, Any] | SupportsToDict, target: str | None = None) -> Figure:
+def heatmap_figure(
+    image: Array,
+    result: Mapping[str, Any] | SupportsToDict,
+    target: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
     """Return the heat map over an image, with its box, label and score, and the scale of the colours.
+
+    Of a multi-label model with box, label and score of every object, or "nothing found".
 
     Args:
         image: The upright image, `(height, width, 3)`, uint8.
         result: A `PatchExplanation` of it, the result of the patch-explanation pipeline, or one of `MapExplainer`.
         target: Name of the class that the heat map shows; `None`: the foreground.
+        colors: Colour (`#rrggbb`) by label of the objects of a multi-label model; `None` chooses them.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -163,11 +224,17 @@ def heatmap_figure(image: Array, result: Mapping[str, Any] | SupportsToDict, tar
     """
     result = as_mapping(result)
     nothing = np.broadcast_to(np.False_, image.shape[:2])  # class map and mask are not drawn, nor always there
-    row = PanelRow(image, nothing, result["heatmap"], nothing, box=box_of(result)).shrunk()
-    figure, axis = _figure_of(overlay_heatmap(row.image, row.heatmap), margin=1.0)
-    if row.box is not None:
+    objects = objects_of(result)
+    row = PanelRow(image, nothing, result["heatmap"], nothing, box=box_of(result), objects=objects).shrunk()
+    figure, axis = _figure_of(overlay_heatmap(row.image, row.heatmap), margin=1.0 if objects is None else 0.7)
+    if row.objects is not None:
+        names = dict(enumerate(dict.fromkeys(found.label for found in row.objects)))
+        points = 72 * _WIDTH / row.image.shape[1]
+        size = row.image.shape[0], row.image.shape[1]
+        add_objects(axis, row.objects, colors or object_colors(row.objects, names), size, 8 / points, points)
+    elif row.box is not None:
         add_box(axis, row.box)
-    if result["label"] is not None:  # an encoder alone predicts none
+    if objects is None and result["label"] is not None:  # an encoder alone predicts none
         axis.set_title(f"{plain_text(result['label'])}, {result['score']:.2f}", fontsize=10, wrap=True)
     add_heat_scale(figure, _quantity_of(result, target), fontsize=8, ax=axis, shrink=0.6, aspect=30, pad=0.02)
     return figure
@@ -186,7 +253,7 @@ def _figure_of(picture: Array, margin: float = 0.5) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     ratio = float(np.clip(picture.shape[0] / picture.shape[1], 0.2, 3.0))  # of a strip, the figure stays small
-    figure = Figure(figsize=(5.0, 5.0 * ratio + margin), dpi=150, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, _WIDTH * ratio + margin), dpi=150, layout="constrained")
     axis = figure.add_subplot()
     axis.set_axis_off()
     axis.imshow(picture, interpolation="nearest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from ..data.scenes import SCENE_CLASSES
-from ..ice_deit.explanation_ice_deit import PatchExplanation
+from ..explainers.class_scores import class_probabilities
+from ..ice_deit.explanation_ice_deit import ImagePatches, PatchExplanation, read_patch_logits
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..model_names import resolve_ice_model_name
 
@@ -83,6 +84,9 @@ class Explanation:
     scores: dict[str, float]  # probability by class name, the largest first
     target: int | None  # class index that the heat map shows; None for everything but the background
     milliseconds: float  # one run of the model
+    # of a multi-label model: by class name, the score from which it counts as found, for the same classes as `scores`
+    thresholds: dict[str, float] | None = None
+    object_boxes: tuple[tuple[int, int, int, int], ...] = ()  # of `shown.objects`, as `box`
 
 
 def load_model(name: str) -> LoadedModel:
@@ -120,12 +124,44 @@ def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None 
     (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)
     # only the box at the image's own size: maps of 40 million pixels would not be used
     (found,) = processor.post_process_object_localization(outputs, [image.size])
-    left, top, right, bottom = found["boxes"][0].tolist()  # the whole image where nothing was found
-    scores, classes = outputs.logits[0].float().softmax(dim=-1).topk(min(NUM_SCORES, len(names)))
-    return Explanation(
+    probabilities = class_probabilities(loaded.model, outputs.logits)[0]
+    scores, classes = probabilities.topk(min(NUM_SCORES, len(names)))
+    explanation = Explanation(
         shown=shown,
-        box=(left, top, right, bottom) if shown.found else None,
+        # of a single-label model the whole image where nothing was found
+        box=_as_box(found["boxes"][0]) if shown.found else None,
         scores={names[index]: score for index, score in zip(classes.tolist(), scores.tolist(), strict=True)},
         target=target,
         milliseconds=milliseconds,
     )
+    return explanation if shown.objects is None else _with_objects(explanation, loaded, image, outputs, probabilities)
+
+
+def _with_objects(
+    explanation: Explanation, loaded: LoadedModel, image: PreparedImage, outputs: Any, probabilities: Tensor
+) -> Explanation:
+    """Return the explanation by a multi-label model with the scores of all objects, thresholds, and boxes."""
+    names, objects = loaded.class_names, explanation.shown.objects or ()
+    thresholds = outputs.object_thresholds[0].tolist()
+    best = probabilities.argsort(descending=True, stable=True).tolist()
+    listed = {*best[:NUM_SCORES], *(own.class_index for own in objects)}
+    order = [index for index in best if index in listed]
+    patch_logits, grid_sizes = read_patch_logits(outputs)
+    patches = ImagePatches(patch_logits[0], grid_sizes[0], loaded.processor.image_geometry(image.size))
+
+    def box_of(classes: list[int]) -> tuple[int, int, int, int] | None:
+        return replace(patches, classes=torch.tensor(classes, dtype=torch.long)).box()
+
+    boxes = [box_of([own.class_index]) or own.box for own in objects]
+    return replace(
+        explanation,
+        box=box_of([own.class_index for own in objects]),
+        scores={names[index]: probabilities[index].item() for index in order},
+        thresholds={names[index]: thresholds[index] for index in order},
+        object_boxes=tuple(boxes),
+    )
+
+
+def _as_box(values: Tensor) -> tuple[int, int, int, int]:
+    left, top, right, bottom = values.tolist()
+    return left, top, right, bottom

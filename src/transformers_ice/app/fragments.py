@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..visualization import object_colors, objects_of
 from .analysis import Explanation, LoadedModel
 from .pictures import Picture
 from .pruning import PruningResult, RunSummary
@@ -60,10 +61,12 @@ def status_html(text: str, is_problem: bool = False) -> str:
     return f'<p class="{style}" role="{role}">{escape(text)}</p>'
 
 
-def answer_html(explanation: Explanation | None) -> str:
-    """Return the predicted label and the best scores."""
+def answer_html(explanation: Explanation | None, class_names: Mapping[int, str] | None = None) -> str:
+    """Return the predicted label and the best scores; of a multi-label model all labels, in their classes' colours."""
     if explanation is None:
         return _EMPTY
+    if explanation.shown.objects is not None:
+        return _several_html(explanation, class_names or {})
     if not explanation.shown.found and explanation.shown.class_index is None:
         known = ", ".join(explanation.scores)  # all equal: they would look like an answer
         return (
@@ -80,6 +83,29 @@ def answer_html(explanation: Explanation | None) -> str:
         f'<p class="how-sure">score {100 * explanation.shown.score:.1f} % · '
         f"{_percent(explanation.shown.foreground_ratio)} of the "
         f'patches are not background</p><ol class="ice-scores" aria-label="Best classes">{rows}</ol></div>'
+    )
+
+
+def _several_html(explanation: Explanation, class_names: Mapping[int, str]) -> str:
+    """Return the labels that a multi-label model found, and the best scores with the scores from which they count."""
+    objects = objects_of(explanation.shown.to_dict()) or []
+    colors = object_colors(objects, class_names, [explanation.shown.class_map])
+    rows = "".join(
+        f'<li><span class="name">{escape(name)} <small>from {100 * (explanation.thresholds or {})[name]:.0f} %</small>'
+        f'</span><span class="bar" aria-hidden="true"><i style="width:{100 * score:.1f}%;'
+        f'background:{colors.get(name, "var(--neutral-400)")}"></i></span>'
+        f'<span class="value">{100 * score:.1f} %</span></li>'
+        for name, score in explanation.scores.items()
+    )
+    label = escape(", ".join(found.label for found in objects)) or "Nothing found"
+    text = (
+        f"{_percent(explanation.shown.foreground_ratio)} of the patches show what was found"
+        if objects
+        else "No class reaches its threshold in any patch"
+    )
+    return (
+        f'<div class="ice-answer"><p class="label">{label}</p><p class="how-sure">{text} · a class counts from its '
+        f'threshold on</p><ol class="ice-scores" aria-label="Best classes, each with its threshold">{rows}</ol></div>'
     )
 
 
@@ -125,10 +151,24 @@ def explanation_to_json(loaded: LoadedModel, explanation: Explanation) -> dict[s
         "score": round(explanation.shown.score, 6),
         "scores": {name: round(score, 6) for name, score in explanation.scores.items()},
         "found": explanation.shown.found,
-        "box": None if box is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+        "box": None if box is None else _corners(box),
         "target": None if target is None else loaded.class_names[target],
         "foreground_ratio": round(explanation.shown.foreground_ratio, 6),
-    }
+    } | _objects_to_json(explanation)
+
+
+def _objects_to_json(explanation: Explanation) -> dict[str, Any]:
+    """Return what a multi-label model adds: thresholds of the listed scores, and the objects."""
+    if explanation.shown.objects is None:
+        return {}
+    pairs = zip(explanation.shown.objects, explanation.object_boxes, strict=True)
+    objects = [{"label": own.label, "score": round(own.score, 6), "box": _corners(box)} for own, box in pairs]
+    thresholds = {name: round(score, 6) for name, score in (explanation.thresholds or {}).items()}
+    return {"thresholds": thresholds, "objects": objects}
+
+
+def _corners(box: tuple[int, int, int, int]) -> dict[str, int]:
+    return dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
 
 
 def download_html(record: Mapping[str, Any] | None) -> str:

@@ -63,7 +63,7 @@ class Handlers:
         try:
             image = self._read(path, deadline)
             explanation = explain_image(self.loaded, image, _as_target(target))
-            components = {"answer": answer_html(explanation)}
+            components = {"answer": answer_html(explanation, self.loaded.class_names)}
             for view in VIEWS:
                 deadline.check()
                 components |= self._show(view, view.draw(self.loaded, image, explanation))

@@ -16,9 +16,12 @@ from ..visualization import (
     cut_out,
     draw_box,
     kept_patches,
+    object_colors,
+    objects_of,
     outline_mask,
     overlay_class_map,
     overlay_heatmap,
+    overlay_objects,
 )
 from .analysis import Explanation, LoadedModel, PreparedImage
 from .methods import MethodMap
@@ -89,6 +92,8 @@ def draw_class_map(loaded: LoadedModel, image: PreparedImage, explanation: Expla
 def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the outline of the foreground, and the box around its largest part."""
     mask = explanation.shown.mask
+    if explanation.shown.objects is not None:
+        return _draw_objects(loaded, image, explanation)
     pixels = outline_mask(image.shown, mask)
     if explanation.shown.box is None or explanation.box is None:
         return Picture(pixels, "Mask: no foreground, every patch is background.")
@@ -100,13 +105,33 @@ def draw_mask(loaded: LoadedModel, image: PreparedImage, explanation: Explanatio
     return Picture(draw_box(pixels, explanation.shown.box), caption)
 
 
+def _draw_objects(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
+    """Draw mask, box, label and score of every object of a multi-label model."""
+    objects = objects_of(explanation.shown.to_dict()) or []
+    colors = object_colors(objects, loaded.class_names, [explanation.shown.class_map])
+    pixels = overlay_objects(image.shown, objects, colors)
+    if not objects:
+        return Picture(pixels, "Mask and box: nothing found, no class reaches its threshold.")
+    parts = [
+        f"“{found.label}” {_percent(found.mask.mean())}, columns {left} to {right}, rows {top} to {bottom}"
+        for found, (left, top, right, bottom) in zip(objects, explanation.object_boxes, strict=True)
+    ]
+    caption = (
+        f"Masks and boxes of {len(objects)} of the classes, each with its part of the picture and its box in the "
+        f"{image.size[1]} x {image.size[0]} pixels: {'; '.join(parts)}."
+    )
+    return Picture(pixels, caption, {f"{found.label} · {found.score:.2f}": colors[found.label] for found in objects})
+
+
 def draw_cut_out(loaded: LoadedModel, image: PreparedImage, explanation: Explanation) -> Picture:
     """Draw the foreground alone; the rest is dim."""
     mask, classes = explanation.shown.mask, np.unique(explanation.shown.class_map[explanation.shown.mask])
     names = f"“{loaded.class_names[int(classes[0])]}”" if len(classes) == 1 else f"{len(classes)} classes"
     caption = f"Cut-out: {_percent(mask.mean())} of the picture is kept in colour, as {names}; the rest is dimmed."
     if not mask.any():
-        caption = "Cut-out: nothing is kept in colour, every patch is background."
+        is_several = explanation.shown.objects is not None
+        reason = "no class reaches its threshold" if is_several else "every patch is background"
+        caption = f"Cut-out: nothing is kept in colour, {reason}."
     return Picture(cut_out(image.shown, explanation.shown.mask), caption)
 
 

@@ -18,6 +18,9 @@ panel of all) and `--format` the kind of file. Standard output and OUTPUT_DIR/ex
 `foreground_ratio` and `output`, the figure; with `--target` also `target`, the class of the heat map. The exit code is
 1 if there was nothing to explain or a file could not be read.
 
+Of a multi-label model a line also has `objects`, the `label`, `score` and `box` of each class that was found, best
+first, maybe none; figures, annotations and page show each in the colour of its class, or say "nothing found".
+
 Other classifiers are explained too (ViT, DeiT, ViT-MSN, DINOv2 with or without registers), by relevance maps:
 
     transformers-ice explain photo.jpg --model my-dinov2 --method legrad --output_dir explanations
@@ -208,10 +211,19 @@ def _explain_batch(
                 "score": None if result["score"] is None else round(result["score"], 6),
                 # a relevance map has no objects
                 **{name: result[name] for name in _OWN_ENTRIES["method" in result]},
+                **_line_of_objects(result),
                 "output": str(output),
             }
             take(record, pixels, result)
         del pixels, result  # before the maps of the next image are made
+
+
+def _line_of_objects(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry `objects` of a line, of a multi-label model."""
+    if "objects" not in result:
+        return {}
+    objects = [{**found, "score": round(found["score"], 6)} for found in result["objects"]]
+    return {"objects": [{name: found[name] for name in ("label", "score", "box")} for found in objects]}
 
 
 @dataclass

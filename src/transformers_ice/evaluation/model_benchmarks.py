@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..explainers.class_scores import class_probabilities
 from .inputs import ExplainedBatch, InputBatch
 from .maps import explains_classes, score_maps
 from .metrics import InsertionDeletionAuc, PerturbationAuc, RowMetric, TopKAccuracy
@@ -109,7 +110,8 @@ def _is_best(hidden: Sequence[Tensor], inputs: InputBatch, labels: Tensor) -> np
 def _probability(hidden: Sequence[Tensor], inputs: InputBatch, classes: Tensor) -> np.ndarray:
     """Return the probability of one class per image with those pixels hidden, `(batch_size, len(hidden))`."""
     predictions = (_perturbed_logits(pixels, inputs) for pixels in hidden)
-    return torch.cat([logits.softmax(dim=1).gather(1, classes[:, None]) for logits in predictions], dim=1).numpy()
+    scores = (class_probabilities(inputs.checkpoint.model, logits) for logits in predictions)
+    return torch.cat([values.gather(1, classes[:, None]) for values in scores], dim=1).numpy()
 
 
 def _perturbed_logits(hidden: Tensor, inputs: InputBatch) -> Tensor:

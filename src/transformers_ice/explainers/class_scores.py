@@ -17,6 +17,7 @@ from .inspection import evaluation_mode, forward_options, frozen_parameters, num
 
 __all__ = [
     "at_least_float32",
+    "class_probabilities",
     "classification_heads",
     "classify_tokens",
     "explained_logits",
@@ -74,6 +75,16 @@ def run_classifier(
 def explained_logits(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Return the logits of the prefix tokens, `(batch_size, num_labels)`."""
     return run_classifier(model, pixel_values)[0]
+
+
+def class_probabilities(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Return the probability of each class from logits `(batch_size, num_labels)`, float32.
+
+    They sum to 1, except those of a multi-label model: each of its classes is in the image or not.
+    """
+    if model.config.problem_type == "multi_label_classification":
+        return logits.float().sigmoid()
+    return logits.float().softmax(dim=1)
 
 
 def target_or_predicted(logits: Tensor, target: Tensor | None) -> Tensor:

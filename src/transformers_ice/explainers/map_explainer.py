@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from ..ice_deit.patch_maps import ImageGeometry, bilinear_to_image, nearest_to_image
-from .class_scores import explained_logits
+from .class_scores import class_probabilities, explained_logits
 from .families import backbone_of
 from .inspection import evaluation_mode, exclusive_use, grid_size
 from .registry import EXPLAINERS, explain
@@ -95,6 +95,7 @@ class MapExplainer:
         Yields:
             Per image a dict:
             label, score: The predicted class and its softmax probability; `None` for an encoder without a classifier.
+                Of a multi-label model the class of the largest logit, and its sigmoid.
             relevance: The map as `explain` returns it, `(rows, columns)`, float32, of the range of the method.
             heatmap: `(height, width)` of the image, float32: the map stretched to [0, 1] from its least to its largest
                 value, bilinear (nearest for masks); 0 outside a crop, and everywhere for a constant map.
@@ -128,7 +129,7 @@ class MapExplainer:
     def _scores(self, pixels: Tensor) -> Tensor:
         """Return the probabilities of the classes `(batch_size, num_labels)` by the logits that are explained."""
         with exclusive_use(self.model), evaluation_mode(self.model):
-            return explained_logits(self.model, pixels).float().softmax(dim=1).cpu()
+            return class_probabilities(self.model, explained_logits(self.model, pixels)).cpu()
 
     def _result(
         self, image_size: tuple[int, int], relevance: Tensor, scores: Tensor | None, pixels: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,8 @@ def _take_next(lines: dict[Point, list[Point]], polygon: list[Point]) -> Point:
 class AnnotationFiles:
     """Writer of the masks and boxes of explained images; one annotation per image, none where nothing was found.
 
+    Of a multi-label model one per object.
+
     Attributes:
         target: `OUTPUT_DIR/coco.json`, or a folder of one file per image, `OUTPUT_DIR/labelme` or `OUTPUT_DIR/voc`.
 
@@ -108,15 +110,20 @@ class AnnotationFiles:
             result: The result of the patch-explanation pipeline, with maps of the image's size.
         """
         # a [CLS] classifier predicts a class of an image without foreground, too
-        is_found = result["box"] is not None and result["label"] in self._categories
+        objects = [
+            found
+            for found in result.get("objects", [result])
+            if found["box"] is not None and found["label"] in self._categories
+        ]
+        size = result["mask"].shape
         if self.kind == "coco":
-            self._add_to_coco(path, result, is_found)
-        elif is_found and self.kind == "labelme":
-            content = _labelme(path, self.target, result)
+            self._add_to_coco(path, size, objects)
+        elif objects and self.kind == "labelme":
+            content = _labelme(path, self.target, size, objects)
             write_text(self.target / f"{name}.json", json.dumps(content, indent=1) + "\n")
-        elif is_found:
+        elif objects:
             with replaced(self.target / f"{name}.xml") as temporary:
-                _voc(path, result).write(temporary, encoding="utf-8", xml_declaration=True)
+                _voc(path, size, objects).write(temporary, encoding="utf-8", xml_declaration=True)
 
     def write(self) -> None:
         """Write what has to wait for all images: the file of COCO."""
@@ -132,39 +139,39 @@ class AnnotationFiles:
         }
         write_text(self.target, json.dumps(content) + "\n")
 
-    def _add_to_coco(self, path: Path, result: Mapping[str, Any], is_found: bool) -> None:
+    def _add_to_coco(self, path: Path, size: tuple[int, int], objects: Sequence[Mapping[str, Any]]) -> None:
         number = len(self._images) + 1
-        height, width = result["mask"].shape
+        height, width = size
         self._images.append({"id": number, "file_name": str(path), "height": height, "width": width})
-        if is_found:
+        for found in objects:
+            if not found["mask"].any():  # an image so small that a patch lies between its pixels
+                continue
             # around the whole mask, as COCO has it; the explanation's box is that of its largest part
-            rows, columns = (result["mask"].any(axis=axis).nonzero()[0] for axis in (1, 0))
+            rows, columns = (found["mask"].any(axis=axis).nonzero()[0] for axis in (1, 0))
             left, top = int(columns[0]), int(rows[0])
             annotation = {
                 "id": len(self._annotations) + 1,
                 "image_id": number,
-                "category_id": self._categories[result["label"]],
+                "category_id": self._categories[found["label"]],
                 "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-                "area": int(result["mask"].sum()),
+                "area": int(found["mask"].sum()),
                 "iscrowd": 0,
-                "segmentation": encode_rle(result["mask"]),
-                "score": round(float(result["score"]), 6),
+                "segmentation": encode_rle(found["mask"]),
+                "score": round(float(found["score"]), 6),
             }
             self._annotations.append(annotation)
 
 
-def _corners(result: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = (int(result["box"][name]) for name in ("xmin", "ymin", "xmax", "ymax"))
-    return left, top, right, bottom
-
-
-def _labelme(path: Path, folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    shape = {"label": result["label"], "group_id": 1, "description": "", "shape_type": "polygon", "flags": {}}
-    height, width = result["mask"].shape
+def _labelme(path: Path, folder: Path, size: tuple[int, int], objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    height, width = size
+    shapes = []
+    for group, found in enumerate(objects, start=1):  # the parts of an object are one group
+        shape = {"label": found["label"], "group_id": group, "description": "", "shape_type": "polygon", "flags": {}}
+        shapes += [{**shape, "points": [list(point) for point in part]} for part in trace_polygons(found["mask"])]
     return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": [{**shape, "points": [list(point) for point in part]} for part in trace_polygons(result["mask"])],
+        "shapes": shapes,
         "imagePath": os.path.relpath(path, folder),  # LabelMe looks for the image from its own file
         "imageData": None,
         "imageHeight": height,
@@ -172,19 +179,22 @@ def _labelme(path: Path, folder: Path, result: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _voc(path: Path, result: Mapping[str, Any]) -> ElementTree.ElementTree:
-    left, top, right, bottom = _corners(result)
-    height, width = result["mask"].shape
-    # pixels are counted from 1 in Pascal VOC, and the last one belongs to the box
-    box = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
-    thing = {"name": result["label"], "pose": "Unspecified", "truncated": 0, "difficult": 0, "bndbox": box}
+def _voc(path: Path, size: tuple[int, int], objects: Sequence[Mapping[str, Any]]) -> ElementTree.ElementTree:
+    height, width = size
+    things = []
+    for found in objects:
+        left, top, right, bottom = (int(found["box"][name]) for name in ("xmin", "ymin", "xmax", "ymax"))
+        # pixels are counted from 1 in Pascal VOC, and the last one belongs to the box
+        box = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+        thing = {"name": found["label"], "pose": "Unspecified", "truncated": 0, "difficult": 0, "bndbox": box}
+        things.append(thing)
     content = {
         "folder": path.parent.name,
         "filename": path.name,
         "path": path,
         "size": {"width": width, "height": height, "depth": 3},
         "segmented": 0,
-        "object": thing,
+        "object": things,
     }
     root = ElementTree.Element("annotation")
     _add_elements(root, content)
@@ -194,9 +204,10 @@ def _voc(path: Path, result: Mapping[str, Any]) -> ElementTree.ElementTree:
 
 
 def _add_elements(parent: ElementTree.Element, content: Mapping[str, Any]) -> None:
-    for name, value in content.items():
-        element = ElementTree.SubElement(parent, name)
-        if isinstance(value, Mapping):
-            _add_elements(element, value)
-        else:
-            element.text = printable(value)
+    for name, values in content.items():
+        for value in values if isinstance(values, list) else [values]:
+            element = ElementTree.SubElement(parent, name)
+            if isinstance(value, Mapping):
+                _add_elements(element, value)
+            else:
+                element.text = printable(value)

@@ -68,6 +68,19 @@ class OnnxModel:
         arrays = self._session.run(list(OUTPUT_NAMES), {"pixel_values": pixel_values.float().cpu().numpy()})
         return dict(zip(OUTPUT_NAMES, arrays, strict=True))
 
+    def outputs(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Return the outputs in the form that the `post_process_*` methods of `IceDeiTImageProcessor` take.
+
+        Tensors by name, `grid_size` among them and, of a multi-label model, `object_thresholds`; the same objects as
+        those of the PyTorch model follow from them. Arguments and errors as for the call.
+        """
+        outputs = {name: torch.from_numpy(array) for name, array in self(pixel_values).items()}
+        number = len(pixel_values)
+        outputs["grid_size"] = torch.tensor(self.metadata["grid_size"]).expand(number, -1)
+        if "object_thresholds" in self.metadata:
+            outputs["object_thresholds"] = torch.tensor(self.metadata["object_thresholds"]).expand(number, -1)
+        return outputs
+
 
 @dataclass(frozen=True)
 class OnnxDifferences:

@@ -66,7 +66,8 @@ def export_onnx(
 
     Returns:
         The path of the file. Its input is `pixel_values`, `(batch_size, num_channels, height, width)`, float32; its
-        outputs are those of the model named in `OUTPUT_NAMES`, with any `batch_size`.
+        outputs are those of the model named in `OUTPUT_NAMES`, with any `batch_size`. Of a multi-label model the
+        metadata hold `object_thresholds`, the score from which each class counts as found.
 
     Raises:
         ValueError: If the model is no ICE classifier or not in float32, the size is not one of whole patches or not
@@ -195,6 +196,8 @@ def _metadata(
         "pruning_schedule": config.pruning_schedule,
         **{key: settings.get(key) for key in PREPROCESSING_FIELDS},
     }
+    if config.problem_type == "multi_label_classification":
+        values["object_thresholds"] = config.object_thresholds or [0.5] * config.num_labels
     return {key: json.dumps(value) for key, value in values.items()}
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ..console.output_files import write_text
-from ..visualization import overlay_heatmap
+from ..visualization import object_colors, objects_of, overlay_heatmap, overlay_objects
 from ..visualization.colors import HEAT_COLORS, matplotlib_module
+from ..visualization.objects import NOTHING_FOUND
 from ..visualization.text import printable
 
 
@@ -76,7 +77,7 @@ document.getElementById("order").addEventListener("change", event => {{
 _CARD = """<figure{style} data-place="{place}" data-right="{right}" data-score="{score}"
  data-foreground="{foreground}">
 <div><img alt="" src="{image}"><img alt="heat map over {path}" src="{overlay}"></div>
-<figcaption><b>{label}</b> {percent}{truth}<small>foreground {ratio}</small><small>{path}</small></figcaption>
+<figcaption>{answer}{truth}<small>foreground {ratio}</small><small>{path}</small></figcaption>
 </figure>"""
 
 
@@ -111,19 +112,33 @@ class ExplanationPage:
                 "--output_dir, or remove it first."
             )
         self._quantity = "not background" if target is None else target
+        self._names = class_names
         self._class_names = set(class_names.values())
         self._num_known = 0
         self._cards: list[_Card] = []
 
     def add(self, path: Path | str, image: Image.Image, result: Mapping[str, Any]) -> None:
-        """Take the explanation of an image, a file or an address: the result of the patch-explanation pipeline."""
+        """Take the explanation of an image, a file or an address: the result of the patch-explanation pipeline.
+
+        Objects of a multi-label model are drawn on the image, each in its colour; it is wrong where none has the true
+        class.
+        """
         folders = path.absolute().parents if isinstance(path, Path) else ()  # an address has none
         truth = next((folder.name for folder in folders if folder.name in self._class_names), None)
-        is_wrong = truth is not None and truth != result["label"]
+        objects = objects_of(result)
+        answers = [(result["label"], result["score"])]
+        if objects is not None:
+            answers = [(found.label, found.score) for found in objects]
+        is_wrong = truth is not None and truth not in [label for label, _ in answers]
         self._num_known += truth is not None
         small = image.convert("RGB")
         small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         small = Image.fromarray(np.asarray(small))  # the pixels, without comments of the file
+        picture = small
+        if objects is not None:
+            colors = object_colors(objects, self._names, [result["class_map"]])
+            own = [found.resized((small.height, small.width)) for found in objects]
+            picture = Image.fromarray(overlay_objects(np.asarray(small), own, colors))
         heat = np.asarray(Image.fromarray(result["heatmap"]).resize(small.size, Image.Resampling.BILINEAR))
         html = _CARD.format(
             style=' class="wrong"' if is_wrong else "",
@@ -131,12 +146,12 @@ class ExplanationPage:
             score=round(float(result["score"]), 6),
             foreground=round(float(result["foreground_ratio"]), 6),
             right=int(not is_wrong),
-            image=_data_url(small),
+            image=_data_url(picture),
             overlay=_data_url(Image.fromarray(overlay_heatmap(np.asarray(small), np.clip(heat, 0, 1)))),
-            label=_text(result["label"]),
-            percent=f"{result['score']:.1%}",
+            answer=", ".join(f"<b>{_text(label)}</b> {score:.1%}" for label, score in answers)
+            or f"<b>{NOTHING_FOUND}</b>",
             truth=f' <span class="true">(true: {_text(truth)})</span>' if is_wrong else "",
-            ratio=f"{result['foreground_ratio']:.0%}" if result["box"] is not None else "nothing found",
+            ratio=f"{result['foreground_ratio']:.0%}" if result["box"] is not None else NOTHING_FOUND,
             path=_text(path),
         )
         self._cards.append(_Card(is_wrong, float(result["score"]), html))

@@ -59,6 +59,19 @@ class ModelFacts:
         return self.config.get("model_type") == IceDeiTConfig.model_type
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has several classes, or none."""
+        return self.config.get("problem_type") == "multi_label_classification"
+
+    @property
+    def thresholds(self) -> str:
+        """From which score a class counts as found, in words; of a multi-label ICE model."""
+        values = self.config.get("object_thresholds") or [0.5]
+        if min(values) == max(values):
+            return f"{values[0]:g}"
+        return f"{min(values):.2g} to {max(values):.2g}, one for each class (`object_thresholds` in `config.json`)"
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the input, in pixels."""
         return as_pair(self.config["image_size"])
@@ -161,7 +174,8 @@ def quoted(text: str) -> str:
 
 def _card_data(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
     own = [entry for entry in record.results if entry.method not in COMPARED_METHODS]
-    planned = ["accuracy", "mean_iou"] if facts.is_ice else ["accuracy"]
+    planned = ["map", "f1"] if facts.is_multi_label else ["accuracy"]
+    planned += ["mean_iou"] if facts.is_ice else []
     return ModelCardData(
         license=record.license,
         library_name="transformers",

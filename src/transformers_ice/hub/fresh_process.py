@@ -72,9 +72,14 @@ def _run_pipelines(folder: str, image: str, tasks: Sequence[str], trust_remote_c
         run: Any = pipeline(task, model=folder, device="cpu", trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
         found = run(image)
         for number, entry in enumerate(found if isinstance(found, list) else [found]):
-            for name, value in entry.items():
-                is_text = value is None or isinstance(value, (str, dict))
-                outputs[f"{task}/{number}/{name}"] = np.asarray(json.dumps(value) if is_text else value)
+            parts = [(f"{task}/{number}", entry)]
+            for key, part in parts:  # which grows: a multi-label model's objects are entries of an entry
+                for name, value in part.items():
+                    if isinstance(value, list):
+                        parts += [(f"{key}/{name}/{index}", item) for index, item in enumerate(value)]
+                        value = len(value)
+                    is_text = value is None or isinstance(value, (str, dict))
+                    outputs[f"{key}/{name}"] = np.asarray(json.dumps(value) if is_text else value)
     return outputs
 
 

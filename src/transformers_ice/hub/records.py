@@ -57,6 +57,7 @@ METRICS: dict[str, Metric] = {
     "map": Metric("mean average precision of the classes of an image", "classification", "mean_average_precision"),
     "cls_map": Metric("the same of the [CLS] classifier", "classification", "mean_average_precision"),
     "f1": Metric("F1 of the classes of an image (macro, at 0.5)", "classification", "f1"),
+    "foreground_ratio": Metric("fraction of foreground patches", "classification", "foreground_ratio"),
     "pixel_accuracy": Metric("pixel accuracy", "segmentation", "pixel_accuracy"),
     "mean_iou": Metric("mean IoU", "segmentation", "mean_iou"),
     "mean_average_precision": Metric("mean average precision of pixels", "segmentation", "mean_average_precision"),
@@ -71,7 +72,7 @@ COMPARED_METHODS = ("ceiling", "whole_image", "center_ellipse", "random")
 
 # score of the evaluation that ends a training run -> method of its maps
 _TRAINING_METHODS = {
-    **dict.fromkeys(("top_1", "top_5", "cls_top_1", "map", "cls_map", "f1"), ""),
+    **dict.fromkeys(("top_1", "top_5", "cls_top_1", "map", "cls_map", "f1", "foreground_ratio"), ""),
     **dict.fromkeys(("pixel_accuracy", "mean_iou"), "ice_hard"),
 }
 
@@ -238,6 +239,8 @@ def _rounded(score: Mapping[str, Any]) -> dict[str, Any]:
 def entries_from_training(numbers: Mapping[str, float], **run: Any) -> tuple[ResultEntry, ...]:
     """Return the published numbers of the evaluation that ends a run, from `all_results.json`; `run` as above."""
     scores = {name: numbers[f"eval_{name}"] for name in _TRAINING_METHODS if f"eval_{name}" in numbers}
+    if "map" not in scores:  # of one class an image the masks say enough
+        scores.pop("foreground_ratio", None)
     return tuple(
         ResultEntry(
             benchmark=METRICS[name].benchmark,

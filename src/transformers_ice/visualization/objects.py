@@ -70,6 +70,19 @@ class DrawnObject:
         maps = {name: np.ascontiguousarray(getattr(self, name)[::step, ::step]) for name in ("mask", "heatmap")}
         return replace(self, box=shrunk_box(self.box, step), **maps)
 
+    def resized(self, image_size: tuple[int, int]) -> DrawnObject:
+        """Return the object in its image at another size, `(height, width)`."""
+        (height, width), size = image_size, (image_size[1], image_size[0])
+        scales = (width / self.mask.shape[1], height / self.mask.shape[0]) * 2
+        x_min, y_min, x_max, y_max = (round(edge * scale) for edge, scale in zip(self.box, scales, strict=True))
+        heatmap = Image.fromarray(np.asarray(self.heatmap, np.float32)).resize(size, Image.Resampling.BOX)
+        return replace(
+            self,
+            box=(x_min, y_min, x_max, y_max),
+            mask=np.asarray(Image.fromarray(self.mask).resize(size, Image.Resampling.NEAREST)),
+            heatmap=np.asarray(heatmap).clip(0, 1),
+        )
+
 
 def shrunk_box(box: Sequence[int], step: int) -> Box:
     """Return a box in an image of which every `step`-th row and column of pixels is left."""
@@ -203,12 +216,11 @@ def place_labels(
 def _fitting(name: str, score: str, font: Any, width: float) -> str:
     """Return a label of one line, its name cut where the whole is too wide."""
     name = " ".join(printable(name).split())
-    cut = name
-    while cut and font.getlength(f"{cut}{score}") > width:
-        cut = cut[:-1]
-        if font.getlength(f"{cut}…{score}") <= width:
-            return f"{cut}…{score}"
-    return f"{cut}{score}"
+    if font.getlength(f"{name}{score}") <= width:
+        return f"{name}{score}"
+    while name and font.getlength(f"{name}…{score}") > width:
+        name = name[:-1]
+    return f"{name}…{score}"
 
 
 def text_color(background: str) -> str:

@@ -339,7 +339,7 @@ def _add_legends(
     """Add the scale of the heat maps and the names of the colours below the panel."""
     from matplotlib.patches import Patch
 
-    bottom = -0.26 if axes[-1, 2].get_xlabel() else -0.16
+    bottom = -0.22 if axes[-1, 2].get_xlabel() else -0.16
     add_heat_scale(figure, quantity, cax=axes[-1, 2].inset_axes((0.05, bottom, 0.9, 0.06)))
     entries = class_legend(colors, names)
     if has_pruned:

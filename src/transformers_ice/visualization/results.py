@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,15 +129,9 @@ def _shrunk(
     }
     if "mask" in result:
         maps["mask"] = resize(np.asarray(result["mask"], bool), Image.Resampling.NEAREST)
-    own = [
-        replace(
-            found,
-            box=tuple(round(edge * scale) for edge in found.box),
-            mask=resize(found.mask, Image.Resampling.NEAREST),
-        )
-        for found in objects or ()
-    ]
-    return resize(image, Image.Resampling.BOX), {**result, **maps}, None if objects is None else own
+    small = resize(image, Image.Resampling.BOX)
+    own = None if objects is None else [found.resized(small.shape[:2]) for found in objects]
+    return small, {**result, **maps}, own
 
 
 def _paint(

@@ -67,8 +67,8 @@ class DrawnObject:
 
     def shrunk(self, step: int) -> DrawnObject:
         """Return the object in an image of which every `step`-th row and column of pixels is left."""
-        maps = {name: np.ascontiguousarray(getattr(self, name)[::step, ::step]) for name in ("mask", "heatmap")}
-        return replace(self, box=shrunk_box(self.box, step), **maps)
+        mask, heatmap = (np.ascontiguousarray(values[::step, ::step]) for values in (self.mask, self.heatmap))
+        return replace(self, box=shrunk_box(self.box, step), mask=mask, heatmap=heatmap)
 
     def resized(self, image_size: tuple[int, int]) -> DrawnObject:
         """Return the object in its image at another size, `(height, width)`."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The app on a multi-label model: several objects with their colours, labels with thresholds, or nothing found."""
 
 import base64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is shown of multi-label models, several objects or none: figures, lines, annotations, pages, files, cards."""
 
 import json
@@ -309,9 +310,9 @@ def test_a_card_says_that_an_image_has_several_classes(published):
     card = build_card(make_record(published, results=results), read_facts(published))
     assert "An image may show several of its classes, or none." in card
     assert "| an image has | several classes, or none; a class is found from a score of 0 to 0.25, one for" in card
-    assert "mean average precision of the classes | 0.800" in card
+    assert "mean average precision of the classes of an image | 0.800" in card
     assert "pipeline_tag: image-classification" in card
-    assert re.search(r"^metrics:\n- map\n- f1\n", card, re.MULTILINE)
+    assert re.search(r"^metrics:\n- mean_average_precision\n- f1\n", card, re.MULTILINE)
     assert "one image, one class" not in card
     assert 'for found in explanation["objects"]:' in first_snippet(card)
     plain = replace(read_facts(published), config={**read_facts(published).config, "problem_type": None})

@@ -174,7 +174,7 @@ def quoted(text: str) -> str:
 
 def _card_data(record: ModelRecord, facts: ModelFacts) -> ModelCardData:
     own = [entry for entry in record.results if entry.method not in COMPARED_METHODS]
-    planned = ["map", "f1"] if facts.is_multi_label else ["accuracy"]
+    planned = ["mean_average_precision", "f1"] if facts.is_multi_label else ["accuracy"]
     planned += ["mean_iou"] if facts.is_ice else []
     return ModelCardData(
         license=record.license,

@@ -9,7 +9,6 @@ import torch
 
 from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit.adversarial_normalization import (
-    COMMON_MAP_VARIANCE,
     background_weight,
     batch_foreground_ratio,
     candidate_label_loss,
@@ -187,16 +186,14 @@ def maps_to_logits(maps):
     return torch.stack((maps, 1 - maps), dim=-1).log()
 
 
-def test_position_loss_is_the_covariance_of_different_maps_beyond_a_centre_bias():
+def test_position_loss_is_the_share_of_the_maps_that_different_images_have_in_common():
     first, second, third = [0.1, 0.9, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5], [0.3, 0.7, 0.7, 0.3]
     below = [[0.1, 0.1, 0.9, 0.9]] * 3
-    assert position_loss(maps_to_logits(below)).item() == pytest.approx(0.16 - COMMON_MAP_VARIANCE, abs=1e-6)
-    assert position_loss(maps_to_logits([first, third])).item() == pytest.approx(
-        (0.4 * 0.2 + 0.4 * 0.2) / 4 - COMMON_MAP_VARIANCE, abs=1e-6
-    )
-    # three images, so three pairs: two of them as above, of opposite sign
-    pairs = (-0.08 + 0.04 - 0.04) / 3
-    assert pairs < COMMON_MAP_VARIANCE
+    assert position_loss(maps_to_logits(below)).item() == pytest.approx(0.16 / (0.16 + 0.01) - 0.2, abs=1e-5)
+    # one pair: 0.4 * 0.2 + 0.4 * 0.2 over four places; the variances of the two are 0.08 and 0.04
+    expected = 0.04 / (0.06 + 0.01) - 0.2
+    assert position_loss(maps_to_logits([first, third])).item() == pytest.approx(expected, abs=1e-5)
+    # three pairs, whose covariances -0.08, 0.04 and -0.04 have a negative mean
     assert position_loss(maps_to_logits([first, second, third])).item() == 0
 
 

@@ -18,6 +18,7 @@ from transformers_ice.ice_deit.adversarial_normalization import (
     pool_foreground_logits,
     pool_patches,
     pool_softly,
+    position_loss,
     soft_cross_entropy,
     soft_targets,
 )
@@ -177,6 +178,39 @@ def test_candidate_label_loss_by_definition(targets, shares):
     for patch in logits[0].double().softmax(-1).tolist():
         expected -= sum(share * math.log(patch[label] + patch[-1]) for label, share in shares.items()) / 5
     assert candidate_label_loss(logits, torch.tensor(targets)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def maps_to_logits(maps):
+    """Return patch logits `(batch_size, num_patches, 2)` whose p(foreground) are the maps."""
+    maps = torch.tensor(maps)
+    return torch.stack((maps, 1 - maps), dim=-1).log()
+
+
+def test_position_loss_is_the_share_of_the_maps_that_different_images_have_in_common():
+    first, second, third = [0.1, 0.9, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5], [0.3, 0.7, 0.7, 0.3]
+    below = [[0.1, 0.1, 0.9, 0.9]] * 3
+    assert position_loss(maps_to_logits(below)).item() == pytest.approx(0.16 / (0.16 + 0.01) - 0.2, abs=1e-5)
+    # one pair: 0.4 * 0.2 + 0.4 * 0.2 over four places; the variances of the two are 0.08 and 0.04
+    expected = 0.04 / (0.06 + 0.01) - 0.2
+    assert position_loss(maps_to_logits([first, third])).item() == pytest.approx(expected, abs=1e-5)
+    # three pairs, whose covariances -0.08, 0.04 and -0.04 have a negative mean
+    assert position_loss(maps_to_logits([first, second, third])).item() == 0
+
+
+def test_position_loss_does_not_mind_maps_that_are_alike_for_the_same_image_alone():
+    logits = torch.randn(1, 6, 4, requires_grad=True)
+    loss = position_loss(logits)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_position_loss_moves_a_common_map_towards_an_even_one():
+    logits = maps_to_logits([[0.1, 0.1, 0.9, 0.9]] * 4).requires_grad_()
+    position_loss(logits).backward()
+    downhill = -(logits.grad[..., 0] - logits.grad[..., 1])
+    assert (downhill[:, :2] > 0).all()
+    assert (downhill[:, 2:] < 0).all()
 
 
 def test_candidate_label_loss_sends_what_looks_like_another_class_to_background():

@@ -169,8 +169,8 @@ def test_saved_keys_are_the_state_dict(tmp_path, model_type):
 
 PRUNING = {"pruning_strategy": "background", "pruning_layers": [1], "prune_in_training": True}
 # the parts that a configuration without them does not have
-OPTIONAL_PARTS = {"pruning_loss": PRUNING, "candidate_label_loss": OBJECTIVES["balanced"]}
-OPTIONAL_PARTS["local_loss"] = OPTIONAL_PARTS["candidate_label_loss"]
+OPTIONAL_PARTS = {"pruning_loss": PRUNING}
+OPTIONAL_PARTS |= dict.fromkeys(("candidate_label_loss", "position_loss", "local_loss"), OBJECTIVES["balanced"])
 LOGGED = (*LOSS_PARTS, "foreground_ratio")
 
 

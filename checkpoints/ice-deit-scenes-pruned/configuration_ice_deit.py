@@ -137,6 +137,11 @@ class IceDeiTConfig(DeiTConfig):
     )
     """Published: none, 0."""
 
+    position_loss_weight: float | int = ice_field(
+        0.0, "Weight of the loss against maps that go by the place of a patch, alike in all images.", within=_WEIGHT
+    )
+    """Published: none, 0."""
+
     num_local_windows: int = ice_field(
         0, "Also train on windows: their number along each side of the patch grid; 0: do not.", within="[0, inf)"
     )

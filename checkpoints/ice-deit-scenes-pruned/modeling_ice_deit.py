@@ -97,6 +97,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
         cls_loss: 0-dim, unweighted cross-entropy of the [CLS] logits.
         pruning_loss: 0-dim, unweighted loss of the pruning heads; only while the model trains and has some.
         candidate_label_loss: 0-dim, unweighted `candidate_label_loss`; only where it has a weight.
+        position_loss: 0-dim, unweighted `position_loss`; only while the model trains and where it has a weight.
         local_loss: 0-dim, loss of the local windows, not weighted as a whole; only while the model trains with some.
         hidden_states: Per layer, with `output_hidden_states=True`.
         attentions: Per layer, with `output_attentions=True` and the eager attention implementation.
@@ -117,6 +118,7 @@ class IceDeiTImageClassifierOutput(ModelOutput):
     cls_loss: Tensor | None = None
     pruning_loss: Tensor | None = None
     candidate_label_loss: Tensor | None = None
+    position_loss: Tensor | None = None
     local_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -25,6 +25,7 @@ from .adversarial_normalization import (
     foreground_mask,
     pool_patches,
     pool_softly,
+    position_loss,
 )
 from .encoder_interface import IceEncoder
 from .local_windows import every_nth, grouping_weights, local_distillation_loss, patch_appearance
@@ -139,6 +140,13 @@ def _candidate_label_loss(inputs: ObjectiveInputs) -> Tensor | None:
     return candidate_label_loss(inputs.patch_logits, inputs.targets)
 
 
+def _position_loss(inputs: ObjectiveInputs) -> Tensor | None:
+    """Keep maps from going by the place of a patch alone. Only in training: it depends on the batch."""
+    if not (inputs.is_training and inputs.config.position_loss_weight):
+        return None
+    return position_loss(inputs.patch_logits)
+
+
 def _cls_loss(inputs: ObjectiveInputs) -> Tensor | None:
     """Compare the logits of the prefix tokens' classifier with the image's label, or each with its own."""
     if inputs.cls_logits is None:
@@ -195,12 +203,13 @@ LOSS_PARTS = {
     "classification_loss": LossPart("classification_loss_weight", _classification_loss),
     "background_loss": LossPart("background_loss_weight", _background_loss, _background_weight),
     "candidate_label_loss": LossPart("candidate_label_loss_weight", _candidate_label_loss),
+    "position_loss": LossPart("position_loss_weight", _position_loss),
     "cls_loss": LossPart("cls_loss_weight", _cls_loss),
     "local_loss": LossPart("local_loss_weight", _local_loss),
     "pruning_loss": LossPart("pruning_loss_weight", _pruning_loss),
 }
 """Parts of the loss by their names in the model's output, in the order in which they are added."""
 
-_ICE_PARTS = ("classification_loss", "background_loss", "candidate_label_loss")
+_ICE_PARTS = ("classification_loss", "background_loss", "candidate_label_loss", "position_loss")
 
 __all__ = ["LOSS_PARTS", "LossPart", "ObjectiveInputs", "compute_losses", "ice_losses"]

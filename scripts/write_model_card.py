@@ -166,10 +166,13 @@ def read_own_record(folder: Path) -> ModelRecord:
 
 
 def draw_pictures(folder: Path, record: ModelRecord) -> None:
-    """Draw the figures of a model of drawn scenes."""
+    """Draw the figures of a model: of drawn scenes, or of the example image of its record."""
+    file, image = folder / "images" / f"{record.name}.png", ROOT / record.image
     if "scenes" in record.training.datasets:
         write_example_image(folder / "images" / "scene.png", inside=folder)
-        draw_explanations(folder, folder / "images" / f"{record.name}.png")
+        draw_explanations(folder, file)
+    elif image.is_file():
+        draw_explanations(folder, file, images=[image])
 
 
 def write_folder(arguments: argparse.Namespace) -> list[Path]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figure of a card: the model's maps of drawn scenes, which need no licence of an image."""
+"""Figure of a card: the model's maps of drawn scenes, which need no licence of an image, or of images given."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,16 @@ def write_example_image(file: Path, index: int = 0, image_size: int = 192, insid
         Image.fromarray(draw_scene(index, "test", image_size).image).save(temporary, optimize=True)
 
 
-def draw_explanations(folder: Path, file: Path, num_scenes: int = 3) -> None:
-    """Draw a model's maps of held-out scenes, some 100 kB, into its folder, whose own code never runs."""
+def draw_explanations(folder: Path, file: Path, num_scenes: int = 3, images: Sequence[Path] = ()) -> None:
+    """Draw a model's maps of held-out scenes, some 100 kB, into its folder, whose own code never runs.
+
+    With `images`, which only an ICE model takes, of these instead: photographs that nobody has outlined.
+    """
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
     scenes = [draw_scene(index, "test", as_pair(model.config.image_size)) for index in range(num_scenes)]
-    if hasattr(model.base_model, "patch_head"):
+    if images:
+        figure = explanation_panel(_image_rows(folder, images), model.config.id2label)
+    elif hasattr(model.base_model, "patch_head"):
         figure = explanation_panel(_explained_rows(folder, scenes), model.config.id2label)
     else:
         figure = _method_figure(model, AutoImageProcessor.from_pretrained(folder), scenes)
@@ -51,6 +57,12 @@ def _explained_rows(folder: Path, scenes: list[Scene]) -> list[PanelRow]:
         found, truth_label = explainer(Image.fromarray(scene.image)), SCENE_CLASSES[scene.label]
         rows.append(PanelRow.from_result(scene.image, found, scene.mask, truth_label, details=False))
     return rows
+
+
+def _image_rows(folder: Path, images: Sequence[Path]) -> list[PanelRow]:
+    explainer: Any = pipeline("patch-explanation", model=str(folder), trust_remote_code=False)  # type: ignore[call-overload]
+    pixels = [np.asarray(Image.open(image).convert("RGB")) for image in images]
+    return [PanelRow.from_result(own, explainer(Image.fromarray(own)), details=False) for own in pixels]
 
 
 def _method_figure(model: Any, image_processor: Any, scenes: list[Scene]) -> Any:

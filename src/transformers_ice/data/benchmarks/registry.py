@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..scenes import SPLIT_SIZES, load_scenes
+from ..scenes import load_scenes
 from .annotated_folder import AnnotatedFolder
 from .coco import Coco20k
 from .cub import Cub
@@ -69,8 +69,8 @@ def _build_scenes(
     num_proc: int | None = None,
     config_name: str | None = None,
 ) -> EvaluationSet:
-    # a prefix, so that no more is drawn than is needed; it holds all classes equally often
-    limit = None if limit is None else min(limit, SPLIT_SIZES.get(split, limit))
+    # no more is drawn than is needed, and more than the split has where they are asked for; any such prefix holds all
+    # classes equally often
     table = load_scenes(split, limit, image_size, seed, cache_dir, num_proc, config_name)
     return TableEvaluation(table, "scenes" if config_name is None else f"scenes ({config_name})")
 

@@ -443,7 +443,7 @@ def test_segmentation_refuses_labels(tiny_config, pixel_values):
 # --- the sample checkpoint
 
 
-@pytest.mark.parametrize("name", ["ice-deit-scenes", "ice-deit-scenes-pruned"])
+@pytest.mark.parametrize("name", ["ice-deit-imagenette", "ice-deit-scenes", "ice-deit-scenes-pruned"])
 def test_the_sample_checkpoints_carry_the_code_of_this_package(name):
     folder = SOURCES.parents[2] / "checkpoints" / name
     stale = [name for name in remote_code_files() if (folder / name).read_text() != (SOURCES / name).read_text()]

@@ -477,7 +477,7 @@ def test_the_processor_of_the_tests_is_the_one_that_is_published(complete):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ice-deit-scenes", "ice-deit-scenes-pruned"])
+@pytest.mark.parametrize("name", ["ice-deit-imagenette", "ice-deit-scenes", "ice-deit-scenes-pruned"])
 def test_a_published_folder_works_in_a_clean_environment(clean_python, name, tmp_path):
     folder = ROOT / "checkpoints" / name
     publication = prepare_publication(folder, f"me/{name}", tmp_path)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adversarial normalization: the formulas of the ICE loss, from patch logits and image labels alone.
+
+Pure functions of tensors. `patch_logits` holds one score per patch and class, background on the last index.
+Source: Choi, Jin, Han, CVPR 2023, and the authors' `models_ICE.py` and `engine_ICE.py` (Hanyang-HCC-Lab/ICE).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PooledPatches:
+    """Patch logits of each image, pooled by the functions of the same names."""
+
+    foreground_logits: Tensor
+    background_logits: Tensor
+    foreground_ratio: Tensor
+
+
+def foreground_mask(patch_logits: Tensor) -> Tensor:
+    """Return which patches have another best class than background, `(batch_size, num_patches)`, bool."""
+    return patch_logits.argmax(dim=-1) != patch_logits.shape[-1] - 1
+
+
+def foreground_ratio(patch_logits: Tensor) -> Tensor:
+    """Return the ratio of foreground patches of each image, `(batch_size,)`, float32, in [0, 1].
+
+    The authors' code reports the mean over the batch instead.
+    """
+    return foreground_mask(patch_logits).float().mean(dim=-1)
+
+
+def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Average the logits of the foreground patches, with one added to their number: `(batch_size, num_labels + 1)`.
+
+    All zero for an image without a foreground patch. `mask` is `foreground_mask(patch_logits)`, where it is known.
+    Source: `models_ICE.py`; the selection itself has no gradient.
+    """
+    mask = foreground_mask(patch_logits) if mask is None else mask
+    # in float32, as autocast would not: the sum of some thousand patches is beyond float16
+    with torch.autocast(patch_logits.device.type, enabled=False):
+        logits = patch_logits.to(torch.promote_types(patch_logits.dtype, torch.float32))
+        # a product with a matrix of one row sums in one pass; multiplying first would write all logits once more
+        sums = (mask.unsqueeze(1).to(logits.dtype) @ logits).squeeze(1)
+    return (sums / (mask.sum(dim=1, keepdim=True) + 1)).to(patch_logits.dtype)
+
+
+def pool_softly(patch_logits: Tensor) -> Tensor:
+    """Average the logits of all patches, each weighted by 1 - p(background): `(batch_size, num_labels + 1)`, float32.
+
+    The soft form of `pool_foreground_logits`: the loss then has a gradient by which patches count.
+    """
+    logits = patch_logits.float()
+    weights = 1 - logits.softmax(dim=-1)[..., -1:]
+    return (weights * logits).sum(dim=1) / (weights.sum(dim=1) + 1)
+
+
+def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the partial-label loss of patches, whose candidates are the image's class and background; 0-dim, float32.
+
+    -log(p(class) + p(background)), mean over patches and images: a patch that only looks like another class becomes
+    background. `targets` `(batch_size, num_labels)` are soft; of a mixed image the two largest count, by their value.
+    Source: learning from partial labels (Cour, Sapp, Taskar, JMLR 2011), the candidates being class and background.
+    """
+    logits = patch_logits.float()
+    shares, classes = targets.topk(min(2, targets.shape[-1]), dim=-1)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    # only the candidates are taken out: (batch, num_patches, classes) is the largest tensor of a training step
+    of_class = logits.gather(2, classes.unsqueeze(1).expand(-1, logits.shape[1], -1))
+    of_candidates = torch.logaddexp(of_class, logits[..., -1:])
+    losses = logits.logsumexp(dim=-1, keepdim=True) - of_candidates
+    return (losses * shares.unsqueeze(1)).sum(dim=-1).mean()
+
+
+def position_loss(patch_logits: Tensor) -> Tensor:
+    """Return how much of the foreground maps is alike in all images, beyond what may be; 0-dim, float32, in [0, 1].
+
+    Of the maps m = 1 - p(background), each less its mean over the image: the mean product at the same place of two
+    different images, divided by that of an image with itself; less `COMMON_MAP_SHARE`, and at least 0. A map that goes
+    by the place of a patch, such as "below is the class, above is background", satisfies every other part of the
+    loss, as each patch can know its place and the class of the whole image. 0 for a batch of one image.
+    """
+    batch_size = patch_logits.shape[0]
+    maps = 1 - patch_logits.float().softmax(dim=-1)[..., -1]  # (batch, patches)
+    deviations = maps - maps.mean(dim=1, keepdim=True)
+    # the sum over all pairs less those of an image with itself
+    products = deviations.sum(dim=0).square() - deviations.square().sum(dim=0)
+    covariance = products.mean() / max(batch_size * (batch_size - 1), 1)
+    variance = deviations.square().mean() + _LEAST_VARIANCE
+    return (covariance / variance - COMMON_MAP_SHARE).clamp(min=0)
+
+
+def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
+    """Average the logits of all patches and scale them (published: 0.5), `(batch_size, num_labels + 1)`."""
+    dtype = torch.promote_types(patch_logits.dtype, torch.float32)  # a sum in float16 is infinite early
+    return (patch_logits.mean(dim=1, dtype=dtype) * scale).to(patch_logits.dtype)
+
+
+def pool_patches(patch_logits: Tensor, background_logit_scale: float) -> PooledPatches:
+    """Pool patch logits over each image, as published."""
+    mask = foreground_mask(patch_logits)
+    return PooledPatches(
+        foreground_logits=pool_foreground_logits(patch_logits, mask),
+        background_logits=pool_background_logits(patch_logits, background_logit_scale),
+        foreground_ratio=mask.float().mean(dim=-1),
+    )
+
+
+def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
+    """Return class indices `(batch_size,)` as soft targets `(batch_size, num_labels)`, float32; soft targets pass."""
+    return F.one_hot(labels.long(), num_labels).float() if labels.dim() == 1 else labels.float()
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits with target distributions, `(batch_size, num_classes)`, in float32."""
+    return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over images and classes, both `(batch_size, num_classes)`, in float32.
+
+    Source: Wightman et al., "ResNet strikes back" (2021), and DeiT III train so.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
+COMMON_MAP_SHARE = 0.2
+"""Share of the variance of a map over places that may be common to all images: objects are more often in the middle
+than in a corner. That of the true masks of drawn scenes is 0.19."""
+
+_LEAST_VARIANCE = 0.01  # a map that is nearly even has no share to speak of
+
+CLASSIFICATION_LOSSES = {"cross_entropy": soft_cross_entropy, "bce": soft_binary_cross_entropy}
+"""Losses of logits with target distributions by the name of `classification_loss_type`."""
+
+
+def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
+    """Return the mean foreground ratio of the whole batch, 0-dim, without gradient.
+
+    With `across_ranks` it is the mean over all processes of the default group, every one of which has to call then.
+    """
+    ratio = ratio.detach()
+    if not (across_ranks and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return ratio.mean()
+    # sum and count, not a mean of means: the last batch of a rank may be smaller
+    total = torch.stack((ratio.sum(), ratio.new_tensor(float(ratio.numel()))))
+    torch.distributed.all_reduce(total)
+    return total[0] / total[1]
+
+
+def background_cross_entropy(background_logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy of pooled background logits with the background class, 0-dim, in float32.
+
+    This is the adversary, which pulls every patch towards background.
+    """
+    # written so that background's index stays "the last one"
+    return -background_logits.float().log_softmax(dim=-1)[:, -1].mean()
+
+
+def background_weight(
+    batch_ratio: Tensor, background_loss_weight: float, min_foreground_ratio: float, max_foreground_ratio: float = 1.0
+) -> Tensor:
+    """Return the weight of the background part for a batch, 0-dim, float32, without gradient.
+
+    It is `background_loss_weight` (published: 0.025) while the batch's mean foreground ratio is at least
+    `min_foreground_ratio` (published: 0.1). From `max_foreground_ratio` on (published: 1, never) it grows with the
+    ratio, by up to 1 where every patch is foreground: a weight that was chosen too small corrects itself.
+    """
+    weight = background_loss_weight * (batch_ratio >= min_foreground_ratio).float()
+    if max_foreground_ratio < 1:
+        weight = weight + ((batch_ratio - max_foreground_ratio) / (1 - max_foreground_ratio)).clamp(min=0)
+    return weight
+
+
+__all__ = [
+    "CLASSIFICATION_LOSSES",
+    "COMMON_MAP_SHARE",
+    "PooledPatches",
+    "background_cross_entropy",
+    "background_weight",
+    "batch_foreground_ratio",
+    "candidate_label_loss",
+    "foreground_mask",
+    "foreground_ratio",
+    "pool_background_logits",
+    "pool_foreground_logits",
+    "pool_patches",
+    "pool_softly",
+    "position_loss",
+    "soft_binary_cross_entropy",
+    "soft_cross_entropy",
+    "soft_targets",
+]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed batches, whose images have different numbers of tokens, and four exact ways to run attention in them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+
+
+varlen_attn: Any = None
+try:  # newer than the oldest torch that the package runs on
+    from torch.nn.attention import varlen
+except ImportError:
+    pass
+else:
+    varlen_attn = varlen.varlen_attn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
+
+    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`. `present` is the padded mask
+    of places that hold a token; `places` `(total_tokens,)` is each token's place in it, flattened; `lengths` are the
+    tokens of each image, `None` in a graph that is captured once for all images: there they are not known.
+    """
+
+    present: Tensor
+    places: Tensor
+    lengths: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, present: Tensor, is_captured: bool = False) -> "Packing":
+        """Return the packing of the places `(batch_size, num_places)` where `present` is True."""
+        places = present.flatten().nonzero().squeeze(1)
+        return cls(present, places, None if is_captured else tuple(present.sum(dim=1).tolist()))
+
+    @property
+    def is_rectangular(self) -> bool:
+        """Whether all images are known to have the same number of tokens."""
+        return self.lengths is not None and len(set(self.lengths)) <= 1
+
+    @property
+    def image_of_token(self) -> Tensor:
+        """Which image each token belongs to, `(total_tokens,)`, int."""
+        return self.places // self.present.shape[1]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return the tokens that are present of `(batch_size, num_places, ...)` as `(total_tokens, ...)`."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
+        """Return `(total_tokens, ...)` as `(batch_size, num_places, ...)`, with `fill` where there is no token."""
+        batch_size, num_places = self.present.shape
+        padded = packed.new_full((batch_size * num_places, *packed.shape[1:]), fill)
+        return padded.index_copy(0, self.places, packed).unflatten(0, (batch_size, num_places))
+
+    def select(self, packed: Tensor, present: Tensor) -> Tensor:
+        """Return the packed tokens whose place is True in `present`, a part of this packing's own mask."""
+        row_of_place = self.present.flatten().cumsum(0) - 1
+        return packed.index_select(0, row_of_place[present.flatten().nonzero().squeeze(1)])
+
+
+def attend_packed(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    config: PreTrainedConfig,
+) -> Tensor:
+    """Let the tokens of each image attend to those of the same image.
+
+    `attend` is the attention implementation: query, key, value `(batch_size, num_heads, num_tokens, head_dim)` and a
+    mask to `(batch_size, num_tokens, num_heads, head_dim)`, and weights or `None`. Here query, key and value are `(1,
+    num_heads, total_tokens, head_dim)`, the result `(1, total_tokens, num_heads, head_dim)`.
+    """
+    if packing.lengths is None:  # once, on images padded to the full grid: shapes do not depend on the images
+        padded = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]
+        mask = create_bidirectional_mask(config, padded[0][:, 0], packing.present)
+        return packing.pack(attend(*padded, mask)[0]).unsqueeze(0)
+    longest = max(packing.lengths)
+    if "flash" in str(config._attn_implementation):  # the options that transformers defines for it
+        boundaries = _boundaries(packing.lengths, query.device)
+        options = {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
+        return attend(query, key, value, None, max_length_q=longest, max_length_k=longest, **options)[0]
+    if _fits_varlen(query, config, attend):
+        boundaries = _boundaries(packing.lengths, query.device)
+        packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
+        return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
+    # once for each image: the least work, and faster than padding at every size tried on a CPU
+    images = zip(*(states.split(packing.lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([attend(*image, None)[0] for image in images], dim=1)
+
+
+def _boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor((0, *lengths), device=device).cumsum(0).to(torch.int32)
+
+
+def _fits_varlen(query: Tensor, config: PreTrainedConfig, attend: Callable) -> bool:
+    """Whether torch's own kernel for images of different lengths can stand in for its SDPA here.
+
+    It is FlashAttention: half precision, cards from Ampere on, heads of up to 256 in steps of 8.
+    """
+    is_plain = config._attn_implementation == "sdpa" and not getattr(attend, "keywords", {}).get("dropout")
+    fits = query.dtype in (torch.float16, torch.bfloat16) and query.shape[3] % 8 == 0 and query.shape[3] <= 256
+    if varlen_attn is None or not (query.is_cuda and is_plain and fits):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+__all__ = ["Packing", "attend_packed"]

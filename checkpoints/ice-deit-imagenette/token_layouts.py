@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three layouts of the tokens of a batch from which patches are pruned, each with its way through a layer and back.
+
+`MaskedTokens` keeps every token and masks the pruned ones: the definition. `GatheredTokens` keeps the same number for
+all images, `PackedTokens` any number for each. A layout is immutable; what changes it returns the next one. Each
+records the head outputs and exit layers of pruned patches, so `scatter_to_grid` covers the full patch grid.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from .configuration_ice_deit import IceDeiTConfig
+from .packed_attention import Packing
+from .token_pruning import (
+    STRATEGIES,
+    EncodedTokens,
+    add_prefix,
+    gather_tokens,
+    head_output_to_patch_logits,
+    indices_to_mask,
+    is_exporting,
+    split_by_rank,
+)
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Layout of all tokens; a pruned patch keeps attending to the kept tokens but is masked out as a key.
+
+    `hidden_states` is `(batch_size, num_prefix_tokens + num_patches, hidden_size)`; the masks `present` (what is
+    attended to) and `is_patch` (False where a fused token took the place of a pruned patch) and `exit_layer` are
+    `(batch_size, num_patches)`; `exit_output` holds the head outputs of pruned patches, `(batch_size, num_patches, 1
+    or num_labels + 1)`. The attention mask, in the form of the attention implementation, is made once per pruning
+    step.
+    """
+
+    hidden_states: Tensor
+    config: IceDeiTConfig
+    present: Tensor
+    is_patch: Tensor
+    exit_layer: Tensor
+    exit_output: Tensor | None = None
+    attention_mask: Any = None
+
+    @classmethod
+    def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "MaskedTokens":
+        """Return all tokens `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, before any pruning."""
+        present = _all_present(hidden_states, config)
+        return cls(hidden_states, config, present, present, _initial_exit_layer(present, config))
+
+    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "MaskedTokens":
+        """Return the tokens after a layer."""
+        return replace(self, hidden_states=layer(self.hidden_states, self.attention_mask, None, None, **kwargs))
+
+    def apply_head(self, head: nn.Module) -> Tensor:
+        """Return the output of a head for every cell, `(batch_size, num_patches, 1 or num_labels + 1)`."""
+        return head(self.hidden_states[:, self.config.num_prefix_tokens :])
+
+    def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "MaskedTokens":
+        """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
+        pruned = self.present & self.is_patch & ~keep
+        return replace(
+            self,
+            present=keep,
+            attention_mask=self._attention_mask(keep),
+            exit_layer=self.exit_layer.masked_fill(pruned, layer_index),
+            exit_output=_record_outputs(pruned, head_output, self.exit_output),
+        )
+
+    def _attention_mask(self, present: Tensor) -> Any:
+        tokens = add_prefix(present, self.config.num_prefix_tokens)
+        return create_bidirectional_mask(self.config, self.hidden_states, tokens)
+
+    def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> "MaskedTokens":
+        """Return the tokens with the `count` best patches of each image by `scores`, `(batch_size, num_patches)`."""
+        return self.keep(self._best(scores, count), head_output, layer_index)
+
+    def _best(self, scores: Tensor, count: int) -> Tensor:
+        # a present patch with a score of minus infinity still comes before a pruned one
+        finite = scores.clamp(min=torch.finfo(scores.dtype).min)
+        best, _ = split_by_rank(finite.masked_fill(~self.present, -torch.inf), count)
+        return indices_to_mask(best, self.present.shape[1])
+
+    def prune_inside(
+        self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
+    ) -> "MaskedTokens":
+        """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most (EViT)."""
+        prune = partial(self._prune_by_attention, count=count)
+        hidden_states, keep, fused, patches = layer(self.hidden_states, self.attention_mask, None, prune, **kwargs)
+        tokens = self.keep(keep, patch_head(patches), layer_index)
+        if self.config.fuse_pruned_tokens:
+            present = keep | fused
+            is_patch, mask = tokens.is_patch & ~fused, self._attention_mask(present)
+            tokens = replace(tokens, present=present, is_patch=is_patch, attention_mask=mask)
+        return replace(tokens, hidden_states=hidden_states)
+
+    def _prune_by_attention(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
+        num_prefix = self.config.num_prefix_tokens
+        scores = _class_attention(class_scores, add_prefix(self.present, num_prefix))[:, num_prefix:]
+        keep = self._best(scores, count)
+        prefix, patches = hidden_states[:, :num_prefix], hidden_states[:, num_prefix:]
+        fused = torch.zeros_like(keep)
+        if self.config.fuse_pruned_tokens:
+            pruned = self.present & ~keep
+            # the first place that becomes free: shapes stay those of the full grid
+            fused = indices_to_mask(pruned.to(torch.uint8).argmax(dim=1, keepdim=True), keep.shape[1])
+            sums = (patches * (scores * pruned).to(patches.dtype).unsqueeze(-1)).sum(dim=1, keepdim=True)
+            hidden_states = torch.cat((prefix, torch.where(fused.unsqueeze(-1), sums, patches)), dim=1)
+        return hidden_states, keep, fused, patches
+
+    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
+        """Scatter kept and pruned patches back to the full patch grid."""
+        logits = self.apply_head(patch_head)
+        is_kept = self.exit_layer == self.config.num_hidden_layers
+        kept_tokens = add_prefix(is_kept, self.config.num_prefix_tokens).unsqueeze(-1)
+        patch_logits = logits
+        if self.exit_output is not None:
+            exit_logits = head_output_to_patch_logits(self.exit_output, self.config.num_labels)
+            patch_logits = torch.where(is_kept.unsqueeze(-1), logits, exit_logits)
+        return EncodedTokens(final_norm(self.hidden_states) * kept_tokens, patch_logits, self.exit_layer, logits)
+
+
+@dataclass(frozen=True)
+class GatheredTokens:
+    """Layout of the tokens kept, the same number for all images; shapes never depend on what the images show.
+
+    `hidden_states` is `(batch_size, num_prefix_tokens + num_present, hidden_size)`; `cells` `(batch_size,
+    num_present)` is the cell of each token after the prefix; `num_patches`, one beyond the grid, for a fused token.
+    `exit_layer` is `(batch_size, num_patches + 1)`; `exits` are cells `(batch_size, n)` and head outputs `(batch_size,
+    n, 1 or num_labels + 1)` of pruned patches.
+    """
+
+    hidden_states: Tensor
+    config: IceDeiTConfig
+    cells: Tensor
+    exit_layer: Tensor
+    exits: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    @classmethod
+    def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "GatheredTokens":
+        """Return all tokens `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, before any pruning."""
+        present = _all_present(hidden_states, config)
+        cells = torch.arange(present.shape[1], device=present.device).expand(present.shape[0], -1)
+        return cls(hidden_states, config, cells, nn.functional.pad(_initial_exit_layer(present, config), (0, 1)))
+
+    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "GatheredTokens":
+        """Return the tokens after a layer."""
+        return replace(self, hidden_states=layer(self.hidden_states, None, None, None, **kwargs))
+
+    def apply_head(self, head: nn.Module) -> Tensor:
+        """Return the output of a head for present patches, `(batch_size, num_present, 1 or num_labels + 1)`."""
+        return head(self.hidden_states[:, self.config.num_prefix_tokens :])
+
+    def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> "GatheredTokens":
+        """Return the tokens with the `count` best patches of each image by `scores`, `(batch_size, num_present)`."""
+        best, rest = split_by_rank(scores, count)
+        prefix, patches = self._split(self.hidden_states)
+        hidden_states = torch.cat((prefix, gather_tokens(patches, best)), dim=1)
+        tokens = self._prune(best, rest, gather_tokens(head_output, rest), layer_index)
+        return replace(tokens, hidden_states=hidden_states)
+
+    def prune_inside(
+        self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
+    ) -> "GatheredTokens":
+        """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most (EViT)."""
+        prune = partial(self._prune_by_attention, count=count)
+        hidden_states, best, rest, pruned = layer(self.hidden_states, None, None, prune, **kwargs)
+        tokens = self._prune(best, rest, patch_head(pruned), layer_index)
+        cells = tokens.cells
+        if self.config.fuse_pruned_tokens:
+            cells = nn.functional.pad(cells, (0, 1), value=self.exit_layer.shape[1] - 1)
+        return replace(tokens, hidden_states=hidden_states, cells=cells)
+
+    def _prune_by_attention(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
+        scores = _class_attention(class_scores)[:, self.config.num_prefix_tokens :]
+        best, rest = split_by_rank(scores, count)
+        prefix, patches = self._split(hidden_states)
+        pruned = gather_tokens(patches, rest)
+        parts = [prefix, gather_tokens(patches, best)]
+        if self.config.fuse_pruned_tokens:
+            weights = gather_tokens(scores, rest).to(pruned.dtype).unsqueeze(-1)
+            parts.append((pruned * weights).sum(dim=1, keepdim=True))  # -> (batch, 1, dim)
+        return torch.cat(parts, dim=1), best, rest, pruned
+
+    def _split(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        num_prefix = self.config.num_prefix_tokens
+        return hidden_states[:, :num_prefix], hidden_states[:, num_prefix:]
+
+    def _prune(self, best: Tensor, rest: Tensor, output: Tensor, layer_index: int) -> "GatheredTokens":
+        pruned = gather_tokens(self.cells, rest)
+        exit_layer = self.exit_layer.scatter(1, pruned, layer_index)
+        return replace(
+            self, cells=gather_tokens(self.cells, best), exit_layer=exit_layer, exits=(*self.exits, (pruned, output))
+        )
+
+    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
+        """Scatter kept and pruned patches back to the full patch grid."""
+        num_patches = self.exit_layer.shape[1] - 1
+        normed = final_norm(self.hidden_states)
+        prefix, patches = self._split(normed)
+        last = patches.new_zeros(patches.shape[0], num_patches + 1, patches.shape[2])
+        last = _scatter(last, self.cells, patches)[:, :num_patches]
+        kept = self.apply_head(patch_head)
+        width = self.exits[0][1].shape[-1] if self.exits else kept.shape[-1]
+        grid = kept.new_zeros(kept.shape[0], num_patches + 1, width)
+        for cells, output in self.exits:
+            grid = _scatter(grid, cells, output.to(grid.dtype))
+        grid = _scatter(head_output_to_patch_logits(grid, self.config.num_labels), self.cells, kept)
+        last_hidden_state = torch.cat((prefix, last), dim=1)
+        return EncodedTokens(last_hidden_state, grid[:, :num_patches], self.exit_layer[:, :num_patches])
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Layout of the tokens kept, any number of each image, one image after the other, `(total_tokens, hidden_size)`.
+
+    `packing` holds the places of the tokens among all tokens of the full grid, `None` while all are present. The
+    others are as in `MaskedTokens`.
+    """
+
+    hidden_states: Tensor
+    config: IceDeiTConfig
+    present: Tensor
+    packing: Packing | None
+    exit_layer: Tensor
+    exit_output: Tensor | None = None
+
+    @classmethod
+    def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "PackedTokens":
+        """Return all tokens `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, before any pruning."""
+        present = _all_present(hidden_states, config)
+        return cls(hidden_states.flatten(0, 1), config, present, None, _initial_exit_layer(present, config))
+
+    def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "PackedTokens":
+        """Return the tokens after a layer."""
+        if self.packing is None or self.packing.is_rectangular:
+            hidden_states = self.hidden_states.unflatten(0, (self.present.shape[0], -1))
+            hidden_states = layer(hidden_states, None, None, None, **kwargs).flatten(0, 1)
+        else:
+            hidden_states = layer(self.hidden_states.unsqueeze(0), None, self.packing, None, **kwargs).squeeze(0)
+        return replace(self, hidden_states=hidden_states)
+
+    def apply_head(self, head: nn.Module) -> Tensor:
+        """Return the output of a head for present cells, else 0, `(batch_size, num_patches, 1 or num_labels + 1)`."""
+        return self._token_packing().unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
+
+    def _token_packing(self) -> Packing:
+        if self.packing is not None:
+            return self.packing
+        # all are present: counted, not looked for, so that a captured graph knows how many
+        tokens = add_prefix(self.present, self.config.num_prefix_tokens)
+        return Packing(tokens, torch.arange(tokens.numel(), device=tokens.device), None)
+
+    def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "PackedTokens":
+        """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
+        pruned = self.present & ~keep
+        kept_tokens = add_prefix(keep, self.config.num_prefix_tokens)
+        return replace(
+            self,
+            hidden_states=self._token_packing().select(self.hidden_states, kept_tokens),
+            present=keep,
+            # in a graph that serves all images no number may depend on them
+            packing=Packing.of(kept_tokens, torch.compiler.is_compiling() or torch.jit.is_tracing()),
+            exit_layer=self.exit_layer.masked_fill(pruned, layer_index),
+            exit_output=_record_outputs(pruned, head_output, self.exit_output),
+        )
+
+    def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
+        """Scatter kept and pruned patches back to the full patch grid."""
+        batch_size, num_patches = self.present.shape
+        only_patches = nn.functional.pad(self.present, (self.config.num_prefix_tokens, 0), value=False)
+        packing = self._token_packing()
+        rows = patch_head(packing.select(self.hidden_states, only_patches))
+        output = self.exit_output
+        if output is None:
+            output = rows.new_zeros(batch_size, num_patches, 1)
+        grid = head_output_to_patch_logits(output, self.config.num_labels).flatten(0, 1)
+        grid = grid.index_copy(0, self.present.flatten().nonzero().squeeze(1), rows)
+        last_hidden_state = packing.unpack(final_norm(self.hidden_states))
+        return EncodedTokens(last_hidden_state, grid.unflatten(0, (batch_size, num_patches)), self.exit_layer)
+
+
+def _all_present(hidden_states: Tensor, config: IceDeiTConfig) -> Tensor:
+    batch_size, num_tokens, _ = hidden_states.shape
+    return hidden_states.new_ones((batch_size, num_tokens - config.num_prefix_tokens), dtype=torch.bool)
+
+
+def _initial_exit_layer(present: Tensor, config: IceDeiTConfig) -> Tensor:
+    return torch.full_like(present, config.num_hidden_layers, dtype=torch.long)
+
+
+def _record_outputs(pruned: Tensor, output: Tensor, before: Tensor | None) -> Tensor:
+    """Return the head outputs of the patches pruned now, beside those of patches pruned before."""
+    return torch.where(pruned.unsqueeze(-1), output, torch.zeros_like(output) if before is None else before)
+
+
+def _scatter(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
+    """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`."""
+    batch_size, num_cells, _ = grid.shape
+    rows = cells + num_cells * torch.arange(batch_size, device=cells.device).unsqueeze(1)
+    return grid.flatten(0, 1).index_copy(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (batch_size, num_cells))
+
+
+def _class_attention(class_scores: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Return the attention of [CLS] to each token, mean over heads, `(batch_size, num_tokens)`, float32.
+
+    Of scores before the softmax, `(batch_size, num_heads, num_tokens)`; where not `visible`, tokens are not attended
+    to.
+    """
+    if visible is not None:
+        class_scores = class_scores.masked_fill(~visible.unsqueeze(1), -torch.inf)
+    return class_scores.softmax(dim=-1).mean(dim=1)
+
+
+def choose_layout(
+    config: IceDeiTConfig, is_training: bool, records_states: bool
+) -> type[MaskedTokens] | type[GatheredTokens] | type[PackedTokens]:
+    """Return the layout for a pruned model: the cheapest that gives what is asked for.
+
+    Pruning heads in training learn from the last logits of pruned patches too; recorded hidden states and attentions
+    have the shape of the full grid.
+    """
+    learns = is_training and config.has_pruning_heads
+    if config.pruning_execution == "masked" or records_states or learns:
+        return MaskedTokens
+    if STRATEGIES[config.pruning_strategy or ""].has_fixed_counts:
+        return GatheredTokens
+    if torch.compiler.is_compiling() and not is_exporting() and not _captures_dynamic_shapes():
+        return MaskedTokens
+    return PackedTokens
+
+
+@torch.compiler.assume_constant_result
+def _captures_dynamic_shapes() -> bool:
+    """Whether `torch.compile` was told to capture shapes that depend on the images; otherwise they break the graph."""
+    return torch._dynamo.config.capture_dynamic_output_shape_ops
+
+
+__all__ = ["EncodedTokens", "GatheredTokens", "MaskedTokens", "PackedTokens", "choose_layout"]

@@ -51,7 +51,7 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
     more = ["--boxes_file", "boxes.csv"] if name == "labels" else []
     study.main([name, *words, *more, "--seeds", "0", "1"])
     assert len(trained) == len(scored) == 2 * len(study.VARIANTS)
-    assert trained[0] == ("balanced", 0, 12 if name == "pets" else None)
+    assert trained[0] == ("balanced", 0, {"pets": 12, "labels": 8}[name])
     assert not scored[0].measure_cost
     without = [arguments for arguments in scored if arguments.models[0].startswith("without ICE")]
     assert without

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 from publishing_folders import SIZES, make_entry, make_record, write_complete_folder
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
@@ -34,6 +35,7 @@ from transformers_ice.hub import (
     write_records,
 )
 from transformers_ice.hub.card import facts_of_architecture, first_snippet
+from transformers_ice.hub.pictures import draw_explanations
 from transformers_ice.hub.records import (
     COMPARED_METHODS,
     entries_from_evaluation,
@@ -462,3 +464,13 @@ def test_a_converted_checkpoint_has_a_record_to_write_its_card_from(write_cards,
     assert ModelCard(text).data.datasets == ["imagenet-1k"]
     (problem,) = check_card_for_publication(text)
     assert "it has no results" in problem  # the next command names how to measure it
+
+
+def test_a_figure_may_show_given_photographs(folder, tmp_path):
+    photograph, figure = tmp_path / "photograph.png", folder / "images" / "given.png"
+    Image.effect_noise((40, 30), 80).save(photograph)
+    draw_explanations(folder, figure, images=[photograph])
+    draw_explanations(folder, folder / "images" / "again.png", images=[photograph, photograph])
+    with Image.open(figure) as one, Image.open(folder / "images" / "again.png") as two:
+        assert one.width == two.width
+        assert one.height < two.height  # a row for each

@@ -189,17 +189,19 @@ def maps_to_logits(maps):
 def test_position_loss_is_the_share_of_the_maps_that_different_images_have_in_common():
     first, second, third = [0.1, 0.9, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5], [0.3, 0.7, 0.7, 0.3]
     below = [[0.1, 0.1, 0.9, 0.9]] * 3
-    assert position_loss(maps_to_logits(below)).item() == pytest.approx(0.16 / (0.16 + 0.01) - 0.2, abs=1e-5)
+    assert position_loss(maps_to_logits(below), 0.2).item() == pytest.approx(0.16 / (0.16 + 0.01) - 0.2, abs=1e-5)
     # one pair: 0.4 * 0.2 + 0.4 * 0.2 over four places; the variances of the two are 0.08 and 0.04
     expected = 0.04 / (0.06 + 0.01) - 0.2
-    assert position_loss(maps_to_logits([first, third])).item() == pytest.approx(expected, abs=1e-5)
+    assert position_loss(maps_to_logits([first, third]), 0.2).item() == pytest.approx(expected, abs=1e-5)
+    assert position_loss(maps_to_logits([first, third]), 0.5).item() == pytest.approx(expected - 0.3, abs=1e-5)
+    assert position_loss(maps_to_logits([first, third]), 0.6).item() == 0
     # three pairs, whose covariances -0.08, 0.04 and -0.04 have a negative mean
-    assert position_loss(maps_to_logits([first, second, third])).item() == 0
+    assert position_loss(maps_to_logits([first, second, third]), 0.2).item() == 0
 
 
 def test_position_loss_does_not_mind_maps_that_are_alike_for_the_same_image_alone():
     logits = torch.randn(1, 6, 4, requires_grad=True)
-    loss = position_loss(logits)
+    loss = position_loss(logits, 0.4)
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -207,7 +209,7 @@ def test_position_loss_does_not_mind_maps_that_are_alike_for_the_same_image_alon
 
 def test_position_loss_moves_a_common_map_towards_an_even_one():
     logits = maps_to_logits([[0.1, 0.1, 0.9, 0.9]] * 4).requires_grad_()
-    position_loss(logits).backward()
+    position_loss(logits, 0.4).backward()
     downhill = -(logits.grad[..., 0] - logits.grad[..., 1])
     assert (downhill[:, :2] > 0).all()
     assert (downhill[:, 2:] < 0).all()

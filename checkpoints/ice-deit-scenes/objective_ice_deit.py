@@ -144,7 +144,7 @@ def _position_loss(inputs: ObjectiveInputs) -> Tensor | None:
     """Keep maps from going by the place of a patch alone. Only in training: it depends on the batch."""
     if not (inputs.is_training and inputs.config.position_loss_weight):
         return None
-    return position_loss(inputs.patch_logits)
+    return position_loss(inputs.patch_logits, inputs.config.max_common_map_share)
 
 
 def _cls_loss(inputs: ObjectiveInputs) -> Tensor | None:

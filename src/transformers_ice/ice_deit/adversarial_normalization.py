@@ -76,12 +76,12 @@ def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
     return (losses * shares.unsqueeze(1)).sum(dim=-1).mean()
 
 
-def position_loss(patch_logits: Tensor) -> Tensor:
+def position_loss(patch_logits: Tensor, max_common_map_share: float) -> Tensor:
     """Return how much of the foreground maps is alike in all images, beyond what may be; 0-dim, float32, in [0, 1].
 
     Of the maps m = 1 - p(background), each less its mean over the image: the mean product at the same place of two
-    different images, divided by that of an image with itself; less `COMMON_MAP_SHARE`, and at least 0. A map that goes
-    by the place of a patch, such as "below is the class, above is background", satisfies every other part of the
+    different images, divided by that of an image with itself; less `max_common_map_share`, and at least 0. A map that
+    goes by the place of a patch, such as "below is the class, above is background", satisfies every other part of the
     loss, as each patch can know its place and the class of the whole image. 0 for a batch of one image.
     """
     batch_size = patch_logits.shape[0]
@@ -91,7 +91,7 @@ def position_loss(patch_logits: Tensor) -> Tensor:
     products = deviations.sum(dim=0).square() - deviations.square().sum(dim=0)
     covariance = products.mean() / max(batch_size * (batch_size - 1), 1)
     variance = deviations.square().mean() + _LEAST_VARIANCE
-    return (covariance / variance - COMMON_MAP_SHARE).clamp(min=0)
+    return (covariance / variance - max_common_map_share).clamp(min=0)
 
 
 def pool_background_logits(patch_logits: Tensor, scale: float) -> Tensor:
@@ -127,10 +127,6 @@ def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
-
-COMMON_MAP_SHARE = 0.2
-"""Share of the variance of a map over places that may be common to all images: objects are more often in the middle
-than in a corner. That of the true masks of drawn scenes is 0.19."""
 
 _LEAST_VARIANCE = 0.01  # a map that is nearly even has no share to speak of
 
@@ -178,7 +174,6 @@ def background_weight(
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
-    "COMMON_MAP_SHARE",
     "PooledPatches",
     "background_cross_entropy",
     "background_weight",

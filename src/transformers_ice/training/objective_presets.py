@@ -21,6 +21,7 @@ _BALANCED: dict[str, Any] = {
     "foreground_pooling": "soft",
     "candidate_label_loss_weight": 0.05,
     "position_loss_weight": 1.0,
+    "max_common_map_share": 0.4,
     "num_local_windows": 2,
     "local_loss_weight": 1.0,
     "local_distillation_weight": 3.0,

@@ -132,6 +132,18 @@ def test_class_of_fewer_than_five_positives_keeps_a_half():
     assert calibrate_thresholds(scores, labels).tolist() == [0.5, 0.5]
 
 
+def test_few_images_of_no_class_may_have_an_object():
+    # the best F1 has a low threshold: many images of the class have no larger scores than those of none
+    positive, empty = np.linspace(0.2, 0.6, 400), np.linspace(0.0, 0.4, 200)
+    scores, labels = columns([*positive, *empty]), columns([1] * 400 + [0] * 200)
+    (threshold,) = calibrate_thresholds(scores, labels)
+    assert threshold == pytest.approx((empty[-1] + empty[-2]) / 2)  # above all but one, which is 0.5 % of 200
+    # of fewer than a hundred such images none counts
+    few = np.concatenate([positive, empty[::4]])[:, None]
+    (best,) = calibrate_thresholds(few, labels[:450])
+    assert best < 0.3
+
+
 # --- class maps ----------------------------------------------------------------------------------------------------
 
 

@@ -110,13 +110,13 @@ def test_threshold_lies_midway_between_the_scores_that_it_separates():
     assert calibrate_thresholds(scores, np.ones_like(labels)) == pytest.approx([0.025])
 
 
-def test_threshold_is_that_of_the_best_f1_among_all():
+def test_threshold_is_one_of_about_the_best_f1():
     rng = np.random.default_rng(2)
     labels = rng.random((80, 4)) < 0.3
     scores = np.clip(rng.random((80, 4)) * 0.7 + 0.3 * labels, 0, 1)
     for threshold, own, true in zip(calibrate_thresholds(scores, labels), scores.T, labels.T, strict=True):
         steps = [f1_score(true, own >= step) for step in np.linspace(0, 1, 501)]
-        assert f1_score(true, own >= threshold) >= max(steps) - 1e-12
+        assert f1_score(true, own >= threshold) >= max(steps) - 0.01
 
 
 def test_of_equally_good_thresholds_the_nearest_to_a_half_is_taken():
@@ -132,16 +132,12 @@ def test_class_of_fewer_than_five_positives_keeps_a_half():
     assert calibrate_thresholds(scores, labels).tolist() == [0.5, 0.5]
 
 
-def test_few_images_of_no_class_may_have_an_object():
-    # the best F1 has a low threshold: many images of the class have no larger scores than those of none
-    positive, empty = np.linspace(0.2, 0.6, 400), np.linspace(0.0, 0.4, 200)
-    scores, labels = columns([*positive, *empty]), columns([1] * 400 + [0] * 200)
+def test_of_nearly_the_best_thresholds_the_nearest_to_a_half_is_taken():
+    # F1 is 1 at 0.075; two of four hundred images fewer at the candidate above 0.6 cost less than 0.01
+    scores = columns([0.1, *np.linspace(0.6, 0.9, 199), *np.linspace(0.0, 0.05, 200)])
+    labels = columns([1] * 200 + [0] * 200)
     (threshold,) = calibrate_thresholds(scores, labels)
-    assert threshold == pytest.approx((empty[-1] + empty[-2]) / 2)  # above all but one, which is 0.5 % of 200
-    # of fewer than a hundred such images none counts
-    few = np.concatenate([positive, empty[::4]])[:, None]
-    (best,) = calibrate_thresholds(few, labels[:450])
-    assert best < 0.3
+    assert threshold == pytest.approx(np.linspace(0.6, 0.9, 199)[:2].mean())
 
 
 # --- class maps ----------------------------------------------------------------------------------------------------

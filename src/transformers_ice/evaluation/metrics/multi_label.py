@@ -19,7 +19,7 @@ from .rows import RowMetric, exact_mean
 __all__ = ["MultiLabelAveragePrecision", "MultiLabelF1", "average_precisions", "calibrate_thresholds", "f1_scores"]
 
 _DEFAULT_THRESHOLD = 0.5
-_LEAST_EMPTY, _MAX_FALSE_RATE = 100, 0.005
+_F1_TOLERANCE = 0.01
 _LEAST_POSITIVES = 5  # images with a class; a threshold from fewer would be chance
 
 
@@ -65,11 +65,11 @@ def f1_scores(found: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def calibrate_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the score from which each class counts as found: the one of the best F1 on these images.
+    """Return the score from which each class counts as found: one of about the best F1 on these images.
 
-    Candidates lie midway between neighbouring scores, and between 0 and the smallest one; of equally good ones the
-    nearest to 0.5 is taken. A class with fewer than five positive images keeps 0.5. Where at least a hundred images
-    have no class, no threshold is below the score at which something would be found in more than 0.5 % of these.
+    Candidates lie midway between neighbouring scores, and between 0 and the smallest one; of those whose F1 is within
+    0.01 of the best the nearest to 0.5 is taken, since the best alone is chance, and low thresholds find things in
+    images of nothing. A class with fewer than five positive images keeps 0.5.
 
     Args:
         scores: `(num_images, num_labels)`, in [0, 1], of validation images: of training images they would be too good.
@@ -89,18 +89,7 @@ def calibrate_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     scores, labels = _checked(scores, labels)
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError("`scores` must lie in [0, 1], got others or NaN. Pass the sigmoid of the logits.")
-    thresholds = np.array([_best_threshold(*columns) for columns in zip(scores.T, labels.T, strict=True)])
-    empty = scores[~labels.any(axis=1)]
-    return np.maximum(thresholds, _floor(empty, thresholds)) if len(empty) >= _LEAST_EMPTY else thresholds
-
-
-def _floor(scores: np.ndarray, thresholds: np.ndarray) -> float:
-    """Return the threshold for all classes with which something is found in few enough images of no class."""
-    # the largest score of each image that its class's threshold does not hold back already, best first
-    largest = np.sort(np.where(scores >= thresholds, scores, 0.0).max(axis=1))[::-1]
-    worst = largest[int(_MAX_FALSE_RATE * len(scores))]  # of the first image that may not be among those
-    larger = largest[largest > worst]
-    return 0.0 if worst == 0 else float(worst + larger.min(initial=1.0)) / 2
+    return np.array([_best_threshold(*columns) for columns in zip(scores.T, labels.T, strict=True)])
 
 
 def _best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -111,7 +100,7 @@ def _best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # found is all up to here
     f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
     candidates = (scores[ends] + np.append(scores[ends[1:]], 0.0)) / 2
-    best = candidates[f1 >= f1.max() - 1e-12]
+    best = candidates[f1 >= f1.max() - _F1_TOLERANCE]
     return float(best[np.abs(best - _DEFAULT_THRESHOLD).argmin()])
 
 

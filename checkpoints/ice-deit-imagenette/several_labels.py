@@ -7,8 +7,9 @@ num_labels + 1)`, background last; `targets` `(batch_size, num_labels)`, each in
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .adversarial_normalization import soft_binary_cross_entropy
 
 
 _SMALLEST = 1e-6
@@ -27,8 +28,7 @@ def pool_class_logits(patch_logits: Tensor) -> Tensor:
 
 def per_class_loss(class_logits: Tensor, targets: Tensor) -> Tensor:
     """Return the binary cross-entropy of each class, summed over classes, mean over images; 0-dim, float32."""
-    losses = F.binary_cross_entropy_with_logits(class_logits.float(), targets.float(), reduction="none")
-    return losses.sum(dim=-1).mean()
+    return soft_binary_cross_entropy(class_logits, targets) * targets.shape[-1]
 
 
 def candidate_labels_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:

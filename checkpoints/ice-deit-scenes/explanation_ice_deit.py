@@ -210,13 +210,19 @@ def explain_patches(
     class_of_pixel, box, heatmap = patches.class_map(), patches.box(), patches.heatmap(target)
     mask = class_of_pixel != patches.background_index
     has_class = index != patches.background_index
-    objects: list[FoundObject] | None = None
+    objects: tuple[FoundObject, ...] | None = None
     if thresholds is not None:
-        objects = []
-        for class_index, (own_score, own_box) in found.items():
-            own = _only(patches, class_index)
-            arrays = (own.class_map() == class_index).cpu().numpy(), own.heatmap(class_index).cpu().numpy()
-            objects.append(FoundObject(name_of(class_index), class_index, own_score, own_box, *arrays))
+        objects = tuple(
+            FoundObject(
+                label=name_of(own),
+                class_index=own,
+                score=own_score,
+                box=own_box,
+                mask=(class_of_pixel == own).cpu().numpy(),
+                heatmap=patches.heatmap(own).cpu().numpy(),
+            )
+            for own, (own_score, own_box) in found.items()
+        )
     return PatchExplanation(
         label=name_of(index) if has_class else BACKGROUND_LABEL,
         score=score,
@@ -227,7 +233,7 @@ def explain_patches(
         foreground_ratio=(patches.patch_classes != patches.background_index).float().mean().item(),
         exit_layers=exit_layers,
         class_index=index if has_class else None,
-        objects=None if objects is None else tuple(objects),
+        objects=objects,
     )
 
 
@@ -240,15 +246,13 @@ def find_objects(
     shows any of the image: what is found has a place.
     """
     scores, found = image_logits.sigmoid(), {}
-    for label in scores.argsort(descending=True, stable=True).tolist():
-        box = _only(patches, label).box() if scores[label] >= thresholds[label].to(scores) else None
+    candidates = torch.nonzero(scores >= thresholds.to(scores)).flatten()
+    best_first = candidates[scores[candidates].argsort(descending=True, stable=True)]
+    for label, score in zip(best_first.tolist(), scores[best_first].tolist(), strict=True):
+        box = replace(patches, classes=torch.tensor([label])).box()
         if box is not None:
-            found[label] = scores[label].item(), box
+            found[label] = score, box
     return found
-
-
-def _only(patches: ImagePatches, label: int) -> ImagePatches:
-    return replace(patches, classes=torch.tensor([label]))
 
 
 def classify_image(image_logits: Tensor, patch_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,9 +46,7 @@ class Confidence(Benchmark):
         is_right = (logits.argmax(dim=1) == labels) & has_answer(logits)
         if inputs.checkpoint.is_ice:
             is_right &= inputs.explained_classes == labels
-        several = inputs.checkpoint.model.config.problem_type == "multi_label_classification"
-        probabilities = logits.sigmoid() if several else logits.softmax(dim=1)
-        of_label = probabilities.gather(1, labels[:, None])[:, 0]  # (batch_size,)
+        of_label = inputs.class_scores.gather(1, labels[:, None])[:, 0]  # (batch_size,)
         nothing: list[None] = [None] * len(labels)
         return {
             "label": (labels.tolist(), nothing),

@@ -38,13 +38,14 @@ def draw_explanations(folder: Path, file: Path, num_scenes: int = 3, images: Seq
     With `images`, which only an ICE model takes, of these instead: photographs that nobody has outlined.
     """
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
-    scenes = [draw_scene(index, "test", as_pair(model.config.image_size)) for index in range(num_scenes)]
     if images:
         figure = explanation_panel(_image_rows(folder, images), model.config.id2label)
-    elif hasattr(model.base_model, "patch_head"):
-        figure = explanation_panel(_explained_rows(folder, scenes), model.config.id2label)
     else:
-        figure = _method_figure(model, AutoImageProcessor.from_pretrained(folder), scenes)
+        scenes = [draw_scene(index, "test", as_pair(model.config.image_size)) for index in range(num_scenes)]
+        if hasattr(model.base_model, "patch_head"):
+            figure = explanation_panel(_explained_rows(folder, scenes), model.config.id2label)
+        else:
+            figure = _method_figure(model, AutoImageProcessor.from_pretrained(folder), scenes)
     with replaced(file, inside=folder) as temporary:
         # no version of matplotlib in the file: the same figure is the same file
         figure.savefig(temporary, dpi=_DPI, metadata={"Software": None})

@@ -31,9 +31,9 @@ PACKAGE = ROOT / "src" / "transformers_ice"
 
 # The layers of the package, from the ground up: a package or module may import those of the layers below it only.
 LAYERS = (
-    ("ice_deit", "console"),
+    ("ice_deit", "console", "hardware"),
     ("__init__", "model_names", "conversion", "data", "explainers", "visualization"),
-    ("speed",),
+    ("speed", "inference"),
     ("evaluation", "hub"),
     ("export", "app", "training"),
     ("cli",),

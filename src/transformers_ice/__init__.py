@@ -4,6 +4,9 @@
 Importing this package makes the Auto classes and `pipeline(...)` know ICE-DeiT. It needs torch and transformers only.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,7 +30,17 @@ from .ice_deit import (
 )
 
 
+if TYPE_CHECKING:
+    from .inference import optimize_for_inference
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: it may load runtimes that an import of the package does not need
+    if name == "optimize_for_inference":
+        return importlib.import_module(f"{__name__}.inference").optimize_for_inference
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _register() -> None:
@@ -56,4 +69,5 @@ __all__ = [
     "PatchExplanation",
     "PatchExplanationPipeline",
     "__version__",
+    "optimize_for_inference",
 ]

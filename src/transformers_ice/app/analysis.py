@@ -19,6 +19,7 @@ from ..data.scenes import SCENE_CLASSES
 from ..explainers.class_scores import class_probabilities
 from ..ice_deit.explanation_ice_deit import ImagePatches, PatchExplanation, read_patch_logits
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
+from ..inference import optimize_for_inference, processed_size
 from ..model_names import resolve_ice_model_name
 
 
@@ -37,6 +38,12 @@ class LoadedModel:
     name: str
     model: IceDeiTForImageClassification  # in evaluation mode
     processor: Any
+    fast_model: Any = None  # the same model optimized, which explains pictures
+
+    @property
+    def answering(self) -> Any:
+        """The model that explains pictures."""
+        return self.model if self.fast_model is None else self.fast_model
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -89,11 +96,13 @@ class Explanation:
     object_boxes: tuple[tuple[int, int, int, int], ...] = ()  # of `shown.objects`, as `box`
 
 
-def load_model(name: str) -> LoadedModel:
-    """Load an ICE checkpoint; the installed code runs, never that of the folder."""
+def load_model(name: str, is_fast: bool = False) -> LoadedModel:
+    """Load an ICE checkpoint, optimized too if `is_fast`; the installed code runs, never that of the folder."""
     folder = resolve_ice_model_name(name)
     model = IceDeiTForImageClassification.from_pretrained(folder).eval()
-    return LoadedModel(name, model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False))
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    fast_model = optimize_for_inference(model, image_size=processed_size(processor)) if is_fast else None
+    return LoadedModel(name, model, processor, fast_model)
 
 
 def prepare_image(loaded: LoadedModel, image: Image.Image) -> PreparedImage:
@@ -118,7 +127,7 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
 def explain_image(loaded: LoadedModel, image: PreparedImage, target: int | None = None) -> Explanation:
     """Explain an image in one run of the model; `target` is the class index of the heat map, `None` the foreground."""
     start = time.perf_counter()
-    outputs = loaded.model(pixel_values=image.pixel_values, return_dict=True)
+    outputs = loaded.answering(pixel_values=image.pixel_values, return_dict=True)
     milliseconds = 1e3 * (time.perf_counter() - start)
     processor, names = loaded.processor, loaded.class_names
     (shown,) = processor.post_process_explanation(outputs, [image.shown_size], target, names)

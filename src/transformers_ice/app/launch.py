@@ -43,6 +43,9 @@ class AppArguments:
     max_pixels: int = field(default=40_000_000, metadata={"help": "Largest picture of a visitor, in pixels."})
     timeout_s: float = field(default=30.0, metadata={"help": "Seconds that one request may take."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
+    fast: bool = field(
+        default=False, metadata={"help": "Run the model by the fastest runtime that is installed; needs [export]."}
+    )
     allowed_hosts: list[str] = field(
         default_factory=list,
         metadata={
@@ -102,7 +105,7 @@ def launch_app(arguments: AppArguments | None = None, block: bool = True) -> Any
         import torch
 
         torch.set_num_threads(arguments.num_threads)
-    loaded = load_model(arguments.model)
+    loaded = load_model(arguments.model, arguments.fast)
     # a first run: a broken model fails at the start, and the first visitor does not wait for it
     explain_image(loaded, prepare_image(loaded, Image.new("RGB", (64, 64))))
     examples = read_examples(arguments.examples, arguments.limits) if arguments.examples else None

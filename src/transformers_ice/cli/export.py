@@ -34,18 +34,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..console.command_line import check_number, parse_dataclasses
 from ..console.exits import command
 from ..console.output_files import check_outputs, staged, write_text
 from ..data.benchmarks import load_evaluation_set
+from ..data.scenes import draw_scene
 from ..evaluation.checkpoints import labels_by_name
-from ..export import compare_with_onnx, export_onnx, processed_size, quantize_int8, score_exports
+from ..export import (
+    OnnxModel,
+    compare_with_onnx,
+    export_onnx,
+    processed_size,
+    quantize_int8,
+    score_exports,
+    time_exports,
+)
+from ..hardware import has_fast_bfloat16
+from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image
+from ..inference import is_installed
 from ..model_names import resolve_model_name
 
 
 __all__ = ["ExportArguments", "main", "run"]
+
+_CALIBRATION_IMAGES = 128
 
 
 @dataclass
@@ -59,6 +74,13 @@ class ExportArguments:
         metadata={"help": "Side, or height and width, in pixels. Default: what the image processor makes."},
     )
     int8: bool = field(default=False, metadata={"help": "Also write OUTPUT with 8-bit weights, as NAME.int8.onnx."})
+    calibration: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --int8: images that fix the scales of the activations, a folder or scenes (128 of their "
+            "training part). Default: activations are scaled as they come."
+        },
+    )
     tolerance: float = field(
         default=1e-3, metadata={"help": "Refuse the file where an output differs by more from PyTorch's."}
     )
@@ -78,6 +100,8 @@ class ExportArguments:
     report: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
 
     def __post_init__(self) -> None:
+        if self.calibration and not self.int8:
+            raise ValueError("--calibration needs --int8")
         check_number("num_images", self.num_images, "at least 1", self.num_images >= 1)
         check_number("tolerance", self.tolerance, "at least 0", self.tolerance >= 0)
         smallest = min(self.batch_sizes, default=0)
@@ -110,6 +134,31 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def calibration_images(source: str | None, image_processor: Any) -> torch.Tensor | None:
+    """Return up to 128 images of a folder, or training scenes, as pixel values; `None` without a source."""
+    if source is None:
+        return None
+    if source == "scenes":
+        images = [Image.fromarray(draw_scene(index, "train").image) for index in range(_CALIBRATION_IMAGES)]
+    else:
+        files = sorted(file for file in Path(source).rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+        if not files:
+            raise ValueError(f"--calibration must be `scenes` or a folder with images, and {source} holds none.")
+        step = max(1, len(files) // _CALIBRATION_IMAGES)  # at equal distances: folders are sorted by class
+        images = [load_image(file) for file in files[::step][:_CALIBRATION_IMAGES]]
+    return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def open_runs(files: Mapping[str, Path]) -> dict[str, OnnxModel]:
+    """Return what runs the files, by name: each by ONNX Runtime, the float32 one also by OpenVINO if installed."""
+    runs = {name: OnnxModel(file) for name, file in files.items()}
+    if is_installed("openvino"):
+        runs["ONNX by OpenVINO"] = OnnxModel(files["ONNX"], "openvino")
+        if has_fast_bfloat16():
+            runs["the same, bfloat16"] = OnnxModel(files["ONNX"], "openvino", "bfloat16")
+    return runs
+
+
 def run(arguments: ExportArguments) -> dict[str, Any]:
     """Export, compare and score; return the report. A file that predicts something else than the model is not kept."""
     output = Path(arguments.output)
@@ -136,17 +185,24 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was not kept: {differences}")
         compared = {"ONNX": differences}
         if arguments.int8:
-            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name)
+            images = calibration_images(arguments.calibration, image_processor)
+            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name, images)
             compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
+        runs = open_runs(files)
         scores = []
         if examples is not None:
             label_map = labels_by_name(model, examples.class_names)
-            scores = score_exports(model, files, image_processor, examples, label_map)
+            scores = score_exports(model, runs, image_processor, examples, label_map)
+        speed = {size: time_exports(model, runs, pixel_values[:size]) for size in sorted(set(arguments.batch_sizes))}
     written = {name: output.with_name(file.name) for name, file in files.items()}
     return {
         "files": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in written.items()},
         "differences": {name: dataclasses.asdict(value) for name, value in compared.items()},
         "scores": [dataclasses.asdict(row) for row in scores],
+        "images_per_second": {
+            str(size): {name: dataclasses.asdict(rate) for name, rate in rates.items()}
+            for size, rates in speed.items()
+        },
     }
 
 
@@ -161,10 +217,24 @@ def print_results(results: Mapping[str, Any]) -> None:
         print(
             f"  exit layers of the patches: {layers}; same best class: {differences['top_1_agreement']:.1%} of images"
         )
-    if results["scores"]:
-        print(f"\n{'':<10} {'top-1':>7} {'mean IoU':>9} {'same class as PyTorch':>22}")
-    for row in results["scores"]:
-        print(f"{row['name']:<10} {row['top_1']:>7.4f} {row['mean_iou']:>9.4f} {row['top_1_agreement']:>22.4f}")
+    speed = results["images_per_second"]
+    columns = {
+        f"images/s at {size}": {name: f"{rate['median']:.1f}" for name, rate in rates.items()}
+        for size, rates in speed.items()
+    }
+    for field_name, title in (("top_1", "top-1"), ("mean_iou", "mean IoU"), ("top_1_agreement", "same class")):
+        if results["scores"]:
+            columns[title] = {row["name"]: f"{row[field_name]:.4f}" for row in results["scores"]}
+    names = list(next(iter(speed.values())))
+    rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for first, *rest in rows:
+        print(
+            first.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
+            sep="  ",
+        )
 
 
 @command()

@@ -6,9 +6,10 @@ preprocessing, in its `metadata_props`, each value as JSON. Explanations become 
 (`AnnotationFiles`) or one page of HTML (`ExplanationPage`).
 """
 
+from ..inference import OUTPUT_NAMES, OnnxModel, processed_size, quantize_int8
 from .annotations import AnnotationFiles, encode_rle, trace_polygons
-from .comparison import ExportScores, OnnxDifferences, OnnxModel, compare_with_onnx, score_exports
-from .onnx_file import OUTPUT_NAMES, export_onnx, processed_size, quantize_int8
+from .comparison import ExportScores, OnnxDifferences, compare_with_onnx, score_exports, time_exports
+from .onnx_file import export_onnx
 from .page import ExplanationPage
 
 
@@ -25,5 +26,6 @@ __all__ = [
     "processed_size",
     "quantize_int8",
     "score_exports",
+    "time_exports",
     "trace_polygons",
 ]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported files against their model: largest differences of the outputs, and scores on the same images."""
+"""Exported files against their model: largest differences of the outputs, scores and speed on the same images."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,69 +16,16 @@ from transformers import PreTrainedModel
 from ..explainers import evaluation_mode
 from ..ice_deit.adversarial_normalization import foreground_mask
 from ..ice_deit.configuration_ice_deit import as_pair
-from .onnx_file import OUTPUT_NAMES, require
+from ..inference import OUTPUT_NAMES, OnnxModel
+from ..speed import Spread, interleave, summarize_spread, time_call
 
 
 if TYPE_CHECKING:
     from ..data.benchmarks.examples import EvaluationSet, Example
 
-__all__ = ["ExportScores", "OnnxDifferences", "OnnxModel", "compare_with_onnx", "score_exports"]
+__all__ = ["ExportScores", "OnnxDifferences", "compare_with_onnx", "score_exports", "time_exports"]
 
 Run = Callable[[Tensor], Mapping[str, np.ndarray]]
-
-
-class OnnxModel:
-    """Exported `file` that runs on the CPU, with as many threads as torch has.
-
-    Attributes:
-        metadata: Metadata of the file, decoded from JSON.
-        image_size: Height and width that it takes.
-
-    Raises:
-        ValueError: If onnxruntime is not installed, or the file is no ONNX file.
-    """
-
-    def __init__(self, file: str | os.PathLike) -> None:
-        onnxruntime = require("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises many kinds of its own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{str(file)!r} is no ONNX file that can be run: {reason}. Export it again.") from error
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = {name: json.loads(value) for name, value in properties.items() if not name.startswith("onnx.")}
-        self.image_size: tuple[int, int] = tuple(self._session.get_inputs()[0].shape[2:])
-
-    def __call__(self, pixel_values: Tensor) -> dict[str, np.ndarray]:
-        """Return the outputs by name for `(batch_size, num_channels, height, width)`.
-
-        Raises:
-            ValueError: If the images have another size than the file takes.
-        """
-        if pixel_values.dim() != 4 or tuple(pixel_values.shape[2:]) != self.image_size:
-            height, width = self.image_size
-            raise ValueError(
-                f"This file takes `pixel_values` of {height} x {width} pixels, got shape {tuple(pixel_values.shape)}. "
-                "Resize the images, or export with another `image_size`."
-            )
-        # the file takes float32 from the CPU
-        arrays = self._session.run(list(OUTPUT_NAMES), {"pixel_values": pixel_values.float().cpu().numpy()})
-        return dict(zip(OUTPUT_NAMES, arrays, strict=True))
-
-    def outputs(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Return the outputs in the form that the `post_process_*` methods of `IceDeiTImageProcessor` take.
-
-        Tensors by name, `grid_size` among them and, of a multi-label model, `object_thresholds`; the same objects as
-        those of the PyTorch model follow from them. Arguments and errors as for the call.
-        """
-        outputs = {name: torch.from_numpy(array) for name, array in self(pixel_values).items()}
-        number = len(pixel_values)
-        outputs["grid_size"] = torch.tensor(self.metadata["grid_size"]).expand(number, -1)
-        if "object_thresholds" in self.metadata:
-            outputs["object_thresholds"] = torch.tensor(self.metadata["object_thresholds"]).expand(number, -1)
-        return outputs
 
 
 @dataclass(frozen=True)
@@ -103,13 +49,16 @@ class OnnxDifferences:
 
 
 def compare_with_onnx(
-    model: PreTrainedModel, file: str | os.PathLike, pixel_values: Tensor, batch_sizes: Sequence[int] = (1, 3, 8)
+    model: PreTrainedModel,
+    file: str | os.PathLike | Run,
+    pixel_values: Tensor,
+    batch_sizes: Sequence[int] = (1, 3, 8),
 ) -> OnnxDifferences:
     """Compare an ONNX file with the model it was exported from.
 
     Args:
         model: The model. Restored afterwards.
-        file: From `export_onnx` or `quantize_int8`.
+        file: From `export_onnx` or `quantize_int8`; or what runs it, an `OnnxModel`.
         pixel_values: `(num_images, num_channels, height, width)`, at least as many images as the largest batch.
         batch_sizes: How many of the first images go through both at once, one batch for each number.
 
@@ -120,7 +69,7 @@ def compare_with_onnx(
         raise ValueError(
             f"`batch_sizes` must be numbers from 1 to the {len(pixel_values)} images given, got {list(batch_sizes)}."
         )
-    exported, original = OnnxModel(file), _runner(model)
+    exported, original = _opened(file), _runner(model)
     pairs = [(original(pixel_values[:size]), exported(pixel_values[:size])) for size in batch_sizes]
 
     def join(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +105,7 @@ class ExportScores:
 
 def score_exports(
     model: PreTrainedModel,
-    files: Mapping[str, str | os.PathLike],
+    files: Mapping[str, str | os.PathLike | Run],
     image_processor: Any,
     examples: EvaluationSet,
     label_map: Mapping[int, int] | None = None,
@@ -168,7 +117,7 @@ def score_exports(
 
     Args:
         model: The classifier. Restored afterwards.
-        files: From `export_onnx` or `quantize_int8`, by the names they are to have.
+        files: From `export_onnx` or `quantize_int8`, or what runs them, by the names they are to have.
         image_processor: An `IceDeiTImageProcessor` that makes images of the exported size.
         examples: Images with `label` and `mask`.
         label_map: The model's class index by that of the data; `None` where both use the same indices.
@@ -184,7 +133,7 @@ def score_exports(
     from ..evaluation.metrics import ForegroundSegmentation, RowMetric, TopKAccuracy
     from ..evaluation.scoring import Observation, observe_classes, observe_masks, score
 
-    runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: OnnxModel(file) for name, file in files.items()}}
+    runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: _opened(file) for name, file in files.items()}}
     patch_size = as_pair(model.config.patch_size)
     metrics: dict[str, RowMetric] = {}
     for name in runs:
@@ -213,6 +162,43 @@ def score_exports(
         ExportScores(name, *(scores[f"{name} {key}"] for key in ("label_top_1", "mask_mean_iou", "same_top_1")))
         for name in runs
     ]
+
+
+def time_exports(
+    model: PreTrainedModel,
+    files: Mapping[str, str | os.PathLike | Run],
+    pixel_values: Tensor,
+    num_repeats: int = 15,
+    num_warmups: int = 3,
+) -> dict[str, Spread]:
+    """Time a model and its exported files by turns on one batch.
+
+    Args:
+        model: The classifier. Restored afterwards.
+        files: As for `score_exports`.
+        pixel_values: The batch, `(batch_size, num_channels, height, width)`.
+        num_repeats: Runs of each that count.
+        num_warmups: Runs of each before them.
+
+    Returns:
+        Images per second by name, "PyTorch" first: median and quartiles.
+    """
+    runs: dict[str, Run] = {"PyTorch": _runner(model), **{name: _opened(file) for name, file in files.items()}}
+
+    def measure(run: Run) -> Callable[[int], float]:
+        return lambda _: time_call(lambda: run(pixel_values), model.device)
+
+    seconds = interleave({name: measure(run) for name, run in runs.items()}, num_repeats, num_warmups)
+    spreads = {name: summarize_spread(values) for name, values in seconds.items()}
+    number = len(pixel_values)
+    # the slowest time is the lowest rate
+    return {
+        name: Spread(number / time.median, number / time.high, number / time.low) for name, time in spreads.items()
+    }
+
+
+def _opened(file: str | os.PathLike | Run) -> Run:
+    return OnnxModel(file) if isinstance(file, (str, os.PathLike)) else file
 
 
 def _runner(model: PreTrainedModel) -> Run:

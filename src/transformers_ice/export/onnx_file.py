@@ -1,47 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write ICE models as ONNX files, in float32 or with 8-bit weights, each with its classes and preprocessing inside."""
+"""Write an ICE model with its classes and preprocessing as one ONNX file."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..console.output_files import staged
 from ..conversion import PREPROCESSING_FIELDS
-from ..explainers import evaluation_mode
-from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from ..ice_deit.configuration_ice_deit import as_pair
 from ..ice_deit.patch_maps import grid_size
+from ..inference import check_exportable, checked_size, processed_size, require, write_onnx
 
 
-__all__ = ["OUTPUT_NAMES", "export_onnx", "processed_size", "quantize_int8", "require"]
-
-OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
-
-_MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may overflow in the analysis of torch
-
-
-class _NamedOutputs(nn.Module):
-    """Wrapper of a model that returns its outputs as a tuple, in the order of `OUTPUT_NAMES`."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(pixel_values, return_dict=True)
-        return tuple(outputs[name] for name in OUTPUT_NAMES)
+__all__ = ["export_onnx"]
 
 
 def export_onnx(
@@ -75,93 +52,10 @@ def export_onnx(
     """
     for package in ("onnx", "onnxscript"):
         require(package)
-    _check_model(model)
-    height, width = _checked_size(model.config, processed_size(image_processor) if image_size is None else image_size)
-    _check_processor(image_processor, (height, width))
-    parameter = next(model.parameters())
-    # two images: torch would export a batch of one as a constant
-    example = torch.zeros(2, model.config.num_channels, height, width, device=parameter.device)
-    with evaluation_mode(model), torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            _NamedOutputs(model).eval(),
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=["pixel_values"],
-            output_names=list(OUTPUT_NAMES),
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size", max=_MAX_BATCH_SIZE)}},
-        )
-    if program is None:  # only the types of torch say that this may happen
-        raise RuntimeError("torch.onnx.export returned no program.")
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
-    program.model.metadata_props.update(_metadata(model, image_processor, (height, width), source))
-    path = Path(file)
-    with staged(path.parent) as staging:
-        program.save(staging / path.name)
-    return path
-
-
-def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
-    """Write an exported file with the weights of its linear maps in 8 bits, and return the path of the new file.
-
-    Activations are scaled at run time; the patch embedding, the norms and the products inside attention remain in
-    float32. Inputs, outputs and metadata are those of `file`.
-
-    Raises:
-        ValueError: If a package of the extra `export` is not installed.
-    """
-    quantization, onnx = require("onnxruntime.quantization"), require("onnx")
-    path = Path(int8_file)
-    model = onnx.load(file)
-    # shapes between the operations: before onnxruntime 1.32 those of the exporter contradict what the quantizer infers
-    del model.graph.value_info[:]
-    with staged(path.parent) as staging, _quiet():
-        quantization.quantize_dynamic(
-            model,
-            str(staging / path.name),
-            per_channel=True,  # one scale per output channel
-            # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
-            reduce_range=True,
-            weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],  # without "Conv", the patch embedding
-        )
-    return path
-
-
-def require(package: str) -> Any:
-    """Return a module of the extra `export`, or raise a `ValueError` with the command to install it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"ONNX export needs `{package}`: pip install transformers-ice[export]") from error
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    # by type of the configuration: a class that came as remote code is not the one of this package
-    if model.config.model_type != IceDeiTConfig.model_type or not hasattr(model, "classifier"):
-        raise ValueError(f"`model` must be an IceDeiTForImageClassification, got {type(model).__name__}.")
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.float32}:
-        raise ValueError(
-            f"`model` must be in float32, got {sorted(map(str, dtypes))}. Load it with `dtype=torch.float32`."
-        )
-
-
-def processed_size(image_processor: Any) -> tuple[int, int]:
-    """Return height and width of what an image processor makes of an image."""
-    height, width = image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[2:]
-    return height, width
-
-
-def _checked_size(config: Any, image_size: int | Sequence[int]) -> tuple[int, int]:
-    patch_size = as_pair(config.patch_size)
-    size = as_pair(image_size if isinstance(image_size, int) else list(image_size))
-    if any(side < patch or side % patch for side, patch in zip(size, patch_size, strict=True)):
-        raise ValueError(
-            f"`image_size` must be a multiple of the patch size {patch_size[0]} x {patch_size[1]}, got {size}."
-        )
-    return size
+    check_exportable(model)
+    size = checked_size(model.config, processed_size(image_processor) if image_size is None else image_size)
+    _check_processor(image_processor, size)
+    return write_onnx(model, file, size, _metadata(model, image_processor, size, source))
 
 
 def _check_processor(image_processor: Any, image_size: tuple[int, int]) -> None:
@@ -199,18 +93,3 @@ def _metadata(
     if config.problem_type == "multi_label_classification":
         values["object_thresholds"] = config.object_thresholds or [0.5] * config.num_labels
     return {key: json.dumps(value) for key, value in values.items()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings and log records below errors: of missing torchvision, of deprecations inside torch."""
-    root = logging.getLogger()
-    handlers, disabled = root.handlers[:], root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        root.handlers[:] = handlers  # onnxruntime logs through the root logger, which then adds a handler of its own

@@ -33,14 +33,17 @@ from transformers_ice.inference import (
 
 SIZES = {
     "hidden_size": 32,
-    "num_hidden_layers": 2,  # each adds seconds to an export
+    "num_hidden_layers": 1,  # each adds seconds to an export
     "num_attention_heads": 2,
     "intermediate_size": 48,
     "image_size": 32,
     "patch_size": 8,
     "num_labels": 3,
 }
-STRATEGIES = {"unpruned": {}, "background": {"pruning_strategy": "background", "pruning_layers": [1]}}
+STRATEGIES = {
+    "unpruned": {},
+    "background": {"num_hidden_layers": 2, "pruning_strategy": "background", "pruning_layers": [1]},
+}
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
 
@@ -169,7 +172,7 @@ def test_the_model_itself_answers_labels_options_and_other_sizes(optimized, capl
     labels = torch.tensor([0, 2, 1])
     with torch.no_grad():
         torch.testing.assert_close(fast(noise(), labels=labels).loss, model(noise(), labels=labels).loss)
-        assert len(fast(noise(), output_hidden_states=True).hidden_states) == 3
+        assert len(fast(noise(), output_hidden_states=True).hidden_states) == 2
         large = noise(2, 48, 40)
         torch.testing.assert_close(fast(large).patch_logits, model(large).patch_logits)
     assert "48 x 40" in caplog.text
@@ -379,8 +382,8 @@ def test_explain_refuses_a_precision_without_fast_and_a_fast_relevance_map(
     with pytest.raises(SystemExit) as stop:
         explain(photo, folder, tmp_path / "out", "--precision", "int8")
     assert stop.value.code == 2
-    assert explain(photo, folder, tmp_path / "out", "--fast", "--method", "rollout")[0] == 2
-    assert "--fast" in capsys.readouterr().err
+    assert explain(photo, folder, tmp_path / "out", "--fast", "--method", "rollout")[0] == 1
+    assert "--fast runs ICE's own explanation" in capsys.readouterr().err
 
 
 def test_the_app_explains_by_the_optimized_model(optimized, folder: Path, photo: Path, monkeypatch):

@@ -288,7 +288,6 @@ def _check_outputs_of_maps(arguments: ExplainArguments) -> None:
     """Refuse figures and files that need masks and boxes, which a relevance map has not."""
     wanted = {f"--picture {arguments.picture}": arguments.picture != "heatmap", "--html": arguments.html}
     wanted[f"--annotations {arguments.annotations}"] = arguments.annotations is not None
-    wanted["--fast"] = arguments.fast
     if any(wanted.values()):
         refused = next(option for option, is_given in wanted.items() if is_given)
         raise ValueError(
@@ -323,6 +322,11 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"No images found in {', '.join(arguments.paths)}.")
     explainer = load_explainer(arguments.model, arguments.method)
     if isinstance(explainer, MapExplainer):
+        if arguments.fast:
+            raise ValueError(
+                "--fast runs ICE's own explanation, which is the outputs of the model; a relevance map is made inside "
+                "its layers. Leave --fast or --method out."
+            )
         _check_outputs_of_maps(arguments)
     elif arguments.fast:
         _make_fast(explainer, arguments.precision)

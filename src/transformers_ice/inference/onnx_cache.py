@@ -76,7 +76,9 @@ def _fingerprint(model: PreTrainedModel, image_size: tuple[int, int], output_nam
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
     code = Path(remote_code.__file__).parent
     versions = [torch.__version__, *((code / name).read_text("utf-8") for name in remote_code.remote_code_files())]
-    digest = hashlib.sha256(json.dumps([config, image_size, list(output_names), versions], default=str).encode())
+    digest = hashlib.sha256(
+        json.dumps([type(model).__name__, config, image_size, list(output_names), versions], default=str).encode()
+    )
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

@@ -5,7 +5,7 @@ Importing this package makes the Auto classes and `pipeline(...)` know ICE-DeiT.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -30,14 +30,11 @@ from .ice_deit import (
 )
 
 
-if TYPE_CHECKING:
-    from .inference import optimize_for_inference
-
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # on first use: it may load runtimes that an import of the package does not need
+    # on first use, and by name: it belongs to a layer above this one
     if name == "optimize_for_inference":
         return importlib.import_module(f"{__name__}.inference").optimize_for_inference
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -222,7 +222,11 @@ def print_results(results: Mapping[str, Any]) -> None:
         f"images/s at {size}": {name: f"{rate['median']:.1f}" for name, rate in rates.items()}
         for size, rates in speed.items()
     }
-    for field_name, title in (("top_1", "top-1"), ("mean_iou", "mean IoU"), ("top_1_agreement", "same class")):
+    for field_name, title in (
+        ("top_1", "top-1"),
+        ("mean_iou", "mean IoU"),
+        ("top_1_agreement", "same class as PyTorch"),
+    ):
         if results["scores"]:
             columns[title] = {row["name"]: f"{row[field_name]:.4f}" for row in results["scores"]}
     names = list(next(iter(speed.values())))

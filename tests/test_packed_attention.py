@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit import packed_attention
 from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTDropPath
-from transformers_ice.ice_deit.packed_attention import Packing, attend_packed
+from transformers_ice.ice_deit.packed_attention import Packing, attend_packed, choose_way
 
 
 HEADS, HEAD_DIM = 2, 8
@@ -49,6 +50,35 @@ def packed(request) -> SimpleNamespace:
 def test_images_are_attended_one_by_one_on_a_cpu(packed):
     attended = attend_packed(plain, *packed.states, packed.packing, config_of())
     torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+
+
+LENGTHS = {"one token each": [1, 1, 1], "one token": [1], "equal": [7, 7], "very unequal": [1, 300, 2, 90, 1]}
+
+
+@pytest.mark.parametrize("way", ["products", "kernel", "padded"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_every_way_attends_as_each_image_alone(lengths, way):
+    packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1))
+    states = torch.randn(3, 1, HEADS, sum(lengths), HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    images = [plain(*image, None)[0] for image in zip(*(part.split(lengths, 2) for part in states), strict=True)]
+    attended = attend_packed(plain, *states, packing, config_of(), way)
+    torch.testing.assert_close(attended, torch.cat(images, dim=1), **TOLERANCE)
+
+
+def test_the_way_is_chosen_by_what_is_known_and_by_the_size():
+    def way(lengths, implementation="sdpa", dtype=torch.float32, attend=plain, is_captured=False):
+        packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1), is_captured)
+        query = torch.zeros(1, HEADS, sum(lengths), HEAD_DIM, dtype=dtype)
+        return choose_way(attend, query, packing, config_of(implementation))
+
+    assert way([1, 191]) == "products"  # 96 tokens on average
+    assert way([2, 191]) == "kernel"
+    assert way([3, 4], is_captured=True) == "padded"
+    assert way([3, 4], "flash_attention_2") == "flash"
+    assert way([3, 4], "eager") == "kernel"
+    assert way([3, 4], dtype=torch.bfloat16) == "kernel"
+    assert way([3, 4], attend=partial(plain, dropout=0.1)) == "kernel"
+    assert way([3, 4], attend=partial(plain, dropout=0.0)) == "products"
 
 
 def test_a_captured_graph_attends_within_images_and_asks_for_no_length(packed):

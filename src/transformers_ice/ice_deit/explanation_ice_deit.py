@@ -165,7 +165,7 @@ class ImagePatches:
         return nearest_to_image(to_grid(self.patch_classes, self.grid_size), self.geometry, fill=self.background_index)
 
     def exit_layers(self, layers: Tensor) -> Tensor:
-        """Return the layer of each pixel's patch, of `layers` `(num_patches,)`, 0 outside a crop, `(height, width)`."""
+        """Return the layer of each pixel, of `layers` `(num_patches,)`; 0 outside a crop, `(height, width)`, int64."""
         return nearest_to_image(to_grid(layers, self.grid_size), self.geometry, fill=0)
 
     def heatmap(self, target: int | None = None) -> Tensor:

@@ -243,8 +243,8 @@ class IceDeiTAttention(DeiTAttention):
 
         `hidden_states` is `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed; the
         scores are `(batch_size, num_heads, num_tokens)`, float32, not for a packed batch. `attention_mask` has the
-        form that the attention implementation takes, `kwargs` are its options. `attend` is the implementation, where the
-        caller looked it up.
+        form that the attention implementation takes, `kwargs` are its options. `attend` is that implementation, if the
+        caller has looked it up.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         # (batch, tokens, dim) -> (batch, heads, tokens, head_dim)

@@ -127,8 +127,8 @@ class _Axis:
     @property
     def is_inside(self) -> bool:
         """Whether the centres of the first and the last pixel, and so of all, lie in the crop."""
-        first, shift = self.resized, 2 * self.image * self.offset
-        return 0 <= first - shift and (2 * self.image - 1) * self.resized - shift < 2 * self.image * self.crop
+        start, stop = 2 * self.image * self.offset, 2 * self.image * (self.offset + self.crop)
+        return start <= self.resized and (2 * self.image - 1) * self.resized < stop
 
     def span(self, start: int, stop: int, num_cells: int) -> tuple[int, int]:
         """Return the half-open range of pixels whose centres lie in the cells `start` to `stop` (exclusive).

@@ -231,8 +231,8 @@ class GatheredTokens:
         cells[-1] = cells[-1][:, self.num_prefix :]
         values = [step.values for step in self.exits]
         if self.prunes_inside:  # one product for all patches
-            states = torch.cat((*values, kept), dim=1)
-            return patch_head(_scatter(torch.cat(cells, dim=1), states, self.num_patches, self.config.fuse_pruned_tokens))
+            places, states = torch.cat(cells, dim=1), torch.cat((*values, kept), dim=1)
+            return patch_head(_scatter(places, states, self.num_patches, self.config.fuse_pruned_tokens))
         logits = patch_head(kept)
         values = [output.to(logits.dtype) for output in values]
         if values[0].shape[2] > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class ImagePatches:
         """Index of background among the classes of a patch."""
         return self.logits.shape[-1] - 1
 
-    @property
+    @cached_property
     def patch_classes(self) -> Tensor:
         """The class of each patch, `(num_patches,)`, int64."""
         best = class_map(self.logits)
@@ -162,6 +163,10 @@ class ImagePatches:
     def class_map(self) -> Tensor:
         """Return the class of each pixel, that of the patch its centre lies in, `(height, width)`, int64."""
         return nearest_to_image(to_grid(self.patch_classes, self.grid_size), self.geometry, fill=self.background_index)
+
+    def exit_layers(self, layers: Tensor) -> Tensor:
+        """Return the layer of each pixel, of `layers` `(num_patches,)`; 0 outside a crop, `(height, width)`, int64."""
+        return nearest_to_image(to_grid(layers, self.grid_size), self.geometry, fill=0)
 
     def heatmap(self, target: int | None = None) -> Tensor:
         """Return p(target) of each pixel, by default 1 - p(background), bilinear, `(height, width)`, float32."""
@@ -324,7 +329,8 @@ def read_object_thresholds(outputs: Any, batch_size: int) -> list[Tensor | None]
 
 def _refuse_nan(logits: Tensor, name: str) -> None:
     """Refuse logits whose softmax is NaN: a class and a box would be read off them all the same."""
-    broken = ~logits.float().logsumexp(dim=-1).isfinite().reshape(len(logits), -1).all(dim=1)
+    # the largest is finite where the log-sum-exp is, and takes a tenth of its time
+    broken = ~logits.amax(dim=-1).isfinite().reshape(len(logits), -1).all(dim=1)
     if broken.any():
         raise ValueError(
             f"`outputs.{name}` must be finite, got NaN or infinity for image {broken.nonzero()[0].item()} of "

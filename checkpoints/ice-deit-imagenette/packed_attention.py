@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed batches, whose images have different numbers of tokens, and four exact ways to run attention in them."""
+"""Packed batches, whose images have different numbers of tokens, and five exact ways to run attention in them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,12 @@ except ImportError:
     pass
 else:
     varlen_attn = varlen.varlen_attn
+
+
+WAYS = ("padded", "flash", "varlen", "products", "kernel")
+"""Ways through packed attention; `choose_way` says which is taken when."""
+
+_MOST_TOKENS_FOR_PRODUCTS = 96
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,32 @@ class Packing:
         return packed.index_select(0, row_of_place[present.flatten().nonzero().squeeze(1)])
 
 
+def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTrainedConfig) -> str:
+    """Return the way of `WAYS` that `attend_packed`, whose arguments these are, takes.
+
+    - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
+    - "flash": once, by FlashAttention's own options, where the model was loaded with it.
+    - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
+    - "products": plain matrix products image by image, for SDPA in float32 on a CPU and up to 96 tokens an image on
+      average. They need no set-up, which takes the kernel longer than the attention of so few tokens.
+    - "kernel": the attention implementation image by image, for all else.
+
+    On two cores padding to the longest, padding inside groups of alike lengths and block-diagonal masks over several
+    images were slower than image by image at nearly every size, at best as fast; `benchmarks/packed_attention.py`
+    measures all of them.
+    """
+    if packing.lengths is None:
+        return "padded"
+    if "flash" in str(config._attn_implementation):
+        return "flash"
+    if _fits_varlen(query, config, attend):
+        return "varlen"
+    is_plain = config._attn_implementation == "sdpa" and not getattr(attend, "keywords", {}).get("dropout")
+    is_small = query.shape[2] <= _MOST_TOKENS_FOR_PRODUCTS * len(packing.lengths)
+    fits = is_plain and is_small and query.device.type == "cpu" and query.dtype == torch.float32
+    return "products" if fits else "kernel"
+
+
 def attend_packed(
     attend: Callable[..., tuple[Tensor, Tensor | None]],
     query: Tensor,
@@ -72,29 +104,41 @@ def attend_packed(
     value: Tensor,
     packing: Packing,
     config: PreTrainedConfig,
+    way: str | None = None,
 ) -> Tensor:
     """Let the tokens of each image attend to those of the same image.
 
     `attend` is the attention implementation: query, key, value `(batch_size, num_heads, num_tokens, head_dim)` and a
     mask to `(batch_size, num_tokens, num_heads, head_dim)`, and weights or `None`. Here query, key and value are `(1,
-    num_heads, total_tokens, head_dim)`, the result `(1, total_tokens, num_heads, head_dim)`.
+    num_heads, total_tokens, head_dim)`, the result `(1, total_tokens, num_heads, head_dim)`. `way` is one of `WAYS`,
+    by default that of `choose_way`.
     """
-    if packing.lengths is None:  # once, on images padded to the full grid: shapes do not depend on the images
+    way = choose_way(attend, query, packing, config) if way is None else way
+    if way == "padded":
         padded = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]
         mask = create_bidirectional_mask(config, padded[0][:, 0], packing.present)
         return packing.pack(attend(*padded, mask)[0]).unsqueeze(0)
-    longest = max(packing.lengths)
-    if "flash" in str(config._attn_implementation):  # the options that transformers defines for it
-        boundaries = _boundaries(packing.lengths, query.device)
+    lengths = packing.lengths or ()
+    if way == "flash":  # the options that transformers defines for it
+        boundaries, longest = _boundaries(lengths, query.device), max(lengths)
         options = {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
         return attend(query, key, value, None, max_length_q=longest, max_length_k=longest, **options)[0]
-    if _fits_varlen(query, config, attend):
-        boundaries = _boundaries(packing.lengths, query.device)
+    if way == "varlen":
+        boundaries, longest = _boundaries(lengths, query.device), max(lengths)
         packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
         return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
-    # once for each image: the least work, and faster than padding at every size tried on a CPU
-    images = zip(*(states.split(packing.lengths, dim=2) for states in (query, key, value)), strict=True)
+    if way == "products":
+        return _attend_by_products(query[0], key[0], value[0], lengths)
+    images = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     return torch.cat([attend(*image, None)[0] for image in images], dim=1)
+
+
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Attend image by image: `(num_heads, total_tokens, head_dim)` to `(1, total_tokens, num_heads, head_dim)`."""
+    scaled, keys = query * query.shape[2] ** -0.5, key.transpose(1, 2)  # the scale once for all images
+    images = zip(scaled.split(lengths, 1), keys.split(lengths, 2), value.split(lengths, 1), strict=True)
+    attended = [torch.bmm(torch.bmm(own, others).softmax(dim=-1), values) for own, others, values in images]
+    return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(0)
 
 
 def _boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
@@ -113,4 +157,4 @@ def _fits_varlen(query: Tensor, config: PreTrainedConfig, attend: Callable) -> b
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-__all__ = ["Packing", "attend_packed"]
+__all__ = ["WAYS", "Packing", "attend_packed", "choose_way"]

@@ -126,27 +126,42 @@ class MaskedTokens:
 
 
 @dataclass(frozen=True)
+class _Exits:
+    """Patches pruned at one step, `n` of each image, and what their logits are made from.
+
+    `places` is `(batch_size, n)`. `values` are head outputs `(batch_size, n, 1 or num_labels + 1)`, or hidden states
+    `(batch_size, n, hidden_size)` for the patch head.
+    """
+
+    layer_index: int
+    places: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class GatheredTokens:
     """Layout of the tokens kept, the same number for all images; shapes never depend on what the images show.
 
-    `hidden_states` is `(batch_size, num_prefix_tokens + num_present, hidden_size)`; `cells` `(batch_size,
-    num_present)` is the cell of each token after the prefix; `num_patches`, one beyond the grid, for a fused token.
-    `exit_layer` is `(batch_size, num_patches + 1)`; `exits` are cells `(batch_size, n)` and head outputs `(batch_size,
-    n, 1 or num_labels + 1)` of pruned patches.
+    `hidden_states` is `(batch_size, num_prefix_tokens + num_present, hidden_size)`; `places` `(batch_size,
+    num_prefix_tokens + num_present)` is the place of each token among all tokens of the full grid; one beyond them for
+    a fused token. `exits` are the patches pruned so far: everything of the full grid is made from them at the end.
     """
 
     hidden_states: Tensor
     config: IceDeiTConfig
-    cells: Tensor
-    exit_layer: Tensor
-    exits: tuple[tuple[Tensor, Tensor], ...] = ()
+    num_prefix: int
+    num_patches: int
+    places: Tensor
+    exits: tuple[_Exits, ...] = ()
+    prunes_inside: bool = False
 
     @classmethod
     def start(cls, hidden_states: Tensor, config: IceDeiTConfig) -> "GatheredTokens":
         """Return all tokens `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, before any pruning."""
-        present = _all_present(hidden_states, config)
-        cells = torch.arange(present.shape[1], device=present.device).expand(present.shape[0], -1)
-        return cls(hidden_states, config, cells, nn.functional.pad(_initial_exit_layer(present, config), (0, 1)))
+        batch_size, num_tokens, _ = hidden_states.shape
+        places = torch.arange(num_tokens, device=hidden_states.device).expand(batch_size, -1)
+        num_prefix = config.num_prefix_tokens
+        return cls(hidden_states, config, num_prefix, num_tokens - num_prefix, places)
 
     def apply_layer(self, layer: nn.Module, **kwargs: Any) -> "GatheredTokens":
         """Return the tokens after a layer."""
@@ -154,65 +169,78 @@ class GatheredTokens:
 
     def apply_head(self, head: nn.Module) -> Tensor:
         """Return the output of a head for present patches, `(batch_size, num_present, 1 or num_labels + 1)`."""
-        return head(self.hidden_states[:, self.config.num_prefix_tokens :])
+        return head(self.hidden_states)[:, self.num_prefix :]  # the patches alone would have to be copied first
 
     def keep_best(self, scores: Tensor, count: int, head_output: Tensor, layer_index: int) -> "GatheredTokens":
         """Return the tokens with the `count` best patches of each image by `scores`, `(batch_size, num_present)`."""
-        best, rest = split_by_rank(scores, count)
-        prefix, patches = self._split(self.hidden_states)
-        hidden_states = torch.cat((prefix, gather_tokens(patches, best)), dim=1)
-        tokens = self._prune(best, rest, gather_tokens(head_output, rest), layer_index)
-        return replace(tokens, hidden_states=hidden_states)
+        kept, pruned = self._rank(scores, count)
+        exits = _Exits(
+            layer_index, gather_tokens(self.places, pruned), gather_tokens(head_output, pruned - self.num_prefix)
+        )
+        return replace(
+            self,
+            hidden_states=gather_tokens(self.hidden_states, kept),
+            places=gather_tokens(self.places, kept),
+            exits=(*self.exits, exits),
+        )
 
     def prune_inside(
         self, layer: nn.Module, count: int, patch_head: nn.Module, layer_index: int, **kwargs: Any
     ) -> "GatheredTokens":
         """Apply a layer; between attention and MLP, keep the `count` patches that [CLS] attends to most (EViT)."""
         prune = partial(self._prune_by_attention, count=count)
-        hidden_states, best, rest, pruned = layer(self.hidden_states, None, None, prune, **kwargs)
-        tokens = self._prune(best, rest, patch_head(pruned), layer_index)
-        cells = tokens.cells
+        hidden_states, kept, pruned, values = layer(self.hidden_states, None, None, prune, **kwargs)
+        places = gather_tokens(self.places, kept)
         if self.config.fuse_pruned_tokens:
-            cells = nn.functional.pad(cells, (0, 1), value=self.exit_layer.shape[1] - 1)
-        return replace(tokens, hidden_states=hidden_states, cells=cells)
+            places = nn.functional.pad(places, (0, 1), value=self.num_prefix + self.num_patches)
+        exits = _Exits(layer_index, gather_tokens(self.places, pruned), values)
+        return replace(
+            self, hidden_states=hidden_states, places=places, exits=(*self.exits, exits), prunes_inside=True
+        )
+
+    def _rank(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens that are kept, prefix included, and those that are pruned, as indices."""
+        best, rest = split_by_rank(scores, count)
+        prefix = torch.arange(self.num_prefix, device=scores.device).expand(scores.shape[0], -1)
+        return torch.cat((prefix, best + self.num_prefix), dim=1), rest + self.num_prefix
 
     def _prune_by_attention(self, hidden_states: Tensor, class_scores: Tensor, count: int) -> tuple[Tensor, ...]:
-        scores = _class_attention(class_scores)[:, self.config.num_prefix_tokens :]
-        best, rest = split_by_rank(scores, count)
-        prefix, patches = self._split(hidden_states)
-        pruned = gather_tokens(patches, rest)
-        parts = [prefix, gather_tokens(patches, best)]
+        scores = _class_attention(class_scores)
+        kept, pruned = self._rank(scores[:, self.num_prefix :], count)
+        values, tokens = gather_tokens(hidden_states, pruned), gather_tokens(hidden_states, kept)
         if self.config.fuse_pruned_tokens:
-            weights = gather_tokens(scores, rest).to(pruned.dtype).unsqueeze(-1)
-            parts.append((pruned * weights).sum(dim=1, keepdim=True))  # -> (batch, 1, dim)
-        return torch.cat(parts, dim=1), best, rest, pruned
-
-    def _split(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        num_prefix = self.config.num_prefix_tokens
-        return hidden_states[:, :num_prefix], hidden_states[:, num_prefix:]
-
-    def _prune(self, best: Tensor, rest: Tensor, output: Tensor, layer_index: int) -> "GatheredTokens":
-        pruned = gather_tokens(self.cells, rest)
-        exit_layer = self.exit_layer.scatter(1, pruned, layer_index)
-        return replace(
-            self, cells=gather_tokens(self.cells, best), exit_layer=exit_layer, exits=(*self.exits, (pruned, output))
-        )
+            weights = gather_tokens(scores, pruned).to(values.dtype).unsqueeze(1)
+            tokens = torch.cat((tokens, weights @ values), dim=1)  # the sum of the pruned ones is (batch, 1, dim)
+        return tokens, kept, pruned, values
 
     def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Scatter kept and pruned patches back to the full patch grid."""
-        num_patches = self.exit_layer.shape[1] - 1
-        normed = final_norm(self.hidden_states)
-        prefix, patches = self._split(normed)
-        last = patches.new_zeros(patches.shape[0], num_patches + 1, patches.shape[2])
-        last = _scatter(last, self.cells, patches)[:, :num_patches]
-        kept = self.apply_head(patch_head)
-        width = self.exits[0][1].shape[-1] if self.exits else kept.shape[-1]
-        grid = kept.new_zeros(kept.shape[0], num_patches + 1, width)
-        for cells, output in self.exits:
-            grid = _scatter(grid, cells, output.to(grid.dtype))
-        grid = _scatter(head_output_to_patch_logits(grid, self.config.num_labels), self.cells, kept)
-        last_hidden_state = torch.cat((prefix, last), dim=1)
-        return EncodedTokens(last_hidden_state, grid[:, :num_patches], self.exit_layer[:, :num_patches])
+        fuses, num_tokens = self.config.fuse_pruned_tokens, self.num_prefix + self.num_patches
+        last_hidden_state = _scatter(self.places, final_norm(self.hidden_states), num_tokens, fuses)
+        exit_layer = self.places.new_full((len(self.places), num_tokens + 1), self.config.num_hidden_layers)
+        for step in self.exits:
+            exit_layer = exit_layer.scatter(1, step.places, step.layer_index)
+        return EncodedTokens(last_hidden_state, self._grid_logits(patch_head), exit_layer[:, self.num_prefix : -1])
+
+    def _grid_logits(self, patch_head: nn.Module) -> Tensor:
+        """Return the logits of all patches, kept and pruned, `(batch_size, num_patches, num_labels + 1)`."""
+        kept = self.hidden_states[:, self.num_prefix :]
+        if not self.exits:
+            return patch_head(kept)
+        cells = [places - self.num_prefix for places in (*(step.places for step in self.exits), self.places)]
+        cells[-1] = cells[-1][:, self.num_prefix :]
+        values = [step.values for step in self.exits]
+        if self.prunes_inside:  # one product for all patches
+            places, states = torch.cat(cells, dim=1), torch.cat((*values, kept), dim=1)
+            return patch_head(_scatter(places, states, self.num_patches, self.config.fuse_pruned_tokens))
+        logits = patch_head(kept)
+        values = [output.to(logits.dtype) for output in values]
+        if values[0].shape[2] > 1:
+            return _scatter(torch.cat(cells, dim=1), torch.cat((*values, logits), dim=1), self.num_patches)
+        gates = _scatter(torch.cat(cells[:-1], dim=1), torch.cat(values, dim=1), self.num_patches)
+        grid = head_output_to_patch_logits(gates, self.config.num_labels)
+        rows = _rows(cells[-1], self.num_patches).flatten()
+        return grid.flatten(0, 1).index_copy_(0, rows, logits.flatten(0, 1)).unflatten(0, grid.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -299,11 +327,22 @@ def _record_outputs(pruned: Tensor, output: Tensor, before: Tensor | None) -> Te
     return torch.where(pruned.unsqueeze(-1), output, torch.zeros_like(output) if before is None else before)
 
 
-def _scatter(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
-    """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`."""
-    batch_size, num_cells, _ = grid.shape
-    rows = cells + num_cells * torch.arange(batch_size, device=cells.device).unsqueeze(1)
-    return grid.flatten(0, 1).index_copy(0, rows.flatten(), values.flatten(0, 1)).unflatten(0, (batch_size, num_cells))
+def _rows(cells: Tensor, num_cells: int) -> Tensor:
+    """Return cells `(batch_size, count)` as rows of a tensor `(batch_size * num_cells, ...)`."""
+    return cells + num_cells * torch.arange(cells.shape[0], device=cells.device).unsqueeze(1)
+
+
+def _scatter(cells: Tensor, values: Tensor, num_cells: int, has_fused: bool = False) -> Tensor:
+    """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`.
+
+    It is zero elsewhere. `has_fused`: cells may be `num_cells`, as those of fused tokens, whose values are left out.
+    """
+    batch_size, rows = cells.shape[0], _rows(cells, num_cells)
+    if has_fused:
+        rows = rows.masked_fill(cells == num_cells, batch_size * num_cells)  # one row after the last image
+    grid = values.new_zeros(batch_size * num_cells + int(has_fused), values.shape[2])
+    grid = grid.index_copy_(0, rows.flatten(), values.flatten(0, 1))
+    return grid[: batch_size * num_cells].unflatten(0, (batch_size, num_cells))
 
 
 def _class_attention(class_scores: Tensor, visible: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ with a single dot.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -218,6 +218,11 @@ class IceDeiTDropPath(nn.Module):
         return branch * keep / keep_probability
 
 
+def attention_function(config: IceDeiTConfig) -> Callable[..., Any]:
+    """Return the attention implementation of a configuration; its first argument is the attention module."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+
+
 class IceDeiTAttention(DeiTAttention):
     """Let tokens attend to each other.
 
@@ -231,30 +236,29 @@ class IceDeiTAttention(DeiTAttention):
         attention_mask: Tensor | None = None,
         packing: Packing | None = None,
         with_class_scores: bool = False,
+        attend: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Attend, and with `with_class_scores` also return how [CLS] scores each token before softmax and mask.
 
         `hidden_states` is `(batch_size, num_tokens, hidden_size)`, or `(1, total_tokens, hidden_size)` if packed; the
         scores are `(batch_size, num_heads, num_tokens)`, float32, not for a packed batch. `attention_mask` has the
-        form that the attention implementation takes, `kwargs` are its options.
+        form that the attention implementation takes, `kwargs` are its options. `attend` is that implementation, if the
+        caller has looked it up.
         """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
         # (batch, tokens, dim) -> (batch, heads, tokens, head_dim)
-        query, key, value = (projection(hidden_states).view(heads).transpose(1, 2) for projection in projections)
-        attend = partial(
-            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward),
-            self,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        options = {**kwargs, "dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        if attend is None:
+            attend = attention_function(self.config)
         weights = None
         if packing is None:
-            attended, weights = attend(query, key, value, attention_mask)
+            attended, weights = attend(self, query, key, value, attention_mask, **options)
         else:
-            attended = attend_packed(attend, query, key, value, packing, self.config)
+            attended = attend_packed(partial(attend, self, **options), query, key, value, packing, self.config)
         # (batch, tokens, heads, head_dim) -> (batch, tokens, dim)
         attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
         if not with_class_scores:
@@ -292,14 +296,20 @@ class IceDeiTLayer(DeiTLayer):
         """
         normed = self.layernorm_before(hidden_states)
         attended, _, class_scores = self.attention(normed, attention_mask, packing, prune is not None, **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended), packing)
+        hidden_states = hidden_states + self._drop(attended, packing)
         extras: tuple[Tensor, ...] = ()
         if prune is not None:
             hidden_states, *rest = prune(hidden_states, class_scores)
             extras = tuple(rest)
         transformed = self.mlp(self.layernorm_after(hidden_states))
-        hidden_states = hidden_states + self.drop_path(self.dropout(transformed), packing)
+        hidden_states = hidden_states + self._drop(transformed, packing)
         return hidden_states if prune is None else (hidden_states, *extras)
+
+    def _drop(self, branch: Tensor, packing: Packing | None) -> Tensor:
+        # in evaluation neither does anything, and a call that does nothing costs as much as a small tensor operation
+        if self.dropout.training or self.drop_path.training:
+            return self.drop_path(self.dropout(branch), packing)
+        return branch
 
 
 class IceDeiTPatchMLP(nn.Module):
@@ -415,8 +425,9 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         `hidden_states` is `(batch_size, num_prefix_tokens + num_patches, hidden_size)`; a `ValueError` if the strategy
         of the configuration needs a pruning head that the model lacks.
         """
+        # looked up once for all layers: reading a configuration takes as long as a small tensor operation
+        kwargs.setdefault("attend", attention_function(self.config))
         if self.config.pruning_strategy is not None:
-            self.check_pruning_heads()
             return self._encode_pruned(hidden_states, **kwargs)
         for layer in self.layers:
             hidden_states = layer(hidden_states, None, **kwargs)
@@ -435,13 +446,16 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
         """Run the layers and the patch head while patches are pruned; arguments and result are those of `encode`."""
         config, schedule = self.config, self.config.pruning_schedule
         strategy = STRATEGIES[config.pruning_strategy or ""]
+        if strategy.needs_heads:
+            self._check_heads_at(schedule)
         keep_policy = self.keep_policy or foreground_policy(config.background_margin)
+        fuses = config.fuse_pruned_tokens
         prunes_by_heads = strategy.needs_heads and (config.prune_in_training or not self.training)
         records_states = any(
             kwargs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
         )
         tokens: Any = choose_layout(config, self.training, records_states).start(hidden_states, config)
-        num_present, pruning_logits = hidden_states.shape[1] - config.num_prefix_tokens, []
+        num_present, pruning_logits = hidden_states.shape[1] - self.embeddings.num_prefix_tokens, []
         for index, layer in enumerate(self.layers):
             step = PruningStep(index, num_present, num_kept(schedule.get(index, 1.0), num_present), keep_policy)
             if index in schedule and strategy.needs_heads:
@@ -451,7 +465,7 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
                     # the logits of a pruned patch are learnt from the pruning loss alone
                     tokens = strategy.decide(tokens, head_output.detach(), step)
             tokens = strategy.apply_layer(tokens, layer, self.patch_head, step, **kwargs)
-            num_present = strategy.num_left(step, config.fuse_pruned_tokens)
+            num_present = strategy.num_left(step, fuses)
         encoded = tokens.scatter_to_grid(self.layernorm, self.patch_head)
         trains_heads = self.training and strategy.needs_heads
         return IceDeiTModelOutput(
@@ -482,9 +496,11 @@ class IceDeiTModel(IceDeiTPreTrainedModel, DeiTModel):
 
     def check_pruning_heads(self) -> None:
         """Raise a `ValueError` unless every pruning layer of the configuration, which may have changed, has a head."""
-        if not self.config.has_pruning_heads:
-            return
-        missing = [index for index in self.config.pruning_schedule if str(index) not in self.pruning_heads]
+        if self.config.has_pruning_heads:
+            self._check_heads_at(self.config.pruning_schedule)
+
+    def _check_heads_at(self, layers: Iterable[int]) -> None:
+        missing = [index for index in layers if str(index) not in self.pruning_heads]
         if missing:
             raise ValueError(
                 f'`pruning_strategy="{self.config.pruning_strategy}"` needs a pruning head at the layers '
@@ -538,8 +554,8 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             >>> outputs = model(**image_processor(image, return_tensors="pt"))
             >>> model.config.id2label[outputs.logits.argmax(-1).item()], outputs.foreground_ratio
         """
-        pixel_values = check_pixel_values(pixel_values, self.config)
         if labels is not None:
+            pixel_values = check_pixel_values(pixel_values, self.config)
             check_labels(labels, pixel_values.shape[0], self.config.num_labels, self.config.is_multi_label)
             self._check_objective()
         encoded = self.deit(pixel_values, **kwargs)

@@ -35,8 +35,7 @@ def head_output_to_patch_logits(head_output: Tensor, num_labels: int) -> Tensor:
     """
     if head_output.shape[-1] == num_labels + 1:
         return head_output
-    classes = head_output.new_full((*head_output.shape[:-1], num_labels), -math.log(num_labels))
-    return torch.cat((classes, head_output), dim=-1)
+    return nn.functional.pad(head_output, (num_labels, 0), value=-math.log(num_labels))
 
 
 def background_margin(head_output: Tensor) -> Tensor:

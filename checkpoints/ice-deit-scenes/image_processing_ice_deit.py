@@ -41,7 +41,7 @@ from .explanation_ice_deit import (
     read_patch_logits,
 )
 from .image_conversion import MAX_PIXELS, convert_to_rgb, grey_to_pil, is_unit_float, load_image, read_rgb
-from .patch_maps import ImageGeometry, nearest_to_image, to_grid
+from .patch_maps import ImageGeometry
 from .preprocessing_checks import check_preprocessing, check_size_kinds
 
 
@@ -174,6 +174,15 @@ class IceDeiTImageProcessor(PilBackend):
             )
         return super().resize(image, SizeDict(height=height, width=width), resample, reducing_gap, **kwargs)
 
+    def normalize(
+        self, image: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float], **kwargs: Any
+    ) -> np.ndarray:
+        """Normalize `(channels, height, width)`: the parent's values, without its strides across channels."""
+        if image.dtype != np.float32 or np.shape(mean) != (len(image),) or np.shape(std) != (len(image),):
+            return super().normalize(image, mean, std, **kwargs)
+        means, deviations = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (mean, std))
+        return (image - means) / deviations
+
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what has no way back to the image."""
         if kwargs.get("do_pad"):
@@ -281,10 +290,7 @@ class IceDeiTImageProcessor(PilBackend):
                 f"`outputs` must hold `patch_exit_layer` (batch_size, num_patches), got {describe_outputs(outputs)}. "
                 "Pass what an ICE-DeiT model returned."
             )
-        return [
-            nearest_to_image(to_grid(layers, patches.grid_size), patches.geometry, fill=0)
-            for layers, patches in zip(exit_layers, images, strict=True)
-        ]
+        return [patches.exit_layers(layers) for layers, patches in zip(exit_layers, images, strict=True)]
 
     def post_process_explanation(
         self,
@@ -301,8 +307,7 @@ class IceDeiTImageProcessor(PilBackend):
         images = self._patches(outputs, target_sizes)
         targets, class_logits = _read_targets(target, len(images)), read_class_logits(outputs)
         thresholds = read_object_thresholds(outputs, len(images))
-        has_exit_layers = read_output(outputs, "patch_exit_layer") is not None
-        exit_layers = self.post_process_exit_layers(outputs, target_sizes) if has_exit_layers else None
+        exit_layers = read_output(outputs, "patch_exit_layer")
         return [
             explain_patches(
                 patches,
@@ -310,7 +315,7 @@ class IceDeiTImageProcessor(PilBackend):
                 thresholds[i],
                 lambda label: f"LABEL_{label}" if id2label is None else id2label[label],
                 targets[i],
-                None if exit_layers is None else exit_layers[i].cpu().numpy(),
+                None if exit_layers is None else patches.exit_layers(exit_layers[i]).cpu().numpy(),
             )
             for i, patches in enumerate(images)
         ]

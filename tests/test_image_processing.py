@@ -920,3 +920,14 @@ def test_patch_logits_that_are_not_finite_are_refused(processor, name, value):
         exits = {"patch_exit_layer": torch.zeros(2, 16, dtype=torch.long)} if make is classification else {}
         with pytest.raises(ValueError, match=r"patch_logits` must be finite, got NaN or infinity for image 1 of 2"):
             getattr(processor, name)(make(logits, **exits))
+
+
+def test_normalized_pixels_are_those_of_transformers():
+    image = np.random.default_rng(0).random((3, 5, 7), dtype=np.float32)
+    ours, theirs = IceDeiTImageProcessor(), DeiTImageProcessorPil()
+    for mean, std in (([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), (0.5, 0.25)):
+        expected = theirs.normalize(image, mean, std)
+        assert np.array_equal(ours.normalize(image, mean, std), expected)
+        assert np.array_equal(
+            ours.normalize(image.astype(np.float64), mean, std), theirs.normalize(image.astype(np.float64), mean, std)
+        )

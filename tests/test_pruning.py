@@ -135,6 +135,24 @@ def test_a_new_strategy_is_a_class_and_an_entry(monkeypatch, execution):
     assert (outputs.patch_exit_layer[:, 1::2] == 1).all()
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_patch_head_is_applied_once(strategy):
+    model, calls = build(strategy), []
+    model.deit.patch_head.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        model(images(2))
+    assert len(calls) == 1
+
+
+def test_dropout_that_is_switched_on_alone_still_drops():
+    model = build("top_k", hidden_dropout_prob=0.5)
+    with torch.no_grad():
+        assert torch.equal(model(images(1)).logits, model(images(1)).logits)
+        for layer in model.deit.layers:
+            layer.dropout.train()  # Monte Carlo dropout: everything else stays in evaluation mode
+        assert not torch.equal(model(images(1)).logits, model(images(1)).logits)
+
+
 def test_no_pruning_when_all_patches_are_kept():
     model = build("background", background_margin=1e9)
     with torch.no_grad():

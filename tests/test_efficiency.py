@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from transformers_ice.speed import (
     TimingPlan,
     Workload,
     build_variants,
+    check_dtypes,
     count_macs,
     count_variant_tokens,
     counts_from_shares,
@@ -33,6 +35,9 @@ from transformers_ice.speed import (
     interleave,
     keep_freed_memory,
     measure_speed,
+    optimize_variants,
+    peak_flops,
+    peak_measure,
     prescribed_counts,
     read_accuracies,
     read_keep_shares,
@@ -43,6 +48,7 @@ from transformers_ice.speed import (
     write_results,
 )
 from transformers_ice.speed.keep_counts import smallest_margins
+from transformers_ice.speed.peak import _square_matrices
 from transformers_ice.visualization import speed_plot
 
 
@@ -267,30 +273,79 @@ def test_a_spread_is_median_and_quartiles():
     assert summarize_spread([7.0]).high == 7.0
 
 
+class FakeFast(torch.nn.Module):
+    """An "optimized" model: the same one, which names what it would be."""
+
+    def __init__(self, model, backend, precision):
+        super().__init__()
+        self.model, self.dtype = model, torch.float32
+        precision = "float32" if precision == "auto" else precision
+        self.optimization = SimpleNamespace(backend=backend, precision=precision, reason="for a test")
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values)
+
+
+def optimize_nothing(model, backend="auto", precision="auto", num_threads=None):
+    return FakeFast(model, backend, precision)
+
+
+@pytest.fixture(autouse=True)
+def small_peak(monkeypatch):
+    monkeypatch.setattr("transformers_ice.speed.peak._SIDES", {"cpu": 64})
+
+
 def test_measured_rows_survive_a_file_and_leave_the_model_alone(model, tmp_path):
     state, config = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.config.to_dict()
-    variants = build_variants(model, [0.5], compiles=True)
-    plan = TimingPlan(num_repeats=2, num_warmups=1, images_per_repeat=6)
-    compiled = []
-
-    def compiler(twin):
-        compiled.append(twin)
-        return twin
-
-    rows = measure_speed(variants, build_workload(model), 3, plan, compiler)
-    assert len(compiled) == 2
-    assert [row.variant for row in rows][-2:] == ["ICE unpruned, compiled", "top_k 0.5, compiled"]
+    variants = build_variants(model, [0.5])
+    # all but background: its numbers are prescribed, which only PyTorch's own model follows
+    variants += optimize_variants(variants[:-1], ["a", "b:int8"], optimize_nothing)
+    rows = measure_speed(
+        variants, build_workload(model), 3, TimingPlan(num_repeats=2, num_warmups=1, images_per_repeat=6)
+    )
     by_name = {row.variant: row for row in rows}
     assert by_name[REFERENCE].speedup.median == by_name[REFERENCE].ideal_speedup == 1.0
     assert max(by_name[name].gmacs for name in ("top_k 0.5", BACKGROUND)) < by_name[REFERENCE].gmacs
+    assert by_name["top_k 0.5, b int8"].gmacs == by_name["top_k 0.5"].gmacs
+    assert "ViT (transformers), a" not in by_name
     assert all(len(row.seconds) == 2 and row.seconds[0] > 0 for row in rows)
-    assert all((row.counted_gmacs is None) == ("compiled" in row.variant) for row in rows)
+    assert all((row.counted_gmacs is None) == row.variant.endswith((", a", ", b int8")) for row in rows)
     write_results(tmp_path / "results.json", rows, settings={"seed": 0})
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == {"settings": {"seed": 0}, "rows": [asdict(row) for row in rows]}
     assert all(row.variant in speed_table(rows) for row in rows)
     assert model.config.to_dict() == config
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_fraction_of_the_peak_is_arithmetic_over_time_over_the_product_of_the_same_repeat(model, monkeypatch):
+    # one product of 64 x 64 matrices a millisecond, and every image a second
+    monkeypatch.setattr("transformers_ice.speed.peak.time_call", lambda call, device: 1e-3)
+    monkeypatch.setattr("transformers_ice.speed.speed.time_call", lambda call, device: 1.0)
+    variants = build_variants(model, [])
+    variants += optimize_variants(variants[1:2], ["b:int8"], optimize_nothing)
+    *rows, quantized = measure_speed(variants, build_workload(model), 1, TimingPlan(3, 0, images_per_repeat=1))
+    for row in rows:
+        assert row.peak_gflops.median == pytest.approx(2 * 64**3 / 1e-3 / 1e9)
+        assert row.of_peak == pytest.approx(2 * row.gmacs / row.peak_gflops.median)
+    assert quantized.precision == "int8"
+    assert quantized.peak_gflops is quantized.of_peak is None
+
+
+def test_an_emulated_number_type_is_refused_and_a_fast_one_is_not(monkeypatch):
+    device = torch.device("cpu")
+    seconds = {torch.float32: 1e-3, torch.bfloat16: 60e-3, torch.float16: 2e-3}
+    monkeypatch.setattr("transformers_ice.speed.peak._probe_seconds", lambda dtype, device: seconds[dtype])
+    check_dtypes(["float32", "float16"], device)
+    with pytest.raises(ValueError, match="only emulates bfloat16: a matrix product takes 60 times as long"):
+        check_dtypes(["float32", "bfloat16"], device)
+
+
+def test_peak_products_compute_what_they_are_timed_for():
+    first, second = _square_matrices(64, torch.float32, torch.device("cpu"))
+    assert first.shape == second.shape == (64, 64)
+    assert peak_measure(torch.float32, torch.device("cpu"))(0) > 0
+    assert peak_flops(0.5, torch.device("cpu")) == 2 * 64**3 / 0.5
 
 
 def test_batches_go_round_the_images():
@@ -325,6 +380,13 @@ def benchmark(*words):
     return run_benchmark.main([*map(str, (*QUICK, *words))])
 
 
+@pytest.fixture
+def emulated_allowed(monkeypatch):
+    """Let the models of the tests run in any number type on any processor: they are tiny."""
+    monkeypatch.setattr(run_benchmark, "check_dtypes", lambda names, device: None)
+
+
+@pytest.mark.usefixtures("emulated_allowed")
 def test_the_script_prints_a_table_and_writes_numbers_and_a_picture(tmp_path, capsys):
     (tmp_path / "accuracies.json").write_text(json.dumps({REFERENCE: 0.8, BACKGROUND: 0.79}))
     words = ("--config_overrides", TINY, "--keep_beta", 0.5, 0.2, "--batch_sizes", 1, 3, "--output_dir", tmp_path)
@@ -356,6 +418,31 @@ def test_the_script_runs_a_checkpoint_on_scenes_and_on_a_folder(model, tmp_path,
         assert report["settings"]["num_images"] == count
         assert report["rows"][-1]["variant"] == BACKGROUND
         assert report["rows"][-1]["tokens_per_layer"] == [65, 2, 2, 2, 2]
+
+
+@pytest.mark.usefixtures("emulated_allowed")
+def test_number_types_and_optimized_models_take_turns_in_one_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_benchmark, "optimize_for_inference", optimize_nothing)
+    words = ("--config_overrides", TINY, "--keep_beta", 0.5, 0.2, "--batch_sizes", 2, "--output_dir", tmp_path)
+    assert benchmark(*words, "--dtype", "float32", "bfloat16", "--optimized", "auto", "torch:int8") == 0
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    plain = [
+        "ViT (transformers)",
+        REFERENCE,
+        "top_k 0.7",
+        "top_k 0.5",
+        "attentiveness 0.7",
+        "attentiveness 0.5",
+        BACKGROUND,
+    ]
+    optimized = [f"{name}, {choice}" for name in plain[1:-1] for choice in ("auto", "torch int8")]
+    assert list(rows) == [*plain, *(f"{name}, bfloat16" for name in plain), *optimized]
+    assert {rows[name]["precision"] for name in plain} == {"float32"}
+    assert rows["background, bfloat16"]["precision"] == "bfloat16"
+    assert rows["background, bfloat16"]["tokens_per_layer"] == rows["background"]["tokens_per_layer"]
+    printed = capsys.readouterr().out
+    assert "top_k 0.5, torch int8: torch, int8: for a test" in printed
+    assert "Not optimized: background" in printed
 
 
 def test_several_files_of_numbers_are_timed_side_by_side(tmp_path):
@@ -416,6 +503,13 @@ def test_strategies_whose_heads_a_model_lacks_are_left_out_and_named(tmp_path, c
         ("--keep_counts", "a/x.json", "b/x.json"),
         ("--dataset_name", "scenes", "--data_dir", "x"),
         ("--keep_rate", "0.5"),
+        ("--dtype", "float64"),
+        ("--dtype", "float32", "float32"),
+        ("--optimized", "auto", "auto"),
+        ("--optimized", "auto", "--dtype", "bfloat16"),
+        ("--external", "dynamicvit=x"),
+        ("--external", "evit"),
+        ("--external", "evit=a", "evit=b"),
     ],
 )
 def test_wrong_options_end_with_usage(capsys, words):

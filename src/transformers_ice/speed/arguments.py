@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ..console.command_line import parse_dataclasses
+from .external import EXTERNAL
 from .variants import BACKGROUND
 
 
 __all__ = ["BenchmarkArguments", "parse_benchmark_arguments"]
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -45,8 +48,21 @@ class BenchmarkArguments:
     images_per_repeat: int = field(default=64, metadata={"help": "Images that a variant runs in one repeat."})
     num_repeats: int = field(default=10, metadata={"help": "Repeats that count."})
     num_warmups: int = field(default=2, metadata={"help": "Repeats before them that do not count."})
-    compile: bool = field(default=False, metadata={"help": "Also time the compiled unpruned and top_k models."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
+    dtype: list[str] = field(
+        default_factory=lambda: ["float32"],
+        metadata={"help": "Number types, one or several by turns: float32, bfloat16, float16."},
+    )
+    optimized: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also time optimized models, pruned and not: backends of `optimize_for_inference`, e.g. auto, "
+            "torch, onnxruntime:int8."
+        },
+    )
+    external: list[str] | None = field(
+        default=None,
+        metadata={"help": "Also time published code in folders of yours, which is run: evit=FOLDER, tome=FOLDER."},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0, mps."})
     num_threads: int | None = field(default=None, metadata={"help": "Threads on the CPU; default: as torch chooses."})
     keep_freed_memory: bool = field(
@@ -70,6 +86,7 @@ class BenchmarkArguments:
             raise ValueError(f"`batch_sizes` must be numbers of at least 1, got {self.batch_sizes}.")
         if len(set(self.keep_rates)) < len(self.keep_rates):
             raise ValueError(f"`keep_rates` must differ from each other, got {self.keep_rates}.")
+        self._check_models()
         if self.keep_beta is not None and len(self.keep_beta) != 2:
             raise ValueError(f"`keep_beta` must be a mean and a standard deviation, got {self.keep_beta}.")
         if len(set(self.decided_names)) < len(self.decided_names):
@@ -77,6 +94,21 @@ class BenchmarkArguments:
         for pair in (("keep_beta", "keep_counts"), ("dataset_name", "data_dir")):
             if all(getattr(self, name) is not None for name in pair):
                 raise ValueError(f"`{pair[0]}` and `{pair[1]}` exclude each other: pass one of them.")
+
+    def _check_models(self) -> None:
+        """Check the fields that say which models are timed besides the pruned ones."""
+        if not self.dtype or len(set(self.dtype)) < len(self.dtype) or not set(self.dtype) <= set(_DTYPES):
+            raise ValueError(f"`dtype` must be some of {', '.join(_DTYPES)}, each once, got {self.dtype}.")
+        optimized, external = self.optimized or [], self.external or []
+        if len(set(optimized)) < len(optimized):
+            raise ValueError(f"`optimized` must differ from each other, got {optimized}.")
+        if optimized and "float32" not in self.dtype:
+            raise ValueError("`optimized` starts from float32: add it, as in `--dtype float32 bfloat16`.")
+        names = [entry.partition("=")[0] for entry in external]
+        if len(set(names)) < len(names) or not set(names) <= set(EXTERNAL) or not all("=" in e for e in external):
+            raise ValueError(
+                f"`external` must be NAME=FOLDER with {' or '.join(EXTERNAL)}, each once, got {external}."
+            )
 
     @property
     def is_prescribed(self) -> bool:

@@ -31,7 +31,7 @@ _DEIT_S = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 15
 
 
 def load_model(arguments: BenchmarkArguments, device: torch.device | None = None) -> IceDeiTForImageClassification:
-    """Return the classifier to time, on a device, in evaluation mode.
+    """Return the classifier to time, on a device, in float32 and evaluation mode.
 
     Its strategy is "background"; "attentiveness" for a checkpoint without trained pruning heads, unless the numbers of
     patches to keep are prescribed: then heads of random weights do.
@@ -62,18 +62,18 @@ def load_model(arguments: BenchmarkArguments, device: torch.device | None = None
             "`--keep_beta MEAN DEVIATION` or `--keep_counts FILE`, or pass a trained `--model_name_or_path` and "
             "images."
         )
-    return model.eval().to(device=device, dtype=getattr(torch, arguments.dtype))
+    return model.eval().to(device=device, dtype=torch.float32)
 
 
 def load_workload(arguments: BenchmarkArguments, model: IceDeiTForImageClassification) -> Workload:
-    """Return the images, on the device and in the precision of the model, and the prescribed numbers, if any.
+    """Return the images, on the device of the model and in float32, and the prescribed numbers, if any.
 
     Without a source the images are noise, and the numbers of patches to keep must be prescribed.
 
     Raises:
         ValueError: If there are no images where they are needed, or the numbers do not fit the model.
     """
-    pixel_values = _load_pixels(arguments, model.config).to(model.device, model.dtype)
+    pixel_values = _load_pixels(arguments, model.config).to(model.device)
     if not arguments.is_prescribed:
         return Workload(pixel_values)
     num_images, num_layers = len(pixel_values), len(model.config.pruning_layers or ())

@@ -12,9 +12,10 @@ from ..console.json_files import read_json
 from ..console.output_files import write_json
 from ..console.tables import format_table
 from .speed import SpeedRow
+from .timing import summarize_spread
 
 
-__all__ = ["read_accuracies", "speed_table", "write_results"]
+__all__ = ["comparison_table", "read_accuracies", "speed_table", "write_results"]
 
 _COLUMNS = {
     "variant": ("variant", 0),
@@ -26,6 +27,7 @@ _COLUMNS = {
     "gmacs": ("GMACs", 4),
     "ideal": ("ideal", 3),
     "reached": ("reached", 1),
+    "peak": ("of peak", 1),
 }
 
 
@@ -35,6 +37,26 @@ def speed_table(rows: Sequence[SpeedRow]) -> str:
     return format_table(
         [_cells(row) for row in rows], headers, {name: digits for name, (_, digits) in _COLUMNS.items()}
     )
+
+
+def comparison_table(rows: Sequence[SpeedRow]) -> str:
+    """Format how many times as fast as published code the other rows of one batch size are; empty without such code.
+
+    A cell is the median of the ratios of the same repeat, and their quartiles.
+    """
+    published = [row for row in rows if row.is_published]
+    headers = {"variant": "times as fast as", **{row.variant: row.variant for row in published}}
+    cells = [
+        {"variant": row.variant, **{other.variant: _format_ratio(other.seconds, row.seconds) for other in published}}
+        for row in rows
+        if not row.is_published
+    ]
+    return format_table(cells, headers) if published else ""
+
+
+def _format_ratio(seconds: Sequence[float], own: Sequence[float]) -> str:
+    ratio = summarize_spread([base / taken for base, taken in zip(seconds, own, strict=True)])
+    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
 def _cells(row: SpeedRow) -> dict[str, Any]:
@@ -48,6 +70,7 @@ def _cells(row: SpeedRow) -> dict[str, Any]:
         "gmacs": row.gmacs,
         "ideal": row.ideal_speedup,
         "reached": f"{row.ideal_reached:.1%}",
+        "peak": None if row.of_peak is None else f"{row.of_peak:.0%}",
     }
 
 

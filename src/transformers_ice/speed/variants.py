@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTForImageClassification
 
+from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
-from ..ice_deit.token_pruning import STRATEGIES, BackgroundStrategy
+from ..ice_deit.token_pruning import STRATEGIES, BackgroundStrategy, TokenCounts
 
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "REFERENCE",
     "Variant",
     "build_variants",
+    "optimize_variants",
     "share_as_vit",
     "share_weights",
     "unusable_strategies",
@@ -31,21 +33,40 @@ BACKGROUND = BackgroundStrategy.name
 _VIT = "ViT (transformers)"
 
 
-@dataclass
+Optimizer = Callable[[PreTrainedModel, str, str], Any]
+"""Returns a faster model that is called alike, from a model, a backend and a precision: `optimize_for_inference`."""
+
+
+@dataclass(frozen=True)
 class Variant:
     """One way to run the weights.
 
     Attributes:
         name: Its row in the table.
-        model: In evaluation mode; its parameters are those of all other variants.
-        is_compiled: Whether `torch.compile` is to be called on it.
-        is_decided: Whether the images decide how many patches are kept.
+        model: Called with pixel values, in evaluation mode; it has the weights of all other variants.
+        config: That of the model, or of one with the same sizes.
+        dtype: Number type of its pixel values.
+        precision: Number type of its matrix products: "float32", "bfloat16", "float16", "int8".
+        decided_by: Name of the numbers of patches to keep where the images decide; `None` where they do not.
+        counts: Tokens of one image, of published code of other methods; `None` where they follow from configuration
+            and images.
+        eager: Model in PyTorch that computes the same tokens, for one that torch cannot count; `None`: the model.
     """
 
     name: str
-    model: PreTrainedModel
-    is_compiled: bool = False
-    is_decided: bool = False
+    model: Any
+    config: PreTrainedConfig
+    dtype: torch.dtype = torch.float32
+    precision: str = "float32"
+    decided_by: str | None = None
+    counts: TokenCounts | None = None
+    eager: PreTrainedModel | None = None
+
+    def to(self, precision: str, suffix: str) -> Variant:
+        """Return the variant of a PyTorch model in another number type, with a model of its own."""
+        dtype = getattr(torch, precision)
+        model = self.model if dtype == self.dtype else copy.deepcopy(self.model).to(dtype)
+        return replace(self, name=self.name + suffix, model=model, dtype=dtype, precision=precision)
 
 
 def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDeiTForImageClassification:
@@ -88,8 +109,8 @@ def unusable_strategies(model: IceDeiTForImageClassification) -> list[str]:
 def build_variants(
     model: IceDeiTForImageClassification,
     keep_rates: Sequence[float],
-    compiles: bool = False,
     decided_names: Sequence[str] = (BACKGROUND,),
+    suffix: str = "",
 ) -> list[Variant]:
     """Return the variants of a model: unpruned, and pruned by every strategy that it has the pruning heads for.
 
@@ -97,8 +118,8 @@ def build_variants(
         model: In evaluation mode.
         keep_rates: Each is taken at every pruning layer by every strategy that keeps fixed numbers, with fused tokens
             where it can.
-        compiles: Whether to add the compiled unpruned and "top_k" models.
         decided_names: Names of the variants under "background", one for each set of prescribed numbers.
+        suffix: End of every name, such as ", bfloat16".
 
     Raises:
         ValueError: If a keep rate is out of its range.
@@ -108,21 +129,44 @@ def build_variants(
     left_out = unusable_strategies(model)
     fixed = [strategy for strategy in STRATEGIES.values() if strategy.has_fixed_counts]
     fixed = [strategy for strategy in fixed if strategy.name not in left_out]
-    variants = []
+    models: dict[str, PreTrainedModel] = {}
     if model.config.num_prefix_tokens == 1:  # the ViT has [CLS] alone
-        variants.append(Variant(_VIT, share_as_vit(model)))
-    variants.append(Variant(REFERENCE, share_weights(model, **plain)))
+        models[_VIT] = share_as_vit(model)
+    models[REFERENCE] = share_weights(model, **plain)
     for strategy, rate in product(fixed, keep_rates):
         fields = {"pruning_strategy": strategy.name, "fuse_pruned_tokens": strategy.can_fuse}
-        pruned = share_weights(model, **fields, keep_rates=[rate] * len(layers))
-        variants.append(Variant(f"{strategy.name} {rate:g}", pruned))
-    for name in decided_names if BACKGROUND not in left_out else ():
-        background = share_weights(model, **{**plain, "pruning_strategy": BACKGROUND})
-        variants.append(Variant(name, background, is_decided=True))
-    if compiles:
-        for variant in list(variants):
-            twin: Any = variant.model
-            ranks_by_heads = getattr(twin.config, "has_pruning_heads", False) and not variant.is_decided
-            if variant.name == REFERENCE or ranks_by_heads:
-                variants.append(Variant(f"{variant.name}, compiled", share_weights(twin), is_compiled=True))
-    return variants
+        models[f"{strategy.name} {rate:g}"] = share_weights(model, **fields, keep_rates=[rate] * len(layers))
+    deciding = [] if BACKGROUND in left_out else list(decided_names)
+    for name in deciding:
+        models[name] = share_weights(model, **{**plain, "pruning_strategy": BACKGROUND})
+    precision = str(model.dtype).removeprefix("torch.")
+    return [
+        Variant(name + suffix, twin, twin.config, model.dtype, precision, name if name in deciding else None)
+        for name, twin in models.items()
+    ]
+
+
+def optimize_variants(variants: Sequence[Variant], choices: Sequence[str], optimize: Optimizer) -> list[Variant]:
+    """Return each ICE variant as every one of several optimized models.
+
+    Args:
+        variants: In float32; the ViT of transformers among them is left out.
+        choices: Backends, each alone or with a precision: "onnxruntime", "onnxruntime:int8".
+        optimize: Builds the optimized model, whose `optimization` names the precision it has.
+    """
+    optimized = []
+    for variant in variants:
+        for choice in choices if isinstance(variant.config, IceDeiTConfig) else ():
+            backend, _, precision = choice.partition(":")
+            fast = optimize(variant.model, backend, precision or "auto")
+            optimized.append(
+                replace(
+                    variant,
+                    name=f"{variant.name}, {choice.replace(':', ' ')}",
+                    model=fast,
+                    dtype=fast.dtype,
+                    precision=fast.optimization.precision,
+                    eager=variant.model,
+                )
+            )
+    return optimized

@@ -6,8 +6,8 @@ r"""Profile a forward pass: where its time goes, by kind of work, for dense and 
 DeiT-Ti and DeiT-S of random weights (224 pixels, 1000 classes) and the sample checkpoints, each unpruned and pruned by
 every strategy; the images are noise, and "background" keeps patches at rates drawn from a beta distribution. For each
 repeat a pass runs alone, and another one under `torch.profiler`; the profile gives the time of the operators, the pass
-alone the whole time, and what is left of it is Python, views and launches. Prints a table, of the
-fastest repeats; OUTPUT_DIR/results.json has its numbers, with those of other models that earlier runs left there, and
+alone the whole time, and what is left of it is Python, views and launches. Prints a table of the fastest repeats;
+OUTPUT_DIR/results.json has its numbers, with those of other models and sizes that earlier runs wrote there, and
 OUTPUT_DIR/profile.png draws them. Three minutes on two cores; `docs/results/speed.md` shows what it printed.
 """
 
@@ -239,8 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = output_dir / "results.json"
         before = [ProfileRow(**row) for row in json.loads(file.read_text())["rows"]] if file.is_file() else []
         rows = profile_models(arguments)
-        done = {row.model for row in rows}
-        rows = [*(row for row in before if row.model not in done), *rows]
+        done = {(row.model, row.batch_size) for row in rows}
+        rows = [*(row for row in before if (row.model, row.batch_size) not in done), *rows]
         content = {"settings": asdict(arguments), "machine": describe_machine(device), "rows": [*map(asdict, rows)]}
         write_text(file, json.dumps(content, indent=1) + "\n")
         save_figure(draw_profile(rows), output_dir / "profile.png")

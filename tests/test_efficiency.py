@@ -318,7 +318,7 @@ def test_measured_rows_survive_a_file_and_leave_the_model_alone(model, tmp_path)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_fraction_of_the_peak_is_arithmetic_over_time_over_the_product_of_the_same_repeat(model, monkeypatch):
+def test_fraction_of_the_peak_is_that_of_the_product_of_the_same_repeat(model, monkeypatch):
     # one product of 64 x 64 matrices a millisecond, and every image a second
     monkeypatch.setattr("transformers_ice.speed.peak.time_call", lambda call, device: 1e-3)
     monkeypatch.setattr("transformers_ice.speed.speed.time_call", lambda call, device: 1.0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import ceil
@@ -108,22 +108,24 @@ def kind_of(operator: str) -> str | None:
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), None)
 
 
-def profile_models(arguments: ProfileArguments) -> list[ProfileRow]:
-    """Profile every model at every batch size, number type and strategy."""
-    rows = []
+def profile_models(arguments: ProfileArguments) -> Iterator[list[ProfileRow]]:
+    """Profile every model; yield the rows of all strategies at each number type and batch size."""
     for name in arguments.models:
         settings = _benchmark_arguments(arguments, name)
         model = load_model(settings)
         workload = load_workload(settings, model)
         for dtype in arguments.dtype:
             variants = build_variants(model.to(getattr(torch, dtype)), [arguments.keep_rate])
+            # without the ViT of transformers
+            variants = [variant for variant in variants if isinstance(variant.config, IceDeiTConfig)]
             for batch_size in arguments.batch_sizes:
-                for variant in variants[1:] if model.config.num_prefix_tokens == 1 else variants:  # without the ViT
+                rows = []
+                for variant in variants:
                     times = _time_parts(variant, workload.batch(0, batch_size), arguments.num_repeats)
                     whole = times.pop("")
                     rows.append(ProfileRow(Path(name).name, batch_size, dtype, variant.name, whole, times))
                     print(f"{name}, {batch_size}, {dtype}, {variant.name}: {whole:.1f} ms", flush=True)
-    return rows
+                yield rows
 
 
 def _benchmark_arguments(arguments: ProfileArguments, name: str) -> BenchmarkArguments:
@@ -238,11 +240,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_dtypes(arguments.dtype, device)
         file = output_dir / "results.json"
         before = [ProfileRow(**row) for row in json.loads(file.read_text())["rows"]] if file.is_file() else []
-        rows = profile_models(arguments)
-        done = {(row.model, row.batch_size) for row in rows}
-        rows = [*(row for row in before if (row.model, row.batch_size) not in done), *rows]
-        content = {"settings": asdict(arguments), "machine": describe_machine(device), "rows": [*map(asdict, rows)]}
-        write_text(file, json.dumps(content, indent=1) + "\n")
+        rows = before
+        for found in profile_models(arguments):
+            done = {(row.model, row.batch_size, row.dtype) for row in found}
+            rows = [*(row for row in rows if (row.model, row.batch_size, row.dtype) not in done), *found]
+            content = {
+                "settings": asdict(arguments),
+                "machine": describe_machine(device),
+                "rows": [*map(asdict, rows)],
+            }
+            # after every batch size, so that a stopped run keeps its results so far
+            write_text(file, json.dumps(content, indent=1) + "\n")
         save_figure(draw_profile(rows), output_dir / "profile.png")
     except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)

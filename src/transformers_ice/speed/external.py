@@ -186,7 +186,10 @@ def _load_evit(folder: Path) -> Callable[..., nn.Module]:
 
 def _load_tome(folder: Path) -> Callable[[nn.Module], None]:
     # packages without their own `__init__`, which imports timm, swag and MAE models
-    packages = {"tome": {"__path__": [str(folder / "tome")]}, "tome.patch": {"__path__": []}}
+    packages: dict[str, dict[str, Any]] = {
+        "tome": {"__path__": [str(folder / "tome")]},
+        "tome.patch": {"__path__": []},
+    }
     with _replaced_modules({**tome_imports(), **packages}):
         return _attribute(_import_file("tome.patch.timm", folder / "tome/patch/timm.py"), "apply_patch")
 

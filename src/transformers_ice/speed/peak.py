@@ -50,7 +50,8 @@ def check_dtypes(names: Sequence[str], device: torch.device) -> None:
 def _probe_seconds(dtype: torch.dtype, device: torch.device) -> float:
     """Return the shortest time of a small product, which even an emulated number type finishes soon."""
     first, second = _square_matrices(_PROBE_SIDE, dtype, device)
-    start, taken = time.perf_counter(), []
+    taken: list[float] = []
+    start = time.perf_counter()
     # one product of an emulated type may take a second; fast ones are repeated, since the first calls are slow
     while len(taken) < 20 and (len(taken) < 2 or time.perf_counter() - start < 0.2):
         taken.append(time_call(lambda: first @ second, device))
@@ -59,5 +60,5 @@ def _probe_seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 def _square_matrices(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return two matrices `(side, side)` of random numbers."""
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
+    matrices = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return matrices[0], matrices[1]

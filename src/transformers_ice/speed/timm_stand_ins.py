@@ -97,16 +97,16 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, patch_size, image_size = config.hidden_size, as_pair(config.patch_size), as_pair(config.image_size)
         num_patches = (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1])
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
+        projection = nn.Conv2d(config.num_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": projection})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, width))
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.num_hidden_layers)))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.head = nn.Linear(width, config.num_labels)
+        self.head = nn.Linear(width, int(config.num_labels or 0))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return class logits `(batch_size, num_labels)`."""
-        patches = self.patch_embed.proj(pixel_values).flatten(2).transpose(1, 2)  # -> (batch, patches, width)
+        patches = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)  # -> (batch, patches, width)
         tokens = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(tokens))[:, 0])

@@ -12,8 +12,10 @@ from transformers_ice.ice_deit.adversarial_normalization import (
     background_weight,
     batch_foreground_ratio,
     candidate_label_loss,
+    foreground_map,
     foreground_mask,
     foreground_ratio,
+    log_normalizer,
     pool_background_logits,
     pool_foreground_logits,
     pool_patches,
@@ -213,6 +215,24 @@ def test_position_loss_moves_a_common_map_towards_an_even_one():
     downhill = -(logits.grad[..., 0] - logits.grad[..., 1])
     assert (downhill[:, :2] > 0).all()
     assert (downhill[:, 2:] < 0).all()
+
+
+def test_parts_that_share_the_normalizer_and_the_map_are_those_by_themselves():
+    logits, targets = 3 * torch.randn(4, 6, 5), torch.eye(4)
+    normalizer = log_normalizer(logits)
+    maps = foreground_map(logits, normalizer)
+    torch.testing.assert_close(normalizer, logits.exp().sum(-1).log())
+    torch.testing.assert_close(maps, 1 - logits.softmax(-1)[..., -1])
+    assert torch.equal(pool_softly(logits, maps), pool_softly(logits))
+    assert torch.equal(position_loss(logits, 0.0, maps), position_loss(logits, 0.0))
+    assert torch.equal(candidate_label_loss(logits, targets, normalizer), candidate_label_loss(logits, targets))
+
+
+def test_soft_pooling_multiplies_in_full_precision_under_autocast():
+    logits = torch.randn(2, 64, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pool_softly(logits)
+    assert torch.equal(pooled, pool_softly(logits))
 
 
 def test_candidate_label_loss_sends_what_looks_like_another_class_to_background():

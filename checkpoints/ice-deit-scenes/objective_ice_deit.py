@@ -7,7 +7,7 @@ Pure functions of what the model returned; their formulas are in `adversarial_no
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 
 import torch
@@ -22,7 +22,9 @@ from .adversarial_normalization import (
     background_weight,
     batch_foreground_ratio,
     candidate_label_loss,
+    foreground_map,
     foreground_mask,
+    log_normalizer,
     pool_patches,
     pool_softly,
     position_loss,
@@ -55,6 +57,16 @@ class ObjectiveInputs:
     pruning_logits: tuple[Tensor, ...] | None = None
     last_patch_logits: Tensor | None = None
     patch_exit_layer: Tensor | None = None
+
+    @cached_property
+    def normalizer(self) -> Tensor:
+        """`log_normalizer` of the patch logits, which several parts need."""
+        return log_normalizer(self.patch_logits)
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """`foreground_map` of the patch logits, which several parts need."""
+        return foreground_map(self.patch_logits, self.normalizer)
 
     def of_head(self, patch_logits: Tensor, targets: Tensor | None = None) -> "ObjectiveInputs":
         """Return the inputs with the patch logits of another head or of windows, and their targets."""
@@ -114,7 +126,7 @@ def _classification_loss(inputs: ObjectiveInputs) -> Tensor:
     if inputs.config.is_multi_label:
         return per_class_loss(pool_class_logits(inputs.patch_logits), inputs.targets)
     is_soft = inputs.config.foreground_pooling == "soft"
-    logits = pool_softly(inputs.patch_logits) if is_soft else inputs.pooled.foreground_logits
+    logits = pool_softly(inputs.patch_logits, inputs.maps) if is_soft else inputs.pooled.foreground_logits
     return CLASSIFICATION_LOSSES[inputs.config.classification_loss_type](logits, F.pad(inputs.targets, (0, 1)))
 
 
@@ -137,14 +149,14 @@ def _candidate_label_loss(inputs: ObjectiveInputs) -> Tensor | None:
         return None
     if inputs.config.is_multi_label:
         return candidate_labels_loss(inputs.patch_logits, inputs.targets)
-    return candidate_label_loss(inputs.patch_logits, inputs.targets)
+    return candidate_label_loss(inputs.patch_logits, inputs.targets, inputs.normalizer)
 
 
 def _position_loss(inputs: ObjectiveInputs) -> Tensor | None:
     """Keep maps from going by the place of a patch alone. Only in training: it depends on the batch."""
     if not (inputs.is_training and inputs.config.position_loss_weight):
         return None
-    return position_loss(inputs.patch_logits, inputs.config.max_common_map_share)
+    return position_loss(inputs.patch_logits, inputs.config.max_common_map_share, inputs.maps)
 
 
 def _cls_loss(inputs: ObjectiveInputs) -> Tensor | None:

@@ -49,43 +49,67 @@ def pool_foreground_logits(patch_logits: Tensor, mask: Tensor | None = None) -> 
     return (sums / (mask.sum(dim=1, keepdim=True) + 1)).to(patch_logits.dtype)
 
 
-def pool_softly(patch_logits: Tensor) -> Tensor:
+def log_normalizer(patch_logits: Tensor) -> Tensor:
+    """Return the logarithm that the softmax subtracts from each patch's logits, `(batch_size, num_patches)`, float32.
+
+    Several parts of the loss need it or the map. (batch, patches, classes) is the largest tensor of a training step,
+    so both are computed once for all of them, by one pass over it and no probability but that of background.
+    """
+    return patch_logits.float().logsumexp(dim=-1)
+
+
+def foreground_map(patch_logits: Tensor, normalizer: Tensor | None = None) -> Tensor:
+    """Return 1 - p(background) of each patch, `(batch_size, num_patches)`, float32.
+
+    `normalizer` is `log_normalizer(patch_logits)`, where it is known.
+    """
+    normalizer = log_normalizer(patch_logits) if normalizer is None else normalizer
+    return -torch.expm1(patch_logits[..., -1].float() - normalizer)
+
+
+def pool_softly(patch_logits: Tensor, maps: Tensor | None = None) -> Tensor:
     """Average the logits of all patches, each weighted by 1 - p(background): `(batch_size, num_labels + 1)`, float32.
 
-    The soft form of `pool_foreground_logits`: the loss then has a gradient by which patches count.
+    The soft form of `pool_foreground_logits`: the loss then has a gradient by which patches count. `maps` is
+    `foreground_map(patch_logits)`, where it is known.
     """
-    logits = patch_logits.float()
-    weights = 1 - logits.softmax(dim=-1)[..., -1:]
-    return (weights * logits).sum(dim=1) / (weights.sum(dim=1) + 1)
+    maps = foreground_map(patch_logits) if maps is None else maps
+    # autocast would multiply in half precision; as a product, since a weighted copy would be as large as the logits
+    with torch.autocast(patch_logits.device.type, enabled=False):
+        sums = (maps.unsqueeze(1) @ patch_logits.float()).squeeze(1)
+    return sums / (maps.sum(dim=1, keepdim=True) + 1)
 
 
-def candidate_label_loss(patch_logits: Tensor, targets: Tensor) -> Tensor:
+def candidate_label_loss(patch_logits: Tensor, targets: Tensor, normalizer: Tensor | None = None) -> Tensor:
     """Return the partial-label loss of patches, whose candidates are the image's class and background; 0-dim, float32.
 
     -log(p(class) + p(background)), mean over patches and images: a patch that only looks like another class becomes
     background. `targets` `(batch_size, num_labels)` are soft; of a mixed image the two largest count, by their value.
     Source: learning from partial labels (Cour, Sapp, Taskar, JMLR 2011), the candidates being class and background.
+    `normalizer` is `log_normalizer(patch_logits)`, where it is known.
     """
     logits = patch_logits.float()
+    normalizer = log_normalizer(patch_logits) if normalizer is None else normalizer
     shares, classes = targets.topk(min(2, targets.shape[-1]), dim=-1)
     shares = shares / shares.sum(dim=-1, keepdim=True)
-    # only the candidates are taken out: (batch, num_patches, classes) is the largest tensor of a training step
+    # only the candidates are taken out, as in `log_normalizer`
     of_class = logits.gather(2, classes.unsqueeze(1).expand(-1, logits.shape[1], -1))
     of_candidates = torch.logaddexp(of_class, logits[..., -1:])
-    losses = logits.logsumexp(dim=-1, keepdim=True) - of_candidates
+    losses = normalizer.unsqueeze(-1) - of_candidates
     return (losses * shares.unsqueeze(1)).sum(dim=-1).mean()
 
 
-def position_loss(patch_logits: Tensor, max_common_map_share: float) -> Tensor:
+def position_loss(patch_logits: Tensor, max_common_map_share: float, maps: Tensor | None = None) -> Tensor:
     """Return how much of the foreground maps is alike in all images, beyond what may be; 0-dim, float32, in [0, 1].
 
     Of the maps m = 1 - p(background), each less its mean over the image: the mean product at the same place of two
     different images, divided by that of an image with itself; less `max_common_map_share`, and at least 0. A map that
     goes by the place of a patch, such as "below is the class, above is background", satisfies every other part of the
-    loss, as each patch can know its place and the class of the whole image. 0 for a batch of one image.
+    loss, as each patch can know its place and the class of the whole image. 0 for a batch of one image. `maps` is
+    `foreground_map(patch_logits)`, where it is known.
     """
     batch_size = patch_logits.shape[0]
-    maps = 1 - patch_logits.float().softmax(dim=-1)[..., -1]  # (batch, patches)
+    maps = foreground_map(patch_logits) if maps is None else maps
     deviations = maps - maps.mean(dim=1, keepdim=True)
     # the sum over all pairs less those of an image with itself
     products = deviations.sum(dim=0).square() - deviations.square().sum(dim=0)
@@ -179,8 +203,10 @@ __all__ = [
     "background_weight",
     "batch_foreground_ratio",
     "candidate_label_loss",
+    "foreground_map",
     "foreground_mask",
     "foreground_ratio",
+    "log_normalizer",
     "pool_background_logits",
     "pool_foreground_logits",
     "pool_patches",

@@ -47,6 +47,8 @@ VARIANTS = {
     "published, 0.025": "--objective published",
     "published, 0.3, with [CLS] loss": "--objective published --background_loss_weight 0.3 --cls_loss_weight 1",
     "balanced, without windows": "--objective balanced --num_local_windows 0",
+    "balanced, windows of a quarter": "--objective balanced --local_image_share 0.25",
+    "balanced, windows of an eighth": "--objective balanced --local_image_share 0.125",
     "balanced, without candidate labels": "--objective balanced --candidate_label_loss_weight 0",
     "balanced, hard pooling": "--objective balanced --foreground_pooling hard",
     "balanced, without [CLS] loss": "--objective balanced --cls_loss_weight 0",

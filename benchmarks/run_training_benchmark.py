@@ -6,7 +6,8 @@ r"""Time training: a step of ICE over one of plain DeiT, augmentation on one cor
 Prints a table of medians and quartiles: milliseconds of a step (forward, backward, AdamW) of DeiT-S of transformers
 and ICE-DeiT-S alternately (`--hidden_size 192`: of DeiT-Ti), images a second from JPEG files of 500 x 375 pixels to a
 normalised batch on one core under three `--augmentation`s (decoding included), and the part of a step of the Trainer
-in which it waits for its batch while `--dataloader_num_workers` processes make batches of `--augmentation deit`.
+in which it waits for its batch while `--dataloader_num_workers` processes make batches of `--augmentation deit`, and
+the memory of a step; with `--torch_compile true` also compiled steps.
 OUTPUT_DIR/results.json holds every single number, with settings and machine. Some minutes on two cores;
 `docs/results/training-speed.md` shows what it printed.
 """
@@ -24,6 +25,8 @@ from training_speed import (
     build_step_models,
     draw_photographs,
     measure_augmentation,
+    measure_first_steps,
+    measure_memory,
     measure_steps,
     measure_waiting,
     parse_training_benchmark_arguments,
@@ -45,10 +48,13 @@ def benchmark(arguments: TrainingBenchmarkArguments) -> None:
     height, width = arguments.photograph_size
     table = draw_photographs(arguments.num_images, (height, width), arguments.seed)
     models = build_step_models(arguments, device)
+    first_steps = measure_first_steps(models, arguments, device)
     measurements = {
         "seconds_of_a_step": lambda: measure_steps(models, arguments, device),
         "images_per_second": lambda: measure_augmentation(table, arguments),
         "waiting": lambda: measure_waiting(table, arguments, models["ICE"]),
+        "mebibytes_an_image": lambda: measure_memory(models, arguments, device),
+        "seconds_of_the_first_step": lambda: first_steps,
     }
     results: dict[str, dict[str, list[float]]] = {}
     for name, measure in measurements.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import tempfile
 import time
@@ -14,6 +15,7 @@ from typing import Any, cast
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from peak_memory import peak_bytes
 from PIL import Image
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, set_seed
@@ -35,6 +37,8 @@ __all__ = [
     "build_step_models",
     "draw_photographs",
     "measure_augmentation",
+    "measure_first_steps",
+    "measure_memory",
     "measure_steps",
     "measure_waiting",
     "parse_training_benchmark_arguments",
@@ -69,6 +73,12 @@ class TrainingBenchmarkArguments:
     bf16: bool = field(default=False, metadata={"help": "Steps under autocast in bfloat16."})
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention of a step: sdpa (fused) or eager (matrix products)."}
+    )
+    local_image_shares: list[float] = field(
+        default_factory=list, metadata={"help": "Balanced steps with windows of these ratios of the images, too."}
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Time compiled steps too, and how long the first one takes."}
     )
     use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU where there is a GPU too."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, images and the order of the measurements."})
@@ -109,7 +119,8 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
     """Return random models of one size by name: DeiT of transformers, and ICE with as many tokens.
 
     DeiT of transformers always has a distillation token; ICE gets one too here (without a head), and is also
-    timed without it, as published and by the balanced objective.
+    timed without it, as published and by the balanced objective. With `torch_compile` there are DeiT and the last one
+    once more, compiled.
     """
     shape: dict[str, Any] = {
         "hidden_size": arguments.hidden_size,
@@ -128,10 +139,47 @@ def build_step_models(arguments: TrainingBenchmarkArguments, device: torch.devic
         "ICE, one token": IceDeiTForImageClassification(IceDeiTConfig(**shape)),
         "ICE, one token, balanced": IceDeiTForImageClassification(IceDeiTConfig(**shape, **OBJECTIVES["balanced"])),
     }
+    for share in arguments.local_image_shares:
+        fields = {**shape, **OBJECTIVES["balanced"], "local_image_share": share}
+        models[f"ICE, balanced, windows of {share:g}"] = IceDeiTForImageClassification(IceDeiTConfig(**fields))
     for model in models.values():
         model.set_attn_implementation(arguments.attn_implementation)
         cast(nn.Module, model).to(device).train()
+    if arguments.torch_compile:
+        for name in ("DeiT", "ICE, one token, balanced"):
+            models[f"{name}, compiled"] = cast(Any, torch.compile(copy.deepcopy(models[name])))
     return models
+
+
+def _gradient_step(
+    model: nn.Module, arguments: TrainingBenchmarkArguments, device: torch.device
+) -> Callable[[], None]:
+    """Return a function that adds the gradients of one batch of noise, the same for every model."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
+    pixels = torch.randn(shape, generator=generator).to(device)
+    labels = torch.randint(len(_CLASSES), shape[:1], generator=generator).to(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+            loss = model(pixel_values=pixels, labels=labels).loss
+        loss.backward()
+
+    return step
+
+
+def measure_first_steps(
+    models: Mapping[str, nn.Module], arguments: TrainingBenchmarkArguments, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of a first forward and backward pass by model: those of compiling, where it is compiled."""
+    seconds = {
+        name: [time_call(_gradient_step(model, arguments, device), device)]
+        for name, model in models.items()
+        if name.endswith("compiled")
+    }
+    for model in models.values():
+        model.zero_grad()
+    return seconds
 
 
 def measure_steps(
@@ -144,18 +192,13 @@ def measure_steps(
         arguments: Size and repeats.
         device: Where the models are.
     """
-    generator = torch.Generator().manual_seed(arguments.seed)
-    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
-    pixels = torch.randn(shape, generator=generator).to(device)
-    labels = torch.randint(len(_CLASSES), shape[:1], generator=generator).to(device)
 
     def measure(model: nn.Module) -> Callable[[int], float]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as the Trainer's
+        add_gradients = _gradient_step(model, arguments, device)
 
         def step() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
-                loss = model(pixel_values=pixels, labels=labels).loss
-            loss.backward()
+            add_gradients()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -163,6 +206,21 @@ def measure_steps(
 
     measures = {name: measure(model) for name, model in models.items()}
     return interleave(measures, arguments.num_repeats, arguments.num_warmups, arguments.seed)
+
+
+def measure_memory(
+    models: Mapping[str, nn.Module], arguments: TrainingBenchmarkArguments, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the memory of forward and backward at its peak by model, in MiB an image.
+
+    It is what tensors take beyond the weights, their gradients and the optimizer's state: mostly what the forward
+    pass keeps for the backward pass.
+    """
+    return {
+        name: [peak_bytes(_gradient_step(model, arguments, device), device) / 2**20 / arguments.batch_size]
+        for name, model in models.items()
+        if not name.endswith("compiled")
+    }
 
 
 # --- augmentation --------------------------------------------------------------------------------------------------
@@ -305,6 +363,8 @@ def training_table(
     steps: Mapping[str, Sequence[float]],
     augmentation: Mapping[str, Sequence[float]],
     waiting: Mapping[str, Sequence[float]],
+    memory: Mapping[str, Sequence[float]],
+    first_steps: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
     """Format the measurements as plain text: the median of each, and its quartiles.
 
@@ -312,6 +372,8 @@ def training_table(
         steps: From `measure_steps`; the others are compared with "DeiT", repeat by repeat.
         augmentation: From `measure_augmentation`.
         waiting: From `measure_waiting`.
+        memory: From `measure_memory`.
+        first_steps: From `measure_first_steps`.
     """
     rows = [(f"step, {name} (ms)", [1000 * value for value in values]) for name, values in steps.items()]
     for name, values in steps.items():
@@ -321,6 +383,8 @@ def training_table(
     rows += [(f"--augmentation {name} (images/s, one core)", list(values)) for name, values in augmentation.items()]
     rows.append(("step of the Trainer (ms)", [1000 * value for value in waiting["seconds"]]))
     rows.append(("of which waiting for data (%)", [100 * value for value in waiting["waiting_share"]]))
+    rows += [(f"memory of a step, {name} (MiB an image)", list(values)) for name, values in memory.items()]
+    rows += [(f"first step, {name} (s)", list(values)) for name, values in (first_steps or {}).items()]
     lines = []
     for name, values in rows:
         spread = summarize_spread(values)

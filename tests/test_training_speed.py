@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Image as ImageFeature
+from peak_memory import peak_bytes
 from PIL import Image
 from training_speed import (
     TrainingBenchmarkArguments,
     build_step_models,
     draw_photographs,
+    measure_first_steps,
     training_table,
 )
 
@@ -54,6 +56,8 @@ def test_small_run_measures_everything(run_benchmark, tmp_path, capsys):
     assert len(results["waiting"]["seconds"]) == len(results["waiting"]["waiting_share"]) == 3
     # without workers the batch is made while the Trainer waits
     assert all(0 < share < 1 for share in results["waiting"]["waiting_share"])
+    assert results["mebibytes_an_image"].keys() == results["seconds_of_a_step"].keys()
+    assert results["seconds_of_the_first_step"] == {}  # nothing is compiled
     assert results["settings"]["image_size"] == 32
 
 
@@ -68,6 +72,13 @@ def test_models_have_as_many_tokens_and_almost_as_many_weights():
     sizes = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
     # the patch head: no bias, one class more
     assert sizes["ICE"] - sizes["DeiT"] == 384 * 1001
+
+
+def test_shares_of_the_images_are_timed_beside_the_others():
+    arguments = TrainingBenchmarkArguments(image_size=32, num_layers=1, local_image_shares=[0.25, 0.125])
+    models = build_step_models(arguments, torch.device("cpu"))
+    shares = {name: model.config.local_image_share for name, model in models.items() if "windows" in name}
+    assert shares == {"ICE, balanced, windows of 0.25": 0.25, "ICE, balanced, windows of 0.125": 0.125}
 
 
 def test_width_is_that_of_deit():
@@ -88,11 +99,35 @@ def test_photographs_are_jpeg_files_of_the_size():
 
 def test_table_by_hand():
     steps = {"DeiT": [0.1, 0.2, 0.4], "ICE": [0.2, 0.2, 0.6]}
-    table = training_table(steps, {"deit": [50.0]}, {"seconds": [1.0], "waiting_share": [0.25]})
+    waiting = {"seconds": [1.0], "waiting_share": [0.25]}
+    table = training_table(steps, {"deit": [50.0]}, waiting, {"DeiT": [7.0]}, {"DeiT, compiled": [30.0]})
     rows = {line[: line.index("  ")]: line.split()[-4:] for line in table.splitlines()[2:]}
     assert rows["step, DeiT (ms)"] == ["200.000", "150.000", "-", "300.000"]
     assert rows["step, ICE / DeiT"] == ["1.500", "1.250", "-", "1.750"]
     assert rows["of which waiting for data (%)"][0] == "25.000"
+    assert rows["memory of a step, DeiT (MiB an image)"][0] == "7.000"
+    assert rows["first step, DeiT, compiled (s)"][0] == "30.000"
+
+
+def test_peak_memory_is_that_of_what_lives_at_once():
+    def call():
+        for _ in range(3):  # one after the other, each freed before the next
+            first = torch.zeros(2**18)  # 1 MiB
+            second = first + 1
+            del first, second
+
+    assert peak_bytes(call, torch.device("cpu")) == pytest.approx(2 * 2**20, rel=0.01)
+
+
+def test_compiled_models_are_timed_beside_the_others(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)  # compiling takes half a minute
+    arguments = TrainingBenchmarkArguments(image_size=32, num_layers=1, batch_size=2, torch_compile=True)
+    models = build_step_models(arguments, torch.device("cpu"))
+    compiled = ["DeiT, compiled", "ICE, one token, balanced, compiled"]
+    assert list(models)[-2:] == compiled
+    first = measure_first_steps(models, arguments, torch.device("cpu"))
+    assert list(first) == compiled
+    assert all(parameter.grad is None for model in models.values() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

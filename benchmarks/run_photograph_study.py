@@ -118,6 +118,7 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int) -> None:
         options += ["--model_name_or_path", arguments.start, "--train_dir", arguments.train_dir]
         options += ["--validation_dir", arguments.validation_dir, "--output_dir", str(folder), "--seed", str(seed)]
         options += ["--bf16", str(arguments.bf16), "--use_cpu", str(not torch.cuda.is_available())]
+        options += ["--cpu_precision", "as_given"]
         options += ["--disable_tqdm", "true", "--num_panel_images", "0"]
         options += ["--resume_from_checkpoint", "auto", *VARIANTS[variant].split()]
         run_training(*parse_training_arguments([str(ROOT / "recipes" / recipe), *options]))

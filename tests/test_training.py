@@ -26,6 +26,7 @@ from transformers_ice.training import (
     TrainingAugmentation,
     build_trainer,
 )
+from transformers_ice.training import arguments as training_arguments
 from transformers_ice.training.evaluation_metrics import KEPT_OUTPUTS, EvaluationMetrics, summarize_outputs
 from transformers_ice.training.image_loaders import EpochCallback
 from transformers_ice.training.models import choose_attention
@@ -325,6 +326,37 @@ def test_bf16_trains_weights_of_full_precision_to_nearly_the_same_loss(tmp_path,
     assert losses[True] != losses[False]
     # bfloat16 keeps eight bits
     assert losses[True] == pytest.approx(losses[False], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_it", "expected"),
+    [
+        ({"cpu_precision": "auto"}, True, True),
+        ({"cpu_precision": "auto"}, False, False),
+        ({}, True, False),
+    ],
+    ids=str,
+)
+def test_auto_precision_is_bfloat16_on_a_cpu_that_is_fast_at_it(monkeypatch, tmp_path, fields, has_it, expected):
+    monkeypatch.setattr(training_arguments, "has_fast_bfloat16", lambda: has_it)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = IceTrainingArguments(str(tmp_path), **fields)
+    assert (args.bf16, args.fp16) == (expected, False)
+
+
+def test_auto_precision_leaves_an_accelerator_and_given_precisions_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(training_arguments, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    args = IceTrainingArguments.__new__(IceTrainingArguments)
+    args.cpu_precision, args.bf16, args.fp16, args.use_cpu = "auto", False, False, False
+    args._choose_cpu_precision()
+    assert not args.bf16
+    args.use_cpu, args.fp16 = True, True
+    args._choose_cpu_precision()
+    assert not args.bf16
+    args.fp16 = False
+    args._choose_cpu_precision()
+    assert args.bf16
 
 
 # --- images --------------------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from typing import Any, Literal, cast, get_args, get_origin
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import logging
 
 from ..console.command_line import check_number, parse_dataclasses
 from ..data.images.arguments import DataArguments
+from ..hardware import has_fast_bfloat16
 from ..ice_deit.configuration_ice_deit import ICE_FIELDS
 from ..model_names import resolve_model_name
 
@@ -35,6 +37,7 @@ __all__ = [
     "parse_arguments",
 ]
 
+logger = logging.get_logger(__name__)
 
 # what names the model, and what names the images: an option replaces the other kind in a recipe
 _ALTERNATIVES = (
@@ -281,6 +284,13 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
         default=False, metadata={"help": "Do not log NaN and infinite losses; training would then not stop at them."}
     )
     logging_first_step: bool = field(default=True, metadata={"help": "Also log the first step."})
+    cpu_precision: Literal["as_given", "auto"] = field(
+        default="as_given",
+        metadata={
+            "help": "auto: where it trains on a CPU that multiplies bfloat16 in hardware, as with --bf16 --use_cpu; "
+            "as_given: as --bf16 and --fp16 say."
+        },
+    )
     num_panel_images: int = field(
         default=8, metadata={"help": "Images drawn after every evaluation, in output_dir/panels; 0: none."}
     )
@@ -295,8 +305,19 @@ class IceTrainingArguments(RecipeArguments, TrainingArguments):
         self.remove_unused_columns = False
         # pinned memory is of use to an accelerator only, and warns without one
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        self._choose_cpu_precision()
         super().__post_init__()
         _check_trackers(cast(Sequence[str], self.report_to))
+
+    def _choose_cpu_precision(self) -> None:
+        """Under `cpu_precision="auto"` train in bfloat16 on a CPU that is fast at it, and say so."""
+        trains_on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.cpu_precision != "auto" or self.bf16 or self.fp16 or not trains_on_cpu:
+            return
+        self.bf16 = has_fast_bfloat16()
+        if self.bf16:
+            self.use_cpu = True  # or `TrainingArguments` refuses bfloat16 where there is no GPU
+            logger.warning("Training in bfloat16 (autocast), which this CPU has: `--cpu_precision auto`.")
 
     def _check_numbers(self) -> None:
         """Refuse numbers out of their range, which `Trainer` takes as something else or fails at much later."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DeiTConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.deit.modeling_deit import (
     DeiTAttention,
@@ -218,7 +219,7 @@ class IceDeiTDropPath(nn.Module):
         return branch * keep / keep_probability
 
 
-def attention_function(config: IceDeiTConfig) -> Callable[..., Any]:
+def attention_function(config: DeiTConfig) -> Callable[..., Any]:
     """Return the attention implementation of a configuration; its first argument is the attention module."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
 
@@ -554,8 +555,8 @@ class IceDeiTForImageClassification(IceDeiTPreTrainedModel):
             >>> outputs = model(**image_processor(image, return_tensors="pt"))
             >>> model.config.id2label[outputs.logits.argmax(-1).item()], outputs.foreground_ratio
         """
+        pixel_values = check_pixel_values(pixel_values, self.config)
         if labels is not None:
-            pixel_values = check_pixel_values(pixel_values, self.config)
             check_labels(labels, pixel_values.shape[0], self.config.num_labels, self.config.is_multi_label)
             self._check_objective()
         encoded = self.deit(pixel_values, **kwargs)

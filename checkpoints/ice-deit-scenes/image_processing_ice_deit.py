@@ -174,8 +174,8 @@ class IceDeiTImageProcessor(PilBackend):
             )
         return super().resize(image, SizeDict(height=height, width=width), resample, reducing_gap, **kwargs)
 
-    def normalize(
-        self, image: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float], **kwargs: Any
+    def normalize(  # type: ignore[override]  # the two parents differ from each other
+        self, image: np.ndarray, mean: Any, std: Any, **kwargs: Any
     ) -> np.ndarray:
         """Normalize `(channels, height, width)`: the parent's values, without its strides across channels."""
         if image.dtype != np.float32 or np.shape(mean) != (len(image),) or np.shape(std) != (len(image),):

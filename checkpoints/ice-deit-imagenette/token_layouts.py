@@ -217,7 +217,7 @@ class GatheredTokens:
         """Scatter kept and pruned patches back to the full patch grid."""
         fuses, num_tokens = self.config.fuse_pruned_tokens, self.num_prefix + self.num_patches
         last_hidden_state = _scatter(self.places, final_norm(self.hidden_states), num_tokens, fuses)
-        exit_layer = self.places.new_full((len(self.places), num_tokens + 1), self.config.num_hidden_layers)
+        exit_layer = self.places.new_full((self.places.shape[0], num_tokens + 1), self.config.num_hidden_layers)
         for step in self.exits:
             exit_layer = exit_layer.scatter(1, step.places, step.layer_index)
         return EncodedTokens(last_hidden_state, self._grid_logits(patch_head), exit_layer[:, self.num_prefix : -1])

@@ -21,7 +21,6 @@ import torch
 import transformers
 from conftest import randomize
 from filelock import FileLock
-from PIL import Image
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation
 from transformers_ice.cli import export as export_script
@@ -100,7 +99,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
         "unpruned",
         "background",
         pytest.param("top_k", marks=pytest.mark.slow),
-        pytest.param("attentiveness", marks=pytest.mark.slow),
+        "attentiveness",
     ],
 )
 def test_a_file_predicts_as_its_model_at_any_batch_size(exported, strategy: str):
@@ -322,7 +321,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_script_exports_compares_quantizes_and_scores(folder: Path, tmp_path: Path, capsys):
     file, report = tmp_path / "model.onnx", tmp_path / "report.json"
     words = f"--model {folder} --output {file} --report {report} --int8 --dataset_name scenes --num_images 20"
-    words += " --calibration scenes"
     pruning = "--pruning_strategy attentiveness --pruning_layers 0 --keep_rates 0.7 --fuse_pruned_tokens true"
     export_script.main([*words.split(), *pruning.split()])
     printed, results = capsys.readouterr().out, json.loads(report.read_text())
@@ -336,26 +334,6 @@ def test_the_script_exports_compares_quantizes_and_scores(folder: Path, tmp_path
     assert results["differences"]["ONNX"]["exit_layers_agree"]
     assert "same class as PyTorch" in printed
     assert OnnxModel(file).metadata["pruning_schedule"] == {"0": 0.7}
-
-
-def test_fixed_scales_come_from_the_images_that_are_given(exported, tmp_path: Path):
-    model, file = exported("unpruned")
-    fixed = quantize_int8(file, tmp_path / "fixed.onnx", noise(16))
-    assert compare_with_onnx(model, fixed, noise()).largest["patch_logits"] < 0.2
-    # scales of nearly black images are too small for others
-    narrow = quantize_int8(file, tmp_path / "narrow.onnx", noise(16) * 1e-3)
-    outputs, wider = (OnnxModel(one)(noise())["patch_logits"] for one in (narrow, fixed))
-    assert np.abs(outputs - wider).max() > 0.01
-
-
-def test_calibration_images_come_from_a_folder_or_the_scenes(tmp_path: Path):
-    assert export_script.calibration_images(None, processor_of()) is None
-    assert export_script.calibration_images("scenes", processor_of()).shape == (128, 3, 32, 32)
-    with pytest.raises(ValueError, match="holds none"):
-        export_script.calibration_images(str(tmp_path), processor_of())
-    for index in range(3):
-        Image.new("RGB", (40, 30), (index, 0, 0)).save(tmp_path / f"{index}.png")
-    assert export_script.calibration_images(str(tmp_path), processor_of()).shape == (3, 3, 32, 32)
 
 
 @pytest.mark.parametrize("former", [pytest.param(None, marks=pytest.mark.slow), b"an earlier file"])

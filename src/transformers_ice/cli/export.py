@@ -34,14 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..console.command_line import check_number, parse_dataclasses
 from ..console.exits import command
 from ..console.output_files import check_outputs, staged, write_text
 from ..data.benchmarks import load_evaluation_set
-from ..data.scenes import draw_scene
 from ..evaluation.checkpoints import labels_by_name
 from ..export import (
     OnnxModel,
@@ -53,14 +51,11 @@ from ..export import (
     time_exports,
 )
 from ..hardware import has_fast_bfloat16
-from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image
 from ..inference import is_installed
 from ..model_names import resolve_model_name
 
 
 __all__ = ["ExportArguments", "main", "run"]
-
-_CALIBRATION_IMAGES = 128
 
 
 @dataclass
@@ -74,13 +69,6 @@ class ExportArguments:
         metadata={"help": "Side, or height and width, in pixels. Default: what the image processor makes."},
     )
     int8: bool = field(default=False, metadata={"help": "Also write OUTPUT with 8-bit weights, as NAME.int8.onnx."})
-    calibration: str | None = field(
-        default=None,
-        metadata={
-            "help": "With --int8: images that fix the scales of the activations, a folder or scenes (128 of their "
-            "training part). Default: activations are scaled as they come."
-        },
-    )
     tolerance: float = field(
         default=1e-3, metadata={"help": "Refuse the file where an output differs by more from PyTorch's."}
     )
@@ -100,8 +88,6 @@ class ExportArguments:
     report: str | None = field(default=None, metadata={"help": "JSON file to write the results to."})
 
     def __post_init__(self) -> None:
-        if self.calibration and not self.int8:
-            raise ValueError("--calibration needs --int8")
         check_number("num_images", self.num_images, "at least 1", self.num_images >= 1)
         check_number("tolerance", self.tolerance, "at least 0", self.tolerance >= 0)
         smallest = min(self.batch_sizes, default=0)
@@ -132,21 +118,6 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
         return image_processor(images, return_tensors="pt")["pixel_values"]
     shape = (count, model.config.num_channels, *processed_size(image_processor))
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def calibration_images(source: str | None, image_processor: Any) -> torch.Tensor | None:
-    """Return up to 128 images of a folder, or training scenes, as pixel values; `None` without a source."""
-    if source is None:
-        return None
-    if source == "scenes":
-        images = [Image.fromarray(draw_scene(index, "train").image) for index in range(_CALIBRATION_IMAGES)]
-    else:
-        files = sorted(file for file in Path(source).rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-        if not files:
-            raise ValueError(f"--calibration must be `scenes` or a folder with images, and {source} holds none.")
-        step = max(1, len(files) // _CALIBRATION_IMAGES)  # at equal distances: folders are sorted by class
-        images = [load_image(file) for file in files[::step][:_CALIBRATION_IMAGES]]
-    return image_processor(images, return_tensors="pt")["pixel_values"]
 
 
 def open_runs(files: Mapping[str, Path]) -> dict[str, OnnxModel]:
@@ -185,8 +156,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was not kept: {differences}")
         compared = {"ONNX": differences}
         if arguments.int8:
-            images = calibration_images(arguments.calibration, image_processor)
-            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name, images)
+            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name)
             compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
         runs = open_runs(files)
         scores = []

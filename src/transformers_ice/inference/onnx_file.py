@@ -95,18 +95,11 @@ def write_onnx(
     return path
 
 
-def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike, calibration: Tensor | None = None) -> Path:
+def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
     """Write an exported file with the weights of its linear maps in 8 bits, and return the path of the new file.
 
-    The patch embedding, the norms and the products inside attention remain in float32. Inputs, outputs and metadata
-    are those of `file`.
-
-    Args:
-        file: From `write_onnx`.
-        int8_file: Where to write.
-        calibration: `(num_images, num_channels, height, width)`, images as the model takes them: activations then have
-            fixed scales, from the least to the largest value that these images give. Without, they are scaled as they
-            come, image by image.
+    Activations are scaled at run time; the patch embedding, the norms and the products inside attention remain in
+    float32. Inputs, outputs and metadata are those of `file`.
 
     Raises:
         ValueError: If a package of the extra `export` is not installed.
@@ -116,35 +109,17 @@ def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike, calibra
     model = onnx.load(file)
     # shapes between the operations: before onnxruntime 1.32 those of the exporter contradict what the quantizer infers
     del model.graph.value_info[:]
-    options: dict[str, Any] = {
-        "per_channel": True,  # one scale per output channel
-        # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
-        "reduce_range": True,
-        "weight_type": quantization.QuantType.QInt8,
-        "op_types_to_quantize": ["MatMul", "Gemm"],  # without "Conv", the patch embedding
-    }
     with staged(path.parent) as staging, _quiet():
-        target = str(staging / path.name)
-        if calibration is None:
-            quantization.quantize_dynamic(model, target, **options)
-        else:
-            options["extra_options"] = {"MatMulConstBOnly": True}  # not the products inside attention
-            quantization.quantize_static(model, target, _calibration_reader(quantization, calibration), **options)
+        quantization.quantize_dynamic(
+            model,
+            str(staging / path.name),
+            per_channel=True,  # one scale per output channel
+            # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
+            reduce_range=True,
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],  # without "Conv", the patch embedding
+        )
     return path
-
-
-def _calibration_reader(quantization: Any, pixel_values: Tensor, batch_size: int = 8) -> Any:
-    """Return the batches as onnxruntime asks for them."""
-
-    class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]  # known at run time only
-        def __init__(self) -> None:
-            self.batches = iter(pixel_values.float().split(batch_size))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"pixel_values": batch.numpy()}
-
-    return Batches()
 
 
 def require(package: str) -> Any:
@@ -152,7 +127,7 @@ def require(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ValueError(f"ONNX files need `{package}`: pip install transformers-ice[export]") from error
+        raise ValueError(f"This needs `{package}`: pip install transformers-ice[export]") from error
 
 
 def check_exportable(model: PreTrainedModel) -> None:

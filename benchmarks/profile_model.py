@@ -175,17 +175,23 @@ def draw_profile(rows: Sequence[ProfileRow]) -> Any:
     """Return a figure: a plot for each model and batch size, a bar for each strategy, in percent of its own time."""
     from matplotlib.figure import Figure
 
-    models, sizes = list(dict.fromkeys(row.model for row in rows)), sorted({row.batch_size for row in rows})
-    figure = Figure(figsize=(4.3 * len(sizes), 0.7 + 1.6 * len(models)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(models), len(sizes), squeeze=False)
+    models = list(dict.fromkeys(row.model for row in rows))
+    sizes = {model: sorted({row.batch_size for row in rows if row.model == model}) for model in models}
+    num_columns = max(map(len, sizes.values()))
+    figure = Figure(figsize=(4.3 * num_columns, 0.7 + 1.6 * len(models)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(models), num_columns, squeeze=False)
     for model, line in zip(models, axes, strict=True):
-        for size, axis in zip(sizes, line, strict=True):
-            chosen = [row for row in rows if (row.model, row.batch_size) == (model, size)]
-            _draw_bars(axis, chosen, is_first=size == sizes[0])
+        for place, axis in enumerate(line):
+            if place >= len(sizes[model]):
+                axis.set_axis_off()
+                continue
+            size = sizes[model][place]
+            _draw_bars(axis, [row for row in rows if (row.model, row.batch_size) == (model, size)], place == 0)
             axis.set_title(f"{model}, batch {size}", fontsize=8)
     colors = _colors()
     handles = [axes[0][0].barh([0], [0], color=color) for color in colors.values()]
-    figure.legend(handles, list(colors), loc="outside lower center", ncols=len(colors), fontsize=8, frameon=False)
+    num_entries = len(colors) if num_columns > 2 else -(-len(colors) // 2)  # in two lines on a narrow figure
+    figure.legend(handles, list(colors), loc="outside lower center", ncols=num_entries, fontsize=8, frameon=False)
     return figure
 
 

@@ -62,6 +62,8 @@ def open_session(
 def _open_onnxruntime(onnxruntime: Any, file: str, num_threads: int) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    # idle threads that spin take the cores from torch, which doubled the time of what it did next on two cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:

@@ -5,8 +5,8 @@ r"""Write an ICE checkpoint as an ONNX file, verify its predictions, and make a 
         --int8 --dataset_name scenes --num_images 1000
 
 Half a minute on two cores. It prints the size of each file, its largest differences from PyTorch for batches of
-`--batch_sizes`, then images per second of PyTorch, ONNX Runtime and OpenVINO by turns at these sizes, and on the images
-of `--dataset_name` top-1, mean IoU and how often the best class is PyTorch's. docs/deployment.md shows the output.
+`--batch_sizes`, then images per second of PyTorch, ONNX Runtime and OpenVINO by turns at these sizes, and on the
+images of `--dataset_name` top-1, mean IoU and how often the best class is PyTorch's. docs/deployment.md shows it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ __all__ = ["FeatureCache", "build_feature_cache", "check_cached_features"]
 
 logger = logging.get_logger(__name__)
 
-_OPTIONS_OF_TRAINER = ("num_items_in_batch", "use_cache")  # which `Trainer` passes, and layers of images ignore
+# what changes no output: options that `Trainer` passes and layers of images ignore, and the model's own attention
+_OPTIONS_WITHOUT_EFFECT = ("num_items_in_batch", "use_cache", "attend")
 
 
 def _check_repeated_images(data_args: AugmentationArguments) -> None:
@@ -128,7 +129,7 @@ class FeatureCache:
         def first(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal skips
             # an attention mask, packed images, recorded hidden states, ...: the output depends on more than the tokens
-            options = (*args, *(value for name, value in kwargs.items() if name not in _OPTIONS_OF_TRAINER))
+            options = (*args, *(value for name, value in kwargs.items() if name not in _OPTIONS_WITHOUT_EFFECT))
             skips = not hidden_states.requires_grad and all(option is None for option in options)
             if not skips:
                 return forwards[0](hidden_states, *args, **kwargs)

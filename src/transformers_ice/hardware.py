@@ -15,8 +15,7 @@ __all__ = ["has_compiler", "has_fast_bfloat16"]
 def has_fast_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 matrices by instructions of its own (AVX-512 BF16 or AMX).
 
-    Without them torch computes the same in other steps, and slower than in float32: a product of two 2048 x 2048
-    matrices took 60 times as long on an AMD EPYC of the third generation, which has AVX2 alone.
+    Without them torch computes the same in other steps, many times slower than in float32.
     """
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check is not None)

@@ -5,8 +5,8 @@ r"""Write an ICE checkpoint as an ONNX file, verify its predictions, and make a 
         --int8 --dataset_name scenes --num_images 1000
 
 Half a minute on two cores. It prints the size of each file, its largest differences from PyTorch for batches of
-`--batch_sizes`, then images per second of PyTorch, ONNX Runtime and OpenVINO by turns at these sizes, and on the
-images of `--dataset_name` top-1, mean IoU and how often the best class is PyTorch's. docs/deployment.md shows it.
+`--batch_sizes`, and with `--dataset_name`, of PyTorch, ONNX Runtime and OpenVINO, images per second by turns at these
+sizes, top-1, mean IoU and how often the best class is PyTorch's. docs/deployment.md shows it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from ..console.command_line import check_number, parse_dataclasses
 from ..console.exits import command
 from ..console.output_files import check_outputs, staged, write_text
+from ..console.tables import format_table
 from ..data.benchmarks import load_evaluation_set
 from ..evaluation.checkpoints import labels_by_name
 from ..export import (
@@ -42,6 +43,8 @@ from ..model_names import resolve_model_name
 
 
 __all__ = ["ExportArguments", "main", "run"]
+
+_SCORES = {"top_1": "top-1", "mean_iou": "mean IoU", "top_1_agreement": "same class as PyTorch"}
 
 
 @dataclass
@@ -145,11 +148,12 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name)
             compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
         runs = open_runs(files)
-        scores = []
+        scores, speed = [], {}
         if examples is not None:
             label_map = labels_by_name(model, examples.class_names)
             scores = score_exports(model, runs, image_processor, examples, label_map)
-        speed = {size: time_exports(model, runs, pixel_values[:size]) for size in sorted(set(arguments.batch_sizes))}
+            sizes = sorted(set(arguments.batch_sizes))
+            speed = {size: time_exports(model, runs, pixel_values[:size]) for size in sizes}
     written = {name: output.with_name(file.name) for name, file in files.items()}
     return {
         "files": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in written.items()},
@@ -173,28 +177,14 @@ def print_results(results: Mapping[str, Any]) -> None:
         print(
             f"  exit layers of the patches: {layers}; same best class: {differences['top_1_agreement']:.1%} of images"
         )
-    speed = results["images_per_second"]
-    columns = {
-        f"images/s at {size}": {name: f"{rate['median']:.1f}" for name, rate in rates.items()}
-        for size, rates in speed.items()
-    }
-    for field_name, title in (
-        ("top_1", "top-1"),
-        ("mean_iou", "mean IoU"),
-        ("top_1_agreement", "same class as PyTorch"),
-    ):
-        if results["scores"]:
-            columns[title] = {row["name"]: f"{row[field_name]:.4f}" for row in results["scores"]}
-    names = list(next(iter(speed.values())))
-    rows = [["", *columns], *([name, *(column[name] for column in columns.values())] for name in names)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for first, *rest in rows:
-        print(
-            first.ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
-            sep="  ",
-        )
+    if results["scores"]:
+        speed = results["images_per_second"]
+        headers = {"name": "", **{size: f"images/s at {size}" for size in speed}, **_SCORES}
+        rows = [
+            {**row, **{size: rates[row["name"]]["median"] for size, rates in speed.items()}}
+            for row in results["scores"]
+        ]
+        print(f"\n{format_table(rows, headers, dict.fromkeys(speed, 1))}")
 
 
 @command()

@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,12 @@ __all__ = [
     "grid_size",
     "num_prefix_tokens",
     "record_calls",
+    "share_parameters",
     "without_adapters",
 ]
 
+
+AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 _LOCKS = WeakIdKeyDictionary()  # by configuration and by first parameter: models may share either
 _NEW_LOCK = threading.Lock()
@@ -51,6 +54,13 @@ def exclusive_use(model: PreTrainedModel) -> Iterator[None]:
         for number in sorted(locks):  # the same order everywhere: two threads cannot wait for each other
             held.enter_context(locks[number])
         yield
+
+
+def share_parameters(model: AnyModel) -> AnyModel:
+    """Return a model of the same parameter tensors with modules and a configuration of its own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    # the memo of `deepcopy`: these tensors count as copied already, so the twin refers to the same ones
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 @contextmanager

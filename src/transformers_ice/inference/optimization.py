@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +12,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from ..explainers.inspection import share_parameters
 from ..hardware import has_compiler, has_fast_bfloat16
 from ..ice_deit.input_checks import check_pixel_values
 from ..ice_deit.modeling_ice_deit import IceDeiTImageClassifierOutput
 from .onnx_file import check_exportable, checked_size
-from .runners import Run, runtime_run, share_parameters, torch_run
+from .runners import Run, runtime_run, torch_run
 
 
 __all__ = ["BACKENDS", "PRECISIONS", "Optimization", "choose_optimization", "optimize_for_inference"]
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "torch")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -99,10 +100,10 @@ def optimize_for_inference(
         raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
     size = checked_size(model.config, model.config.image_size if image_size is None else image_size)
     optimization = choose_optimization(model.device, backend, precision)
-    fast: Any = share_parameters(model)
+    fast: Any = share_parameters(model).eval()
     fast.optimization = optimization
     if optimization.backend == "eager":
-        logger.warning("The model runs as it is: %s", optimization.reason)
+        logger.warning(f"The model runs as it is: {optimization.reason}")
         return fast
     run = _build_run(fast, optimization, size, num_threads, cache_dir)
     fast.forward = _OptimizedForward(fast, run, size)
@@ -195,7 +196,11 @@ class _OptimizedForward:
         if labels is not None or options:
             return self.own(pixel_values, labels=labels, return_dict=return_dict, **kwargs)
         if tuple(pixel_values.shape[2:]) != self.image_size:
-            _warn_of_size(tuple(pixel_values.shape[2:]), self.image_size)
+            height, width = pixel_values.shape[2:]
+            logger.warning_once(
+                f"Images of {height} x {width} pixels are answered by the model itself, slower: it was optimized for "
+                f"{self.image_size[0]} x {self.image_size[1]}. Pass `image_size` to optimize_for_inference."
+            )
             return self.own(pixel_values, return_dict=return_dict)
         outputs = self._as_outputs(self.run(pixel_values), pixel_values)
         return outputs.to_tuple() if return_dict is False else outputs
@@ -211,17 +216,3 @@ class _OptimizedForward:
         raise ValueError("An optimized model cannot be copied. Copy the model that it was made from.")
 
     __reduce__ = None  # type: ignore[assignment]  # nor pickled
-
-
-_SIZES_WARNED: set[tuple[int, ...]] = set()
-
-
-def _warn_of_size(got: tuple[int, ...], built: tuple[int, int]) -> None:
-    if got not in _SIZES_WARNED:
-        _SIZES_WARNED.add(got)
-        logger.warning(
-            "Images of %d x %d pixels are answered by the model itself, slower: it was optimized for %d x %d. Pass "
-            "`image_size` to optimize_for_inference.",
-            *got,
-            *built,
-        )

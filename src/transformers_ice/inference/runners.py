@@ -17,7 +17,7 @@ from .onnx_file import OUTPUT_NAMES
 from .sessions import open_session
 
 
-__all__ = ["RUN_OUTPUTS", "Run", "runtime_run", "share_parameters", "torch_run"]
+__all__ = ["RUN_OUTPUTS", "Run", "runtime_run", "torch_run"]
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 """From pixel values `(batch_size, num_channels, height, width)` to the outputs of `RUN_OUTPUTS` by name."""
@@ -26,13 +26,6 @@ RUN_OUTPUTS = (*OUTPUT_NAMES, "foreground_logits", "background_logits")
 """Outputs of the classifier that depend on the pixels."""
 
 _LARGEST_BATCH = 2**16
-
-
-def share_parameters(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the same parameter tensors with a configuration of its own, in evaluation mode."""
-    tensors = [*model.parameters(), *model.buffers()]
-    # the memo of `deepcopy`: these tensors count as copied already
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
 
 
 def runtime_run(
@@ -45,13 +38,14 @@ def runtime_run(
 ) -> Run:
     """Return a model exported and opened by a runtime of `RUNTIMES`; arguments as for `optimize_for_inference`."""
     is_int8 = precision == "int8"
+    session_precision = "float32" if is_int8 else precision  # the weights of 8 bits are in the file
     with exported_file(model, image_size, RUN_OUTPUTS, is_int8, cache_dir) as file:
         try:
-            session = open_session(file, runtime, "float32" if is_int8 else precision, num_threads)
+            session = open_session(file, runtime, session_precision, num_threads)
         except ValueError:  # a damaged file of the cache; what is wrong with the runtime itself is raised once more
             file.unlink()
             with exported_file(model, image_size, RUN_OUTPUTS, is_int8, file.parent) as again:
-                session = open_session(again, runtime, "float32" if is_int8 else precision, num_threads)
+                session = open_session(again, runtime, session_precision, num_threads)
 
     def run(pixel_values: Tensor) -> dict[str, Tensor]:
         arrays = session(pixel_values.detach().float().cpu().contiguous().numpy(), RUN_OUTPUTS)

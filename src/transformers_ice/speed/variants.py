@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig, ViTForImageClassification
 
+from ..explainers.inspection import share_parameters
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig
 from ..ice_deit.modeling_ice_deit import IceDeiTForImageClassification
 from ..ice_deit.token_pruning import STRATEGIES, BackgroundStrategy, TokenCounts
@@ -75,9 +76,7 @@ def share_weights(model: IceDeiTForImageClassification, **changes: Any) -> IceDe
     Raises:
         ValueError: If the changed configuration contradicts itself or the modules of the model.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    # the memo of `deepcopy`: these tensors count as copied already, so the twin refers to the same ones
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    twin = share_parameters(model)
     for name, value in changes.items():
         setattr(twin.config, name, value)
     twin.config.check_values()

@@ -44,6 +44,7 @@ VARIANTS = {
     "balanced, 6 times the weight": f"--objective balanced --background_loss_weight {WEIGHT * 6:.6g}",
     "balanced, without windows": "--objective balanced --num_local_windows 0",
     "balanced, windows of a quarter of the images": "--objective balanced --local_image_share 0.25",
+    "balanced, windows of an eighth of the images": "--objective balanced --local_image_share 0.125",
     "published, 0.3, with [CLS] loss": PUBLISHED,
     "without ICE": CLS_ONLY,
 }

@@ -141,6 +141,8 @@ def test_a_damaged_file_of_the_cache_is_exported_again(optimized, cache_dir: Pat
     (whole,) = (file for file in cache_dir.glob("*.onnx") if file.name == f"{_fingerprint(model)}.onnx")
     damaged = tmp_path / whole.name
     damaged.write_bytes(whole.read_bytes()[:1000])
+    eight_bits = optimize_for_inference(model, precision="int8", cache_dir=tmp_path)
+    assert eight_bits(noise(1)).logits.shape == (1, 3)
     fast = optimize_for_inference(model, cache_dir=tmp_path)
     assert fast(noise(1)).logits.shape == (1, 3)
     assert damaged.stat().st_size == whole.stat().st_size

@@ -304,7 +304,7 @@ def test_compiles_as_one_graph_with_and_without_labels(config, pixel_values):
         assert torch.equal(compiled(pixel_values, labels=labels).loss, model(pixel_values, labels=labels).loss)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exports_with_a_dynamic_batch(strict, config, pixel_values):
     model = make(IceDeiTForImageClassification, config)
     batch = torch.export.Dim("batch", min=1, max=64)

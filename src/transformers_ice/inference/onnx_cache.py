@@ -67,7 +67,9 @@ def _export(
 ) -> Path:
     if not int8:
         return write_onnx(model, file, image_size, output_names=output_names)
-    with exported_file(model, image_size, output_names, cache_dir=file.parent) as plain:
+    # a float32 file that an earlier call left may be damaged, so it is not read
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = write_onnx(model, Path(temporary) / "float32.onnx", image_size, output_names=output_names)
         return quantize_int8(plain, file)
 
 

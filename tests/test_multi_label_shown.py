@@ -109,11 +109,20 @@ def test_labels_lie_in_the_image_and_not_on_each_other():
     assert text == "nothing found"
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_every_picture_of_every_number_of_objects_is_drawn(count, grey, tmp_path):
+FORMS = (("png", 1), ("png", 0.5), ("png", 2), ("svg", 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "forms"),
+    [
+        *((count, FORMS[1::2]) for count in (0, 1, 3)),
+        *(pytest.param(count, FORMS, marks=pytest.mark.slow) for count in (0, 1, 2, 3)),
+    ],
+)
+def test_every_picture_of_every_number_of_objects_is_drawn(count, forms, grey, tmp_path):
     explanation = explanation_of(count)
     for picture in ("heatmap", "class_map", "mask", "cut_out", "panel"):
-        for form, scale in (("png", 0.5), ("svg", 1)):
+        for form, scale in forms:
             for name, result in (("own", explanation), ("dict", explanation.to_dict())):
                 save_result(grey, result, NAMES, tmp_path / f"{name}.{form}", picture, scale)
             assert (tmp_path / f"own.{form}").read_bytes() == (tmp_path / f"dict.{form}").read_bytes()

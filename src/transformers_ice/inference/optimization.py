@@ -74,7 +74,7 @@ def optimize_for_inference(
         backend: "onnxruntime" or "openvino", on a CPU; "torch", which compiles, on any device; "auto" is the fastest
             that is installed.
         precision: "float32" has the numbers of the model up to rounding. "bfloat16" needs a processor that has it.
-            "int8" has weights of 8 bits and changes logits by about a tenth: measure it on your own images.
+            "int8" has weights of 8 bits and changes logits by about 0.1: measure it on your own images.
             "auto" is bfloat16 where it is fast, else float32.
         image_size: Side, or (height, width), in pixels of the images to come; `None` is that of the configuration.
             Images of other sizes are answered by the model itself, slower.

@@ -161,6 +161,26 @@ def test_left_at_its_own_size_a_model_interpolates_as_its_source(tmp_path):
         close(hidden_states(model, images(SMALLER)), encode(source, images(SMALLER)))
 
 
+def test_windows_divide_the_grid_asked_for_whatever_that_of_the_checkpoint(tmp_path):
+    """DINOv2's own grid is 37 x 37."""
+    source = build("dinov2", image_size=40)  # 5 x 5 patches
+    source.save_pretrained(tmp_path)
+    by_field = IceDeiTForImageClassification.from_pretrained(tmp_path, image_size=TRAINED, num_local_windows=2)
+    config = IceDeiTConfig.from_pretrained(tmp_path, image_size=TRAINED, num_local_windows=2)
+    by_config = IceDeiTForImageClassification.from_pretrained(tmp_path, config=config)
+    for model in (by_field, by_config):
+        assert (model.config.image_size, model.config.num_local_windows) == (TRAINED, 2)
+        close(hidden_states(model, images(TRAINED)), encode(source, images(TRAINED)))
+    assert (config.image_size, config.num_local_windows) == (TRAINED, 2)
+    with pytest.raises(ValueError, match="2 for a grid of 3 x 3"):
+        IceDeiTForImageClassification.from_pretrained(tmp_path, image_size=SMALLER, num_local_windows=2)
+    with pytest.raises(ValueError, match="2 for a grid of 5 x 5"):
+        IceDeiTForImageClassification.from_pretrained(tmp_path, num_local_windows=2)
+    by_field.save_pretrained(tmp_path / "ice")
+    again = IceDeiTForImageClassification.from_pretrained(tmp_path / "ice", image_size=48)
+    assert (again.config.image_size, again.config.num_local_windows) == (48, 2)
+
+
 def test_an_ice_checkpoint_loads_at_another_size(tmp_path, tiny_config):
     model = IceDeiTForImageClassification(tiny_config).eval()
     model.save_pretrained(tmp_path)

@@ -286,7 +286,9 @@ class FakeFast(torch.nn.Module):
         return self.model(pixel_values)
 
 
-def optimize_nothing(model, backend="auto", precision="auto", num_threads=None):
+def optimize_nothing(model, backend="auto", precision="auto", num_threads=None, calibration_images=None):
+    # scales fixed on images are OpenVINO's alone
+    assert (calibration_images is not None) == ((backend, precision) == ("openvino", "int8"))
     return FakeFast(model, backend, precision)
 
 
@@ -424,7 +426,7 @@ def test_the_script_runs_a_checkpoint_on_scenes_and_on_a_folder(model, tmp_path,
 def test_number_types_and_optimized_models_take_turns_in_one_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_benchmark, "optimize_for_inference", optimize_nothing)
     words = ("--config_overrides", TINY, "--keep_beta", 0.5, 0.2, "--batch_sizes", 2, "--output_dir", tmp_path)
-    assert benchmark(*words, "--dtype", "float32", "bfloat16", "--optimized", "auto", "torch:int8") == 0
+    assert benchmark(*words, "--dtype", "float32", "bfloat16", "--optimized", "auto", "openvino:int8") == 0
     rows = {row["variant"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     plain = [
         "ViT (transformers)",
@@ -435,13 +437,13 @@ def test_number_types_and_optimized_models_take_turns_in_one_run(tmp_path, capsy
         "attentiveness 0.5",
         BACKGROUND,
     ]
-    optimized = [f"{name}, {choice}" for name in plain[1:-1] for choice in ("auto", "torch int8")]
+    optimized = [f"{name}, {choice}" for name in plain[1:-1] for choice in ("auto", "openvino int8")]
     assert list(rows) == [*plain, *(f"{name}, bfloat16" for name in plain), *optimized]
     assert {rows[name]["precision"] for name in plain} == {"float32"}
     assert rows["background, bfloat16"]["precision"] == "bfloat16"
     assert rows["background, bfloat16"]["tokens_per_layer"] == rows["background"]["tokens_per_layer"]
     printed = capsys.readouterr().out
-    assert "top_k 0.5, torch int8: torch, int8: for a test" in printed
+    assert "top_k 0.5, openvino int8: openvino, int8: for a test" in printed
     assert "Not optimized: background" in printed
 
 

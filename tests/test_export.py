@@ -21,12 +21,13 @@ import torch
 import transformers
 from conftest import randomize
 from filelock import FileLock
+from PIL import Image
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation
 from transformers_ice.cli import export as export_script
 from transformers_ice.console import output_files
 from transformers_ice.data.benchmarks.table_evaluation import TableEvaluation
-from transformers_ice.data.scenes import SCENE_CLASSES, load_scenes
+from transformers_ice.data.scenes import SCENE_CLASSES, draw_scene, load_scenes
 from transformers_ice.export import (
     OUTPUT_NAMES,
     OnnxDifferences,
@@ -319,13 +320,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_script_exports_compares_quantizes_and_scores(folder: Path, tmp_path: Path, capsys):
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        Image.fromarray(draw_scene(index, image_size=48).image).save(tmp_path / "photos" / f"{index}.png")
     file, report = tmp_path / "model.onnx", tmp_path / "report.json"
     words = f"--model {folder} --output {file} --report {report} --int8 --dataset_name scenes --num_images 20"
     pruning = "--pruning_strategy attentiveness --pruning_layers 0 --keep_rates 0.7 --fuse_pruned_tokens true"
-    export_script.main([*words.split(), *pruning.split()])
+    calibration = ["--calibration_dir", str(tmp_path / "photos")]
+    assert export_script.main([*words.split(), *pruning.split(), *calibration]) == 0, capsys.readouterr().err
     printed, results = capsys.readouterr().out, json.loads(report.read_text())
     names = ["PyTorch", "ONNX", "ONNX int8", "ONNX by OpenVINO"]  # bfloat16 where the processor has it
     assert [row["name"] for row in results["scores"]][:4] == names
+    assert results["scores"][-1]["name"] == "ONNX int8 by OpenVINO"
     assert list(results["images_per_second"]) == ["1", "3", "8"]
     for rates in results["images_per_second"].values():
         assert all(0 < rate["low"] <= rate["median"] <= rate["high"] for rate in rates.values())
@@ -334,6 +340,13 @@ def test_the_script_exports_compares_quantizes_and_scores(folder: Path, tmp_path
     assert results["differences"]["ONNX"]["exit_layers_agree"]
     assert "same class as PyTorch" in printed
     assert OnnxModel(file).metadata["pruning_schedule"] == {"0": 0.7}
+
+
+def test_the_script_takes_calibration_images_for_8_bits_only(folder: Path, tmp_path: Path, capsys):
+    words = f"--model {folder} --output {tmp_path / 'model.onnx'} --calibration_dir {tmp_path}"
+    with pytest.raises(SystemExit):
+        export_script.main(words.split())
+    assert "--calibration_dir needs --int8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("former", [pytest.param(None, marks=pytest.mark.slow), b"an earlier file"])

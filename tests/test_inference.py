@@ -10,6 +10,7 @@ import os
 import pickle
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from conftest import randomize
@@ -21,6 +22,7 @@ import transformers_ice
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation, hardware
 from transformers_ice.app.analysis import explain_image, load_model, prepare_image
 from transformers_ice.cli import explain as explain_script
+from transformers_ice.cli import image_files
 from transformers_ice.ice_deit.image_processing_ice_deit import IceDeiTImageProcessor
 from transformers_ice.inference import (
     OnnxModel,
@@ -46,6 +48,12 @@ STRATEGIES = {
 }
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test sees a processor without bfloat16, whatever it runs on."""
+    monkeypatch.setattr(optimization, "has_fast_bfloat16", lambda: False)
 
 
 def build(model_class: type = IceDeiTForImageClassification, **fields) -> IceDeiTForImageClassification:
@@ -118,6 +126,44 @@ def test_weights_of_8_bits_change_logits_a_little(optimized):
     difference = (got.patch_logits - expected.patch_logits).abs().max()
     assert 1e-5 < difference < 0.1 * expected.patch_logits.abs().max()
     assert fast.optimization.precision == "int8"
+
+
+@pytest.mark.skipif(not hardware.has_fast_bfloat16(), reason="this processor has no bfloat16")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_in_bfloat16_outputs_are_close_to_those_of_the_model(optimized, monkeypatch, strategy: str):
+    monkeypatch.setattr(optimization, "has_fast_bfloat16", hardware.has_fast_bfloat16)
+    model = build(**STRATEGIES[strategy])
+    fast = optimized(model)
+    assert (fast.optimization.backend, fast.optimization.precision) == ("openvino", "bfloat16")
+    with torch.no_grad():
+        expected, got = model(noise()).cls_logits, fast(noise()).cls_logits
+    assert 1e-5 < (got - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_calibrated_on_images_openvino_multiplies_in_8_bits(optimized, strategy: str):
+    model = build(**STRATEGIES[strategy])
+    fast = optimized(model, precision="int8", calibration_images=noise(12))
+    assert (fast.optimization.backend, fast.optimization.precision) == ("openvino", "int8")
+    for batch_size in (1, 3):
+        with torch.no_grad():
+            expected, got = model(noise(batch_size)), fast(noise(batch_size))
+        assert list(got) == list(expected)
+        difference = (got.cls_logits - expected.cls_logits).abs().max()
+        assert 1e-5 < difference < 0.2 * expected.cls_logits.abs().max()
+
+
+def test_the_scales_of_activations_are_those_of_the_calibration_images(tmp_path: Path):
+    model, images, found = build(), [noise(4), 3 * noise(4), None], {}
+    for calibration_images in images:
+        with onnx_cache.exported_file(model, (32, 32), ["logits"], True, tmp_path, calibration_images) as file:
+            tensors = onnx.load(file).graph.initializer
+            # of weights there is one scale for each output channel
+            found[file.name] = [entry.float_data[0] for entry in tensors if entry.name.endswith("_scale")]
+    assert len(found) == 3, "files of other images, or none, are others"
+    small, large, without = (torch.tensor(scales) for scales in found.values())
+    assert len(small) == len(large) > len(without)
+    assert (small != large).any()
 
 
 def test_an_exported_file_is_found_again(optimized, monkeypatch: pytest.MonkeyPatch):
@@ -214,6 +260,16 @@ def test_an_optimized_model_refuses_what_it_cannot_do(optimized):
         ({"backend": "tensorrt"}, "`backend` must be one of auto, onnxruntime, openvino, torch, got 'tensorrt'"),
         ({"precision": "fp16"}, "`precision` must be one of"),
         ({"backend": "torch", "precision": "int8"}, "offered by onnxruntime"),
+        ({"backend": "openvino", "precision": "int8"}, "`calibration_images` are missing"),
+        ({"calibration_images": torch.zeros(2, 3, 32, 32)}, 'are for precision="int8"'),
+        (
+            {"precision": "int8", "backend": "onnxruntime", "calibration_images": torch.zeros(2, 3, 32, 32)},
+            "'int8' and 'onnxruntime'",
+        ),
+        ({"precision": "int8", "calibration_images": torch.zeros(2, 3, 16, 32)}, "optimized for, 32 x 32 pixels"),
+        ({"precision": "int8", "calibration_images": torch.zeros(0, 3, 32, 32)}, "at least one image"),
+        ({"precision": "int8", "calibration_images": torch.zeros(2, 1, 32, 32)}, r"\(num_images, 3, 32, 32\)"),
+        ({"precision": "int8", "calibration_images": torch.full((2, 3, 32, 32), torch.nan)}, "must be finite"),
         ({"num_threads": 0}, "`num_threads` must be at least 1, got 0"),
         ({"image_size": 30}, "multiple of the patch size"),
     ],
@@ -237,7 +293,8 @@ def test_models_that_cannot_be_exported_are_refused():
         (False, {"openvino"}, True, ("auto", "auto"), ("openvino", "float32")),
         (False, set(), True, ("auto", "auto"), ("torch", "float32")),
         (False, set(), False, ("auto", "auto"), ("eager", "float32")),
-        (True, {"onnxruntime", "openvino"}, True, ("auto", "auto"), ("torch", "bfloat16")),
+        (True, {"onnxruntime", "openvino"}, True, ("auto", "auto"), ("openvino", "bfloat16")),
+        (True, {"onnxruntime"}, True, ("auto", "auto"), ("torch", "bfloat16")),
         (True, {"onnxruntime", "openvino"}, False, ("auto", "auto"), ("openvino", "bfloat16")),
         (True, {"onnxruntime"}, False, ("auto", "auto"), ("onnxruntime", "float32")),
         (True, {"onnxruntime"}, True, ("auto", "float32"), ("onnxruntime", "float32")),
@@ -386,6 +443,36 @@ def test_explain_refuses_a_precision_without_fast_and_a_fast_relevance_map(
     assert stop.value.code == 2
     assert explain(photo, folder, tmp_path / "out", "--fast", "--method", "rollout")[0] == 1
     assert "--fast runs ICE's own explanation" in capsys.readouterr().err
+
+
+def test_explain_fixes_the_scales_of_8_bits_on_images_of_a_folder(
+    optimized, folder: Path, photo: Path, tmp_path: Path, monkeypatch, capsys
+):
+    given = []
+
+    def record(model, **options):
+        given.append(options["calibration_images"])
+        return optimized(model, **options)
+
+    monkeypatch.setattr(explain_script, "optimize_for_inference", record)
+    (tmp_path / "like/those").mkdir(parents=True)
+    for number in range(5):
+        Image.new("RGB", (50, 40), (50 * number, 100, 0)).save(tmp_path / f"like/those/{number}.png")
+    words = ("--fast", "--precision", "int8", "--calibration_dir", str(tmp_path / "like"))
+    code, lines = explain(photo, folder, tmp_path / "out", *words)
+    assert (code, len(lines)) == (0, 1)
+    assert "The model runs by openvino in int8" in capsys.readouterr().err
+    assert given[0].shape == (5, 3, 32, 32)
+    monkeypatch.setattr(image_files, "_CALIBRATION_IMAGES", 2)
+    explain(photo, folder, tmp_path / "out", *words)
+    assert torch.equal(given[1], given[0][[0, 2]]), "evenly from all of the folder"
+    for wrong, message in ((photo, "must be a folder of images"), (tmp_path / "out/empty", "No images found in")):
+        (tmp_path / "out/empty").mkdir(exist_ok=True)
+        assert explain(photo, folder, tmp_path / "out", *words[:-1], str(wrong))[0] == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        explain(photo, folder, tmp_path / "out", "--fast", *words[3:])
+    assert "--calibration_dir needs --fast --precision int8" in capsys.readouterr().err
 
 
 def test_the_app_explains_by_the_optimized_model(optimized, folder: Path, photo: Path, monkeypatch):

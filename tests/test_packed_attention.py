@@ -10,10 +10,16 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from transformers_ice import IceDeiTConfig
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification
 from transformers_ice.ice_deit import packed_attention
 from transformers_ice.ice_deit.modeling_ice_deit import IceDeiTDropPath
-from transformers_ice.ice_deit.packed_attention import Packing, attend_packed, choose_way
+from transformers_ice.ice_deit.packed_attention import (
+    Packing,
+    attend_by_products,
+    attend_packed,
+    choose_way,
+    prefers_products,
+)
 
 
 HEADS, HEAD_DIM = 2, 8
@@ -76,9 +82,51 @@ def test_the_way_is_chosen_by_what_is_known_and_by_the_size():
     assert way([3, 4], is_captured=True) == "padded"
     assert way([3, 4], "flash_attention_2") == "flash"
     assert way([3, 4], "eager") == "kernel"
-    assert way([3, 4], dtype=torch.bfloat16) == "kernel"
+    assert way([2, 600], dtype=torch.bfloat16) == "products"
+    assert way([3, 4], dtype=torch.float64) == "kernel"
     assert way([3, 4], attend=partial(plain, dropout=0.1)) == "kernel"
     assert way([3, 4], attend=partial(plain, dropout=0.0)) == "products"
+
+
+@pytest.mark.parametrize("most_scores", [1, 2 * 9**2 * HEADS, 2**21], ids=["one image", "two images", "all"])
+def test_products_attend_alike_for_any_number_of_images_at_once(monkeypatch, most_scores):
+    monkeypatch.setattr(packed_attention, "_MOST_SCORES", most_scores)
+    states = torch.randn(3, 5, HEADS, 9, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    attended = attend_by_products(*states, 0.3)
+    expected = scaled_dot_product_attention(*states, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(attended, expected, **TOLERANCE)
+
+
+def test_products_are_for_inference_on_a_cpu_and_for_plain_attention():
+    def prefers(num_tokens=9, dtype=torch.float32, implementation="sdpa", dropout=0.0, requires_grad=False):
+        query = torch.zeros(1, HEADS, num_tokens, HEAD_DIM, dtype=dtype, requires_grad=requires_grad)
+        return prefers_products(query, num_tokens, config_of(implementation), dropout)
+
+    assert prefers()
+    assert prefers(96)
+    assert not prefers(97)
+    assert prefers(600, torch.bfloat16)
+    assert not prefers(dtype=torch.float64)
+    assert not prefers(implementation="eager")
+    assert not prefers(dropout=0.1)
+    assert not prefers(requires_grad=True)
+
+
+def test_a_model_in_bfloat16_attends_as_in_float32_up_to_its_rounding():
+    torch.manual_seed(0)
+    config = IceDeiTConfig(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=48, image_size=96, patch_size=8
+    )
+    model = IceDeiTForImageClassification(config).eval()
+    pixel_values = torch.randn(3, 3, 96, 96)
+    with torch.no_grad():
+        expected = model(pixel_values).patch_logits
+        model.to(torch.bfloat16)
+        by_products = model(pixel_values.bfloat16()).patch_logits
+        model.set_attn_implementation("eager")
+        by_eager = model(pixel_values.bfloat16()).patch_logits
+    error = (by_products.float() - expected).abs().mean()
+    assert 0 < error < 1.2 * (by_eager.float() - expected).abs().mean()
 
 
 def test_a_captured_graph_attends_within_images_and_asks_for_no_length(packed):

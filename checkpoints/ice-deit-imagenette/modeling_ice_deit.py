@@ -35,7 +35,7 @@ from .configuration_ice_deit import IceDeiTConfig, as_pair
 from .input_checks import check_labels, check_pixel_values
 from .local_windows import join_windows, split_windows
 from .objective_ice_deit import ObjectiveInputs, compute_losses
-from .packed_attention import Packing, attend_packed
+from .packed_attention import Packing, attend_by_products, attend_packed, prefers_products
 from .position_interpolation import POSITION_INTERPOLATIONS, PositionInterpolation
 from .pretrained_ice_deit import IceDeiTPreTrainedModel
 from .several_labels import pool_class_logits
@@ -256,10 +256,12 @@ class IceDeiTAttention(DeiTAttention):
         if attend is None:
             attend = attention_function(self.config)
         weights = None
-        if packing is None:
-            attended, weights = attend(self, query, key, value, attention_mask, **options)
-        else:
+        if packing is not None:
             attended = attend_packed(partial(attend, self, **options), query, key, value, packing, self.config)
+        elif attention_mask is None and prefers_products(query, query.shape[2], self.config, options["dropout"]):
+            attended = attend_by_products(query, key, value, self.scaling)
+        else:
+            attended, weights = attend(self, query, key, value, attention_mask, **options)
         # (batch, tokens, heads, head_dim) -> (batch, tokens, dim)
         attended = self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
         if not with_class_scores:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed batches, whose images have different numbers of tokens, and five exact ways to run attention in them."""
+"""Attention by plain matrix products where they are faster, and packed batches of images of different lengths."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ WAYS = ("padded", "flash", "varlen", "products", "kernel")
 """Ways through packed attention; `choose_way` says which is taken when."""
 
 _MOST_TOKENS_FOR_PRODUCTS = 96
+_MOST_SCORES = 2**21  # of the images that go through the products at once: what the caches of a core hold
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
     - "flash": once, by FlashAttention's own options, where the model was loaded with it.
     - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
-    - "products": plain matrix products image by image, for SDPA in float32 on a CPU and up to 96 tokens an image on
-      average. They need no set-up, which takes the kernel longer than the attention of so few tokens.
+    - "products": plain matrix products image by image, for SDPA on a CPU where `prefers_products` says so.
     - "kernel": the attention implementation image by image, for all else.
 
     On two cores padding to the longest, padding inside groups of alike lengths and block-diagonal masks over several
@@ -91,10 +91,53 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
         return "flash"
     if _fits_varlen(query, config, attend):
         return "varlen"
-    is_plain = config._attn_implementation == "sdpa" and not getattr(attend, "keywords", {}).get("dropout")
-    is_small = query.shape[2] <= _MOST_TOKENS_FOR_PRODUCTS * len(packing.lengths)
-    fits = is_plain and is_small and query.device.type == "cpu" and query.dtype == torch.float32
-    return "products" if fits else "kernel"
+    dropout = getattr(attend, "keywords", {}).get("dropout")
+    prefers = prefers_products(query, query.shape[2] / len(packing.lengths), config, dropout)
+    return "products" if prefers else "kernel"
+
+
+def prefers_products(query: Tensor, num_tokens: float, config: PreTrainedConfig, dropout: float | None = None) -> bool:
+    """Return whether plain matrix products attend faster than torch's fused attention (SDPA).
+
+    They do on a CPU: up to 96 tokens an image in float32, and always in bfloat16, where SDPA multiplies no faster than
+    in float32. Not where gradients are recorded, which would keep all attention weights.
+
+    Args:
+        query: The query.
+        num_tokens: Tokens of an image, on average.
+        config: Its attention implementation must be "sdpa".
+        dropout: Of the attention weights; must be zero or `None`.
+    """
+    if config._attn_implementation != "sdpa" or dropout or query.device.type != "cpu" or query.requires_grad:
+        return False
+    return query.dtype == torch.bfloat16 or (
+        query.dtype == torch.float32
+        and not torch.compiler.is_compiling()  # the compiler has its own way in float32
+        and num_tokens <= _MOST_TOKENS_FOR_PRODUCTS
+    )
+
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend by matrix products, to as many images at a time as the caches hold.
+
+    Each is `(batch_size, num_heads, num_tokens, head_dim)`, returns `(batch_size, num_tokens, num_heads, head_dim)`.
+    """
+    batch_size, num_heads, num_tokens, _ = query.shape
+    states = [part.flatten(0, 1) for part in (query, key, value)]
+    size = num_heads * max(1, _MOST_SCORES // (num_heads * num_tokens**2))
+    if torch.compiler.is_compiling() or size >= len(states[0]):  # a graph is captured for all batch sizes
+        attended = _products(*states, scale=scale)
+    else:
+        chunks = zip(*(part.split(size) for part in states), strict=True)
+        attended = torch.cat([_products(*chunk, scale=scale) for chunk in chunks])
+    return attended.unflatten(0, (batch_size, num_heads)).transpose(1, 2)
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
+    """Attend within `(num_heads, num_tokens, head_dim)`."""
+    # a scale inside the product, unlike one before or after it, is not rounded to bfloat16
+    scores = torch.baddbmm(query.new_zeros(1), query, key.transpose(1, 2), beta=0, alpha=scale)
+    return torch.bmm(scores.softmax(dim=-1), value)
 
 
 def attend_packed(
@@ -128,16 +171,16 @@ def attend_packed(
         packed = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
         return varlen_attn(*packed, boundaries, boundaries, longest, longest).unsqueeze(0)
     if way == "products":
-        return _attend_by_products(query[0], key[0], value[0], lengths)
+        return _attend_each_by_products(query[0], key[0], value[0], lengths)
     images = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     return torch.cat([attend(*image, None)[0] for image in images], dim=1)
 
 
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def _attend_each_by_products(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Attend image by image: `(num_heads, total_tokens, head_dim)` to `(1, total_tokens, num_heads, head_dim)`."""
-    scaled, keys = query * query.shape[2] ** -0.5, key.transpose(1, 2)  # the scale once for all images
-    images = zip(scaled.split(lengths, 1), keys.split(lengths, 2), value.split(lengths, 1), strict=True)
-    attended = [torch.bmm(torch.bmm(own, others).softmax(dim=-1), values) for own, others, values in images]
+    scale = query.shape[2] ** -0.5
+    images = zip(*(states.split(lengths, dim=1) for states in (query, key, value)), strict=True)
+    attended = [_products(*image, scale=scale) for image in images]
     return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(0)
 
 
@@ -157,4 +200,4 @@ def _fits_varlen(query: Tensor, config: PreTrainedConfig, attend: Callable) -> b
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-__all__ = ["WAYS", "Packing", "attend_packed", "choose_way"]
+__all__ = ["WAYS", "Packing", "attend_by_products", "attend_packed", "choose_way", "prefers_products"]

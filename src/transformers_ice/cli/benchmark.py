@@ -33,7 +33,6 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +68,7 @@ from ..visualization import save_figure, speed_plot
 
 __all__ = ["benchmark", "main"]
 
+_CALIBRATION_IMAGES = 32
 _LEGEND = """
 ideal: speed-up that the MACs would allow; reached: speed-up over the unpruned model, of the ideal one
 of peak: operations a second, two for each MAC, of those of one large matrix product in the same number type; a dash
@@ -100,7 +100,14 @@ def collect_variants(
     if arguments.optimized:
         # prescribed numbers are a hook of the eager model
         plain = [v for v in variants if v.precision == "float32" and not (arguments.is_prescribed and v.decided_by)]
-        optimize = partial(optimize_for_inference, num_threads=torch.get_num_threads())
+
+        def optimize(model: Any, backend: str, precision: str) -> Any:
+            is_static = (backend, precision) == ("openvino", "int8")
+            images = workload.pixel_values[:_CALIBRATION_IMAGES] if is_static else None
+            return optimize_for_inference(
+                model, backend, precision, num_threads=torch.get_num_threads(), calibration_images=images
+            )
+
         variants += optimize_variants(plain, arguments.optimized, optimize)
     if arguments.external:
         folders = dict(entry.split("=", 1) for entry in arguments.external)

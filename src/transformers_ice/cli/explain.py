@@ -30,7 +30,8 @@ from its least to its largest value, without mask or box; a line has `method` in
 `foreground_ratio`.
 
 `--fast` runs the model by the fastest of ONNX Runtime, OpenVINO and torch's compiler that is installed; the first
-time it is exported, half a minute for a DeiT-S. `--precision int8` is faster still and rounds the weights.
+time it is exported, half a minute for a DeiT-S. `--precision int8` is faster still and rounds the weights; with
+`--calibration_dir`, a folder of images like these, activations too: the fastest of all on a processor with VNNI.
 
 About 100 small images a second on two cores, with figures (panels, SVG, PDF) fewer.
 """
@@ -59,7 +60,7 @@ from ..export import AnnotationFiles, ExplanationPage, processed_size
 from ..inference import optimize_for_inference
 from ..visualization import save_result
 from .explainer_loading import load_explainer
-from .image_files import find_images, is_address, is_text, name_outputs
+from .image_files import calibration_pixels, find_images, is_address, is_text, name_outputs
 
 
 __all__ = [
@@ -257,6 +258,10 @@ class ExplainArguments:
     precision: Literal["auto", "float32", "bfloat16", "int8"] = field(
         default="auto", metadata={"help": "Numbers that --fast computes with."}
     )
+    calibration_dir: str | None = field(
+        default=None,
+        metadata={"help": "Images like those to explain, up to 128 of them, for `--precision int8` by OpenVINO."},
+    )
     picture: Literal["heatmap", "class_map", "mask", "cut_out", "panel"] = field(
         default="heatmap", metadata={"help": "Figure to draw of each image."}
     )
@@ -275,6 +280,8 @@ class ExplainArguments:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}")
         if self.precision != "auto" and not self.fast:
             raise ValueError(f"--precision {self.precision} needs --fast")
+        if self.calibration_dir and self.precision != "int8":
+            raise ValueError("--calibration_dir needs --fast --precision int8")
         if not 0 < self.scale <= 16:
             raise ValueError(f"--scale must lie in (0, 16], got {self.scale}")
 
@@ -296,10 +303,17 @@ def _check_outputs_of_maps(arguments: ExplainArguments) -> None:
         )
 
 
-def _make_fast(explainer: Any, precision: str) -> None:
+def _make_fast(explainer: Any, arguments: ExplainArguments) -> None:
     """Let a pipeline run an optimized model, and say which."""
-    size = processed_size(explainer.image_processor)
-    explainer.model = optimize_for_inference(explainer.model, precision=precision, image_size=size)
+    processor, images = explainer.image_processor, None
+    if arguments.calibration_dir:
+        images = calibration_pixels(arguments.calibration_dir, processor)
+    explainer.model = optimize_for_inference(
+        explainer.model,
+        precision=arguments.precision,
+        image_size=processed_size(processor),
+        calibration_images=images,
+    )
     chosen = explainer.model.optimization
     print(f"The model runs by {chosen.backend} in {chosen.precision}: {chosen.reason}", file=sys.stderr)
 
@@ -329,7 +343,7 @@ def main(argv: list[str]) -> int:
             )
         _check_outputs_of_maps(arguments)
     elif arguments.fast:
-        _make_fast(explainer, arguments.precision)
+        _make_fast(explainer, arguments)
     stop = arguments.on_bad_image == "stop"
     names = [str(explainer.model.config.id2label[index]) for index in range(explainer.model.config.num_labels)]
     target: str | int | None = arguments.target

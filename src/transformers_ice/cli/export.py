@@ -40,6 +40,7 @@ from ..export import (
 from ..hardware import has_fast_bfloat16
 from ..inference import is_installed
 from ..model_names import resolve_model_name
+from .image_files import calibration_pixels
 
 
 __all__ = ["ExportArguments", "main", "run"]
@@ -58,6 +59,10 @@ class ExportArguments:
         metadata={"help": "Side, or height and width, in pixels. Default: what the image processor makes."},
     )
     int8: bool = field(default=False, metadata={"help": "Also write OUTPUT with 8-bit weights, as NAME.int8.onnx."})
+    calibration_dir: str | None = field(
+        default=None,
+        metadata={"help": "Images like those to come: by up to 128, --int8 rounds activations too, for OpenVINO."},
+    )
     tolerance: float = field(
         default=1e-3, metadata={"help": "Refuse the file where an output differs by more from PyTorch's."}
     )
@@ -78,6 +83,8 @@ class ExportArguments:
 
     def __post_init__(self) -> None:
         check_number("num_images", self.num_images, "at least 1", self.num_images >= 1)
+        if self.calibration_dir and not self.int8:
+            raise ValueError("--calibration_dir needs --int8")
         check_number("tolerance", self.tolerance, "at least 0", self.tolerance >= 0)
         smallest = min(self.batch_sizes, default=0)
         check_number("batch_sizes", smallest, "numbers of at least 1", smallest >= 1)
@@ -109,13 +116,16 @@ def example_images(arguments: ExportArguments, model: Any, image_processor: Any,
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def open_runs(files: Mapping[str, Path]) -> dict[str, OnnxModel]:
-    """Return what runs the files, by name: each by ONNX Runtime, the float32 one also by OpenVINO if installed."""
+def open_runs(files: Mapping[str, Path], is_calibrated: bool = False) -> dict[str, OnnxModel]:
+    """Return what runs the files, by name: each by ONNX Runtime and, but for an int8 one not calibrated, OpenVINO."""
     runs = {name: OnnxModel(file) for name, file in files.items()}
     if is_installed("openvino"):
         runs["ONNX by OpenVINO"] = OnnxModel(files["ONNX"], "openvino")
-        if has_fast_bfloat16():
-            runs["the same, bfloat16"] = OnnxModel(files["ONNX"], "openvino", "bfloat16")
+        fast = "bfloat16" if has_fast_bfloat16() else "float32"
+        if fast == "bfloat16":
+            runs["ONNX by OpenVINO, bfloat16"] = OnnxModel(files["ONNX"], "openvino", fast)
+        if is_calibrated:
+            runs["ONNX int8 by OpenVINO"] = OnnxModel(files["ONNX int8"], "openvino", fast)
     return runs
 
 
@@ -145,9 +155,12 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was not kept: {differences}")
         compared = {"ONNX": differences}
         if arguments.int8:
-            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name)
+            images = None
+            if arguments.calibration_dir:
+                images = calibration_pixels(arguments.calibration_dir, image_processor)
+            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name, images)
             compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
-        runs = open_runs(files)
+        runs = open_runs(files, arguments.calibration_dir is not None)
         scores, speed = [], {}
         if examples is not None:
             label_map = labels_by_name(model, examples.class_names)

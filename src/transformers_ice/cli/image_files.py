@@ -8,16 +8,23 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from torch import Tensor
+
 from ..console.output_files import is_own_picture
-from ..ice_deit.image_conversion import IMAGE_ENDINGS
+from ..ice_deit.image_conversion import IMAGE_ENDINGS, load_image
 
 
-__all__ = ["find_images", "is_address", "is_text", "name_outputs"]
+__all__ = ["calibration_pixels", "find_images", "is_address", "is_text", "name_outputs"]
+
+_CALIBRATION_IMAGES = 128
 
 
-def find_images(paths: Sequence[str], output_dir: Path, left_out: Counter[str] | None = None) -> list[Path | str]:
+def find_images(
+    paths: Sequence[str], output_dir: Path | None = None, left_out: Counter[str] | None = None
+) -> list[Path | str]:
     """Return the files that paths, folders and globs name, each once; missing paths and addresses are returned too.
 
     A file may have any name; folders and globs yield files with the extension of an image, without those in the output
@@ -26,13 +33,32 @@ def find_images(paths: Sequence[str], output_dir: Path, left_out: Counter[str] |
     """
     found: dict[str, Path | str] = {}
     others = Counter[str]() if left_out is None else left_out
+    own = None if output_dir is None else output_dir.resolve()
     for path in paths:
         if is_address(path):
             found[path] = path
             continue
-        for file in [Path(path)] if os.path.isfile(path) else _expand(path, output_dir.resolve(), others):
+        for file in [Path(path)] if os.path.isfile(path) else _expand(path, own, others):
             found.setdefault(os.path.realpath(file), file)  # the first name of a file that is given twice
     return list(found.values())
+
+
+def calibration_pixels(folder: str, image_processor: Any) -> Tensor:
+    """Return pixel values `(num_images, num_channels, height, width)` of up to 128 images of a folder.
+
+    They are taken evenly from all of its files, in the order of their paths.
+
+    Raises:
+        ValueError: If the folder holds no images, or one of those taken cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"--calibration_dir must be a folder of images, got {folder!r}.")
+    files = find_images([folder])
+    if not files:
+        raise ValueError(f"No images found in --calibration_dir {folder}.")
+    step = max(1, len(files) / _CALIBRATION_IMAGES)
+    images = [load_image(str(files[int(place * step)])) for place in range(min(len(files), _CALIBRATION_IMAGES))]
+    return image_processor(images, return_tensors="pt")["pixel_values"]
 
 
 def is_address(path: Path | str) -> bool:
@@ -40,7 +66,7 @@ def is_address(path: Path | str) -> bool:
     return isinstance(path, str) and path.startswith(("http://", "https://"))
 
 
-def _expand(path: str, output_dir: Path, left_out: Counter[str]) -> Iterator[Path]:
+def _expand(path: str, output_dir: Path | None, left_out: Counter[str]) -> Iterator[Path]:
     if not os.path.isdir(path) and not glob.has_magic(path):
         yield Path(path)  # reading it will fail with the reason
         return

@@ -87,7 +87,7 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
         name = pretrained_model_name_or_path
         refuse_broken_folder(name)
         family, content = read_source_config(name, kwargs)
-        image_size = load_at_own_size(kwargs, family, content)
+        wanted = load_at_own_size(kwargs, family, content)
         if family is not None and family.has_layer_scale:
             kwargs["load_layer_scale"] = True
         try:
@@ -106,8 +106,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
         refuse_not_finite(model, name)
         if family is not None and family.has_layer_scale:
             fold_layer_scales(model.base_model.layers)
-        if image_size is not None:
-            resize_positions(model, family, image_size)
+        if wanted is not None:
+            resize_positions(model, family, wanted)
         return (model, info) if wants_info else model
 
     @torch.no_grad()

@@ -76,10 +76,14 @@ def read_source_config(name: Any, options: dict[str, Any]) -> tuple[SourceFamily
     return SOURCE_FAMILIES.get(content.get("model_type", "")), content
 
 
-def load_at_own_size(options: dict[str, Any], family: SourceFamily | None, content: dict[str, Any]) -> Any:
-    """Change the options of `from_pretrained` so that the positions of a checkpoint fit; return the size to resize to.
+def load_at_own_size(
+    options: dict[str, Any], family: SourceFamily | None, content: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Change the options of `from_pretrained` so that the positions of a checkpoint fit; `None` if they do as it is.
 
-    `None` where the checkpoint has the size that is asked for.
+    Returns:
+        What the configuration has to have after `resize_positions`: the size asked for, and the local windows, which
+        need not divide the checkpoint's own grid (DINOv2's is 37 x 37) and are off until then.
     """
     config = options.get("config")
     wanted = config.image_size if isinstance(config, IceDeiTConfig) else options.get("image_size")
@@ -89,22 +93,32 @@ def load_at_own_size(options: dict[str, Any], family: SourceFamily | None, conte
         return None
     check_grid(wanted, content.get("patch_size", defaults.get("patch_size", IceDeiTConfig.patch_size)))
     if isinstance(config, IceDeiTConfig):
+        num_windows = config.num_local_windows
         options["config"] = config = copy.deepcopy(config)
-        config.image_size = own
+        config.image_size, config.num_local_windows = own, 0
     else:
-        options["image_size"] = own
-    return list(wanted) if isinstance(wanted, tuple) else wanted
+        given = {**content, **options}
+        num_windows = given.get("num_local_windows", IceDeiTConfig.num_local_windows)
+        options["image_size"], options["num_local_windows"] = own, 0
+    return {
+        "image_size": list(wanted) if isinstance(wanted, tuple) else wanted,
+        "num_local_windows": num_windows,
+    }
 
 
-def resize_positions(model: Any, family: SourceFamily | None, image_size: Any) -> None:
-    """Bring the position embeddings of a loaded model to an image size, as its source would at that size."""
+def resize_positions(model: Any, family: SourceFamily | None, wanted: dict[str, Any]) -> None:
+    """Bring the position embeddings of a loaded model to an image size, as its source would at that size.
+
+    `wanted` is from `load_at_own_size`.
+    """
     config = model.config
     # those of ICE-DeiT itself as its forward pass interpolates
     name = "antialias" if config.interpolate_antialias else "bicubic"
     interpolation: PositionInterpolation = POSITION_INTERPOLATIONS[name] if family is None else family.interpolation
     embeddings = model.base_model.embeddings
-    embeddings.resize(image_size, interpolation)
-    config.image_size = image_size
+    embeddings.resize(wanted["image_size"], interpolation)
+    for name, value in wanted.items():
+        setattr(config, name, value)
     config.check_values()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..ice_deit import remote_code
@@ -32,6 +33,7 @@ def exported_file(
     output_names: Sequence[str],
     int8: bool = False,
     cache_dir: str | os.PathLike | None = None,
+    calibration_images: Tensor | None = None,
 ) -> Iterator[Path]:
     """Yield the ONNX file of a model, exported unless an earlier call left it.
 
@@ -43,9 +45,14 @@ def exported_file(
         cache_dir: Folder in which files are kept, by what they depend on: weights, configuration, size, versions.
             `None` is `transformers-ice` in the cache of the Hub (`HF_HOME`). Where it cannot be written, the file
             lives as long as the block.
+        calibration_images: Of an int8 file, as for `quantize_int8`.
     """
     folder = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HOME) / "transformers-ice"
-    name = f"{_fingerprint(model, image_size, output_names)}{'-int8' if int8 else ''}.onnx"
+    ending = "-int8" if int8 else ""
+    if calibration_images is not None:
+        values = calibration_images.detach().float().cpu().contiguous()
+        ending = f"-int8-{hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]}"
+    name = f"{_fingerprint(model, image_size, output_names)}{ending}.onnx"
     if (folder / name).is_file():
         yield folder / name
         return
@@ -55,22 +62,27 @@ def exported_file(
     except OSError:
         is_writable = False
     if is_writable:
-        yield _export(model, folder / name, image_size, output_names, int8)
+        yield _export(model, folder / name, image_size, output_names, int8, calibration_images)
         return
     logger.warning("The exported model is not kept: %s cannot be written. Set HF_HOME or pass `cache_dir`.", folder)
     with tempfile.TemporaryDirectory() as temporary:
-        yield _export(model, Path(temporary) / name, image_size, output_names, int8)
+        yield _export(model, Path(temporary) / name, image_size, output_names, int8, calibration_images)
 
 
 def _export(
-    model: PreTrainedModel, file: Path, image_size: tuple[int, int], output_names: Sequence[str], int8: bool
+    model: PreTrainedModel,
+    file: Path,
+    image_size: tuple[int, int],
+    output_names: Sequence[str],
+    int8: bool,
+    calibration_images: Tensor | None,
 ) -> Path:
     if not int8:
         return write_onnx(model, file, image_size, output_names=output_names)
     # a float32 file that an earlier call left may be damaged, so it is not read
     with tempfile.TemporaryDirectory() as temporary:
         plain = write_onnx(model, Path(temporary) / "float32.onnx", image_size, output_names=output_names)
-        return quantize_int8(plain, file)
+        return quantize_int8(plain, file, calibration_images)
 
 
 def _fingerprint(model: PreTrainedModel, image_size: tuple[int, int], output_names: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ __all__ = [
 OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "foreground_ratio")
 
 _MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may overflow in the analysis of torch
+_CALIBRATION_BATCH = 8
 
 
 class _NamedOutputs(nn.Module):
@@ -95,31 +96,72 @@ def write_onnx(
     return path
 
 
-def quantize_int8(file: str | os.PathLike, int8_file: str | os.PathLike) -> Path:
+def quantize_int8(
+    file: str | os.PathLike, int8_file: str | os.PathLike, calibration_images: Tensor | None = None
+) -> Path:
     """Write an exported file with the weights of its linear maps in 8 bits, and return the path of the new file.
 
-    Activations are scaled at run time; the patch embedding, the norms and the products inside attention remain in
-    float32. Inputs, outputs and metadata are those of `file`.
+    The patch embedding, the norms and the products inside attention keep their precision. Inputs, outputs and metadata
+    are those of `file`.
+
+    Args:
+        file: From `write_onnx`.
+        int8_file: Where to write.
+        calibration_images: Pixel values `(num_images, num_channels, height, width)`. With them each activation has one
+            scale, that of its largest magnitude on these images, and OpenVINO multiplies in 8 bits. `None`:
+            activations are scaled at run time, as ONNX Runtime does fast.
 
     Raises:
-        ValueError: If a package of the extra `export` is not installed.
+        ValueError: If a package of the extra `export` is not installed, or the images do not fit the file.
     """
     quantization, onnx = require("onnxruntime.quantization"), require("onnx")
     path = Path(int8_file)
     model = onnx.load(file)
     # shapes between the operations: before onnxruntime 1.32 those of the exporter contradict what the quantizer infers
     del model.graph.value_info[:]
+    options: dict[str, Any] = {
+        "per_channel": True,  # one scale per output channel
+        # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
+        "reduce_range": True,
+        "weight_type": quantization.QuantType.QInt8,
+        "op_types_to_quantize": ["MatMul", "Gemm"],  # without "Conv", the patch embedding
+    }
     with staged(path.parent) as staging, _quiet():
-        quantization.quantize_dynamic(
+        output = str(staging / path.name)
+        if calibration_images is None:
+            quantization.quantize_dynamic(model, output, **options)
+            return path
+        quantization.quantize_static(
             model,
-            str(staging / path.name),
-            per_channel=True,  # one scale per output channel
-            # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
-            reduce_range=True,
-            weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],  # without "Conv", the patch embedding
+            output,
+            _calibration_reader(quantization, model, calibration_images),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QInt8,
+            # OpenVINO has no fast product for activations whose zero is not 0
+            extra_options={"ActivationSymmetric": True, "MatMulConstBOnly": True},
+            **options,
         )
     return path
+
+
+def _calibration_reader(quantization: Any, model: Any, images: Tensor) -> Any:
+    """Return what gives the quantizer images in small batches."""
+    expected = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    if images.dim() != 4 or list(images.shape[1:]) != expected or not len(images):
+        raise ValueError(
+            f"`calibration_images` must be pixel values (num_images, {', '.join(map(str, expected))}), at least one "
+            f"image, got shape {tuple(images.shape)}."
+        )
+    if not images.isfinite().all():
+        raise ValueError("`calibration_images` must be finite, got NaN or infinite pixel values.")
+    batches = iter(images.detach().float().cpu().split(_CALIBRATION_BATCH))
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(batches, None)
+            return None if batch is None else {"pixel_values": batch.numpy()}
+
+    return Reader()
 
 
 def require(package: str) -> Any:

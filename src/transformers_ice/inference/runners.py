@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..hardware import has_fast_bfloat16
 from .onnx_cache import exported_file
 from .onnx_file import OUTPUT_NAMES
 from .sessions import open_session
@@ -35,17 +36,19 @@ def runtime_run(
     precision: str = "float32",
     num_threads: int | None = None,
     cache_dir: str | os.PathLike | None = None,
+    calibration_images: Tensor | None = None,
 ) -> Run:
     """Return a model exported and opened by a runtime of `RUNTIMES`; arguments as for `optimize_for_inference`."""
     is_int8 = precision == "int8"
-    session_precision = "float32" if is_int8 else precision  # the weights of 8 bits are in the file
-    with exported_file(model, image_size, RUN_OUTPUTS, is_int8, cache_dir) as file:
+    if is_int8:  # the 8 bits are in the file; this is for what they leave: norms, softmax, attention
+        precision = "bfloat16" if runtime == "openvino" and has_fast_bfloat16() else "float32"
+    with exported_file(model, image_size, RUN_OUTPUTS, is_int8, cache_dir, calibration_images) as file:
         try:
-            session = open_session(file, runtime, session_precision, num_threads)
+            session = open_session(file, runtime, precision, num_threads)
         except ValueError:  # a damaged file of the cache; what is wrong with the runtime itself is raised once more
             file.unlink()
-            with exported_file(model, image_size, RUN_OUTPUTS, is_int8, file.parent) as again:
-                session = open_session(again, runtime, session_precision, num_threads)
+            with exported_file(model, image_size, RUN_OUTPUTS, is_int8, file.parent, calibration_images) as again:
+                session = open_session(again, runtime, precision, num_threads)
 
     def run(pixel_values: Tensor) -> dict[str, Tensor]:
         arrays = session(pixel_values.detach().float().cpu().contiguous().numpy(), RUN_OUTPUTS)

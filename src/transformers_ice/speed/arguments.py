@@ -56,7 +56,7 @@ class BenchmarkArguments:
         default=None,
         metadata={
             "help": "Also time optimized models, pruned and not: backends of `optimize_for_inference`, e.g. auto, "
-            "torch, onnxruntime:int8."
+            "torch, onnxruntime:int8, openvino:int8."
         },
     )
     external: list[str] | None = field(

@@ -298,6 +298,7 @@ def test_models_that_cannot_be_exported_are_refused():
         (True, {"onnxruntime", "openvino"}, False, ("auto", "auto"), ("openvino", "bfloat16")),
         (True, {"onnxruntime"}, False, ("auto", "auto"), ("onnxruntime", "float32")),
         (True, {"onnxruntime"}, True, ("auto", "float32"), ("onnxruntime", "float32")),
+        (True, {"onnxruntime", "openvino"}, True, ("auto", "float32"), ("openvino", "float32")),
         (True, {"onnxruntime"}, True, ("onnxruntime", "auto"), ("onnxruntime", "float32")),
         (True, {"onnxruntime", "openvino"}, True, ("openvino", "auto"), ("openvino", "bfloat16")),
         (False, {"onnxruntime"}, False, ("auto", "int8"), ("onnxruntime", "int8")),

@@ -23,7 +23,7 @@ else:
 WAYS = ("padded", "flash", "varlen", "products", "kernel")
 """Ways through packed attention; `choose_way` says which is taken when."""
 
-_MOST_TOKENS_FOR_PRODUCTS = 96
+_FEW_TOKENS = 96  # of an image: work that is less than what fused attention, or a product in bfloat16, needs to start
 _MOST_SCORES = 2**21  # of the images that go through the products at once: what the caches of a core hold
 
 
@@ -78,7 +78,8 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
     - "flash": once, by FlashAttention's own options, where the model was loaded with it.
     - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
-    - "products": plain matrix products image by image, for SDPA on a CPU where `prefers_products` says so.
+    - "products": plain matrix products image by image, for SDPA on a CPU: in float32 up to 96 tokens an image on
+      average, in bfloat16 from there on.
     - "kernel": the attention implementation image by image, for all else.
 
     On two cores padding to the longest, padding inside groups of alike lengths and block-diagonal masks over several
@@ -92,15 +93,17 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     if _fits_varlen(query, config, attend):
         return "varlen"
     dropout = getattr(attend, "keywords", {}).get("dropout")
-    prefers = prefers_products(query, query.shape[2] / len(packing.lengths), config, dropout)
-    return "products" if prefers else "kernel"
+    num_tokens = query.shape[2] / len(packing.lengths)
+    if query.dtype == torch.bfloat16 and num_tokens <= _FEW_TOKENS:
+        return "kernel"
+    return "products" if prefers_products(query, num_tokens, config, dropout) else "kernel"
 
 
 def prefers_products(query: Tensor, num_tokens: float, config: PreTrainedConfig, dropout: float | None = None) -> bool:
     """Return whether plain matrix products attend faster than torch's fused attention (SDPA).
 
-    They do on a CPU: up to 96 tokens an image in float32, and always in bfloat16, where SDPA multiplies no faster than
-    in float32. Not where gradients are recorded, which would keep all attention weights.
+    They do on a CPU: up to 96 tokens an image in float32, and in bfloat16, where SDPA multiplies no faster than in
+    float32. Not where gradients are recorded, which would keep all attention weights.
 
     Args:
         query: The query.
@@ -113,7 +116,7 @@ def prefers_products(query: Tensor, num_tokens: float, config: PreTrainedConfig,
     return query.dtype == torch.bfloat16 or (
         query.dtype == torch.float32
         and not torch.compiler.is_compiling()  # the compiler has its own way in float32
-        and num_tokens <= _MOST_TOKENS_FOR_PRODUCTS
+        and num_tokens <= _FEW_TOKENS
     )
 
 

@@ -150,7 +150,7 @@ def choose_optimization(
         )
     wanted = precision if precision != "auto" else "bfloat16" if bfloat16 and backend != "onnxruntime" else "float32"
     if backend == "auto":
-        return _choose_backend(on_cpu, wanted, precision)
+        return _choose_backend(on_cpu, bfloat16, wanted, precision)
     if wanted not in _PRECISIONS_OF[backend]:
         offers = [name for name in BACKENDS[1:] if wanted in _PRECISIONS_OF[name]]
         raise ValueError(
@@ -168,9 +168,11 @@ def choose_optimization(
     return Optimization(backend, wanted, "as asked for")
 
 
-def _choose_backend(on_cpu: bool, wanted: str, asked: str) -> Optimization:
+def _choose_backend(on_cpu: bool, has_bfloat16: bool, wanted: str, asked: str) -> Optimization:
     """Return the fastest backend that is there, by the measurements of docs/results/speed.md."""
-    order = ("openvino", "torch", "onnxruntime") if wanted == "bfloat16" else ("onnxruntime", "openvino", "torch")
+    order = ("onnxruntime", "openvino", "torch")
+    if has_bfloat16:  # such a processor has AVX-512 too, of which OpenVINO makes more in float32
+        order = ("openvino", "torch", "onnxruntime") if wanted == "bfloat16" else ("openvino", "onnxruntime", "torch")
     usable = [name for name in order if not _missing(name, on_cpu)]
     for name in usable:
         if wanted in _PRECISIONS_OF[name]:

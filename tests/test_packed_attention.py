@@ -71,6 +71,18 @@ def test_every_way_attends_as_each_image_alone(lengths, way):
     torch.testing.assert_close(attended, torch.cat(images, dim=1), **TOLERANCE)
 
 
+@pytest.mark.parametrize("lengths", [[5, 9, 1], [120, 90]], ids=["few tokens", "many tokens"])
+def test_products_in_bfloat16_are_as_exact_as_its_numbers(lengths):
+    packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1))
+    states = torch.randn(3, 1, HEADS, sum(lengths), HEAD_DIM, generator=torch.Generator().manual_seed(0)).bfloat16()
+    attended = attend_packed(plain, *states, packing, config_of(), "products")
+    assert attended.dtype == torch.bfloat16
+    images = [
+        plain(*image, None)[0] for image in zip(*(part.float().split(lengths, 2) for part in states), strict=True)
+    ]
+    torch.testing.assert_close(attended.float(), torch.cat(images, dim=1), atol=0.01, rtol=0.01)
+
+
 def test_the_way_is_chosen_by_what_is_known_and_by_the_size():
     def way(lengths, implementation="sdpa", dtype=torch.float32, attend=plain, is_captured=False):
         packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1), is_captured)
@@ -82,7 +94,7 @@ def test_the_way_is_chosen_by_what_is_known_and_by_the_size():
     assert way([3, 4], is_captured=True) == "padded"
     assert way([3, 4], "flash_attention_2") == "flash"
     assert way([3, 4], "eager") == "kernel"
-    assert way([1, 191], dtype=torch.bfloat16) == "kernel"
+    assert way([3, 4], dtype=torch.bfloat16) == "products"
     assert way([2, 191], dtype=torch.bfloat16) == "products"
     assert way([3, 4], dtype=torch.float64) == "kernel"
     assert way([3, 4], attend=partial(plain, dropout=0.1)) == "kernel"

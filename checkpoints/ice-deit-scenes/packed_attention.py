@@ -23,7 +23,7 @@ else:
 WAYS = ("padded", "flash", "varlen", "products", "kernel")
 """Ways through packed attention; `choose_way` says which is taken when."""
 
-_FEW_TOKENS = 96  # of an image: work that is less than what fused attention, or a product in bfloat16, needs to start
+_FEW_TOKENS = 96  # of an image: less work than what fused attention, or a product in bfloat16, needs to start
 _MOST_SCORES = 2**21  # of the images that go through the products at once: what the caches of a core hold
 
 
@@ -78,8 +78,7 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
     - "flash": once, by FlashAttention's own options, where the model was loaded with it.
     - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
-    - "products": plain matrix products image by image, for SDPA on a CPU: in float32 up to 96 tokens an image on
-      average, in bfloat16 from there on.
+    - "products": plain matrix products image by image, for SDPA on a CPU where `prefers_products` says so.
     - "kernel": the attention implementation image by image, for all else.
 
     On two cores padding to the longest, padding inside groups of alike lengths and block-diagonal masks over several
@@ -93,10 +92,8 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     if _fits_varlen(query, config, attend):
         return "varlen"
     dropout = getattr(attend, "keywords", {}).get("dropout")
-    num_tokens = query.shape[2] / len(packing.lengths)
-    if query.dtype == torch.bfloat16 and num_tokens <= _FEW_TOKENS:
-        return "kernel"
-    return "products" if prefers_products(query, num_tokens, config, dropout) else "kernel"
+    prefers = prefers_products(query, query.shape[2] / len(packing.lengths), config, dropout)
+    return "products" if prefers else "kernel"
 
 
 def prefers_products(query: Tensor, num_tokens: float, config: PreTrainedConfig, dropout: float | None = None) -> bool:
@@ -181,10 +178,12 @@ def attend_packed(
 
 def _attend_each_by_products(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Attend image by image: `(num_heads, total_tokens, head_dim)` to `(1, total_tokens, num_heads, head_dim)`."""
-    scale = query.shape[2] ** -0.5
-    images = zip(*(states.split(lengths, dim=1) for states in (query, key, value)), strict=True)
+    scale, dtype, states = query.shape[2] ** -0.5, query.dtype, [query, key, value]
+    if query.shape[1] <= _FEW_TOKENS * len(lengths):  # in float32, where a product starts sooner than in bfloat16
+        states = [part.float() for part in states]
+    images = zip(*(part.split(lengths, dim=1) for part in states), strict=True)
     attended = [_products(*image, scale=scale) for image in images]
-    return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(0)
+    return torch.cat(attended, dim=1).transpose(0, 1).unsqueeze(0).to(dtype)
 
 
 def _boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:

@@ -10,7 +10,9 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import randomize
@@ -30,7 +32,11 @@ from transformers_ice.inference import (
     onnx_cache,
     optimization,
     optimize_for_inference,
+    quantize_int8,
+    write_onnx,
 )
+from transformers_ice.inference.sessions import open_session
+from transformers_ice.inference.smoothing import linear_maps, smooth_activations
 
 
 SIZES = {
@@ -151,6 +157,27 @@ def test_calibrated_on_images_openvino_multiplies_in_8_bits(optimized, strategy:
         assert list(got) == list(expected)
         difference = (got.cls_logits - expected.cls_logits).abs().max()
         assert 1e-5 < difference < 0.2 * expected.cls_logits.abs().max()
+
+
+def test_smoothing_evens_out_the_activations_and_changes_no_output(tmp_path: Path):
+    model, images = build(num_hidden_layers=2), noise(6)
+    with torch.no_grad():
+        model.deit.layers[1].layernorm_before.weight[3] = 100.0  # a channel far larger than the others, as DINOv2's
+    file = write_onnx(model, tmp_path / "plain.onnx", (32, 32), output_names=["cls_logits", "patch_logits"])
+    graph = onnx.load(file)
+    before = len(linear_maps(graph))
+    smooth_activations(onnx, onnxruntime, graph, [images.numpy()])
+    assert len(linear_maps(graph)) == before == 2 * 6 + 2
+    onnx.save(graph, tmp_path / "smooth.onnx")
+    plain, smooth = (open_session(tmp_path / name) for name in ("plain.onnx", "smooth.onnx"))
+    names = ["cls_logits", "patch_logits"]
+    for first, second in zip(plain(images.numpy(), names), smooth(images.numpy(), names), strict=True):
+        np.testing.assert_allclose(second, first, atol=1e-4)
+    # in 8 bits the other channels would lose nearly all steps to the large one
+    rounded = quantize_int8(file, tmp_path / "rounded.onnx", images)
+    expected = torch.from_numpy(plain(images.numpy(), names)[0])
+    error = (torch.from_numpy(open_session(rounded)(images.numpy(), names)[0]) - expected).abs().mean()
+    assert error < 0.05 * expected.abs().mean()
 
 
 def test_the_scales_of_activations_are_those_of_the_calibration_images(tmp_path: Path):

@@ -25,6 +25,8 @@ __all__ = ["exported_file"]
 
 logger = logging.getLogger(__name__)
 
+_WRITERS = ("onnx_file.py", "smoothing.py")
+
 
 @contextmanager
 def exported_file(
@@ -88,8 +90,9 @@ def _export(
 def _fingerprint(model: PreTrainedModel, image_size: tuple[int, int], output_names: Sequence[str]) -> str:
     """Return a hash of everything that an exported file depends on."""
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
-    code = Path(remote_code.__file__).parent
-    versions = [torch.__version__, *((code / name).read_text("utf-8") for name in remote_code.remote_code_files())]
+    folder, here = Path(remote_code.__file__).parent, Path(__file__).parent
+    code = [*(folder / name for name in remote_code.remote_code_files()), *(here / name for name in _WRITERS)]
+    versions = [torch.__version__, *(file.read_text("utf-8") for file in code)]
     digest = hashlib.sha256(
         json.dumps([type(model).__name__, config, image_size, list(output_names), versions], default=str).encode()
     )

@@ -7,11 +7,12 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from ..console.output_files import staged
 from ..explainers import evaluation_mode
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
+from .smoothing import linear_maps, smooth_activations
 
 
 __all__ = [
@@ -36,6 +38,7 @@ OUTPUT_NAMES = ("logits", "cls_logits", "patch_logits", "patch_exit_layer", "for
 
 _MAX_BATCH_SIZE = 2**16  # without a bound the number of tokens of a batch may overflow in the analysis of torch
 _CALIBRATION_BATCH = 8
+_LINEAR = ["MatMul", "Gemm"]
 
 
 class _NamedOutputs(nn.Module):
@@ -122,30 +125,37 @@ def quantize_int8(
     options: dict[str, Any] = {
         "per_channel": True,  # one scale per output channel
         # 7 bits: without VNNI instructions the sum of two products of 8 bits overflows its 16-bit register
-        "reduce_range": True,
+        "reduce_range": calibration_images is None,
         "weight_type": quantization.QuantType.QInt8,
-        "op_types_to_quantize": ["MatMul", "Gemm"],  # without "Conv", the patch embedding
+        "op_types_to_quantize": _LINEAR,  # without "Conv", the patch embedding
     }
     with staged(path.parent) as staging, _quiet():
         output = str(staging / path.name)
         if calibration_images is None:
             quantization.quantize_dynamic(model, output, **options)
             return path
+        batches = _calibration_batches(model, calibration_images)
+        smooth_activations(onnx, require("onnxruntime"), model, batches)
         quantization.quantize_static(
             model,
             output,
-            _calibration_reader(quantization, model, calibration_images),
+            _calibration_reader(quantization, batches),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=[node.name for node in linear_maps(model)],  # without the products inside attention
             # OpenVINO has no fast product for activations whose zero is not 0
-            extra_options={"ActivationSymmetric": True, "MatMulConstBOnly": True},
+            extra_options={
+                "ActivationSymmetric": True,
+                # what a linear map returns is not rounded: attention, GELU and the residual stream read it
+                "OpTypesToExcludeOutputQuantization": _LINEAR,
+            },
             **options,
         )
     return path
 
 
-def _calibration_reader(quantization: Any, model: Any, images: Tensor) -> Any:
-    """Return what gives the quantizer images in small batches."""
+def _calibration_batches(model: Any, images: Tensor) -> list[np.ndarray]:
+    """Return calibration images in small batches, after a check that they fit a model."""
     expected = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:]]
     if images.dim() != 4 or list(images.shape[1:]) != expected or not len(images):
         raise ValueError(
@@ -154,12 +164,17 @@ def _calibration_reader(quantization: Any, model: Any, images: Tensor) -> Any:
         )
     if not images.isfinite().all():
         raise ValueError("`calibration_images` must be finite, got NaN or infinite pixel values.")
-    batches = iter(images.detach().float().cpu().split(_CALIBRATION_BATCH))
+    return [batch.numpy() for batch in images.detach().float().cpu().split(_CALIBRATION_BATCH)]
+
+
+def _calibration_reader(quantization: Any, batches: Iterable[np.ndarray]) -> Any:
+    """Return what gives images to the quantizer."""
+    remaining = iter(batches)
 
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(batches, None)
-            return None if batch is None else {"pixel_values": batch.numpy()}
+            batch = next(remaining, None)
+            return None if batch is None else {"pixel_values": batch}
 
     return Reader()
 

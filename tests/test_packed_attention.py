@@ -110,16 +110,14 @@ def test_products_attend_alike_for_any_number_of_images_at_once(monkeypatch, mos
     torch.testing.assert_close(attended, expected, **TOLERANCE)
 
 
-def test_products_are_for_inference_on_a_cpu_and_for_plain_attention():
-    def prefers(num_tokens=9, dtype=torch.float32, implementation="sdpa", dropout=0.0, requires_grad=False):
-        query = torch.zeros(1, HEADS, num_tokens, HEAD_DIM, dtype=dtype, requires_grad=requires_grad)
-        return prefers_products(query, num_tokens, config_of(implementation), dropout)
+def test_products_are_for_inference_in_bfloat16_and_for_plain_attention():
+    def prefers(dtype=torch.bfloat16, implementation="sdpa", dropout=0.0, requires_grad=False):
+        query = torch.zeros(1, HEADS, 9, HEAD_DIM, dtype=dtype, requires_grad=requires_grad)
+        return prefers_products(query, config_of(implementation), dropout)
 
     assert prefers()
-    assert prefers(96)
-    assert not prefers(97)
-    assert prefers(600, torch.bfloat16)
-    assert not prefers(dtype=torch.float64)
+    assert not prefers(torch.float32)
+    assert not prefers(torch.float64)
     assert not prefers(implementation="eager")
     assert not prefers(dropout=0.1)
     assert not prefers(requires_grad=True)

@@ -78,7 +78,9 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
     - "flash": once, by FlashAttention's own options, where the model was loaded with it.
     - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
-    - "products": plain matrix products image by image, for SDPA on a CPU where `prefers_products` says so.
+    - "products": plain matrix products image by image, for SDPA on a CPU in bfloat16 (`prefers_products`), and in
+      float32 up to 96 tokens an image on average. They need no set-up, which takes the kernel longer than the
+      attention of so few tokens.
     - "kernel": the attention implementation image by image, for all else.
 
     On two cores padding to the longest, padding inside groups of alike lengths and block-diagonal masks over several
@@ -92,29 +94,26 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     if _fits_varlen(query, config, attend):
         return "varlen"
     dropout = getattr(attend, "keywords", {}).get("dropout")
-    prefers = prefers_products(query, query.shape[2] / len(packing.lengths), config, dropout)
-    return "products" if prefers else "kernel"
+    is_plain = config._attn_implementation == "sdpa" and not dropout
+    is_small = query.shape[2] <= _FEW_TOKENS * len(packing.lengths)
+    fits = is_plain and is_small and query.device.type == "cpu" and query.dtype == torch.float32
+    return "products" if fits or prefers_products(query, config, dropout) else "kernel"
 
 
-def prefers_products(query: Tensor, num_tokens: float, config: PreTrainedConfig, dropout: float | None = None) -> bool:
+def prefers_products(query: Tensor, config: PreTrainedConfig, dropout: float | None = None) -> bool:
     """Return whether plain matrix products attend faster than torch's fused attention (SDPA).
 
-    They do on a CPU: up to 96 tokens an image in float32, and in bfloat16, where SDPA multiplies no faster than in
-    float32. Not where gradients are recorded, which would keep all attention weights.
+    They do in bfloat16 on a CPU, where SDPA multiplies no faster than in float32. Not where gradients are recorded,
+    which would keep all attention weights. In float32 a model attends as the class of transformers that it comes from,
+    to the last bit.
 
     Args:
         query: The query.
-        num_tokens: Tokens of an image, on average.
         config: Its attention implementation must be "sdpa".
         dropout: Of the attention weights; must be zero or `None`.
     """
-    if config._attn_implementation != "sdpa" or dropout or query.device.type != "cpu" or query.requires_grad:
-        return False
-    return query.dtype == torch.bfloat16 or (
-        query.dtype == torch.float32
-        and not torch.compiler.is_compiling()  # the compiler has its own way in float32
-        and num_tokens <= _FEW_TOKENS
-    )
+    is_plain = config._attn_implementation == "sdpa" and not dropout
+    return is_plain and query.device.type == "cpu" and query.dtype == torch.bfloat16 and not query.requires_grad
 
 
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

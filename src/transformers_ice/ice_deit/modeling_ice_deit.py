@@ -258,7 +258,7 @@ class IceDeiTAttention(DeiTAttention):
         weights = None
         if packing is not None:
             attended = attend_packed(partial(attend, self, **options), query, key, value, packing, self.config)
-        elif attention_mask is None and prefers_products(query, query.shape[2], self.config, options["dropout"]):
+        elif attention_mask is None and prefers_products(query, self.config, options["dropout"]):
             attended = attend_by_products(query, key, value, self.scaling)
         else:
             attended, weights = attend(self, query, key, value, attention_mask, **options)

@@ -26,6 +26,7 @@ from .smoothing import linear_maps, smooth_activations
 
 __all__ = [
     "OUTPUT_NAMES",
+    "check_calibration_images",
     "check_exportable",
     "checked_size",
     "processed_size",
@@ -154,16 +155,21 @@ def quantize_int8(
     return path
 
 
-def _calibration_batches(model: Any, images: Tensor) -> list[np.ndarray]:
-    """Return calibration images in small batches, after a check that they fit a model."""
-    expected = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-    if images.dim() != 4 or list(images.shape[1:]) != expected or not len(images):
+def check_calibration_images(images: Tensor, expected: Sequence[int]) -> None:
+    """Raise a `ValueError` unless images are finite pixel values of `expected` channels, height and width."""
+    if images.dim() != 4 or list(images.shape[1:]) != list(expected) or not len(images):
         raise ValueError(
             f"`calibration_images` must be pixel values (num_images, {', '.join(map(str, expected))}), at least one "
             f"image, got shape {tuple(images.shape)}."
         )
     if not images.isfinite().all():
         raise ValueError("`calibration_images` must be finite, got NaN or infinite pixel values.")
+
+
+def _calibration_batches(model: Any, images: Tensor) -> list[np.ndarray]:
+    """Return calibration images in small batches, after a check that they fit a model."""
+    shape = model.graph.input[0].type.tensor_type.shape
+    check_calibration_images(images, [dimension.dim_value for dimension in shape.dim[1:]])
     return [batch.numpy() for batch in images.detach().float().cpu().split(_CALIBRATION_BATCH)]
 
 

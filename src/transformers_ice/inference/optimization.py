@@ -18,7 +18,7 @@ from ..explainers.inspection import share_parameters
 from ..hardware import has_compiler, has_fast_bfloat16
 from ..ice_deit.input_checks import check_pixel_values
 from ..ice_deit.modeling_ice_deit import IceDeiTImageClassifierOutput
-from .onnx_file import check_exportable, checked_size
+from .onnx_file import check_calibration_images, check_exportable, checked_size
 from .runners import Run, runtime_run, torch_run
 
 
@@ -105,11 +105,8 @@ def optimize_for_inference(
         raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
     size = checked_size(model.config, model.config.image_size if image_size is None else image_size)
     optimization = choose_optimization(model.device, backend, precision, calibration_images is not None)
-    if calibration_images is not None and tuple(calibration_images.shape[2:]) != size:
-        raise ValueError(
-            f"`calibration_images` must have the size that the model is optimized for, {size[0]} x {size[1]} pixels, "
-            f"got shape {tuple(calibration_images.shape)}."
-        )
+    if calibration_images is not None:
+        check_calibration_images(calibration_images, (model.config.num_channels, *size))
     fast: Any = share_parameters(model).eval()
     fast.optimization = optimization
     if optimization.backend == "eager":

@@ -2,9 +2,9 @@
 """SmoothQuant: activations of even magnitude before their linear maps are rounded to 8 bits.
 
 A few channels of a ViT are many times as large as the others (more than 20 times the median in DINOv2), and one scale
-for all then leaves the others a few of the 127 steps. Dividing each channel of the activations by a factor, and multiplying the
-weights that read it by the same, changes nothing in float32. The factors are those of Xiao et al., "SmoothQuant" (ICML
-2023), equation 4.
+for all then leaves the others a few of the 127 steps. Dividing each channel of the activations by a factor, and
+multiplying the weights that read it by the same, changes nothing in float32. The factors are those of Xiao et al.,
+"SmoothQuant" (ICML 2023), equation 4.
 """
 
 from __future__ import annotations

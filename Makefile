@@ -52,10 +52,8 @@ quality: $(STAMP) ## ruff and mypy, without changing anything
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 
-# the runtimes of inference in processes of their own: OpenVINO ended workers that had run thousands of tests before
 test: $(STAMP) ## the fast tests
-	@$(BIN)/python $(PYTEST) --ignore tests/test_inference.py
-	@$(BIN)/python $(PYTEST) tests/test_inference.py
+	@$(BIN)/python $(PYTEST)
 
 coverage: $(STAMP) ## the fast tests with the line coverage of src, at least 90 %; a third slower
 	@$(BIN)/python $(PYTEST) --cov --cov-report=term

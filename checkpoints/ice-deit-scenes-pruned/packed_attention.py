@@ -94,26 +94,30 @@ def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTra
     if _fits_varlen(query, config, attend):
         return "varlen"
     dropout = getattr(attend, "keywords", {}).get("dropout")
-    is_plain = config._attn_implementation == "sdpa" and not dropout
     is_small = query.shape[2] <= _FEW_TOKENS * len(packing.lengths)
-    fits = is_plain and is_small and query.device.type == "cpu" and query.dtype == torch.float32
+    fits = is_small and query.dtype == torch.float32 and _is_plain_on_cpu(query, config, dropout)
     return "products" if fits or prefers_products(query, config, dropout) else "kernel"
+
+
+def _is_plain_on_cpu(query: Tensor, config: PreTrainedConfig, dropout: float | None) -> bool:
+    """Return whether torch's fused attention would run on a CPU, without dropout."""
+    return config._attn_implementation == "sdpa" and not dropout and query.device.type == "cpu"
 
 
 def prefers_products(query: Tensor, config: PreTrainedConfig, dropout: float | None = None) -> bool:
     """Return whether plain matrix products attend faster than torch's fused attention (SDPA).
 
-    They do in bfloat16 on a CPU, where SDPA multiplies no faster than in float32. Not where gradients are recorded,
-    which would keep all attention weights. In float32 a model attends as the class of transformers that it comes from,
-    to the last bit.
+    They do in bfloat16 on a CPU, where SDPA multiplies no faster than in float32. Not where the query records
+    gradients, for which all attention weights would be kept. In float32 a model attends as the class of transformers
+    that it comes from, to the last bit; packed batches, which that class has not, may differ in rounding.
 
     Args:
         query: The query.
         config: Its attention implementation must be "sdpa".
         dropout: Of the attention weights; must be zero or `None`.
     """
-    is_plain = config._attn_implementation == "sdpa" and not dropout
-    return is_plain and query.device.type == "cpu" and query.dtype == torch.bfloat16 and not query.requires_grad
+    is_inference = query.dtype == torch.bfloat16 and not query.requires_grad
+    return is_inference and _is_plain_on_cpu(query, config, dropout)
 
 
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -147,6 +147,9 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     size = arguments.image_size
     image_size = size[0] if size and len(size) == 1 else size
     pixel_values = example_images(arguments, model, image_processor, examples)
+    calibration_images = None  # read before the export, which takes much longer
+    if arguments.calibration_dir:
+        calibration_images = calibration_pixels(arguments.calibration_dir, image_processor)
     # the file gets its name only if it predicts the same as the model
     with staged(output.parent) as staging:
         files = {"ONNX": export_onnx(model, staging / output.name, image_processor, image_size, arguments.model)}
@@ -155,12 +158,10 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             raise ValueError(f"the file differs by more than {arguments.tolerance:g} and was not kept: {differences}")
         compared = {"ONNX": differences}
         if arguments.int8:
-            images = None
-            if arguments.calibration_dir:
-                images = calibration_pixels(arguments.calibration_dir, image_processor)
-            files["ONNX int8"] = quantize_int8(files["ONNX"], staging / int8_output.name, images)
+            int8_file = staging / int8_output.name
+            files["ONNX int8"] = quantize_int8(files["ONNX"], int8_file, calibration_images)
             compared["ONNX int8"] = compare_with_onnx(model, files["ONNX int8"], pixel_values, arguments.batch_sizes)
-        runs = open_runs(files, arguments.calibration_dir is not None)
+        runs = open_runs(files, calibration_images is not None)
         scores, speed = [], {}
         if examples is not None:
             label_map = labels_by_name(model, examples.class_names)

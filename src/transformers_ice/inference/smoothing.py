@@ -21,7 +21,7 @@ import numpy as np
 __all__ = ["linear_maps", "smooth_activations"]
 
 _STRENGTH = 0.5
-"""How much of the unevenness goes to the weights, in [0, 1]; chosen on photographs, docs/results/speed.md."""
+"""How much of the unevenness goes to the weights, in [0, 1]."""
 
 _SMALLEST = 1e-5
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pickle
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from conftest import randomize
 from filelock import FileLock
 from PIL import Image
 from transformers import pipeline
+from warm_python import WarmPython
 
 import transformers_ice
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTForSemanticSegmentation, hardware
@@ -410,6 +412,31 @@ def test_a_file_runs_by_either_runtime(optimized, cache_dir: Path):
     for runtime in ("onnxruntime", "openvino"):
         with pytest.raises(ValueError, match="no ONNX file that can be run"):
             OnnxModel(broken, runtime)
+
+
+# a signal after two models by OpenVINO are freed, the one opened first before the other
+HANDLE_A_SIGNAL = """
+import signal, sys
+import numpy as np
+from transformers_ice.inference.sessions import open_session
+
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
+first, second = (open_session(sys.argv[1], "openvino") for _ in range(2))
+second(np.zeros((1, 3, 32, 32), np.float32), ["logits"])
+del first
+del second
+signal.raise_signal(signal.SIGUSR1)
+print("handled", handled)
+"""
+
+
+def test_signals_are_handled_after_models_are_freed(optimized, cache_dir: Path, warm_python: WarmPython):
+    model = build()
+    optimized(model)
+    words = [warm_python.python, "-c", HANDLE_A_SIGNAL, cache_dir / f"{_fingerprint(model)}.onnx"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled [True]\n"), result.stderr
 
 
 @pytest.fixture(scope="module")

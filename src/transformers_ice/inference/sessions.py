@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import threading
@@ -16,6 +17,8 @@ from .onnx_file import require
 
 
 __all__ = ["RUNTIMES", "Session", "is_installed", "open_session"]
+
+_core_lock = threading.Lock()
 
 Session = Callable[[np.ndarray, Sequence[str]], list[np.ndarray]]
 """From float32 pixels `(batch_size, num_channels, height, width)` and names of outputs to these outputs."""
@@ -51,7 +54,7 @@ def open_session(
     threads = num_threads or torch.get_num_threads()
     try:
         if runtime == "openvino":
-            return _open_openvino(module, str(file), precision, threads)
+            return _open_openvino(str(file), precision, threads)
         return _open_onnxruntime(module, str(file), threads)
     except Exception as error:  # both raise many kinds of their own
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -72,8 +75,20 @@ def _open_onnxruntime(onnxruntime: Any, file: str, num_threads: int) -> Session:
     return run
 
 
-def _open_openvino(openvino: Any, file: str, precision: str, num_threads: int) -> Session:
-    core = openvino.Core()
+@functools.cache
+def _only_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never freed.
+
+    The CPU plugin of a core brings a signal stack, and hands back the one before when it is freed. Of two cores, the
+    first freed first, the second hands back freed memory, and the next signal that Python handles, Ctrl-C or the end
+    of a process of a DataLoader, ends the process by SIGSEGV (OpenVINO 2026.4).
+    """
+    return require("openvino").Core()
+
+
+def _open_openvino(file: str, precision: str, num_threads: int) -> Session:
+    with _core_lock:
+        core = _only_core()
     hints = {
         "PERFORMANCE_HINT": "LATENCY",  # one stream on all threads: the answers of one batch at a time
         "INFERENCE_NUM_THREADS": num_threads,

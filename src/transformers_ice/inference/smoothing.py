@@ -20,8 +20,8 @@ import numpy as np
 
 __all__ = ["linear_maps", "smooth_activations"]
 
-_STRENGTH = 0.5
-"""How much of the unevenness goes to the weights, in [0, 1]."""
+_STRENGTH = 0.75
+"""How much of the unevenness goes to the weights, in [0, 1]; docs/results/speed.md says what it was chosen on."""
 
 _SMALLEST = 1e-5
 

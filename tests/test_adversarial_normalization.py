@@ -9,12 +9,14 @@ import torch
 
 from transformers_ice import IceDeiTConfig
 from transformers_ice.ice_deit.adversarial_normalization import (
+    adversary_gate,
     background_weight,
-    batch_foreground_ratio,
+    batch_mean,
     candidate_label_loss,
     foreground_map,
     foreground_mask,
     foreground_ratio,
+    label_evidence,
     log_normalizer,
     pool_background_logits,
     pool_foreground_logits,
@@ -137,7 +139,7 @@ def test_an_image_without_foreground_learns_from_the_background_loss_alone():
 
 def test_the_batch_ratio_has_no_gradient():
     ratio = torch.tensor([0.5, 0.25], requires_grad=True)
-    mean = batch_foreground_ratio(ratio, across_ranks=True)  # one process: no group to reduce over
+    mean = batch_mean(ratio, across_ranks=True)  # one process: no group to reduce over
     assert mean.item() == 0.375
     assert not mean.requires_grad
 
@@ -248,6 +250,22 @@ def test_candidate_label_loss_sends_what_looks_like_another_class_to_background(
 def test_background_weight_grows_where_too_much_is_foreground(ratio, extra):
     weight = background_weight(torch.tensor(ratio), 0.2, 0.0, max_foreground_ratio=0.7)
     assert weight.item() == pytest.approx(0.2 + extra, rel=1e-4)
+
+
+def test_label_evidence_is_0_by_chance_and_1_where_the_targets_are_met():
+    targets = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0.7, 0.3, 0], [0, 0, 1.0]])
+    # background is left out, however large
+    logits = torch.tensor([[2.0, 2, 2, 50], [99.0, 0, 0, 120], [99.0, 0, 0, 0], [99.0, 0, 0, 0]], requires_grad=True)
+    evidence = label_evidence(logits, targets)
+    torch.testing.assert_close(evidence, torch.tensor([0.0, 1, 1, -0.5]))
+    assert not evidence.requires_grad
+    assert label_evidence(torch.zeros(1, 2), torch.ones(1, 1)).item() == 0  # one class is always named
+
+
+@pytest.mark.parametrize(("evidence", "gate"), [(-0.5, 0), (0.25, 0), (0.375, 0.5), (0.5, 1), (1.0, 1)])
+def test_the_adversary_waits_until_patches_name_the_label(evidence, gate):
+    assert adversary_gate(torch.tensor(evidence), 0.5).item() == gate
+    assert adversary_gate(torch.tensor(evidence), 0).item() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

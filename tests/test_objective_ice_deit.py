@@ -15,11 +15,13 @@ from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 WEIGHTS = {part.weight_field: 0.0 for part in LOSS_PARTS.values()}
+LOSS_PARTS_OF = {part.weight_field: name for name, part in LOSS_PARTS.items()}
 
 
 def trained_outputs(**fields):
     """Outputs of a model in training mode in which every part applies, and its loss."""
-    ratios = {"min_foreground_ratio": 0.0, "max_foreground_ratio": 1.0}  # the background part keeps its weight
+    # the parts keep their weights
+    ratios = {"min_foreground_ratio": 0.0, "max_foreground_ratio": 1.0, "min_label_evidence": 0.0}
     fields = {**OBJECTIVES["balanced"], "candidate_label_loss_weight": 0.5, **ratios, **fields}
     model = build("background", pruning_head="patch", **fields).train()
     return model(images(4), labels=torch.arange(4))
@@ -50,3 +52,30 @@ def test_a_part_alone_is_the_loss_and_does_not_depend_on_its_weight(name):
     first, second = (trained_outputs(**{**WEIGHTS, LOSS_PARTS[name].weight_field: weight}) for weight in (1.0, 3.0))
     torch.testing.assert_close(first.loss, first[name])
     torch.testing.assert_close(second.loss, 3 * second[name])
+
+
+@pytest.mark.parametrize("weight", ["background_loss_weight", "candidate_label_loss_weight"])
+def test_nothing_pulls_patches_to_background_before_they_name_the_label(weight):
+    untrained = trained_outputs(**{**WEIGHTS, weight: 1.0}, min_label_evidence=0.5)
+    assert untrained[LOSS_PARTS_OF[weight]] > 0
+    assert untrained.loss == 0
+
+
+def test_nor_do_windows():
+    by_weight = [
+        trained_outputs(
+            **{**WEIGHTS, "local_loss_weight": 1.0}, local_distillation_weight=weight, min_label_evidence=gate
+        )
+        for weight, gate in ((3.0, 0.5), (0.0, 0.5), (3.0, 0.0))
+    ]
+    torch.testing.assert_close(by_weight[0].loss, by_weight[1].loss)
+    assert by_weight[0].loss < by_weight[2].loss
+
+
+def test_with_several_classes_an_image_nothing_waits():
+    labels = torch.eye(4)[:, :3]
+    losses = []
+    for gate in (0.0, 1.0):
+        fields = {**OBJECTIVES["balanced"], "min_label_evidence": gate, "problem_type": "multi_label_classification"}
+        losses.append(build(**fields).train()(images(4), labels=labels).loss)
+    torch.testing.assert_close(losses[0], losses[1])

@@ -94,7 +94,7 @@ def load_weights(
     new_heads = sorted({_head_of(key) for key in info["missing_keys"]} - {""})
     if new_heads:
         logger.warning(
-            f"New, since {source} has none: {', '.join(new_heads)}. Training begins from random weights there."
+            f"New, since {source} has none: {', '.join(new_heads)}. Training begins from initial weights there."
         )
     old, new = (grid_size(as_pair(item.image_size), as_pair(item.patch_size)) for item in (own, config))
     if old != new:
@@ -121,7 +121,10 @@ def _match_heads(model: IceDeiTForImageClassification, source: str, names: list[
             "class heads are new."
         )
         for module in _class_layers(model, all_layers=True):
-            nn.init.trunc_normal_(module.weight, std=model.config.initializer_range)
+            if getattr(module, "starts_at_zero", False):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=model.config.initializer_range)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         return

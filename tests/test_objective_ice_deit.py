@@ -7,10 +7,11 @@ import dataclasses
 
 import pytest
 import torch
-from pruning_models import build, images
+from pruning_models import NUM_LABELS, build, images
 
-from transformers_ice import IceDeiTConfig, IceDeiTImageClassifierOutput
-from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS
+from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageClassifierOutput
+from transformers_ice.ice_deit.adversarial_normalization import foreground_mask, pool_patches
+from transformers_ice.ice_deit.objective_ice_deit import LOSS_PARTS, ObjectiveInputs, ice_losses
 from transformers_ice.training.objective_presets import OBJECTIVES
 
 
@@ -73,9 +74,43 @@ def test_nor_do_windows():
 
 
 def test_with_several_classes_an_image_nothing_waits():
-    labels = torch.eye(4)[:, :3]
+    labels = torch.eye(4, NUM_LABELS)
     losses = []
     for gate in (0.0, 1.0):
         fields = {**OBJECTIVES["balanced"], "min_label_evidence": gate, "problem_type": "multi_label_classification"}
-        losses.append(build(**fields).train()(images(4), labels=labels).loss)
+        losses.append(build(None, **fields).train()(images(4), labels=labels).loss)
     torch.testing.assert_close(losses[0], losses[1])
+
+
+def patches_of(labels: torch.Tensor, is_object: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Patches that all know the class of their image, the object's best, and whether they are object or ground."""
+    patches = torch.randn(len(labels), len(is_object), 6, generator=generator) / 2
+    patches[..., 3] += 3 * is_object
+    patches[..., 4] += 3 * ~is_object
+    patches[..., 5] += 3
+    patches[torch.arange(len(labels)), :, labels] += torch.where(is_object, 2.0, 1.0)
+    return patches
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_object_and_not_the_ground_names_the_class(seed: int):
+    # from a random head, chance decides which of the two becomes background
+    sizes = {"hidden_size": 6, "num_attention_heads": 1, "num_labels": 3, "initializer_range": 0.3}
+    config = IceDeiTConfig(**sizes, **OBJECTIVES["balanced"])
+    generator, is_object = torch.Generator().manual_seed(seed), torch.arange(16) < 6
+    torch.manual_seed(seed)
+    head = IceDeiTForImageClassification(config).deit.patch_head
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.02)
+    for _ in range(200):
+        labels = torch.randint(0, 3, (32,), generator=generator)
+        logits = head(patches_of(labels, is_object, generator))
+        targets = torch.nn.functional.one_hot(labels, 3).float()
+        pooled = pool_patches(logits, config.background_logit_scale)
+        # not the position loss: here the object is at the same place in all images
+        loss = ice_losses(ObjectiveInputs(config, logits, pooled, targets))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = foreground_mask(head(patches_of(torch.arange(3), is_object, generator))).float().mean(dim=0)
+    assert found[is_object].mean() > 0.9
+    assert found[~is_object].mean() < 0.1

@@ -132,6 +132,14 @@ class IceDeiTConfig(DeiTConfig):
     """Of the classification loss. "hard" (published): patches whose best class is not background; "soft": all. The
     outputs of the model are the hard ones in any case."""
 
+    min_label_evidence: float | int = ice_field(
+        0.0,
+        "How well patches must name the label (0: chance, 1: surely) before anything pulls them to background.",
+        within="[0, 1]",
+    )
+    """Published: 0, at once. The background loss, the candidate labels and the distillation from windows count nothing
+    below half of it, fully from it on, by the mean over the batch. Not for several classes an image."""
+
     candidate_label_loss_weight: float | int = ice_field(
         0.0, "Weight of the loss that lets a patch be only the image's class or background.", within=_WEIGHT
     )

@@ -330,10 +330,19 @@ class IceDeiTPatchMLP(nn.Module):
 
 
 def build_patch_head(config: IceDeiTConfig) -> nn.Module:
-    """Return a head that maps patch tokens to `num_labels + 1` logits: linear without bias, or an MLP."""
+    """Return a head that maps patch tokens to `num_labels + 1` logits: linear without bias, or an MLP.
+
+    Where the loss pools softly, it starts at zero: random logits would already say which patches are background.
+    """
+    head: nn.Module
     if config.patch_head_hidden_size is None:
-        return nn.Linear(config.hidden_size, config.num_labels + 1, bias=False)
-    return IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
+        head = last = nn.Linear(config.hidden_size, config.num_labels + 1, bias=False)
+    else:
+        head = IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
+        last = head.fc2
+    # read by `_init_weights`; hard pooling of equal logits would have no gradient that tells patches apart
+    last.starts_at_zero = config.foreground_pooling == "soft"  # type: ignore[assignment]
+    return head
 
 
 class IceDeiTGateScore(nn.Linear):

@@ -18,12 +18,14 @@ from transformers import PreTrainedConfig
 from .adversarial_normalization import (
     CLASSIFICATION_LOSSES,
     PooledPatches,
+    adversary_gate,
     background_cross_entropy,
     background_weight,
-    batch_foreground_ratio,
+    batch_mean,
     candidate_label_loss,
     foreground_map,
     foreground_mask,
+    label_evidence,
     log_normalizer,
     pool_patches,
     pool_softly,
@@ -68,6 +70,20 @@ class ObjectiveInputs:
         """`foreground_map` of the patch logits, which several parts need."""
         return foreground_map(self.patch_logits, self.normalizer)
 
+    @cached_property
+    def image_logits(self) -> Tensor:
+        """Patch logits of each image as the classification loss pools them, `(batch_size, num_labels + 1)`."""
+        is_soft = self.config.foreground_pooling == "soft"
+        return pool_softly(self.patch_logits, self.maps) if is_soft else self.pooled.foreground_logits
+
+    @cached_property
+    def gate(self) -> Tensor | float:
+        """What the parts that pull patches to background count, in [0, 1]: `adversary_gate` of the batch."""
+        if not self.config.min_label_evidence or self.config.is_multi_label:
+            return 1.0
+        evidence = batch_mean(label_evidence(self.image_logits, self.targets), across_ranks=self.is_training)
+        return adversary_gate(evidence, self.config.min_label_evidence)
+
     def of_head(self, patch_logits: Tensor, targets: Tensor | None = None) -> "ObjectiveInputs":
         """Return the inputs with the patch logits of another head or of windows, and their targets."""
         pooled = pool_patches(patch_logits, self.config.background_logit_scale)
@@ -88,7 +104,7 @@ class LossPart:
 
     weight_field: str
     compute: Callable[[ObjectiveInputs], Tensor | None]
-    weigh: Callable[[ObjectiveInputs], Tensor] | None = None
+    weigh: Callable[[ObjectiveInputs], Tensor | float] | None = None
 
 
 def compute_losses(inputs: ObjectiveInputs) -> dict[str, Tensor]:
@@ -125,9 +141,8 @@ def _classification_loss(inputs: ObjectiveInputs) -> Tensor:
     """
     if inputs.config.is_multi_label:
         return per_class_loss(pool_class_logits(inputs.patch_logits), inputs.targets)
-    is_soft = inputs.config.foreground_pooling == "soft"
-    logits = pool_softly(inputs.patch_logits, inputs.maps) if is_soft else inputs.pooled.foreground_logits
-    return CLASSIFICATION_LOSSES[inputs.config.classification_loss_type](logits, F.pad(inputs.targets, (0, 1)))
+    compare = CLASSIFICATION_LOSSES[inputs.config.classification_loss_type]
+    return compare(inputs.image_logits, F.pad(inputs.targets, (0, 1)))
 
 
 def _background_loss(inputs: ObjectiveInputs) -> Tensor:
@@ -137,8 +152,8 @@ def _background_loss(inputs: ObjectiveInputs) -> Tensor:
 
 def _background_weight(inputs: ObjectiveInputs) -> Tensor:
     config = inputs.config
-    ratio = batch_foreground_ratio(inputs.pooled.foreground_ratio, across_ranks=inputs.is_training)
-    return background_weight(
+    ratio = batch_mean(inputs.pooled.foreground_ratio, across_ranks=inputs.is_training)
+    return inputs.gate * background_weight(
         ratio, config.background_loss_weight, config.min_foreground_ratio, config.max_foreground_ratio
     )
 
@@ -150,6 +165,10 @@ def _candidate_label_loss(inputs: ObjectiveInputs) -> Tensor | None:
     if inputs.config.is_multi_label:
         return candidate_labels_loss(inputs.patch_logits, inputs.targets)
     return candidate_label_loss(inputs.patch_logits, inputs.targets, inputs.normalizer)
+
+
+def _candidate_label_weight(inputs: ObjectiveInputs) -> Tensor | float:
+    return inputs.gate * inputs.config.candidate_label_loss_weight
 
 
 def _position_loss(inputs: ObjectiveInputs) -> Tensor | None:
@@ -176,7 +195,8 @@ def _local_loss(inputs: ObjectiveInputs) -> Tensor | None:
         return None
     images, targets = (every_nth(rows, config.local_image_share) for rows in (pixel_values, inputs.targets))
     window_logits = encoder.encode_windows(images)  # -> (num_images, num_patches, num_labels + 1)
-    loss = ice_losses(inputs.of_head(window_logits, targets))["loss"]
+    of_windows = inputs.of_head(window_logits, targets)
+    loss = ice_losses(of_windows)["loss"]
     if not config.local_distillation_weight:
         return loss
     prefix = encoder.embeddings.num_prefix_tokens
@@ -190,7 +210,7 @@ def _local_loss(inputs: ObjectiveInputs) -> Tensor | None:
     # the student is the last head: a pruned patch's own logits come from a pruning head, which has its own loss
     logits = inputs.patch_logits if inputs.last_patch_logits is None else inputs.last_patch_logits
     distillation = local_distillation_loss(every_nth(logits, config.local_image_share), window_logits, grouping)
-    return loss + config.local_distillation_weight * distillation
+    return loss + of_windows.gate * config.local_distillation_weight * distillation
 
 
 def _pruning_loss(inputs: ObjectiveInputs) -> Tensor | None:
@@ -214,7 +234,7 @@ def _pruning_loss(inputs: ObjectiveInputs) -> Tensor | None:
 LOSS_PARTS = {
     "classification_loss": LossPart("classification_loss_weight", _classification_loss),
     "background_loss": LossPart("background_loss_weight", _background_loss, _background_weight),
-    "candidate_label_loss": LossPart("candidate_label_loss_weight", _candidate_label_loss),
+    "candidate_label_loss": LossPart("candidate_label_loss_weight", _candidate_label_loss, _candidate_label_weight),
     "position_loss": LossPart("position_loss_weight", _position_loss),
     "cls_loss": LossPart("cls_loss_weight", _cls_loss),
     "local_loss": LossPart("local_loss_weight", _local_loss),

@@ -158,18 +158,44 @@ CLASSIFICATION_LOSSES = {"cross_entropy": soft_cross_entropy, "bce": soft_binary
 """Losses of logits with target distributions by the name of `classification_loss_type`."""
 
 
-def batch_foreground_ratio(ratio: Tensor, across_ranks: bool) -> Tensor:
-    """Return the mean foreground ratio of the whole batch, 0-dim, without gradient.
+def batch_mean(values: Tensor, across_ranks: bool) -> Tensor:
+    """Return the mean over the whole batch of a value of each image, 0-dim, without gradient.
 
     With `across_ranks` it is the mean over all processes of the default group, every one of which has to call then.
     """
-    ratio = ratio.detach()
+    values = values.detach()
     if not (across_ranks and torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return ratio.mean()
+        return values.mean()
     # sum and count, not a mean of means: the last batch of a rank may be smaller
-    total = torch.stack((ratio.sum(), ratio.new_tensor(float(ratio.numel()))))
+    total = torch.stack((values.sum(), values.new_tensor(float(values.numel()))))
     torch.distributed.all_reduce(total)
     return total[0] / total[1]
+
+
+def label_evidence(image_logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how well pooled logits name the label of each image, `(batch_size,)`, float32, without gradient.
+
+    The probability of the label among the classes, background left out: 0 is that of chance, 1 that of the targets
+    themselves, and less than 0 is possible. `image_logits` `(batch_size, num_labels + 1)`, `targets` `(batch_size,
+    num_labels)` are soft.
+    """
+    probabilities = image_logits.detach()[:, :-1].float().softmax(dim=-1)
+    agreement = (probabilities * targets).sum(dim=-1) / targets.amax(dim=-1)
+    chance = 1 / targets.shape[-1]
+    return (agreement - chance) / max(1 - chance, chance)  # of one class there is nothing to name
+
+
+def adversary_gate(batch_evidence: Tensor, min_label_evidence: float) -> Tensor:
+    """Return what the adversary counts, 0-dim, in [0, 1]: 1 from `min_label_evidence` on, 0 up to half of it.
+
+    Two solutions satisfy the loss of patches that all know the class of the image: the object names it and the rest
+    is background, or the reverse. Until patches can classify, chance decides; afterwards evidence does, which is
+    strongest on the object. So what pulls patches to background waits for them. `batch_evidence` is the mean of
+    `label_evidence`. 0 (published): it never waits.
+    """
+    if min_label_evidence == 0:
+        return torch.ones_like(batch_evidence)
+    return (2 * batch_evidence / min_label_evidence - 1).clamp(0, 1)
 
 
 def background_cross_entropy(background_logits: Tensor) -> Tensor:
@@ -199,13 +225,15 @@ def background_weight(
 __all__ = [
     "CLASSIFICATION_LOSSES",
     "PooledPatches",
+    "adversary_gate",
     "background_cross_entropy",
     "background_weight",
-    "batch_foreground_ratio",
+    "batch_mean",
     "candidate_label_loss",
     "foreground_map",
     "foreground_mask",
     "foreground_ratio",
+    "label_evidence",
     "log_normalizer",
     "pool_background_logits",
     "pool_foreground_logits",

@@ -120,7 +120,8 @@ class IceDeiTPreTrainedModel(DeiTPreTrainedModel):
                     init.trunc_normal_(parameter, std=std)
         elif isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:

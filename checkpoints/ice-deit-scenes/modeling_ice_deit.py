@@ -332,16 +332,11 @@ class IceDeiTPatchMLP(nn.Module):
 def build_patch_head(config: IceDeiTConfig) -> nn.Module:
     """Return a head that maps patch tokens to `num_labels + 1` logits: linear without bias, or an MLP.
 
-    Where the loss pools softly, it starts at zero: random logits would already say which patches are background.
+    Where the loss pools softly, `_init_weights` starts it at zero: random logits would say what is background.
     """
-    head: nn.Module
-    if config.patch_head_hidden_size is None:
-        head = last = nn.Linear(config.hidden_size, config.num_labels + 1, bias=False)
-    else:
-        head = IceDeiTPatchMLP(config.hidden_size, config.patch_head_hidden_size, config.num_labels + 1)
-        last = head.fc2
-    # read by `_init_weights`; hard pooling of equal logits would have no gradient that tells patches apart
-    last.starts_at_zero = config.foreground_pooling == "soft"  # type: ignore[assignment]
+    sizes, hidden_size = (config.hidden_size, config.num_labels + 1), config.patch_head_hidden_size
+    head = nn.Linear(*sizes, bias=False) if hidden_size is None else IceDeiTPatchMLP(sizes[0], hidden_size, sizes[1])
+    getattr(head, "fc2", head).starts_at_zero = config.foreground_pooling == "soft"
     return head
 
 

@@ -133,22 +133,18 @@ class IceDeiTConfig(DeiTConfig):
     outputs of the model are the hard ones in any case."""
 
     min_label_evidence: float | int = ice_field(
-        0.0,
-        "How well patches must name the label (0: chance, 1: surely) before anything pulls them to background.",
-        within="[0, 1]",
+        0.0, "How well patches name the label (0: chance, 1: surely) before they may be background.", within="[0, 1]"
     )
-    """Published: 0, at once. The background loss, the candidate labels and the distillation from windows count nothing
-    below half of it, fully from it on, by the mean over the batch. Not for several classes an image."""
+    """Published: 0. Below half of it, mean over the batch, background loss, candidate labels and distillation count
+    nothing, fully from it on. Not for several classes an image."""
 
     candidate_label_loss_weight: float | int = ice_field(
         0.0, "Weight of the loss that lets a patch be only the image's class or background.", within=_WEIGHT
     )
-    """Published: none, 0."""
 
     position_loss_weight: float | int = ice_field(
         0.0, "Weight of the loss against maps that go by the place of a patch, alike in all images.", within=_WEIGHT
     )
-    """Published: none, 0."""
 
     max_common_map_share: float | int = ice_field(
         0.4, "Share of the maps' variance over places that may be common to all images.", within="[0, 1]"

@@ -70,17 +70,20 @@ class ObjectiveInputs:
         """`foreground_map` of the patch logits, which several parts need."""
         return foreground_map(self.patch_logits, self.normalizer)
 
-    @cached_property
+    @property
     def image_logits(self) -> Tensor:
         """Patch logits of each image as the classification loss pools them, `(batch_size, num_labels + 1)`."""
         is_soft = self.config.foreground_pooling == "soft"
         return pool_softly(self.patch_logits, self.maps) if is_soft else self.pooled.foreground_logits
 
-    @cached_property
+    @property
     def gate(self) -> Tensor | float:
         """What the parts that pull patches to background count, in [0, 1]: `adversary_gate` of the batch."""
-        if not self.config.min_label_evidence or self.config.is_multi_label:
-            return 1.0
+        # no cached property where nothing waits: torch.compile cannot trace those of python 3.11
+        return self._gate if self.config.min_label_evidence and not self.config.is_multi_label else 1.0
+
+    @cached_property
+    def _gate(self) -> Tensor:
         evidence = batch_mean(label_evidence(self.image_logits, self.targets), across_ranks=self.is_training)
         return adversary_gate(evidence, self.config.min_label_evidence)
 

@@ -15,6 +15,7 @@ with a mean IoU under 0.2.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,6 @@ from torch import Tensor
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageProcessor
 from transformers_ice.hardware import has_fast_bfloat16
 from transformers_ice.ice_deit.adversarial_normalization import foreground_mask, pool_patches
-from transformers_ice.ice_deit.local_windows import join_windows, split_windows
 from transformers_ice.ice_deit.modeling_ice_deit import build_patch_head
 from transformers_ice.ice_deit.objective_ice_deit import ObjectiveInputs, compute_losses
 from transformers_ice.training.objective_presets import OBJECTIVES
@@ -61,22 +61,20 @@ class FrozenEncoder:
     def __init__(self, model: IceDeiTForImageClassification, pixels: Tensor, num_windows: int) -> None:
         self.embeddings, self.pixels, self.num_windows = model.deit.embeddings, pixels, num_windows
         self.grid_size = self.embeddings.grid_size_of(pixels)
-        self.num_prefix = self.embeddings.num_prefix_tokens
+        encoder = copy.deepcopy(model.deit)
+        encoder.patch_head = torch.nn.Identity()  # the logits of patches are then what a head reads
+        encoder.config.num_local_windows, encoder.config.pruning_strategy = num_windows, None
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
-            parts = [self._run(model, batch) for batch in pixels.split(16)]
-        self.tokens, self.windows = (torch.cat(part).float() for part in zip(*parts, strict=True))
+            parts = [self._run(encoder, batch) for batch in pixels.split(16)]
+        self.patches, self.states, self.windows = (torch.cat(part).float() for part in zip(*parts, strict=True))
         self.head: torch.nn.Module = torch.nn.Identity()
         self.rows = torch.arange(0)
 
+    @staticmethod
     @torch.no_grad()
-    def _run(self, model: IceDeiTForImageClassification, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = model.deit.embeddings(pixels)
-        windows = split_windows(tokens[:, self.num_prefix :], self.grid_size, self.num_windows)
-        prefix = tokens[:, : self.num_prefix].repeat_interleave(self.num_windows**2, dim=0)
-        windows = torch.cat((prefix, windows), dim=1)
-        for layer in model.deit.layers:
-            tokens, windows = layer(tokens, None), layer(windows, None)
-        return tokens, join_windows(windows[:, self.num_prefix :], self.grid_size, self.num_windows)
+    def _run(encoder: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        encoded = encoder.encode(encoder.embeddings(pixels))
+        return encoded.patch_logits, encoded.last_hidden_state, encoder.encode_windows(pixels)
 
     def encode_windows(self, images: Tensor) -> Tensor:
         """Return the patch logits of the windows of the images that `rows` names; of these the first of each few."""
@@ -107,8 +105,7 @@ def train_head(
             order = torch.randperm(num_images, generator=generator).tolist()
         images = torch.tensor([order.pop() for _ in range(size)])
         encoder.rows = images + num_images * torch.randint(0, 2, (size,), generator=generator)
-        tokens = encoder.tokens[encoder.rows]
-        logits = head(tokens[:, encoder.num_prefix :])
+        logits = head(encoder.patches[encoder.rows])
         targets = 0.9 * F.one_hot(labels[images], config.num_labels).float() + 0.1 / config.num_labels
         inputs = ObjectiveInputs(
             config,
@@ -118,7 +115,7 @@ def train_head(
             is_training=True,
             pixel_values=encoder.pixels[encoder.rows],
             encoder=encoder,  # type: ignore[arg-type]
-            last_hidden_state=tokens,
+            last_hidden_state=encoder.states[encoder.rows],
         )
         loss = compute_losses(inputs)["loss"]
         optimizer.zero_grad()
@@ -132,7 +129,7 @@ def train_head(
 @torch.no_grad()
 def mean_iou(head: torch.nn.Module, encoder: FrozenEncoder, masks: Sequence[np.ndarray]) -> float:
     """Return the mean IoU of the foreground, enlarged bilinearly to the masks, with their object."""
-    found = foreground_mask(head(encoder.tokens[:, encoder.num_prefix :])).unflatten(1, encoder.grid_size).float()
+    found = foreground_mask(head(encoder.patches)).unflatten(1, encoder.grid_size).float()
     scores = []
     for row, mask in zip(found, masks, strict=True):
         enlarged = F.interpolate(row[None, None], size=mask.shape, mode="bilinear")[0, 0].numpy() > 0.5
@@ -177,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         starts_at_zero = fields.pop("starts_at_zero")
         scores = []
         for seed in arguments.seeds:
-            config = IceDeiTConfig(**{**model.config.to_dict(), **fields})
+            # a linear head, whatever that of the model is
+            config = IceDeiTConfig(**{**model.config.to_dict(), **fields, "patch_head_hidden_size": None})
             head = train_head(encoder, config, labels, arguments.steps, seed, starts_at_zero)
             scores.append(mean_iou(head, scored, pixel_masks))
         on_ground = sum(score < 0.2 for score in scores)

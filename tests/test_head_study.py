@@ -23,8 +23,8 @@ def test_outputs_of_the_frozen_encoder_are_those_of_the_model(monkeypatch: pytes
     encoder.head, encoder.rows = model.deit.patch_head, torch.arange(4)
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_windows(pixels[::2]), model.deit.encode_windows(pixels[::2]))
-        logits = encoder.head(encoder.tokens[:, encoder.num_prefix :])
-        torch.testing.assert_close(logits, model(pixels).patch_logits)
+        torch.testing.assert_close(encoder.head(encoder.patches), model(pixels).patch_logits)
+        torch.testing.assert_close(encoder.states, model.deit(pixels).last_hidden_state)
 
 
 def test_it_prints_a_line_for_each_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

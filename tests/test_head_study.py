@@ -35,15 +35,15 @@ def test_it_prints_a_line_for_each_variant(tmp_path: Path, capsys: pytest.Captur
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)
     for kind, image in (("images", noise[0]), ("masks", Image.new("L", (64, 64), 1))):
-        (tmp_path / "scored" / kind).mkdir(parents=True)
-        image.save(tmp_path / "scored" / kind / "0.png")
+        (tmp_path / "scored" / kind / "class 1").mkdir(parents=True)
+        image.save(tmp_path / "scored" / kind / "class 1" / "0.png")
     model = build(None, num_labels=2, id2label={0: "class 0", 1: "class 1"}, label2id={"class 0": 0, "class 1": 1})
     model.save_pretrained(tmp_path / "model")
     IceDeiTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--train_dir", str(tmp_path / "train")]
-    words += ["--data_dir", str(tmp_path / "scored"), "--seeds", "0", "1", "--steps", "10"]
+    words += ["--data_dir", str(tmp_path / "scored"), "--seeds", "0", "1", "--steps", "10", "--per_class", "1"]
     run_head_study.main([*words, "--variants", "balanced", "published, 0.3"])
     lines = capsys.readouterr().out.splitlines()
     # heads that start at zero are all foreground until they can classify noise, and the mask is the whole picture
-    assert lines[0] == "balanced: 1.000 1.000; the ground in 0"
+    assert lines[0].startswith("balanced: 1.000 1.000; the ground in 0; top-1 ")
     assert lines[1].startswith("published, 0.3: ")

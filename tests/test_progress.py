@@ -95,6 +95,23 @@ def test_which_step_is_kept_is_said(loads_best, best, expected):
     assert progress.describe_kept(SimpleNamespace(state=state, args=args)) == expected
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "is_said"),
+    [
+        ({"eval_top_1": 0.77, "eval_cls_top_1": 0.92}, True),
+        ({"eval_top_1": 0.90, "eval_cls_top_1": 0.92}, False),
+        ({"eval_top_1": 0.92, "eval_cls_top_1": 0.77}, False),
+        ({"eval_top_1": 0.77}, False),  # a plain classifier
+        ({"eval_map": 0.5, "eval_cls_map": 0.9}, False),  # several labels
+    ],
+)
+def test_patches_far_below_cls_are_said(evaluation, is_said):
+    gap = progress.describe_gap(evaluation)
+    assert (gap is not None) == is_said
+    if gap is not None:
+        assert all(word in gap for word in ("77.0%", "92.0%", "--seed"))
+
+
 def test_an_evaluation_during_training_has_no_bar_of_its_own():
     callback, state = progress.SingleBarCallback(), TrainerState(max_steps=3, is_world_process_zero=True)
     callback.on_train_begin(None, state, None)

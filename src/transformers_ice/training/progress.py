@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "SingleBarCallback",
     "StepCountCallback",
     "ThroughputMeter",
+    "describe_gap",
     "describe_kept",
     "describe_time",
     "no_bars",
@@ -31,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 _FEW_STEPS = 100  # a head from random weights needs some hundred steps
 _TIMED_STEPS = 3
+_WIDE_GAP = 0.1  # in top-1, from [CLS] down to the patches
 
 
 class LossParts:
@@ -117,6 +119,22 @@ def describe_kept(trainer: Any) -> str | None:
     name, step = str(args.metric_for_best_model).removeprefix("eval_"), state.best_model_checkpoint.rsplit("-", 1)[1]
     order = "highest" if args.greater_is_better else "lowest"
     return f"Kept step {step} of {state.global_step}: the {order} {name} of its evaluations, {state.best_metric:.4f}"
+
+
+def describe_gap(evaluation: Mapping[str, float]) -> str | None:
+    """Return what it may mean that [CLS] names far more labels than the patches; `None` where it does not.
+
+    Args:
+        evaluation: Numbers of an evaluation by name; `eval_top_1` is of the patches where `eval_cls_top_1` differs.
+    """
+    patches, cls_token = evaluation.get("eval_top_1"), evaluation.get("eval_cls_top_1")
+    if patches is None or cls_token is None or cls_token - patches < _WIDE_GAP:
+        return None
+    return (
+        f"Patches name the label of {patches:.1%} of the validation images, [CLS] of {cls_token:.1%}. Patches of the "
+        "object can do as well as [CLS], so look at the masks: they may be the ground in place of the object, by "
+        "chance, and another `--seed` helps; or the patch head needs more steps"
+    )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from .checkpoints import choose_checkpoint, locked_folder
 from .classifier_losses import build_distillation, use_soft_label_loss
 from .models import build_config, build_image_processor, build_model, check_windows, choose_attention
 from .parameter_groups import check_frozen_layers
-from .progress import StepCountCallback, describe_kept
+from .progress import StepCountCallback, describe_gap, describe_kept
 from .run_settings import SettingsCallback, check_settings, describe_run
 from .stopping import StopCallback, StopRequest, writing_to
 from .trainer import IceTrainer, build_trainer
@@ -98,6 +98,9 @@ def _train_and_save(
         _save_numbers(trainer, eval=evaluation, all={**metrics, **evaluation})
         if trainer.card_writer is not None:
             trainer.create_model_card()
+    gap = describe_gap(evaluation)
+    if gap is not None:
+        logger.warning(f"{gap}.")
     if training_args.push_to_hub:
         try:
             trainer.push_to_hub()

@@ -220,5 +220,16 @@ def pruning_table(lines: Sequence[Mapping[str, Any]]) -> str:
         "ideal_speed_up": "ideal speed-up",
     }
     digits = {"difference": 2, "mean_iou": 3, "megamacs": 1, "ideal_speed_up": 2}
-    rows = [{**line, "kept": ", ".join(f"{count:g}" for count in line["kept"]) or None} for line in lines]
+    rows = [
+        {**{name: _without_nan(value) for name, value in line.items()}, "kept": _join(line["kept"])} for line in lines
+    ]
     return format_markdown_table(rows, headers, digits)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the mean alone of a pair of mean and standard deviation over one seed."""
+    return value[0] if isinstance(value, tuple) and np.isnan(value[1]) else value
+
+
+def _join(counts: Sequence[float]) -> str | None:
+    return ", ".join(f"{count:g}" for count in counts) or None

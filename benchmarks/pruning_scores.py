@@ -33,6 +33,7 @@ __all__ = [
     "PruningRows",
     "ceiling_rows",
     "control_rows",
+    "mask_rows",
     "pruning_rows",
     "pruning_table",
     "summarize_over_seeds",
@@ -121,7 +122,7 @@ def ceiling_rows(masks: np.ndarray, patch_size: int) -> PruningRows:
     """
     # (num_images, height, width) -> (num_images, rows, columns)
     grids = torch.nn.functional.avg_pool2d(torch.from_numpy(masks).float(), patch_size) >= 0.5
-    return _mask_rows(grids, masks)
+    return mask_rows(grids, masks)
 
 
 def control_rows(masks: np.ndarray, patch_size: int, control: str) -> PruningRows:
@@ -135,10 +136,14 @@ def control_rows(masks: np.ndarray, patch_size: int, control: str) -> PruningRow
     size = (masks.shape[1], masks.shape[2])
     grid = (size[0] // patch_size, size[1] // patch_size)
     maps = torch.stack([control_map(control, size, grid, (0, index)) for index in range(len(masks))])
-    return _mask_rows(binary_maps(maps, control, size), masks)
+    return mask_rows(binary_maps(maps, control, size), masks)
 
 
-def _mask_rows(predicted: Tensor, masks: np.ndarray) -> PruningRows:
+def mask_rows(predicted: Tensor, masks: np.ndarray) -> PruningRows:
+    """Return the rows of masks on the patch grid, `(num_images, rows, columns)`, bool, of which no class is known.
+
+    `masks` are the true ones, `(num_images, height, width)`: 1 or True on the object, -1 where a pixel is ignored.
+    """
     rows = make_rows({"masks": _observe_scenes(predicted, masks)}, {"masks": ForegroundSegmentation()})
     unknown = np.zeros(len(masks), dtype=bool)
     return PruningRows(unknown, unknown, _areas(rows), np.empty((len(masks), 0)))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -160,8 +161,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train_dir", required=True, help="one subfolder of images per class")
     parser.add_argument("--data_dir", type=Path, required=True, help="`images` and `masks`, which are scored")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)), help="seeds of the heads")
-    parser.add_argument("--steps", type=positive, default=480, help="steps of 32 images of each head")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="the highest of the schedule")
+    parser.add_argument("--steps", type=positive, nargs="+", default=[480], help="steps of 32 images of each head")
+    parser.add_argument("--learning_rate", type=float, nargs="+", default=[2e-3], help="the highest of the schedule")
     parser.add_argument("--per_class", type=positive, default=sys.maxsize, help="images of each class to train on")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     return parser.parse_args(argv)
@@ -186,18 +187,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored = FrozenEncoder(model, read([pictures[mask.stem] for mask in masks]), encoder.num_windows)
     pixel_masks = [np.asarray(Image.open(mask)) for mask in masks]
     classes = [model.config.label2id.get(mask.parent.name) for mask in masks]
-    for name in arguments.variants:
+    for name, steps, rate in itertools.product(arguments.variants, arguments.steps, arguments.learning_rate):
         fields = {**VARIANTS[name]}
         starts_at_zero = fields.pop("starts_at_zero")
         # a linear head, whatever that of the model is
         config = IceDeiTConfig(**{**model.config.to_dict(), **fields, "patch_head_hidden_size": None})
-        settings = {"steps": arguments.steps, "learning_rate": arguments.learning_rate}
-        heads = [
-            train_head(encoder, config, labels, seed, starts_at_zero=starts_at_zero, **settings)
-            for seed in arguments.seeds
-        ]
+        settings = {"steps": steps, "learning_rate": rate, "starts_at_zero": starts_at_zero}
+        heads = [train_head(encoder, config, labels, seed, **settings) for seed in arguments.seeds]
         scores = [mean_iou(head, scored, pixel_masks) for head in heads]
-        line = f"{name}: {_join(scores)}; the ground in {sum(score < 0.2 for score in scores)}"
+        title = f"{name}, {steps} steps, {rate:g}" if len(arguments.steps) + len(arguments.learning_rate) > 2 else name
+        line = f"{title}: {_join(scores)}; the ground in {sum(score < 0.2 for score in scores)}"
         if None not in classes:
             line += f"; top-1 {_join([top_1(head, scored, classes) for head in heads])}"
         print(line, flush=True)

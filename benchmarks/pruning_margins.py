@@ -6,10 +6,11 @@ r"""What each margin of a model with pruning heads costs and saves, on annotated
     python benchmarks/pruning_margins.py --model outputs/pets-pruned --data_dir pets/annotated --ignore_value 255 \
         --margins 2 --counts_dir outputs/counts
 
-DATA_DIR is a folder of images, masks and classes (`AnnotatedFolder`). Each margin is a row: top-1, its difference to
-the model without pruning in percentage points, mean IoU, the patches that are kept after each pruning layer, and
-arithmetic. Choose a margin by images other than those that it is reported on. COUNTS_DIR gets the fraction of patches
-that each image kept, for `scripts/run_benchmark.py --keep_counts` to replay on another model.
+DATA_DIR is a folder of images, masks and classes (`AnnotatedFolder`), `--dataset_name` another set with labels and
+masks. Each margin is a row: top-1, its difference to the model without pruning in percentage points, mean IoU, the
+patches that are kept after each pruning layer, and arithmetic. Choose a margin by images other than those that it is
+reported on (`--skip`). COUNTS_DIR gets the fraction of patches that each image kept, for `scripts/run_benchmark.py
+--keep_counts` to replay on another model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pruning_scores import pruning_rows, pruning_table, summarize_pruning
+from run_pruning_study import positive
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -34,15 +36,16 @@ from transformers_ice.data.benchmarks import load_evaluation_set
 UNPRUNED = "unpruned"
 
 
-def load_annotated(
-    data_dir: str, ignore_value: int | None, model: str, label2id: dict[str, int]
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def load_annotated(arguments: argparse.Namespace, label2id: dict[str, int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Return pixel values, labels of the model, and masks at the size of its input: 1, 0, and -1 for ignored."""
-    processor = IceDeiTImageProcessor.from_pretrained(model)
-    options = {} if ignore_value is None else {"ignore_value": ignore_value}
-    examples = load_evaluation_set(data_dir=data_dir, needs=("label", "mask"), **options)
+    processor = IceDeiTImageProcessor.from_pretrained(arguments.model)
+    options = {} if arguments.ignore_value is None else {"ignore_value": arguments.ignore_value}
+    limit = None if arguments.limit is None else arguments.skip + arguments.limit
+    examples = load_evaluation_set(
+        arguments.dataset_name, arguments.data_dir, limit=limit, needs=("label", "mask"), **options
+    )
     pixels, labels, masks = [], [], []
-    for index in range(len(examples)):
+    for index in range(arguments.skip, len(examples)):
         example = examples[index]
         pixels.append(processor(example.image, return_tensors="pt")["pixel_values"])
         labels.append(label2id[examples.class_names[example.label]])
@@ -55,15 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a model trained with pruning heads")
-    parser.add_argument("--data_dir", required=True, help="annotated images")
+    parser.add_argument("--dataset_name", help="as in run_evaluation.py; default: a folder")
+    parser.add_argument("--data_dir", help="annotated images")
     parser.add_argument("--ignore_value", type=int, help="pixels of the masks that do not count")
+    parser.add_argument("--skip", type=int, default=0, help="images to leave out at the beginning")
+    parser.add_argument("--limit", type=positive, help="most images after them, of sets in a random order")
     parser.add_argument("--margins", type=float, nargs="+", required=True, help="values of background_margin")
     parser.add_argument("--counts_dir", type=Path, help="folder for the fractions of patches that are kept")
     arguments = parser.parse_args(argv)
     model = IceDeiTForImageClassification.from_pretrained(arguments.model)
     if not model.deit.pruning_heads:
         raise SystemExit(f"{arguments.model} has no pruning heads. Train them: `--pruning_strategy background`.")
-    images = load_annotated(arguments.data_dir, arguments.ignore_value, arguments.model, model.config.label2id)
+    images = load_annotated(arguments, model.config.label2id)
     grid = [side // model.config.patch_size for side in images[0].shape[2:]]
     num_patches = grid[0] * grid[1]
     runs = {}

@@ -79,7 +79,7 @@ STUDIES = {
     "pets": Study(
         "frozen-backbone.yaml --image_size 224 --cache_features true --augmentation flip --random_erasing_prob 0 "
         "--num_train_epochs 40",
-        "--dataset_options ignore_value=255 --benchmark segmentation",
+        "--dataset_options ignore_value=255 --benchmark segmentation classification",
         {"mean_iou": "mean IoU"},
         ceiling=True,
     ),
@@ -146,6 +146,8 @@ def summarize(study: Study, lines: Sequence[dict[str, Any]], results: dict[str, 
     """
     values = {"top_1": results.get("eval_top_1"), "cls_top_1": results.get("eval_cls_top_1")}
     values["foreground"] = results.get("eval_foreground_ratio")
+    of_model = next((line["scores"] for line in lines if not line["method"]), {})
+    values["scored_top_1"] = of_model.get("top_1", {}).get("value")
     first = next(iter(study.scores))
     scores = {
         line["method"]: {name: score["value"] for name, score in line["scores"].items()}
@@ -176,6 +178,7 @@ def report(arguments: argparse.Namespace) -> str:
         if runs:
             rows.append({"variant": f"{variant} ({len(runs)})", **{key: _spread(runs, key) for key in runs[0]}})
     headers = {"variant": "objective (seeds)", "top_1": "top-1", "cls_top_1": "[CLS]", "foreground": "foreground"}
+    headers["scored_top_1"] = "top-1, scored images"
     for name, title in study.scores.items():
         headers |= {f"{name}, {method}": f"{title}, `{method}`" for method in study.methods}
         headers |= {f"{name}, other": f"{title}, best other", f"{name}, control": f"{title}, best control"}

@@ -63,11 +63,13 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
 
 def test_numbers_of_a_model_by_hand():
     lines = lines_of(["mean_iou"], ice=0.8, ice_hard=0.9, rollout=0.7, legrad=0.6, random=0.75, ceiling=0.95)
+    lines += lines_of(["top_1"], **{"": 0.4})
     values = study.summarize(study.STUDIES["pets"], lines, {"eval_top_1": 0.5, "eval_cls_top_1": 0.25})
     assert values == {
         "top_1": 0.5,
         "cls_top_1": 0.25,
         "foreground": None,
+        "scored_top_1": 0.4,
         "mean_iou, ice": 0.8,
         "mean_iou, ice_hard": 0.9,
         "mean_iou, other": 0.7,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run_pruning_study import CLS_ONLY, ROOT, check_settings
+from run_pruning_study import CLS_ONLY, ROOT, check_settings, positive
 
 from transformers_ice.cli import evaluate
 from transformers_ice.console.output_files import write_text
@@ -78,7 +78,7 @@ STUDIES = {
     ),
     "pets": Study(
         "frozen-backbone.yaml --image_size 224 --cache_features true --augmentation flip --random_erasing_prob 0 "
-        "--num_train_epochs 40",
+        "--num_train_epochs 160",
         "--dataset_options ignore_value=255 --benchmark segmentation classification",
         {"mean_iou": "mean IoU"},
         ceiling=True,
@@ -99,6 +99,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--explainers", default=METHODS, help="explainers, or all")
+    parser.add_argument("--num_train_epochs", type=positive, help="epochs; default: those of the study")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, where the processor has it")
     arguments = parser.parse_args(argv)
     if (arguments.study == "labels") != (arguments.boxes_file is not None):
@@ -120,6 +121,8 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int) -> None:
         options += ["--validation_dir", arguments.validation_dir, "--output_dir", str(folder), "--seed", str(seed)]
         options += ["--bf16", str(arguments.bf16), "--use_cpu", str(not torch.cuda.is_available())]
         options += ["--cpu_precision", "as_given"]
+        if arguments.num_train_epochs is not None:
+            options += ["--num_train_epochs", str(arguments.num_train_epochs)]
         options += ["--disable_tqdm", "true", "--num_panel_images", "0"]
         options += ["--resume_from_checkpoint", "auto", *VARIANTS[variant].split()]
         run_training(*parse_training_arguments([str(ROOT / "recipes" / recipe), *options]))

@@ -107,6 +107,8 @@ def check_settings(arguments: argparse.Namespace) -> None:
     shared = ("objective", "start", "num_start_layers", "seed", "max_steps", "num_train", "num_eval", "skip_eval")
     shared += ("study", "train_dir", "validation_dir", "data_dir", "boxes_file", "bf16")  # of photographs
     settings = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
+    if getattr(arguments, "num_train_epochs", None) is not None:
+        settings["num_train_epochs"] = arguments.num_train_epochs
     file = arguments.output_dir / "settings.json"
     if file.is_file() and (found := json.loads(file.read_text())) != settings:
         sys.exit(f"Error: {file} holds {found}, got {settings}. Choose another `--output_dir`, or the same settings.")

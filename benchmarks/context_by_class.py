@@ -26,6 +26,9 @@ from transformers_ice.data.benchmarks import load_evaluation_set
 from transformers_ice.data.benchmarks.examples import Example
 
 
+BATCH_SIZE = 32
+
+
 @dataclass(frozen=True)
 class Overlap:
     """Foreground and object of one image as shares: of the image, of the foreground, of the object, of both."""
@@ -81,11 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = load_evaluation_set(arguments.dataset_name, data_dir=arguments.data_dir, **given)
     explain = pipeline("patch-explanation", model=arguments.model, device="cpu")
     by_class: dict[str, list[Overlap]] = {}
-    for index in range(len(examples)):
-        example = examples[index]
-        name = "all" if example.label is None else examples.class_names[example.label]
-        overlap = compare(example.image_id, explain(example.image)["mask"], object_mask(example))
-        by_class.setdefault(name, []).append(overlap)
+    for start in range(0, len(examples), BATCH_SIZE):
+        batch = [examples[index] for index in range(start, min(start + BATCH_SIZE, len(examples)))]
+        results = explain([example.image for example in batch], batch_size=BATCH_SIZE)
+        for example, result in zip(batch, results, strict=True):
+            name = "all" if example.label is None else examples.class_names[example.label]
+            overlap = compare(example.image_id, result["mask"], object_mask(example))
+            by_class.setdefault(name, []).append(overlap)
     rows = []
     for name, overlaps in sorted(by_class.items()):
         columns = ("object_share", "foreground_share", "on_object", "covered", "iou")

@@ -31,7 +31,7 @@ def summarize_objectives(
         reference: The run whose mean IoU is subtracted, seed by seed.
 
     Returns:
-        Dicts of `name`, and pairs of mean and standard deviation over the seeds: `top_1` (patches), `cls_top_1`,
+        Dicts of `name`, and by `summarize_over_seeds`: `top_1` (patches), `cls_top_1`,
         `cls_gain` over the start, in percentage points, `mean_iou`, `iou_gain` over the reference, `ceiling_share`,
         `foreground_ratio`, `seconds`.
     """

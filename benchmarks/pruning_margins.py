@@ -16,6 +16,7 @@ reported on (`--skip`). COUNTS_DIR gets the fraction of patches that each image 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,6 @@ from PIL import Image
 from pruning_scores import pruning_rows, pruning_table, summarize_pruning
 from run_pruning_study import positive
 from torch import Tensor
-from transformers import AutoConfig
 
 from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcessor
 from transformers_ice.console.output_files import write_json
@@ -74,12 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_patches = grid[0] * grid[1]
     runs = {}
     for margin in (None, *arguments.margins):
-        config = AutoConfig.from_pretrained(arguments.model)
-        for own in (config, model.config):
-            own.pruning_strategy = None if margin is None else "background"
-            own.background_margin = 0.0 if margin is None else margin
+        model.config.pruning_strategy = None if margin is None else "background"
+        model.config.background_margin = 0.0 if margin is None else margin
         rows = pruning_rows(model, *images, batch_size=16)
-        runs[UNPRUNED if margin is None else f"margin {margin:g}"] = config, [rows]
+        runs[UNPRUNED if margin is None else f"margin {margin:g}"] = copy.deepcopy(model.config), [rows]
         if margin is not None and arguments.counts_dir is not None:
             shares = (rows.kept / num_patches).round(6).tolist()
             write_json(arguments.counts_dir / f"margin {margin:g}.json", shares, indent=None)

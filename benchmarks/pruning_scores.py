@@ -173,7 +173,7 @@ def summarize_pruning(
 
     Returns:
         Dicts of `name`; `top_1`, `difference` (of top-1, in percentage points), `mean_iou` (`None` without a trained
-        patch head), each a pair of mean and standard deviation over the seeds; `kept`, the mean number of patches
+        patch head), each by `summarize_over_seeds`; `kept`, the mean number of patches
         after each pruning layer; `megamacs` of an image; `ideal_speed_up` over the reference.
     """
     reference_rows = runs[reference][1]
@@ -196,9 +196,9 @@ def summarize_pruning(
     return [{**line, "ideal_speed_up": base / line["megamacs"]} for line in lines]
 
 
-def summarize_over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation; of one value, no deviation."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+def summarize_over_seeds(values: Sequence[float]) -> tuple[float, float] | float:
+    """Return mean and standard deviation; of one value that value, which has no deviation."""
+    return (statistics.mean(values), statistics.stdev(values)) if len(values) > 1 else float(values[0])
 
 
 def _macs(config: Any, rows: PruningRows, num_patches: int) -> float:
@@ -225,16 +225,5 @@ def pruning_table(lines: Sequence[Mapping[str, Any]]) -> str:
         "ideal_speed_up": "ideal speed-up",
     }
     digits = {"difference": 2, "mean_iou": 3, "megamacs": 1, "ideal_speed_up": 2}
-    rows = [
-        {**{name: _without_nan(value) for name, value in line.items()}, "kept": _join(line["kept"])} for line in lines
-    ]
+    rows = [{**line, "kept": ", ".join(f"{count:g}" for count in line["kept"]) or None} for line in lines]
     return format_markdown_table(rows, headers, digits)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return the mean alone of a pair of mean and standard deviation over one seed."""
-    return value[0] if isinstance(value, tuple) and np.isnan(value[1]) else value
-
-
-def _join(counts: Sequence[float]) -> str | None:
-    return ", ".join(f"{count:g}" for count in counts) or None

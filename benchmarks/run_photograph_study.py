@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pruning_scores import summarize_over_seeds
 from run_pruning_study import CLS_ONLY, ROOT, check_settings, positive
 
 from transformers_ice.cli import evaluate
@@ -197,7 +197,7 @@ def _spread(runs: Sequence[dict[str, Any]], key: str) -> Any:
     values = [run[key] for run in runs]
     if None in values:
         return None
-    return (statistics.mean(values), statistics.stdev(values)) if len(values) > 1 else float(values[0])
+    return summarize_over_seeds(values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,9 +6,9 @@ r"""Study on photographs: ICE by several objectives and weights, next to other e
     python benchmarks/run_photograph_study.py pets --start vit-s-14 --train_dir pets/train --validation_dir pets/val \
         --data_dir pets/annotated --output_dir outputs/pets
 
-`labels` fine-tunes a small DeiT that saw image labels only, and scores boxes; `pets` trains heads on a frozen
-pretrained ViT, and scores masks. docs/results/photographs.md says what lies in the folders. Every model is a folder in
-OUTPUT_DIR, trained and evaluated by the commands of this package; a stopped run resumes, and several processes may
+`labels` fine-tunes a small DeiT that saw image labels only, and scores boxes; `pets` and `imagenette` train heads on a
+frozen pretrained ViT, and score masks and boxes. docs/results/photographs.md and pets.md say what lies in the folders.
+Every model is a folder in OUTPUT_DIR, trained and evaluated by the commands of this package; a stopped run resumes, and several processes may
 share the work by `--variants` and `--seeds`. OUTPUT_DIR/table.md holds what there is so far, as mean and standard
 deviation over the seeds.
 """
@@ -70,15 +70,17 @@ class Study:
     ceiling: bool = False
 
 
+BOXES = "--dataset_name imagenette --benchmark localization discovery classification"
+BOX_SCORES = {"max_box_acc_v2": "MaxBoxAccV2", "pointing_game": "pointing", "corloc": "CorLoc"}
+FROZEN = "frozen-backbone.yaml --image_size 224 --cache_features true --random_erasing_prob 0"
 STUDIES = {
-    "labels": Study(
-        "ice-deit-imagenette.yaml",
-        "--dataset_name imagenette --benchmark localization discovery classification",
-        {"max_box_acc_v2": "MaxBoxAccV2", "pointing_game": "pointing", "corloc": "CorLoc"},
+    "labels": Study("ice-deit-imagenette.yaml", BOXES, BOX_SCORES),
+    # no mirrored images: there are enough, and the cache holds twice as many
+    "imagenette": Study(
+        f"{FROZEN} --cache_features_gb 12 --augmentation none --num_train_epochs 6", BOXES, BOX_SCORES
     ),
     "pets": Study(
-        "frozen-backbone.yaml --image_size 224 --cache_features true --augmentation flip --random_erasing_prob 0 "
-        "--num_train_epochs 160",
+        f"{FROZEN} --augmentation flip --num_train_epochs 160",
         "--dataset_options ignore_value=255 --benchmark segmentation classification",
         {"mean_iou": "mean IoU"},
         ceiling=True,
@@ -94,16 +96,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train_dir", required=True, help="one subfolder of images per class")
     parser.add_argument("--validation_dir", required=True, help="the same; gives top-1")
     parser.add_argument("--data_dir", required=True, help="what is scored: Imagenette, or images and masks")
-    parser.add_argument("--boxes_file", help="`labels`: CSV of the boxes")
+    parser.add_argument("--boxes_file", help="`labels` and `imagenette`: CSV of the boxes")
     parser.add_argument("--output_dir", type=Path, required=True, help="models, rows and table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--explainers", default=METHODS, help="explainers, or all")
     parser.add_argument("--num_train_epochs", type=positive, help="epochs; default: those of the study")
+    parser.add_argument("--max_train_samples", type=positive, help="photographs to train on; default: all")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, where the processor has it")
     arguments = parser.parse_args(argv)
-    if (arguments.study == "labels") != (arguments.boxes_file is not None):
-        parser.error("`labels` needs `--boxes_file`, and `pets` has none.")
+    if (arguments.study == "pets") != (arguments.boxes_file is None):
+        parser.error("`labels` and `imagenette` need `--boxes_file`, and `pets` has none.")
     return arguments
 
 
@@ -121,8 +124,9 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int) -> None:
         options += ["--validation_dir", arguments.validation_dir, "--output_dir", str(folder), "--seed", str(seed)]
         options += ["--bf16", str(arguments.bf16), "--use_cpu", str(not torch.cuda.is_available())]
         options += ["--cpu_precision", "as_given"]
-        if arguments.num_train_epochs is not None:
-            options += ["--num_train_epochs", str(arguments.num_train_epochs)]
+        for name in ("num_train_epochs", "max_train_samples"):
+            if getattr(arguments, name) is not None:
+                options += [f"--{name}", str(getattr(arguments, name))]
         options += ["--disable_tqdm", "true", "--num_panel_images", "0"]
         options += ["--resume_from_checkpoint", "auto", *VARIANTS[variant].split()]
         run_training(*parse_training_arguments([str(ROOT / "recipes" / recipe), *options]))

@@ -43,11 +43,11 @@ BATCH_SIZE = 32
 BALANCED = OBJECTIVES["balanced"]
 PUBLISHED = {**OBJECTIVES["published"], "background_loss_weight": 0.3}
 NOW: dict[str, Any] = {"starts_at_zero": True}
-BEFORE = {"starts_at_zero": False, "min_label_evidence": 0.0}
+BEFORE = {"starts_at_zero": False, "min_evidence_lead": 0.0}
 # fields of the configuration, and whether the head starts at zero or at random
 VARIANTS: dict[str, dict[str, Any]] = {
     "balanced": {**BALANCED, **NOW},
-    "balanced, not waiting": {**BALANCED, **NOW, "min_label_evidence": 0.0},
+    "balanced, not waiting": {**BALANCED, **NOW, "min_evidence_lead": 0.0},
     "balanced, random head": {**BALANCED, "starts_at_zero": False},
     "balanced, random head, not waiting": {**BALANCED, **BEFORE},
     "balanced, without windows": {**BALANCED, **NOW, "num_local_windows": 0},

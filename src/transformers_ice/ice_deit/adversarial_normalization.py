@@ -209,9 +209,7 @@ def adversary_gate(batch_evidence: Tensor, min_evidence_lead: float) -> Tensor:
     foreground, background = batch_evidence.unbind()
     if min_evidence_lead == 0:
         return torch.ones_like(foreground)
-    # no evidence at all is no lead
-    lead = torch.where(foreground > 0, 1 - background / foreground, torch.zeros_like(foreground))
-    return (2 * lead / min_evidence_lead - 1).clamp(0, 1)
+    return (2 * (foreground - background) / min_evidence_lead - 1).clamp(0, 1)
 
 
 def background_cross_entropy(background_logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _BALANCED: dict[str, Any] = {
     "cls_loss_weight": 1.0,
     "classification_loss_weight": 1.0,
     "foreground_pooling": "soft",
-    "min_evidence_lead": 0.2,
+    "min_evidence_lead": 0.1,
     "candidate_label_loss_weight": 0.05,
     "position_loss_weight": 1.0,
     "max_common_map_share": 0.4,

@@ -8,9 +8,9 @@ r"""Study on photographs: ICE by several objectives and weights, next to other e
 
 `labels` fine-tunes a small DeiT that saw image labels only, and scores boxes; `pets` and `imagenette` train heads on a
 frozen pretrained ViT, and score masks and boxes. docs/results/photographs.md and pets.md say what lies in the folders.
-Every model is a folder in OUTPUT_DIR, trained and evaluated by the commands of this package; a stopped run resumes, and several processes may
-share the work by `--variants` and `--seeds`. OUTPUT_DIR/table.md holds what there is so far, as mean and standard
-deviation over the seeds.
+Every model is a folder in OUTPUT_DIR, trained and evaluated by the commands of this package; a stopped run resumes,
+and several processes may share the work by `--variants` and `--seeds`. OUTPUT_DIR/table.md holds what there is so far,
+as mean and standard deviation over the seeds.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from transformers_ice.ice_deit.adversarial_normalization import (
     background_weight,
     batch_mean,
     candidate_label_loss,
+    evidence_of_parts,
     foreground_map,
     foreground_mask,
     foreground_ratio,
@@ -262,10 +263,41 @@ def test_label_evidence_is_0_by_chance_and_1_where_the_targets_are_met():
     assert label_evidence(torch.zeros(1, 2), torch.ones(1, 1)).item() == 0  # one class is always named
 
 
-@pytest.mark.parametrize(("evidence", "gate"), [(-0.5, 0), (0.25, 0), (0.375, 0.5), (0.5, 1), (1.0, 1)])
-def test_the_adversary_waits_until_patches_name_the_label(evidence, gate):
-    assert adversary_gate(torch.tensor(evidence), 0.5).item() == gate
-    assert adversary_gate(torch.tensor(evidence), 0).item() == 1
+def test_evidence_of_foreground_and_of_background():
+    targets, large = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), 60.0
+    # two patches name class 0, one of them is surely background; nothing is background in the second image
+    logits = torch.tensor([[[large, 0, 0, -large], [large, 0, 0, 2 * large]], [[0, large, 0, 0], [0, large, 0, 0]]])
+    logits.requires_grad_()
+    evidence = evidence_of_parts(logits, foreground_map(logits), targets)
+    torch.testing.assert_close(evidence, torch.ones(2, 2))
+    assert not evidence.requires_grad
+    # the patch of the ground names the wrong class, or none
+    logits = torch.tensor([[[large, 0, 0, -large], [0, large, 0, 2 * large]], [[0, large, 0, 0], [0, 0, 0, large]]])
+    evidence = evidence_of_parts(logits, foreground_map(logits), targets)
+    torch.testing.assert_close(evidence, torch.tensor([[1.0, 1.0], [-0.5, 0.0]]))
+
+
+def test_evidence_by_definition():
+    targets = torch.tensor([[0.9, 0.1], [0.0, 1.0]])
+    maps = foreground_map(PATCH_LOGITS)
+    expected = [
+        [
+            label_evidence((weight[:, None] * logits).sum(0, keepdim=True) / weight.sum(), target[None]).item()
+            for logits, weight, target in zip(PATCH_LOGITS, weights, targets, strict=True)
+        ]
+        for weights in (maps, 1 - maps)
+    ]
+    torch.testing.assert_close(evidence_of_parts(PATCH_LOGITS, maps, targets), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("foreground", "background", "gate"),
+    [(0.0, 0.0, 0), (0.9, 0.9, 0), (0.2, 0.9, 0), (0.5, 0.375, 0), (0.5, 0.3125, 0.5), (0.5, 0.25, 1), (0.3, -0.5, 1)],
+)
+def test_the_adversary_waits_until_the_foreground_names_the_label_better(foreground, background, gate):
+    evidence = torch.tensor([foreground, background])
+    assert adversary_gate(evidence, 0.25).item() == gate
+    assert adversary_gate(evidence, 0).item() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

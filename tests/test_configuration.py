@@ -164,7 +164,7 @@ REFUSED = {
     "min_foreground_ratio": NO_RATIOS,
     "max_foreground_ratio": NO_RATIOS,
     "max_common_map_share": NO_RATIOS,
-    "min_label_evidence": NO_RATIOS,
+    "min_evidence_lead": NO_RATIOS,
     "local_image_share": (*NO_RATIOS, 0.0),
     "drop_path_rate": (*NO_RATIOS, 1.0),
     "num_local_windows": (-1, 0.5, True, None, 3, 15),

@@ -132,7 +132,7 @@ def expected_local_loss(model, outputs, images, labels, step):
     ],
 )
 def test_local_loss_is_the_ice_loss_of_the_windows_and_the_distillation(fields):
-    model = build(min_label_evidence=0.0, **fields).train()
+    model = build(min_evidence_lead=0.0, **fields).train()
     height, width = as_pair(model.config.image_size)
     images, labels = torch.randn(4, 3, height, width), torch.tensor([0, 1, 2, 0])
     outputs = model(images, labels=labels)

@@ -22,7 +22,7 @@ LOSS_PARTS_OF = {part.weight_field: name for name, part in LOSS_PARTS.items()}
 def trained_outputs(**fields):
     """Outputs of a model in training mode in which every part applies, and its loss."""
     # the parts keep their weights
-    ratios = {"min_foreground_ratio": 0.0, "max_foreground_ratio": 1.0, "min_label_evidence": 0.0}
+    ratios = {"min_foreground_ratio": 0.0, "max_foreground_ratio": 1.0, "min_evidence_lead": 0.0}
     fields = {**OBJECTIVES["balanced"], "candidate_label_loss_weight": 0.5, **ratios, **fields}
     model = build("background", pruning_head="patch", **fields).train()
     return model(images(4), labels=torch.arange(4))
@@ -56,8 +56,8 @@ def test_a_part_alone_is_the_loss_and_does_not_depend_on_its_weight(name):
 
 
 @pytest.mark.parametrize("weight", ["background_loss_weight", "candidate_label_loss_weight"])
-def test_nothing_pulls_patches_to_background_before_they_name_the_label(weight):
-    untrained = trained_outputs(**{**WEIGHTS, weight: 1.0}, min_label_evidence=0.5)
+def test_nothing_pulls_patches_to_background_before_the_foreground_names_the_label_better(weight):
+    untrained = trained_outputs(**{**WEIGHTS, weight: 1.0}, min_evidence_lead=0.5)
     assert untrained[LOSS_PARTS_OF[weight]] > 0
     assert untrained.loss == 0
 
@@ -65,7 +65,7 @@ def test_nothing_pulls_patches_to_background_before_they_name_the_label(weight):
 def test_nor_do_windows():
     by_weight = [
         trained_outputs(
-            **{**WEIGHTS, "local_loss_weight": 1.0}, local_distillation_weight=weight, min_label_evidence=gate
+            **{**WEIGHTS, "local_loss_weight": 1.0}, local_distillation_weight=weight, min_evidence_lead=gate
         )
         for weight, gate in ((3.0, 0.5), (0.0, 0.5), (3.0, 0.0))
     ]
@@ -77,7 +77,7 @@ def test_with_several_classes_an_image_nothing_waits():
     labels = torch.eye(4, NUM_LABELS)
     losses = []
     for gate in (0.0, 1.0):
-        fields = {**OBJECTIVES["balanced"], "min_label_evidence": gate, "problem_type": "multi_label_classification"}
+        fields = {**OBJECTIVES["balanced"], "min_evidence_lead": gate, "problem_type": "multi_label_classification"}
         losses.append(build(None, **fields).train()(images(4), labels=labels).loss)
     torch.testing.assert_close(losses[0], losses[1])
 

@@ -89,15 +89,15 @@ def test_values_out_of_range_are_refused(name, value):
         IceDeiTConfig(**{name: value})
 
 
-# what the windows teach is added to "local_loss" as soon as patches name the label
+# what the windows teach is added to "local_loss" as soon as the foreground names the label better than the background
 @pytest.mark.parametrize(
-    ("evidence", "falling"),
+    ("lead", "falling"),
     [(0.5, ["classification_loss", "cls_loss"]), (0.0, ["classification_loss", "cls_loss", "local_loss"])],
 )
-def test_a_few_steps_of_the_balanced_objective_teach_patches_and_cls(evidence, falling):
+def test_a_few_steps_of_the_balanced_objective_teach_patches_and_cls(lead, falling):
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    fields = {**OBJECTIVES["balanced"], "min_label_evidence": evidence, "num_labels": 3}
+    fields = {**OBJECTIVES["balanced"], "min_evidence_lead": lead, "num_labels": 3}
     model = IceDeiTForImageClassification(IceDeiTConfig(**shape, image_size=32, patch_size=8, **fields))
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -58,7 +58,7 @@ def make_table(num_images: int = 8, size: int = SIZE, masks: bool = True) -> Dat
 def make_model(**fields) -> IceDeiTForImageClassification:
     """Return a model that every part of its objective acts on from the first step, with random patch logits."""
     set_seed(0)
-    fields = {**SHAPE, "min_foreground_ratio": 0.0, **fields, "min_label_evidence": 0.0}
+    fields = {**SHAPE, "min_foreground_ratio": 0.0, **fields, "min_evidence_lead": 0.0}
     model = IceDeiTForImageClassification(IceDeiTConfig(**fields))
     for module in model.deit.patch_head.modules():
         if getattr(module, "starts_at_zero", False):

@@ -185,17 +185,31 @@ def label_evidence(image_logits: Tensor, targets: Tensor) -> Tensor:
     return (agreement - chance) / max(1 - chance, chance)  # of one class there is nothing to name
 
 
-def adversary_gate(batch_evidence: Tensor, min_label_evidence: float) -> Tensor:
-    """Return what the adversary counts, 0-dim, in [0, 1]: 1 from `min_label_evidence` on, 0 up to half of it.
+def evidence_of_parts(patch_logits: Tensor, maps: Tensor, targets: Tensor) -> Tensor:
+    """Return the `label_evidence` of foreground and of background, `(2, batch_size)`, float32, without gradient.
+
+    Each is that of the mean of all patch logits, weighted by 1 - p(background) and by p(background). `maps` is
+    `foreground_map(patch_logits)`.
+    """
+    logits = patch_logits.detach().float()
+    weights = torch.stack((maps.detach(), 1 - maps.detach())).clamp_min(torch.finfo(torch.float32).tiny)
+    with torch.autocast(patch_logits.device.type, enabled=False):
+        means = (weights.unsqueeze(2) @ logits).squeeze(2) / weights.sum(dim=-1, keepdim=True)
+    return torch.stack([label_evidence(mean, targets) for mean in means])
+
+
+def adversary_gate(batch_evidence: Tensor, min_evidence_lead: float) -> Tensor:
+    """Return what the adversary counts, 0-dim, in [0, 1]: 1 from `min_evidence_lead` on, 0 up to half of it.
 
     Two solutions satisfy the loss of patches that all know the class of the image: the object names it and the rest
-    is background, or the reverse. Until patches can classify, chance decides; afterwards evidence does, which is
-    strongest on the object. So what pulls patches to background waits for them. `batch_evidence` is the mean of
-    `label_evidence`. 0 (published): it never waits.
+    is background, or the reverse. Evidence tells them apart, since it is strongest on the object. So what pulls
+    patches to background waits until the foreground names the label better than the background, by this part of its
+    evidence. `batch_evidence` `(2,)` is the mean of `evidence_of_parts` over the batch. 0 (published): it never waits.
     """
-    if min_label_evidence == 0:
-        return torch.ones_like(batch_evidence)
-    return (2 * batch_evidence / min_label_evidence - 1).clamp(0, 1)
+    foreground, background = batch_evidence.unbind()
+    if min_evidence_lead == 0:
+        return torch.ones_like(foreground)
+    return (2 * (foreground - background) / min_evidence_lead - 1).clamp(0, 1)
 
 
 def background_cross_entropy(background_logits: Tensor) -> Tensor:
@@ -230,6 +244,7 @@ __all__ = [
     "background_weight",
     "batch_mean",
     "candidate_label_loss",
+    "evidence_of_parts",
     "foreground_map",
     "foreground_mask",
     "foreground_ratio",

@@ -132,11 +132,11 @@ class IceDeiTConfig(DeiTConfig):
     """Of the classification loss. "hard" (published): patches whose best class is not background; "soft": all. The
     outputs of the model are the hard ones in any case."""
 
-    min_label_evidence: float | int = ice_field(
-        0.0, "How well patches name the label (0: chance, 1: surely) before they may be background.", within="[0, 1]"
+    min_evidence_lead: float | int = ice_field(
+        0.0, "How much better foreground than background names the label before patches are pulled.", within="[0, 1]"
     )
-    """Published: 0. Below half of it, mean over the batch, background loss, candidate labels and distillation count
-    nothing, fully from it on. Not for several classes an image."""
+    """Published: 0. A part of the foreground's evidence. Below half of it background loss, candidate labels and
+    distillation count nothing, fully from it on. Not for several classes an image."""
 
     candidate_label_loss_weight: float | int = ice_field(
         0.0, "Weight of the loss that lets a patch be only the image's class or background.", within=_WEIGHT

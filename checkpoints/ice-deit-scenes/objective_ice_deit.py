@@ -23,9 +23,9 @@ from .adversarial_normalization import (
     background_weight,
     batch_mean,
     candidate_label_loss,
+    evidence_of_parts,
     foreground_map,
     foreground_mask,
-    label_evidence,
     log_normalizer,
     pool_patches,
     pool_softly,
@@ -80,12 +80,13 @@ class ObjectiveInputs:
     def gate(self) -> Tensor | float:
         """What the parts that pull patches to background count, in [0, 1]: `adversary_gate` of the batch."""
         # no cached property where nothing waits: torch.compile cannot trace those of python 3.11
-        return self._gate if self.config.min_label_evidence and not self.config.is_multi_label else 1.0
+        return self._gate if self.config.min_evidence_lead and not self.config.is_multi_label else 1.0
 
     @cached_property
     def _gate(self) -> Tensor:
-        evidence = batch_mean(label_evidence(self.image_logits, self.targets), across_ranks=self.is_training)
-        return adversary_gate(evidence, self.config.min_label_evidence)
+        evidence = evidence_of_parts(self.patch_logits, self.maps, self.targets)
+        batch_evidence = torch.stack([batch_mean(part, across_ranks=self.is_training) for part in evidence])
+        return adversary_gate(batch_evidence, self.config.min_evidence_lead)
 
     def of_head(self, patch_logits: Tensor, targets: Tensor | None = None) -> "ObjectiveInputs":
         """Return the inputs with the patch logits of another head or of windows, and their targets."""

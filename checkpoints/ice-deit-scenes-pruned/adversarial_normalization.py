@@ -203,8 +203,8 @@ def adversary_gate(batch_evidence: Tensor, min_evidence_lead: float) -> Tensor:
 
     Two solutions satisfy the loss of patches that all know the class of the image: the object names it and the rest
     is background, or the reverse. Evidence tells them apart, since it is strongest on the object. So what pulls
-    patches to background waits until the foreground names the label better than the background, by this part of its
-    evidence. `batch_evidence` `(2,)` is the mean of `evidence_of_parts` over the batch. 0 (published): it never waits.
+    patches to background waits until the foreground names the label better than the background does, by so much.
+    `batch_evidence` `(2,)` is the mean of `evidence_of_parts` over the batch. 0 (published): it never waits.
     """
     foreground, background = batch_evidence.unbind()
     if min_evidence_lead == 0:

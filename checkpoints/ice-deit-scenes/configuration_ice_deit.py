@@ -135,8 +135,8 @@ class IceDeiTConfig(DeiTConfig):
     min_evidence_lead: float | int = ice_field(
         0.0, "How much better foreground than background names the label before patches are pulled.", within="[0, 1]"
     )
-    """Published: 0. A part of the foreground's evidence. Below half of it background loss, candidate labels and
-    distillation count nothing, fully from it on. Not for several classes an image."""
+    """Published: 0. Difference of evidence (0: chance, 1: surely). Up to half of it background loss, candidate labels
+    and distillation count nothing, from it on fully. Not for several classes an image."""
 
     candidate_label_loss_weight: float | int = ice_field(
         0.0, "Weight of the loss that lets a patch be only the image's class or background.", within=_WEIGHT

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from annotated_images import add_image_options, load_images_of
 from transformers import pipeline
 
 import transformers_ice  # noqa: F401  # registers the pipeline
 from transformers_ice.console.tables import format_markdown_table
-from transformers_ice.data.benchmarks import load_evaluation_set
 from transformers_ice.data.benchmarks.examples import Example
 
 
@@ -73,19 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and the worst images of each class."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--dataset_name", help="as in run_evaluation.py; default: a folder of images and masks")
-    parser.add_argument("--data_dir", required=True, help="the images")
-    parser.add_argument("--boxes_file", help="CSV of the boxes, of sets that have one")
-    parser.add_argument("--ignore_value", type=int, help="unknown pixels in the masks of a folder")
+    add_image_options(parser)
     parser.add_argument("--worst", type=int, default=0, help="images of each class to name")
     arguments = parser.parse_args(argv)
-    options = {name: getattr(arguments, name) for name in ("boxes_file", "ignore_value")}
-    given = {name: value for name, value in options.items() if value is not None}
-    examples = load_evaluation_set(arguments.dataset_name, data_dir=arguments.data_dir, **given)
+    examples, indices = load_images_of(arguments)
     explain = pipeline("patch-explanation", model=arguments.model, device="cpu")
     by_class: dict[str, list[Overlap]] = {}
-    for start in range(0, len(examples), BATCH_SIZE):
-        batch = [examples[index] for index in range(start, min(start + BATCH_SIZE, len(examples)))]
+    for start in range(0, len(indices), BATCH_SIZE):
+        batch = [examples[index] for index in indices[start : start + BATCH_SIZE]]
         results = explain([example.image for example in batch], batch_size=BATCH_SIZE)
         for example, result in zip(batch, results, strict=True):
             name = "all" if example.label is None else examples.class_names[example.label]

@@ -20,14 +20,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from annotated_images import add_image_options, load_images_of
 from PIL import Image
 from pruning_scores import mask_rows
-from run_pruning_study import positive
 from torch import Tensor
 
 from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcessor
 from transformers_ice.console.tables import format_markdown_table
-from transformers_ice.data.benchmarks import load_evaluation_set
 
 
 BATCH_SIZE = 16
@@ -90,16 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, help="folders of ICE checkpoints")
-    parser.add_argument("--dataset_name", help="as in run_evaluation.py; default: a folder of images and masks")
-    parser.add_argument("--data_dir", help="the images")
-    parser.add_argument("--ignore_value", type=int, help="unknown pixels in the masks of a folder")
-    parser.add_argument("--limit", type=positive, help="most images")
+    add_image_options(parser)
     arguments = parser.parse_args(argv)
-    options = {} if arguments.ignore_value is None else {"ignore_value": arguments.ignore_value}
-    examples = load_evaluation_set(
-        arguments.dataset_name, arguments.data_dir, limit=arguments.limit, needs=("mask",), **options
-    )
-    chosen = [examples[index] for index in range(len(examples))]
+    examples, indices = load_images_of(arguments, needs=("mask",))
+    chosen = [examples[index] for index in indices]
     for folder in arguments.models:
         margins, grid = patch_margins(folder, [example.image for example in chosen])
         # masks as the model sees the images: a square, or what its grid is

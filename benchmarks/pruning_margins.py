@@ -23,14 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from annotated_images import add_image_options, load_images_of
 from PIL import Image
 from pruning_scores import pruning_rows, pruning_table, summarize_pruning
-from run_pruning_study import positive
 from torch import Tensor
 
 from transformers_ice import IceDeiTForImageClassification, IceDeiTImageProcessor
 from transformers_ice.console.output_files import write_json
-from transformers_ice.data.benchmarks import load_evaluation_set
 
 
 UNPRUNED = "unpruned"
@@ -39,13 +38,9 @@ UNPRUNED = "unpruned"
 def load_annotated(arguments: argparse.Namespace, label2id: dict[str, int]) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Return pixel values, labels of the model, and masks at the size of its input: 1, 0, and -1 for ignored."""
     processor = IceDeiTImageProcessor.from_pretrained(arguments.model)
-    options = {} if arguments.ignore_value is None else {"ignore_value": arguments.ignore_value}
-    limit = None if arguments.limit is None else arguments.skip + arguments.limit
-    examples = load_evaluation_set(
-        arguments.dataset_name, arguments.data_dir, limit=limit, needs=("label", "mask"), **options
-    )
+    examples, indices = load_images_of(arguments, needs=("label", "mask"))
     pixels, labels, masks = [], [], []
-    for index in range(arguments.skip, len(examples)):
+    for index in indices:
         example = examples[index]
         pixels.append(processor(example.image, return_tensors="pt")["pixel_values"])
         labels.append(label2id[examples.class_names[example.label]])
@@ -58,11 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a model trained with pruning heads")
-    parser.add_argument("--dataset_name", help="as in run_evaluation.py; default: a folder")
-    parser.add_argument("--data_dir", help="annotated images")
-    parser.add_argument("--ignore_value", type=int, help="pixels of the masks that do not count")
-    parser.add_argument("--skip", type=int, default=0, help="images to leave out at the beginning")
-    parser.add_argument("--limit", type=positive, help="most images after them, of sets in a random order")
+    add_image_options(parser)
     parser.add_argument("--margins", type=float, nargs="+", required=True, help="values of background_margin")
     parser.add_argument("--counts_dir", type=Path, help="folder for the fractions of patches that are kept")
     arguments = parser.parse_args(argv)

@@ -37,6 +37,7 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
     trained, scored = [], []
 
     def train(model_args, data_args, training_args):
+        assert data_args.max_train_samples == 220
         trained.append((model_args.objective, training_args.seed, training_args.freeze_layers))
         write(tmp_path / "out" / training_args.output_dir, "all_results.json", {"eval_top_1": 0.5})
 
@@ -48,10 +49,10 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "run_training", train)
     monkeypatch.setattr(study.evaluate, "main", score)
-    more = ["--boxes_file", "boxes.csv"] if name == "labels" else []
+    more = ["--max_train_samples", "220", *([] if name == "pets" else ["--boxes_file", "boxes.csv"])]
     study.main([name, *words, *more, "--seeds", "0", "1"])
     assert len(trained) == len(scored) == 2 * len(study.VARIANTS)
-    assert trained[0] == ("balanced", 0, {"pets": 12, "labels": 8}[name])
+    assert trained[0] == ("balanced", 0, 8 if name == "labels" else 12)
     assert not scored[0].measure_cost
     without = [arguments for arguments in scored if arguments.models[0].startswith("without ICE")]
     assert without
@@ -84,7 +85,7 @@ def test_spread_over_seeds_by_hand():
     assert study._spread([{"a": 0.25}, {"a": None}], "a") is None
 
 
-@pytest.mark.parametrize(("name", "more"), [("labels", []), ("pets", ["--boxes_file", "boxes.csv"])])
+@pytest.mark.parametrize(("name", "more"), [("labels", []), ("imagenette", []), ("pets", ["--boxes_file", "b.csv"])])
 def test_boxes_are_for_the_half_that_scores_them(name, more, words, capsys):
     with pytest.raises(SystemExit):
         study.main([name, *words, *more])

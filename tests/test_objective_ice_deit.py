@@ -56,7 +56,7 @@ def test_a_part_alone_is_the_loss_and_does_not_depend_on_its_weight(name):
 
 
 @pytest.mark.parametrize("weight", ["background_loss_weight", "candidate_label_loss_weight"])
-def test_nothing_pulls_patches_to_background_before_the_foreground_names_the_label_better(weight):
+def test_nothing_pulls_patches_to_background_before_the_foreground_leads(weight):
     untrained = trained_outputs(**{**WEIGHTS, weight: 1.0}, min_evidence_lead=0.5)
     assert untrained[LOSS_PARTS_OF[weight]] > 0
     assert untrained.loss == 0

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..console.output_files import staged
 from ..explainers import evaluation_mode
+from ..explainers.inspection import eager_attention
 from ..ice_deit.configuration_ice_deit import IceDeiTConfig, as_pair
 from .smoothing import linear_maps, smooth_activations
 
@@ -79,7 +80,8 @@ def write_onnx(
     parameter = next(model.parameters())
     # two images: torch would export a batch of one as a constant
     example = torch.zeros(2, model.config.num_channels, *image_size, device=parameter.device)
-    with evaluation_mode(model), torch.no_grad(), _quiet():
+    # eager attention: runtimes fuse its plain products, and the exporter writes SDPA as twice as many operations
+    with evaluation_mode(model), eager_attention(model), torch.no_grad(), _quiet():
         program = torch.onnx.export(
             _NamedOutputs(model, output_names).eval(),
             (example,),

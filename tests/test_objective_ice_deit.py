@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 from pruning_models import NUM_LABELS, build, images
+from two_processes import PATHS, run_on_two_processes
 
 from transformers_ice import IceDeiTConfig, IceDeiTForImageClassification, IceDeiTImageClassifierOutput
 from transformers_ice.ice_deit.adversarial_normalization import foreground_mask, pool_patches
@@ -80,6 +81,40 @@ def test_with_several_classes_an_image_nothing_waits():
         fields = {**OBJECTIVES["balanced"], "min_evidence_lead": gate, "problem_type": "multi_label_classification"}
         losses.append(build(None, **fields).train()(images(4), labels=labels).loss)
     torch.testing.assert_close(losses[0], losses[1])
+
+
+RANK_SCRIPT = """
+import sys
+
+sys.path[:0] = {paths!r}
+import torch
+import torch.distributed as dist
+
+from test_objective_ice_deit import gate_of
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.save(gate_of([slice(0, 1), slice(1, 4)][rank]), {folder!r} + f"/gate{{rank}}.pt")
+dist.destroy_process_group()
+"""
+
+
+def gate_of(rows: slice) -> torch.Tensor:
+    """What the adversary counts for some of four images, whose foreground names the label more or less surely."""
+    logits = torch.zeros(4, 2, 3)
+    logits[:, 0, 0], logits[:, 1, 2] = torch.tensor([2.0, 2.0, 1.0, 0.5]), 4.0
+    targets = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    config = IceDeiTConfig(num_labels=2, min_evidence_lead=0.8)
+    pooled = pool_patches(logits[rows], 1.0)
+    return ObjectiveInputs(config, logits[rows], pooled, targets[rows], is_training=True).gate
+
+
+def test_two_processes_wait_for_the_lead_of_all_images(tmp_path):
+    run_on_two_processes(RANK_SCRIPT.format(paths=PATHS, folder=str(tmp_path)), tmp_path)
+    gates = [torch.load(tmp_path / f"gate{rank}.pt") for rank in range(2)]
+    alone, together = gate_of(slice(0, 1)), gate_of(slice(0, 4))
+    assert 0 < together < alone
+    torch.testing.assert_close(gates, [together, together])
 
 
 def patches_of(labels: torch.Tensor, is_object: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

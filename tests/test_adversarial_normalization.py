@@ -263,6 +263,16 @@ def test_label_evidence_is_0_by_chance_and_1_where_the_targets_are_met():
     assert label_evidence(torch.zeros(1, 2), torch.ones(1, 1)).item() == 0  # one class is always named
 
 
+@pytest.mark.parametrize("num_columns", [2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_foreground_is_where_the_best_class_is_not_background(num_columns, dtype):
+    # few values, so that many are equal: then the first of them counts, as `argmax` has it
+    patch_logits = torch.randint(-1, 2, (8, 50, num_columns), generator=torch.Generator().manual_seed(0)).to(dtype)
+    is_foreground = patch_logits.argmax(-1) != num_columns - 1
+    assert 0 < is_foreground.sum() < is_foreground.numel()
+    assert torch.equal(foreground_mask(patch_logits), is_foreground)
+
+
 def test_evidence_of_foreground_and_of_background():
     targets, large = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), 60.0
     # two patches name class 0, one of them is surely background; nothing is background in the second image

@@ -278,12 +278,12 @@ def test_evidence_of_foreground_and_of_background():
     # two patches name class 0, one of them is surely background; nothing is background in the second image
     logits = torch.tensor([[[large, 0, 0, -large], [large, 0, 0, 2 * large]], [[0, large, 0, 0], [0, large, 0, 0]]])
     logits.requires_grad_()
-    evidence = evidence_of_parts(logits, foreground_map(logits), targets)
+    evidence = evidence_of_parts(logits, targets)
     torch.testing.assert_close(evidence, torch.ones(2, 2))
     assert not evidence.requires_grad
     # the patch of the ground names the wrong class, or none
     logits = torch.tensor([[[large, 0, 0, -large], [0, large, 0, 2 * large]], [[0, large, 0, 0], [0, 0, 0, large]]])
-    evidence = evidence_of_parts(logits, foreground_map(logits), targets)
+    evidence = evidence_of_parts(logits, targets)
     torch.testing.assert_close(evidence, torch.tensor([[1.0, 1.0], [-0.5, 0.0]]))
 
 
@@ -297,7 +297,15 @@ def test_evidence_by_definition():
         ]
         for weights in (maps, 1 - maps)
     ]
-    torch.testing.assert_close(evidence_of_parts(PATCH_LOGITS, maps, targets), torch.tensor(expected))
+    torch.testing.assert_close(evidence_of_parts(PATCH_LOGITS, targets), torch.tensor(expected))
+
+
+def test_evidence_of_background_where_hardly_anything_is_background():
+    # one patch names the class and is less like background than the other, which names none; p(background) < 1e-40
+    logits = torch.tensor([[[8.0, 0.0, -100.0], [0.0, 0.0, -96.0]]])
+    foreground, background = evidence_of_parts(logits, torch.tensor([[1.0, 0.0]]))
+    assert foreground.item() == pytest.approx(math.tanh(2), rel=1e-4)  # of both patches
+    assert background.item() < 0.01  # of the second
 
 
 @pytest.mark.parametrize(

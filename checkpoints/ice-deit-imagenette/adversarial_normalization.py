@@ -188,16 +188,23 @@ def label_evidence(image_logits: Tensor, targets: Tensor) -> Tensor:
     return (agreement - chance) / max(1 - chance, chance)  # of one class there is nothing to name
 
 
-def evidence_of_parts(patch_logits: Tensor, maps: Tensor, targets: Tensor) -> Tensor:
+def evidence_of_parts(
+    patch_logits: Tensor, targets: Tensor, maps: Tensor | None = None, normalizer: Tensor | None = None
+) -> Tensor:
     """Return the `label_evidence` of foreground and of background, `(2, batch_size)`, float32, without gradient.
 
     Each is that of the mean of all patch logits, weighted by 1 - p(background) and by p(background). `maps` is
-    `foreground_map(patch_logits)`.
+    `foreground_map(patch_logits)`, `normalizer` is `log_normalizer(patch_logits)`, where they are known.
     """
     logits = patch_logits.detach().float()
-    weights = torch.stack((maps.detach(), 1 - maps.detach())).clamp_min(torch.finfo(torch.float32).tiny)
+    normalizer = log_normalizer(logits) if normalizer is None else normalizer.detach()
+    maps = foreground_map(logits, normalizer) if maps is None else maps.detach()
+    foreground = maps.clamp_min(torch.finfo(torch.float32).eps)
+    # by logarithms: also where hardly anything is background, some patches are it more than others
+    background = (logits[..., -1] - normalizer).softmax(dim=1)
+    weights = torch.stack((foreground / foreground.sum(dim=1, keepdim=True), background))
     with torch.autocast(patch_logits.device.type, enabled=False):
-        means = (weights.unsqueeze(2) @ logits).squeeze(2) / weights.sum(dim=-1, keepdim=True)
+        means = (weights.unsqueeze(2) @ logits).squeeze(2)
     return torch.stack([label_evidence(mean, targets) for mean in means])
 
 

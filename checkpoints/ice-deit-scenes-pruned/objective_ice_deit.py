@@ -84,7 +84,7 @@ class ObjectiveInputs:
 
     @cached_property
     def _gate(self) -> Tensor:
-        evidence = evidence_of_parts(self.patch_logits, self.maps, self.targets)
+        evidence = evidence_of_parts(self.patch_logits, self.targets, self.maps, self.normalizer)
         batch_evidence = torch.stack([batch_mean(part, across_ranks=self.is_training) for part in evidence])
         return adversary_gate(batch_evidence, self.config.min_evidence_lead)
 

@@ -36,7 +36,8 @@ from transformers_ice.training.objective_presets import OBJECTIVES
 
 
 WEIGHT = OBJECTIVES["balanced"]["background_loss_weight"]
-PUBLISHED = "--objective published --background_loss_weight 0.3 --cls_loss_weight 1"
+# a recipe may weigh the label more
+PUBLISHED = "--objective published --background_loss_weight 0.3 --cls_loss_weight 1 --classification_loss_weight 1"
 # options of each model beyond those of the study
 VARIANTS = {
     "balanced": "--objective balanced",

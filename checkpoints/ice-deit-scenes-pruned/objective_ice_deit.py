@@ -84,9 +84,9 @@ class ObjectiveInputs:
 
     @cached_property
     def _gate(self) -> Tensor:
-        evidence = evidence_of_parts(self.patch_logits, self.targets, self.maps, self.normalizer)
-        batch_evidence = torch.stack([batch_mean(part, across_ranks=self.is_training) for part in evidence])
-        return adversary_gate(batch_evidence, self.config.min_evidence_lead)
+        foreground, background = evidence_of_parts(self.patch_logits, self.targets, self.maps, self.normalizer)
+        lead = batch_mean(foreground - background, across_ranks=self.is_training)
+        return adversary_gate(lead, self.config.min_evidence_lead)
 
     def of_head(self, patch_logits: Tensor, targets: Tensor | None = None) -> "ObjectiveInputs":
         """Return the inputs with the patch logits of another head or of windows, and their targets."""

@@ -208,18 +208,15 @@ def evidence_of_parts(
     return torch.stack([label_evidence(mean, targets) for mean in means])
 
 
-def adversary_gate(batch_evidence: Tensor, min_evidence_lead: float) -> Tensor:
+def adversary_gate(evidence_lead: Tensor, min_evidence_lead: float) -> Tensor:
     """Return what the adversary counts, 0-dim, in [0, 1]: 1 from `min_evidence_lead` on, 0 up to half of it.
 
     Two solutions satisfy the loss of patches that all know the class of the image: the object names it and the rest
     is background, or the reverse. Evidence tells them apart, since it is strongest on the object. So what pulls
     patches to background waits until the foreground names the label better than the background does, by so much.
-    `batch_evidence` `(2,)` is the mean of `evidence_of_parts` over the batch. 0 (published): it never waits.
+    `evidence_lead`, 0-dim, is the evidence of the foreground less that of the background, mean over the batch.
     """
-    foreground, background = batch_evidence.unbind()
-    if min_evidence_lead == 0:
-        return torch.ones_like(foreground)
-    return (2 * (foreground - background) / min_evidence_lead - 1).clamp(0, 1)
+    return (2 * evidence_lead / min_evidence_lead - 1).clamp(0, 1)
 
 
 def background_cross_entropy(background_logits: Tensor) -> Tensor:

@@ -103,7 +103,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--explainers", default=METHODS, help="explainers, or all")
     parser.add_argument("--num_train_epochs", type=positive, help="epochs; default: those of the study")
-    parser.add_argument("--max_train_samples", type=positive, help="photographs to train on; default: all")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, where the processor has it")
     arguments = parser.parse_args(argv)
     if (arguments.study == "pets") != (arguments.boxes_file is None):
@@ -125,9 +124,8 @@ def run_variant(arguments: argparse.Namespace, variant: str, seed: int) -> None:
         options += ["--validation_dir", arguments.validation_dir, "--output_dir", str(folder), "--seed", str(seed)]
         options += ["--bf16", str(arguments.bf16), "--use_cpu", str(not torch.cuda.is_available())]
         options += ["--cpu_precision", "as_given"]
-        for name in ("num_train_epochs", "max_train_samples"):
-            if getattr(arguments, name) is not None:
-                options += [f"--{name}", str(getattr(arguments, name))]
+        if arguments.num_train_epochs is not None:
+            options += ["--num_train_epochs", str(arguments.num_train_epochs)]
         options += ["--disable_tqdm", "true", "--num_panel_images", "0"]
         options += ["--resume_from_checkpoint", "auto", *VARIANTS[variant].split()]
         run_training(*parse_training_arguments([str(ROOT / "recipes" / recipe), *options]))

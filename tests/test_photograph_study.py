@@ -37,7 +37,7 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
     trained, scored = [], []
 
     def train(model_args, data_args, training_args):
-        assert data_args.max_train_samples == 220
+        assert training_args.num_train_epochs == 3
         trained.append((model_args.objective, training_args.seed, training_args.freeze_layers))
         write(tmp_path / "out" / training_args.output_dir, "all_results.json", {"eval_top_1": 0.5})
 
@@ -49,7 +49,7 @@ def test_commands_are_valid_and_run_once(name, words, tmp_path, monkeypatch):
 
     monkeypatch.setattr(study, "run_training", train)
     monkeypatch.setattr(study.evaluate, "main", score)
-    more = ["--max_train_samples", "220", *([] if name == "pets" else ["--boxes_file", "boxes.csv"])]
+    more = ["--num_train_epochs", "3", *([] if name == "pets" else ["--boxes_file", "boxes.csv"])]
     study.main([name, *words, *more, "--seeds", "0", "1"])
     assert len(trained) == len(scored) == 2 * len(study.VARIANTS)
     assert trained[0] == ("balanced", 0, 8 if name == "labels" else 12)

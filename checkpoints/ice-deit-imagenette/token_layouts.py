@@ -215,8 +215,8 @@ class GatheredTokens:
 
     def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Scatter kept and pruned patches back to the full patch grid."""
-        fuses, num_tokens = self.config.fuse_pruned_tokens, self.num_prefix + self.num_patches
-        last_hidden_state = _scatter(self.places, final_norm(self.hidden_states), num_tokens, fuses)
+        num_tokens = self.num_prefix + self.num_patches
+        last_hidden_state = _scatter(self.places, final_norm(self.hidden_states), num_tokens)
         exit_layer = self.places.new_full((self.places.shape[0], num_tokens + 1), self.config.num_hidden_layers)
         for step in self.exits:
             exit_layer = exit_layer.scatter(1, step.places, step.layer_index)
@@ -232,11 +232,11 @@ class GatheredTokens:
         values = [step.values for step in self.exits]
         if self.prunes_inside:  # one product for all patches
             places, states = torch.cat(cells, dim=1), torch.cat((*values, kept), dim=1)
-            return patch_head(_scatter(places, states, self.num_patches, self.config.fuse_pruned_tokens))
+            return patch_head(_gather_to_grid(places, states, self.num_patches))
         logits = patch_head(kept)
         values = [output.to(logits.dtype) for output in values]
         if values[0].shape[2] > 1:
-            return _scatter(torch.cat(cells, dim=1), torch.cat((*values, logits), dim=1), self.num_patches)
+            return _gather_to_grid(torch.cat(cells, dim=1), torch.cat((*values, logits), dim=1), self.num_patches)
         gates = _scatter(torch.cat(cells[:-1], dim=1), torch.cat(values, dim=1), self.num_patches)
         grid = head_output_to_patch_logits(gates, self.config.num_labels)
         rows = _rows(cells[-1], self.num_patches).flatten()
@@ -332,17 +332,19 @@ def _rows(cells: Tensor, num_cells: int) -> Tensor:
     return cells + num_cells * torch.arange(cells.shape[0], device=cells.device).unsqueeze(1)
 
 
-def _scatter(cells: Tensor, values: Tensor, num_cells: int, has_fused: bool = False) -> Tensor:
+def _scatter(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:
     """Return `(batch_size, num_cells, n)` with `values` `(batch_size, count, n)` at `cells` `(batch_size, count)`.
 
-    It is zero elsewhere. `has_fused`: cells may be `num_cells`, as those of fused tokens, whose values are left out.
+    It is zero elsewhere. Values at `num_cells`, as those of fused tokens, are left out.
     """
-    batch_size, rows = cells.shape[0], _rows(cells, num_cells)
-    if has_fused:
-        rows = rows.masked_fill(cells == num_cells, batch_size * num_cells)  # one row after the last image
-    grid = values.new_zeros(batch_size * num_cells + int(has_fused), values.shape[2])
-    grid = grid.index_copy_(0, rows.flatten(), values.flatten(0, 1))
-    return grid[: batch_size * num_cells].unflatten(0, (batch_size, num_cells))
+    return _gather_to_grid(cells, nn.functional.pad(values, (0, 0, 0, 1)), num_cells)  # elsewhere it is the last value
+
+
+def _gather_to_grid(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:
+    """Return `_scatter` of values for all cells, or else with the last value, for which `cells` have no place."""
+    sources = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
+    source = cells.new_full((cells.shape[0], num_cells + 1), values.shape[1] - 1).scatter(1, cells, sources)
+    return gather_tokens(values, source[:, :num_cells])
 
 
 def _class_attention(class_scores: Tensor, visible: Tensor | None = None) -> Tensor:

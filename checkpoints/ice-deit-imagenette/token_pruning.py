@@ -93,8 +93,11 @@ def indices_to_mask(indices: Tensor, num_places: int) -> Tensor:
 
 def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
     """Return `values[b, indices[b]]`: of `(batch_size, num_tokens, ...)` and `(batch_size, count)`."""
-    index = indices.reshape(*indices.shape, *(1,) * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
-    return values.gather(1, index)
+    if values.dim() == 2:
+        return values.gather(1, indices)
+    # whole rows, which torch and the runtimes of exported models copy faster than single values
+    first = values.shape[1] * torch.arange(values.shape[0], device=values.device).unsqueeze(1)
+    return values.flatten(0, 1).index_select(0, (indices + first).flatten()).unflatten(0, indices.shape)
 
 
 def add_prefix(patches: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -95,7 +95,7 @@ def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
     """Return `values[b, indices[b]]`: of `(batch_size, num_tokens, ...)` and `(batch_size, count)`."""
     if values.dim() == 2:
         return values.gather(1, indices)
-    # whole rows, which torch and the runtimes of exported models copy faster than single values
+    # whole rows: the runtimes of exported models copy them faster than single values
     first = values.shape[1] * torch.arange(values.shape[0], device=values.device).unsqueeze(1)
     return values.flatten(0, 1).index_select(0, (indices + first).flatten()).unflatten(0, indices.shape)
 

@@ -337,11 +337,11 @@ def _scatter(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:
 
     It is zero elsewhere. Values at `num_cells`, as those of fused tokens, are left out.
     """
-    return _gather_to_grid(cells, nn.functional.pad(values, (0, 0, 0, 1)), num_cells)  # elsewhere it is the last value
+    return _gather_to_grid(cells, nn.functional.pad(values, (0, 0, 0, 1)), num_cells)
 
 
 def _gather_to_grid(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:
-    """Return `_scatter` of values for all cells, or else with the last value, for which `cells` have no place."""
+    """Return values at their cells, as `_scatter` does; a cell that no value is for gets the last one."""
     sources = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
     source = cells.new_full((cells.shape[0], num_cells + 1), values.shape[1] - 1).scatter(1, cells, sources)
     return gather_tokens(values, source[:, :num_cells])

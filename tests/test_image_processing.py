@@ -931,3 +931,26 @@ def test_normalized_pixels_are_those_of_transformers():
         assert np.array_equal(
             ours.normalize(image.astype(np.float64), mean, std), theirs.normalize(image.astype(np.float64), mean, std)
         )
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_center_crop": True, "size": {"shortest_edge": 40}}, {"resample": 2}])
+def test_an_image_and_its_array_become_the_same_pixel_values(settings):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8))
+    processor = IceDeiTImageProcessor(**{"size": {"height": 32, "width": 48}, "crop_size": 32, **settings})
+    of_image, of_array = (
+        processor(source, return_tensors="np")["pixel_values"] for source in (image, np.array(image))
+    )
+    assert np.array_equal(of_image, of_array)
+    resized = image.resize((48, 32), resample=processor.resample)
+    if not settings.get("do_center_crop"):
+        by_hand = (np.asarray(resized) / 255 - processor.image_mean) / processor.image_std
+        np.testing.assert_allclose(of_image[0], by_hand.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_outputs_that_record_gradients_are_explained_too():
+    logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    outputs = {"logits": logits.mean(dim=1)[:, :2], "patch_logits": logits, "grid_size": torch.tensor([[2, 2]])}
+    processor = IceDeiTImageProcessor(size={"height": 16, "width": 16})
+    (explanation,) = processor.post_process_explanation(outputs, [(20, 30)])
+    (heatmap,) = processor.post_process_heatmap(outputs, [(20, 30)])
+    assert np.array_equal(explanation.heatmap, heatmap.detach().numpy())

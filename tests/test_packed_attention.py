@@ -64,11 +64,13 @@ LENGTHS = {"one token each": [1, 1, 1], "one token": [1], "equal": [7, 7], "very
 @pytest.mark.parametrize("way", ["products", "kernel", "padded"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_every_way_attends_as_each_image_alone(lengths, way):
-    packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1))
-    states = torch.randn(3, 1, HEADS, sum(lengths), HEAD_DIM, generator=torch.Generator().manual_seed(0))
-    images = [plain(*image, None)[0] for image in zip(*(part.split(lengths, 2) for part in states), strict=True)]
+    present = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    packing = Packing.captured(present) if way == "padded" else Packing.of(present)
+    states = torch.randn(3, 1, HEADS, len(packing.places), HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    tokens = states[:, :, :, : sum(lengths)]
+    images = [plain(*image, None)[0] for image in zip(*(part.split(lengths, 2) for part in tokens), strict=True)]
     attended = attend_packed(plain, *states, packing, config_of(), way)
-    torch.testing.assert_close(attended, torch.cat(images, dim=1), **TOLERANCE)
+    torch.testing.assert_close(attended[:, : sum(lengths)], torch.cat(images, dim=1), **TOLERANCE)
 
 
 @pytest.mark.parametrize("lengths", [[5, 9, 1], [120, 90]], ids=["few tokens", "many tokens"])
@@ -85,7 +87,8 @@ def test_products_in_bfloat16_are_as_exact_as_its_numbers(lengths):
 
 def test_the_way_is_chosen_by_what_is_known_and_by_the_size():
     def way(lengths, implementation="sdpa", dtype=torch.float32, attend=plain, is_captured=False):
-        packing = Packing.of(torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1), is_captured)
+        present = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+        packing = Packing.captured(present) if is_captured else Packing.of(present)
         query = torch.zeros(1, HEADS, sum(lengths), HEAD_DIM, dtype=dtype)
         return choose_way(attend, query, packing, config_of(implementation))
 
@@ -141,9 +144,11 @@ def test_a_model_in_bfloat16_attends_as_in_float32_up_to_its_rounding():
 
 
 def test_a_captured_graph_attends_within_images_and_asks_for_no_length(packed):
-    captured = Packing.of(packed.packing.present, is_captured=True)
-    attended = attend_packed(plain, *packed.states, captured, config_of())
-    torch.testing.assert_close(attended, packed.expected, **TOLERANCE)
+    captured, total = Packing.captured(packed.packing.present), packed.states.shape[3]
+    spare = len(captured.places) - total
+    states = torch.nn.functional.pad(packed.states, (0, 0, 0, spare), value=9.0)
+    attended = attend_packed(plain, *states, captured, config_of())
+    torch.testing.assert_close(attended[:, :total], packed.expected, **TOLERANCE)
 
 
 def attend_by_boundaries(query, key, value, boundaries, longest):

@@ -206,6 +206,14 @@ def test_bilinear_never_leaves_the_range_of_the_grid():
         assert image.min() == image.max() == 1
 
 
+def test_a_bilinear_map_passes_gradients_and_has_the_same_values_with_them():
+    geometry, grid = ImageGeometry.from_resize((33, 50), (28, 28)), torch.rand(4, 7, requires_grad=True)
+    image = bilinear_to_image(grid, geometry)
+    assert torch.equal(image, bilinear_to_image(grid.detach(), geometry))
+    image.sum().backward()
+    assert grid.grad.sum().item() == pytest.approx(image.numel(), rel=1e-5)  # the weights of a pixel sum to 1
+
+
 def test_the_grid_itself_comes_back_at_its_own_size():
     grid, geometry = torch.rand(5, 3), ImageGeometry.from_resize((5, 3), (5, 3))
     assert torch.equal(bilinear_to_image(grid, geometry), grid)

@@ -164,6 +164,11 @@ class ImagePatches:
         """Return the class of each pixel, that of the patch its centre lies in, `(height, width)`, int64."""
         return nearest_to_image(to_grid(self.patch_classes, self.grid_size), self.geometry, fill=self.background_index)
 
+    def mask(self) -> Tensor:
+        """Return which pixels are foreground, those of `class_map` that are no background, `(height, width)`, bool."""
+        foreground = self.patch_classes != self.background_index
+        return nearest_to_image(to_grid(foreground, self.grid_size), self.geometry, fill=False)
+
     def exit_layers(self, layers: Tensor) -> Tensor:
         """Return the layer of each pixel, of `layers` `(num_patches,)`; 0 outside a crop, `(height, width)`, int64."""
         return nearest_to_image(to_grid(layers, self.grid_size), self.geometry, fill=0)
@@ -186,6 +191,7 @@ class ImagePatches:
         return box_to_image(component_box(largest_component(mask)), self.grid_size, self.geometry)
 
 
+@torch.no_grad()  # numbers and arrays carry no gradients
 def explain_patches(
     patches: ImagePatches,
     image_logits: Tensor,
@@ -213,7 +219,6 @@ def explain_patches(
         index = next(iter(found), patches.background_index)
         score = found[index][0] if found else 1 - image_logits.sigmoid().max().item()
     class_of_pixel, box, heatmap = patches.class_map(), patches.box(), patches.heatmap(target)
-    mask = class_of_pixel != patches.background_index
     has_class = index != patches.background_index
     objects: tuple[FoundObject, ...] | None = None
     if thresholds is not None:
@@ -234,7 +239,7 @@ def explain_patches(
         box=box,
         heatmap=heatmap.cpu().numpy(),
         class_map=class_of_pixel.cpu().numpy(),
-        mask=mask.cpu().numpy(),
+        mask=patches.mask().cpu().numpy(),
         foreground_ratio=(patches.patch_classes != patches.background_index).float().mean().item(),
         exit_layers=exit_layers,
         class_index=index if has_class else None,

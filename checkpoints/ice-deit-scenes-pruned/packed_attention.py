@@ -25,26 +25,75 @@ WAYS = ("padded", "flash", "varlen", "products", "kernel")
 
 _FEW_TOKENS = 96  # of an image: less work than what fused attention, or a product in bfloat16, needs to start
 _MOST_SCORES = 2**21  # of the images that go through the products at once: what the caches of a core hold
+_SIZE_STEP, _MOST_SPARE_ROWS = 8, 64  # of a captured graph
+
+
+@dataclass(frozen=True)
+class PaddedImages:
+    """How packed tokens lie in a tensor padded to the longest image, `(batch_size, longest, ...)`.
+
+    `sources` `(batch_size, longest)` is the row of the token at each place, that of the last token where none is;
+    `targets` `(total_rows,)` the place of each row among the `batch_size * longest`; `present` `(batch_size, longest)`
+    is True where a token is.
+    """
+
+    sources: Tensor
+    targets: Tensor
+    present: Tensor
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Return `(total_rows, ...)` as `(batch_size, longest, ...)`."""
+        return packed.index_select(0, self.sources.flatten()).unflatten(0, self.sources.shape)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Return `(batch_size, longest, ...)` as `(total_rows, ...)`."""
+        return padded.flatten(0, 1).index_select(0, self.targets)
 
 
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
 
-    Packed tensors are `(total_tokens, ...)`, padded ones `(batch_size, num_places, ...)`. `present` is the padded mask
-    of places that hold a token; `places` `(total_tokens,)` is each token's place in it, flattened; `lengths` are the
-    tokens of each image, `None` in a graph that is captured once for all images: there they are not known.
+    Packed tensors are `(total_rows, ...)`, those on the full grid `(batch_size, num_places, ...)`. `present` is True
+    where the grid holds a token; `places` `(total_rows,)` is each row's place, flattened, and `rows` `(batch_size *
+    num_places,)` the row of each place, any row where no token is. `lengths` are the tokens of each image, `None` in
+    a graph that is captured once for all images: there they are not known, and attention takes the images `padded`.
     """
 
     present: Tensor
     places: Tensor
+    rows: Tensor
     lengths: tuple[int, ...] | None
+    padded: PaddedImages | None = None
 
     @classmethod
-    def of(cls, present: Tensor, is_captured: bool = False) -> "Packing":
+    def of(cls, present: Tensor) -> "Packing":
         """Return the packing of the places `(batch_size, num_places)` where `present` is True."""
         places = present.flatten().nonzero().squeeze(1)
-        return cls(present, places, None if is_captured else tuple(present.sum(dim=1).tolist()))
+        return cls(present, places, _rows_of(present), tuple(present.sum(dim=1).tolist()))
+
+    @classmethod
+    def captured(cls, present: Tensor) -> "Packing":
+        """Return the packing that a graph for all images can compute; every image must have a token.
+
+        Runtimes of exported models prepare again for each size that they meet, so sizes are rounded up. The rows that
+        this adds repeat the first place, and what becomes of them is never read.
+        """
+        (batch_size, num_places), device = present.shape, present.device
+        lengths, rows = present.sum(dim=1), _rows_of(present)
+        # totals of large batches vary more
+        step = (2 * torch.ones_like(lengths).sum()).clamp(_SIZE_STEP, _MOST_SPARE_ROWS)
+        spare = torch.arange(_MOST_SPARE_ROWS, device=device) < (-lengths.sum()) % step
+        places = torch.cat((present.flatten(), spare)).nonzero().squeeze(1)
+        places = torch.where(places < batch_size * num_places, places, 0)
+        longest = (lengths.max() + _SIZE_STEP - 1) // _SIZE_STEP * _SIZE_STEP
+        ranks = torch.arange(num_places + _SIZE_STEP, device=device)
+        ranks = (ranks < longest).nonzero().squeeze(1)  # -> (longest,): an image's first token, its second, ...
+        first = (lengths.cumsum(0) - lengths).unsqueeze(1)
+        sources = first + torch.minimum(ranks, lengths.unsqueeze(1) - 1)
+        start = ranks.shape[0] * torch.arange(batch_size, device=device).unsqueeze(1)
+        targets = (rows.view(batch_size, num_places) - first + start).flatten().index_select(0, places)
+        return cls(present, places, rows, None, PaddedImages(sources, targets, ranks < lengths.unsqueeze(1)))
 
     @property
     def is_rectangular(self) -> bool:
@@ -53,29 +102,26 @@ class Packing:
 
     @property
     def image_of_token(self) -> Tensor:
-        """Which image each token belongs to, `(total_tokens,)`, int."""
+        """Which image each row belongs to, `(total_rows,)`, int."""
         return self.places // self.present.shape[1]
 
-    def pack(self, padded: Tensor) -> Tensor:
-        """Return the tokens that are present of `(batch_size, num_places, ...)` as `(total_tokens, ...)`."""
-        return padded.flatten(0, 1).index_select(0, self.places)
+    def pack(self, grid: Tensor) -> Tensor:
+        """Return the tokens that are present of `(batch_size, num_places, ...)` as `(total_rows, ...)`."""
+        return grid.flatten(0, 1).index_select(0, self.places)
 
-    def unpack(self, packed: Tensor, fill: float = 0.0) -> Tensor:
-        """Return `(total_tokens, ...)` as `(batch_size, num_places, ...)`, with `fill` where there is no token."""
-        batch_size, num_places = self.present.shape
-        padded = packed.new_full((batch_size * num_places, *packed.shape[1:]), fill)
-        return padded.index_copy(0, self.places, packed).unflatten(0, (batch_size, num_places))
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return `(total_rows, ...)` as `(batch_size, num_places, ...)`, with any values where there is no token."""
+        return packed.index_select(0, self.rows).unflatten(0, self.present.shape)
 
-    def select(self, packed: Tensor, present: Tensor) -> Tensor:
-        """Return the packed tokens whose place is True in `present`, a part of this packing's own mask."""
-        row_of_place = self.present.flatten().cumsum(0) - 1
-        return packed.index_select(0, row_of_place[present.flatten().nonzero().squeeze(1)])
+
+def _rows_of(present: Tensor) -> Tensor:
+    return (present.flatten().cumsum(0) - 1).clamp(min=0)
 
 
 def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTrainedConfig) -> str:
     """Return the way of `WAYS` that `attend_packed`, whose arguments these are, takes.
 
-    - "padded": once, on images padded to the full grid, in a graph captured for all images, where no number is known.
+    - "padded": once, on images padded to the longest, in a graph captured for all images, where no number is known.
     - "flash": once, by FlashAttention's own options, where the model was loaded with it.
     - "varlen": once, by torch's kernel for images of different lengths, where it fits (`_fits_varlen`).
     - "products": plain matrix products image by image, for SDPA on a CPU in bfloat16 (`prefers_products`), and in
@@ -160,10 +206,8 @@ def attend_packed(
     by default that of `choose_way`.
     """
     way = choose_way(attend, query, packing, config) if way is None else way
-    if way == "padded":
-        padded = [packing.unpack(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)]
-        mask = create_bidirectional_mask(config, padded[0][:, 0], packing.present)
-        return packing.pack(attend(*padded, mask)[0]).unsqueeze(0)
+    if packing.padded is not None:
+        return _attend_padded(attend, query, key, value, packing.padded, config)
     lengths = packing.lengths or ()
     if way == "flash":  # the options that transformers defines for it
         boundaries, longest = _boundaries(lengths, query.device), max(lengths)
@@ -177,6 +221,19 @@ def attend_packed(
         return _attend_each_by_products(query[0], key[0], value[0], lengths)
     images = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     return torch.cat([attend(*image, None)[0] for image in images], dim=1)
+
+
+def _attend_padded(
+    attend: Callable, query: Tensor, key: Tensor, value: Tensor, images: PaddedImages, config: PreTrainedConfig
+) -> Tensor:
+    """Attend to images padded to the longest; the other arguments and the result are those of `attend_packed`."""
+    heads = query.shape[1::2]
+    rows = [states[0].transpose(0, 1).flatten(1) for states in (query, key, value)]
+    # (total_rows, dim) -> (batch, heads, longest, head_dim)
+    padded = [images.pad(states).unflatten(2, heads).transpose(1, 2) for states in rows]
+    mask = create_bidirectional_mask(config, padded[0][:, 0], images.present)
+    attended = attend(*padded, mask)[0]  # -> (batch, longest, heads, head_dim)
+    return images.pack(attended.flatten(2)).unflatten(1, heads).unsqueeze(0)
 
 
 def _attend_each_by_products(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -175,17 +175,28 @@ def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) 
     `(rows, columns)`, floating point, becomes `(height, width)`, with `fill` outside the crop. Beyond the centres of
     the outermost patches their values are kept, as `interpolate(..., align_corners=False)` does.
     """
-    for dim, axis in enumerate((geometry.rows, geometry.columns)):
-        num_cells = grid.shape[dim]
-        numerator, denominator = axis.cell_positions(num_cells)
-        position = (numerator.double() / denominator - 0.5).clamp(0, num_cells - 1)
-        lower = position.floor().long()
-        weight = (position - lower).to(grid).unflatten(0, (-1, 1) if dim == 0 else (1, -1))
-        upper = (lower + 1).clamp(max=num_cells - 1)
-        above = grid.index_select(dim, upper.to(grid.device))
-        # in place: a map of a large image is hundreds of megabytes
-        grid = grid.index_select(dim, lower.to(grid.device)).lerp_(above, weight)
-    return _fill_outside(grid, geometry, fill)
+    lower, weight = _cells_below(geometry.columns, grid)
+    upper = (lower + 1).clamp(max=grid.shape[1] - 1)
+    grid = torch.lerp(grid.index_select(1, lower), grid.index_select(1, upper), weight)  # -> (rows, width)
+    lower, weight = _cells_below(geometry.rows, grid.T)
+    bands = weight.unsqueeze(1).split(lower.bincount(minlength=len(grid)).tolist())
+    neighbours = zip(grid, (*grid[1:], grid[-1]), bands, strict=True)
+    if grid.requires_grad:
+        pixels = torch.cat([torch.lerp(*rows_and_weights) for rows_and_weights in neighbours])
+    else:  # a map of a large image is hundreds of megabytes, which are written once
+        pixels = grid.new_empty(len(lower), grid.shape[1])
+        for band, rows_and_weights in zip(pixels.split([len(band) for band in bands]), neighbours, strict=True):
+            torch.lerp(*rows_and_weights, out=band)
+    return _fill_outside(pixels, geometry, fill)
+
+
+def _cells_below(axis: _Axis, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cell of `grid` `(..., num_cells)` before every pixel's centre, and the weight of the one after it."""
+    num_cells = grid.shape[-1]
+    numerator, denominator = axis.cell_positions(num_cells)
+    position = (numerator.double() / denominator - 0.5).clamp(0, num_cells - 1)
+    lower = position.floor()
+    return lower.long().to(grid.device), (position - lower).to(grid)
 
 
 def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: int | float | bool) -> Tensor:

@@ -20,6 +20,7 @@ from .token_pruning import (
     STRATEGIES,
     EncodedTokens,
     add_prefix,
+    flat_indices,
     gather_tokens,
     head_output_to_patch_logits,
     indices_to_mask,
@@ -239,7 +240,7 @@ class GatheredTokens:
             return _gather_to_grid(torch.cat(cells, dim=1), torch.cat((*values, logits), dim=1), self.num_patches)
         gates = _scatter(torch.cat(cells[:-1], dim=1), torch.cat(values, dim=1), self.num_patches)
         grid = head_output_to_patch_logits(gates, self.config.num_labels)
-        rows = _rows(cells[-1], self.num_patches).flatten()
+        rows = flat_indices(cells[-1], self.num_patches)
         return grid.flatten(0, 1).index_copy_(0, rows, logits.flatten(0, 1)).unflatten(0, grid.shape[:2])
 
 
@@ -274,43 +275,41 @@ class PackedTokens:
         return replace(self, hidden_states=hidden_states)
 
     def apply_head(self, head: nn.Module) -> Tensor:
-        """Return the output of a head for present cells, else 0, `(batch_size, num_patches, 1 or num_labels + 1)`."""
-        return self._token_packing().unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
+        """Return the output of a head, `(batch_size, num_patches, n)`, with any values where patches are pruned."""
+        return self._unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
 
-    def _token_packing(self) -> Packing:
-        if self.packing is not None:
-            return self.packing
-        # all are present: counted, not looked for, so that a captured graph knows how many
-        tokens = add_prefix(self.present, self.config.num_prefix_tokens)
-        return Packing(tokens, torch.arange(tokens.numel(), device=tokens.device), None)
+    def _unpack(self, rows: Tensor) -> Tensor:
+        """Return rows on the full grid, `(batch_size, num_tokens, ...)`, with any values where patches are pruned."""
+        if self.packing is None:
+            return rows.unflatten(0, (self.present.shape[0], -1))
+        return self.packing.unpack(rows)
 
     def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "PackedTokens":
         """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
         pruned = self.present & ~keep
         kept_tokens = add_prefix(keep, self.config.num_prefix_tokens)
+        # in a graph that serves all images no number may depend on them
+        is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        packing = Packing.captured(kept_tokens) if is_captured else Packing.of(kept_tokens)
+        places = packing.places if self.packing is None else self.packing.rows.index_select(0, packing.places)
         return replace(
             self,
-            hidden_states=self._token_packing().select(self.hidden_states, kept_tokens),
+            hidden_states=self.hidden_states.index_select(0, places),
             present=keep,
-            # in a graph that serves all images no number may depend on them
-            packing=Packing.of(kept_tokens, torch.compiler.is_compiling() or torch.jit.is_tracing()),
+            packing=packing,
             exit_layer=self.exit_layer.masked_fill(pruned, layer_index),
             exit_output=_record_outputs(pruned, head_output, self.exit_output),
         )
 
     def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Scatter kept and pruned patches back to the full patch grid."""
-        batch_size, num_patches = self.present.shape
-        only_patches = nn.functional.pad(self.present, (self.config.num_prefix_tokens, 0), value=False)
-        packing = self._token_packing()
-        rows = patch_head(packing.select(self.hidden_states, only_patches))
-        output = self.exit_output
-        if output is None:
-            output = rows.new_zeros(batch_size, num_patches, 1)
-        grid = head_output_to_patch_logits(output, self.config.num_labels).flatten(0, 1)
-        grid = grid.index_copy(0, self.present.flatten().nonzero().squeeze(1), rows)
-        last_hidden_state = packing.unpack(final_norm(self.hidden_states))
-        return EncodedTokens(last_hidden_state, grid.unflatten(0, (batch_size, num_patches)), self.exit_layer)
+        patch_logits, last_hidden_state = self.apply_head(patch_head), self._unpack(final_norm(self.hidden_states))
+        if self.exit_output is not None:
+            exit_logits = head_output_to_patch_logits(self.exit_output, self.config.num_labels)
+            patch_logits = torch.where(self.present.unsqueeze(-1), patch_logits, exit_logits)
+            tokens = add_prefix(self.present, self.config.num_prefix_tokens).unsqueeze(-1)
+            last_hidden_state = last_hidden_state.masked_fill(~tokens, 0.0)
+        return EncodedTokens(last_hidden_state, patch_logits, self.exit_layer)
 
 
 def _all_present(hidden_states: Tensor, config: IceDeiTConfig) -> Tensor:
@@ -325,11 +324,6 @@ def _initial_exit_layer(present: Tensor, config: IceDeiTConfig) -> Tensor:
 def _record_outputs(pruned: Tensor, output: Tensor, before: Tensor | None) -> Tensor:
     """Return the head outputs of the patches pruned now, beside those of patches pruned before."""
     return torch.where(pruned.unsqueeze(-1), output, torch.zeros_like(output) if before is None else before)
-
-
-def _rows(cells: Tensor, num_cells: int) -> Tensor:
-    """Return cells `(batch_size, count)` as rows of a tensor `(batch_size * num_cells, ...)`."""
-    return cells + num_cells * torch.arange(cells.shape[0], device=cells.device).unsqueeze(1)
 
 
 def _scatter(cells: Tensor, values: Tensor, num_cells: int) -> Tensor:

@@ -116,23 +116,25 @@ class IceDeiTImageProcessor(PilBackend):
             return grey_to_pil(images)
         return images
 
-    def process_image(
+    def process_image(  # type: ignore[override]  # a PIL image is resized as it is
         self,
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_rescale: bool | None = None,
         image_mean: float | Sequence[float] | None = None,
+        do_resize: bool | None = None,
         **kwargs: Any,
-    ) -> np.ndarray:
-        """Return one image as `(channels, height, width)`; called by `preprocess`."""
+    ) -> np.ndarray | Image.Image:
+        """Return one image as `(channels, height, width)`, or as what `resize` takes; called by `preprocess`."""
         if do_convert_rgb is False:
             return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
-        rgb = self.convert_to_rgb(image, input_data_format, image_mean)
-        pixels = np.moveaxis(rgb, -1, 0)  # (height, width, channels) -> (channels, height, width)
-        if do_rescale is False and is_unit_float(image):
-            return pixels.astype(np.float32) / 255  # what was rescaled before stays so
-        return pixels
+        is_rescaled = do_rescale is False and is_unit_float(image)  # before, so it stays so
+        rgb = convert_to_rgb(image, input_data_format, self._backdrop(image_mean))
+        if do_resize and not is_rescaled:
+            return rgb
+        pixels = np.moveaxis(np.array(rgb), -1, 0)  # (height, width, channels) -> (channels, height, width)
+        return pixels.astype(np.float32) / 255 if is_rescaled else pixels
 
     def convert_to_rgb(
         self,
@@ -159,20 +161,31 @@ class IceDeiTImageProcessor(PilBackend):
 
     def resize(
         self,
-        image: np.ndarray,
+        image: np.ndarray | Image.Image,
         size: SizeDict,
         resample: Any = None,
         reducing_gap: int | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Resize `(channels, height, width)`; the one rule for sizes is also that of the way back."""
-        height, width = _resized_size((image.shape[1], image.shape[2]), size)
+        """Resize an RGB image, or `(channels, height, width)`, to `(channels, height, width)`.
+
+        The one rule for sizes is also that of the way back.
+        """
+        own_size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[1:]
+        height, width = _resized_size(own_size, size)
         if height * width > MAX_PIXELS:
             raise ValueError(
-                f"An image of {image.shape[1]} x {image.shape[2]} pixels becomes {height} x {width} by `size`. Crop "
-                "it, or give `size` a height and a width."
+                f"An image of {own_size[0]} x {own_size[1]} pixels becomes {height} x {width} by `size`. Crop it, or "
+                "give `size` a height and a width."
             )
-        return super().resize(image, SizeDict(height=height, width=width), resample, reducing_gap, **kwargs)
+        resized = super().resize(
+            image,  # type: ignore[arg-type]  # an image is taken too, and else made of the array
+            SizeDict(height=height, width=width),
+            resample,
+            reducing_gap,
+            **kwargs,
+        )
+        return np.ascontiguousarray(resized)  # with strides across channels, `normalize` takes ten times as long
 
     def normalize(  # type: ignore[override]  # the two parents differ from each other
         self, image: np.ndarray, mean: Any, std: Any, **kwargs: Any

@@ -91,13 +91,16 @@ def indices_to_mask(indices: Tensor, num_places: int) -> Tensor:
     return mask.scatter(1, indices, True)
 
 
+def flat_indices(indices: Tensor, num_places: int) -> Tensor:
+    """Return `(batch_size, count)` indices of places as `(batch_size * count,)` of rows of the flattened batch."""
+    return (indices + num_places * torch.arange(indices.shape[0], device=indices.device).unsqueeze(1)).flatten()
+
+
 def gather_tokens(values: Tensor, indices: Tensor) -> Tensor:
     """Return `values[b, indices[b]]`: of `(batch_size, num_tokens, ...)` and `(batch_size, count)`."""
-    if values.dim() == 2:
-        return values.gather(1, indices)
     # whole rows: the runtimes of exported models copy them faster than single values
-    first = values.shape[1] * torch.arange(values.shape[0], device=values.device).unsqueeze(1)
-    return values.flatten(0, 1).index_select(0, (indices + first).flatten()).unflatten(0, indices.shape)
+    rows = flat_indices(indices, values.shape[1])
+    return values.flatten(0, 1).index_select(0, rows).unflatten(0, indices.shape)
 
 
 def add_prefix(patches: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -366,6 +369,7 @@ __all__ = [
     "add_prefix",
     "background_margin",
     "count_present_tokens",
+    "flat_indices",
     "foreground_policy",
     "gate_loss",
     "gather_tokens",

@@ -162,6 +162,18 @@ def test_calibrated_on_images_openvino_multiplies_in_8_bits(optimized, strategy:
         assert 1e-5 < difference < 0.2 * expected.cls_logits.abs().max()
 
 
+@pytest.mark.parametrize("pruning_head", ["gate", "patch"])
+def test_images_that_decide_are_pruned_twice_in_8_bits(optimized, pruning_head: str):
+    """OpenVINO refuses some graphs that change the shape of a product of 8 bits; what is rounded decides otherwise."""
+    model = build(num_hidden_layers=3, pruning_strategy="background", pruning_layers=[1, 2], pruning_head=pruning_head)
+    fast = optimized(model, precision="int8", calibration_images=noise(12))
+    for batch_size in (1, 3):
+        got = fast(noise(batch_size))
+        assert got.patch_logits.shape == (batch_size, 16, 4)
+        assert got.patch_logits.isfinite().all()
+        assert set(got.patch_exit_layer.flatten().tolist()) <= {1, 2, 3}
+
+
 def test_smoothing_evens_out_the_activations_and_changes_no_output(tmp_path: Path, monkeypatch):
     model, images = build(num_hidden_layers=2), noise(6)
     with torch.no_grad():

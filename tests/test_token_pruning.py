@@ -112,11 +112,11 @@ def test_indices_masks_and_prefixes_by_hand():
 def test_packed_tokens_lie_image_by_image_and_find_the_way_back(seed):
     generator = torch.Generator().manual_seed(seed)
     present = torch.rand(4, 5, generator=generator) < torch.rand(4, 1, generator=generator)
-    values = torch.randn(4, 5, 2, 3, generator=generator)
+    values = torch.randn(4, 5, 6, generator=generator)
     packing = Packing.of(present)
     rows = [values[image, place] for image in range(4) for place in range(5) if present[image, place]]
     packed = packing.pack(values)
-    assert torch.equal(packed, torch.stack(rows) if rows else values.new_zeros(0, 2, 3))
+    assert torch.equal(packed, torch.stack(rows) if rows else values.new_zeros(0, 6))
     assert packing.image_of_token.tolist() == present.nonzero()[:, 0].tolist()
     if rows:
         assert torch.equal(packing.unpack(packed)[present], values[present])

@@ -42,8 +42,8 @@ class PaddedImages:
     present: Tensor
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Return `(total_rows, ...)` as `(batch_size, longest, ...)`."""
-        return packed.index_select(0, self.sources.flatten()).unflatten(0, self.sources.shape)
+        """Return `(total_rows, n)` as `(batch_size, longest, n)`."""
+        return _take_rows(packed, self.sources)
 
     def pack(self, padded: Tensor) -> Tensor:
         """Return `(batch_size, longest, ...)` as `(total_rows, ...)`."""
@@ -55,9 +55,9 @@ class Packing:
     """Where the tokens of a packed batch belong: all tokens of the first image, then those of the second, ...
 
     Packed tensors are `(total_rows, ...)`, those on the full grid `(batch_size, num_places, ...)`. `present` is True
-    where the grid holds a token; `places` `(total_rows,)` is each row's place, flattened, and `rows` `(batch_size *
-    num_places,)` the row of each place, any row where no token is. `lengths` are the tokens of each image, `None` in
-    a graph that is captured once for all images: there they are not known, and attention takes the images `padded`.
+    where the grid holds a token; `places` `(total_rows,)` is each row's place, flattened, and `rows` `(batch_size,
+    num_places)` the row of each place, any row where no token is. `lengths` are the tokens of each image, `None` in a
+    graph that is captured once for all images: there they are not known, and attention takes the images `padded`.
     """
 
     present: Tensor
@@ -92,7 +92,7 @@ class Packing:
         first = (lengths.cumsum(0) - lengths).unsqueeze(1)
         sources = first + torch.minimum(ranks, lengths.unsqueeze(1) - 1)
         start = ranks.shape[0] * torch.arange(batch_size, device=device).unsqueeze(1)
-        targets = (rows.view(batch_size, num_places) - first + start).flatten().index_select(0, places)
+        targets = (rows - first + start).flatten().index_select(0, places)
         return cls(present, places, rows, None, PaddedImages(sources, targets, ranks < lengths.unsqueeze(1)))
 
     @property
@@ -110,12 +110,19 @@ class Packing:
         return grid.flatten(0, 1).index_select(0, self.places)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """Return `(total_rows, ...)` as `(batch_size, num_places, ...)`, with any values where there is no token."""
-        return packed.index_select(0, self.rows).unflatten(0, self.present.shape)
+        """Return `(total_rows, n)` as `(batch_size, num_places, n)`, with any values where there is no token."""
+        return _take_rows(packed, self.rows)
 
 
 def _rows_of(present: Tensor) -> Tensor:
-    return (present.flatten().cumsum(0) - 1).clamp(min=0)
+    return (present.flatten().cumsum(0) - 1).clamp(min=0).view(present.shape)
+
+
+def _take_rows(packed: Tensor, rows: Tensor) -> Tensor:
+    """Return rows `(batch_size, count)` of `(total_rows, n)` as `(batch_size, count, n)`."""
+    # an index of two dimensions is exported as one operation; a change of shape after it is what OpenVINO 2026.4
+    # refuses where a product of 8 bits comes before
+    return torch.nn.functional.embedding(rows, packed)
 
 
 def choose_way(attend: Callable, query: Tensor, packing: Packing, config: PreTrainedConfig) -> str:
@@ -202,12 +209,12 @@ def attend_packed(
 
     `attend` is the attention implementation: query, key, value `(batch_size, num_heads, num_tokens, head_dim)` and a
     mask to `(batch_size, num_tokens, num_heads, head_dim)`, and weights or `None`. Here query, key and value are `(1,
-    num_heads, total_tokens, head_dim)`, the result `(1, total_tokens, num_heads, head_dim)`. `way` is one of `WAYS`,
-    by default that of `choose_way`.
+    num_heads, total_rows, head_dim)`, the result `(1, total_rows, num_heads, head_dim)`. `way` is one of `WAYS`, by
+    default that of `choose_way`; a packing of a captured graph has one way only.
     """
-    way = choose_way(attend, query, packing, config) if way is None else way
     if packing.padded is not None:
         return _attend_padded(attend, query, key, value, packing.padded, config)
+    way = choose_way(attend, query, packing, config) if way is None else way
     lengths = packing.lengths or ()
     if way == "flash":  # the options that transformers defines for it
         boundaries, longest = _boundaries(lengths, query.device), max(lengths)

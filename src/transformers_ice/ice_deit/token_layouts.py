@@ -276,13 +276,13 @@ class PackedTokens:
 
     def apply_head(self, head: nn.Module) -> Tensor:
         """Return the output of a head, `(batch_size, num_patches, n)`, with any values where patches are pruned."""
-        return self._unpack(head(self.hidden_states))[:, self.config.num_prefix_tokens :]
+        return self._apply(head)[:, self.config.num_prefix_tokens :]
 
-    def _unpack(self, rows: Tensor) -> Tensor:
-        """Return rows on the full grid, `(batch_size, num_tokens, ...)`, with any values where patches are pruned."""
+    def _apply(self, module: nn.Module) -> Tensor:
+        """Return the output of a module for all tokens, as `apply_head` does, `(batch_size, num_tokens, n)`."""
         if self.packing is None:
-            return rows.unflatten(0, (self.present.shape[0], -1))
-        return self.packing.unpack(rows)
+            return module(self.hidden_states.unflatten(0, (self.present.shape[0], -1)))
+        return self.packing.unpack(module(self.hidden_states))
 
     def keep(self, keep: Tensor, head_output: Tensor, layer_index: int) -> "PackedTokens":
         """Prune the patches that are False in `keep`, `(batch_size, num_patches)`."""
@@ -291,10 +291,12 @@ class PackedTokens:
         # in a graph that serves all images no number may depend on them
         is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
         packing = Packing.captured(kept_tokens) if is_captured else Packing.of(kept_tokens)
-        places = packing.places if self.packing is None else self.packing.rows.index_select(0, packing.places)
+        rows = packing.places
+        if self.packing is not None:
+            rows = self.packing.rows.flatten().index_select(0, rows)
         return replace(
             self,
-            hidden_states=self.hidden_states.index_select(0, places),
+            hidden_states=self.hidden_states.index_select(0, rows),
             present=keep,
             packing=packing,
             exit_layer=self.exit_layer.masked_fill(pruned, layer_index),
@@ -303,7 +305,7 @@ class PackedTokens:
 
     def scatter_to_grid(self, final_norm: nn.Module, patch_head: nn.Module) -> EncodedTokens:
         """Scatter kept and pruned patches back to the full patch grid."""
-        patch_logits, last_hidden_state = self.apply_head(patch_head), self._unpack(final_norm(self.hidden_states))
+        patch_logits, last_hidden_state = self.apply_head(patch_head), self._apply(final_norm)
         if self.exit_output is not None:
             exit_logits = head_output_to_patch_logits(self.exit_output, self.config.num_labels)
             patch_logits = torch.where(self.present.unsqueeze(-1), patch_logits, exit_logits)

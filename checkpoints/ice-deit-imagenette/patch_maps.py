@@ -175,11 +175,12 @@ def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) 
     `(rows, columns)`, floating point, becomes `(height, width)`, with `fill` outside the crop. Beyond the centres of
     the outermost patches their values are kept, as `interpolate(..., align_corners=False)` does.
     """
-    lower, weight = _cells_below(geometry.columns, grid)
-    upper = (lower + 1).clamp(max=grid.shape[1] - 1)
-    grid = torch.lerp(grid.index_select(1, lower), grid.index_select(1, upper), weight)  # -> (rows, width)
-    lower, weight = _cells_below(geometry.rows, grid.T)
-    bands = weight.unsqueeze(1).split(lower.bincount(minlength=len(grid)).tolist())
+    rows, columns = grid.shape
+    lower, weight = (part.to(grid.device) for part in _cells_below(geometry.columns, columns))
+    left, right = grid.index_select(1, lower), grid.index_select(1, (lower + 1).clamp(max=columns - 1))
+    grid = torch.lerp(left, right, weight.to(grid))  # -> (rows, width)
+    lower, weight = _cells_below(geometry.rows, rows)
+    bands = weight.to(grid).unsqueeze(1).split(lower.bincount(minlength=rows).tolist())
     neighbours = zip(grid, (*grid[1:], grid[-1]), bands, strict=True)
     if grid.requires_grad:
         pixels = torch.cat([torch.lerp(*rows_and_weights) for rows_and_weights in neighbours])
@@ -190,13 +191,12 @@ def bilinear_to_image(grid: Tensor, geometry: ImageGeometry, fill: float = 0.0) 
     return _fill_outside(pixels, geometry, fill)
 
 
-def _cells_below(axis: _Axis, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cell of `grid` `(..., num_cells)` before every pixel's centre, and the weight of the one after it."""
-    num_cells = grid.shape[-1]
+def _cells_below(axis: _Axis, num_cells: int) -> tuple[Tensor, Tensor]:
+    """Return the cell whose centre comes before that of every pixel, and the weight of the cell after it, float64."""
     numerator, denominator = axis.cell_positions(num_cells)
     position = (numerator.double() / denominator - 0.5).clamp(0, num_cells - 1)
     lower = position.floor()
-    return lower.long().to(grid.device), (position - lower).to(grid)
+    return lower.long(), position - lower
 
 
 def _fill_outside(values: Tensor, geometry: ImageGeometry, fill: int | float | bool) -> Tensor:

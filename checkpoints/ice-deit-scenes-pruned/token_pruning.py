@@ -24,7 +24,8 @@ PRUNING_HEADS = ("gate", "patch")
 
 KeepPolicy = Callable[[int, Tensor, Tensor], Tensor]
 """Decides which patches are kept at a pruning layer: maps its index, the background margin and the mask of the patches
-present, both `(batch_size, num_patches)`, to the mask of those kept, at least one of each image."""
+present, both `(batch_size, num_patches)`, to the mask of those kept, at least one of each image. Where no patch is
+present, the margin may have any value."""
 
 
 def head_output_to_patch_logits(head_output: Tensor, num_labels: int) -> Tensor:

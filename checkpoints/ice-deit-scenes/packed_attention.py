@@ -89,6 +89,7 @@ class Packing:
         longest = (lengths.max() + _SIZE_STEP - 1) // _SIZE_STEP * _SIZE_STEP
         ranks = torch.arange(num_places + _SIZE_STEP, device=device)
         ranks = (ranks < longest).nonzero().squeeze(1)  # -> (longest,): an image's first token, its second, ...
+        torch._check(ranks.shape[0] > 1)  # which the analysis of torch.export cannot know
         first = (lengths.cumsum(0) - lengths).unsqueeze(1)
         sources = first + torch.minimum(ranks, lengths.unsqueeze(1) - 1)
         start = ranks.shape[0] * torch.arange(batch_size, device=device).unsqueeze(1)

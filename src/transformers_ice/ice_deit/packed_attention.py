@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
+from .token_pruning import flat_indices
+
 
 varlen_attn: Any = None
 try:  # newer than the oldest torch that the package runs on
@@ -92,8 +94,7 @@ class Packing:
         torch._check(ranks.shape[0] > 1)  # which the analysis of torch.export cannot know
         first = (lengths.cumsum(0) - lengths).unsqueeze(1)
         sources = first + torch.minimum(ranks, lengths.unsqueeze(1) - 1)
-        start = ranks.shape[0] * torch.arange(batch_size, device=device).unsqueeze(1)
-        targets = (rows - first + start).flatten().index_select(0, places)
+        targets = flat_indices(rows - first, ranks.shape[0]).index_select(0, places)
         return cls(present, places, rows, None, PaddedImages(sources, targets, ranks < lengths.unsqueeze(1)))
 
     @property
